@@ -1,0 +1,226 @@
+"""Artifact folders: how stages hand over, resume, and know that they are done.
+
+    settings.json        written first: every setting and parent that the content depends on
+    metrics.jsonl        one line per log interval
+    state/<step>.safetensors   the latest checkpoint: model, optimizer, step, seconds
+    model.safetensors    the result
+    meta.json            written last and atomically: the stage is done
+
+Every file is written beside its name and moved into place, so a process killed at any moment leaves
+the previous version. Everything is read with safetensors or json: nothing loaded is ever executed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shared.errors import UserError
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Write a text file so that at any moment the old or the new one is there, whole."""
+    _into_place(path, lambda temporary: temporary.write_text(content))
+
+
+def _into_place(path: Path, write) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error}; make room or choose another --output, then run the"
+            " same command again: it goes on from the last checkpoint"
+        ) from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    """Save named tensors and text notes in one safetensors file, atomically.
+
+    Raises:
+        UserError: where the disk is full or not writable.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _into_place(path, lambda temporary: save_file(plain, temporary, dict(notes)))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what ``save_tensors`` wrote.
+
+    Raises:
+        UserError: where the file is missing, truncated or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, file.metadata() or {}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; run the stage that makes it again") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is truncated or not a safetensors file ({error});"
+            " delete its folder and run the stage again"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Versions of what computed a result, and the git commit of this code where there is one."""
+    packages = ("torch", "torchvision", "timm", "accelerate", "datasets", "scikit-learn")
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {
+        "versions": {name: version(name) for name in packages},
+        "git": git.stdout.strip() or None,
+    }
+
+
+class StageFolder:
+    """The folder of one stage under ``runs/<name>``; only the main process writes.
+
+    Args:
+        path: the folder.
+        settings: flat mapping of everything the content depends on, JSON values.
+        force: forget what is there.
+        main: whether this process may write.
+
+    Raises:
+        UserError: where the folder was made with other settings, naming the first that differs and
+            both values.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, force: bool, main: bool):
+        self.path, self.main = path, main
+        self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
+        self.meta: dict[str, Any] | None = None
+        if force and main and path.exists():
+            shutil.rmtree(path)
+        if force and not main:
+            return
+        if (path / "settings.json").exists():
+            self._compare(json.loads((path / "settings.json").read_text()))
+            if (path / "meta.json").exists():
+                self.meta = read_meta(path)
+
+    def _compare(self, made_with: dict[str, Any]) -> None:
+        for key in sorted(made_with.keys() | self.settings.keys()):
+            before, now = made_with.get(key), self.settings.get(key)
+            if before != now:
+                raise UserError(
+                    f"{self.path} was made with {key}={before}, now it is {now};"
+                    f" redo it with --force {self.stage} or choose another --run"
+                )
+
+    @property
+    def stage(self) -> str:
+        """The stage's name, as ``--force`` takes it."""
+        return self.settings["stage"]
+
+    @property
+    def done(self) -> bool:
+        """Whether ``meta.json`` was there when this object was made."""
+        return self.meta is not None
+
+    def start(self) -> None:
+        """Make the folder and write its settings, unless an interrupted run already did."""
+        if self.main and not (self.path / "settings.json").exists():
+            write_atomically(self.path / "settings.json", json.dumps(self.settings, indent=1))
+
+    def _states(self) -> list[Path]:
+        return sorted((self.path / "state").glob("*.safetensors"))
+
+    def save_state(
+        self, step: int, seconds: float, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Checkpoint after ``step`` updates; the previous one goes once this one is there."""
+        if not self.main:
+            return
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        older = self._states()
+        path = self.path / "state" / f"{step:09d}.safetensors"
+        save_tensors(path, tensors, {"step": str(step), "seconds": str(seconds)})
+        for old in older:
+            if old != path:
+                old.unlink()
+
+    def load_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+        """Continue from the last checkpoint: updates done and seconds spent, or 0, 0."""
+        states = self._states()
+        if not states:
+            return 0, 0.0
+        tensors, notes = load_tensors(states[-1])
+        model.load_state_dict(_under(tensors, "model."))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(tensors, "optimizer.").items():
+            index, slot = name.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        return int(notes["step"]), float(notes["seconds"])
+
+    def last_checkpoint(self) -> str:
+        """The last checkpoint's path, for messages."""
+        states = self._states()
+        return str(states[-1]) if states else "none yet"
+
+    def finish(self, model: nn.Module, meta: Mapping[str, Any]) -> None:
+        """Write the model and, last, ``meta.json``; then the checkpoint is no longer needed."""
+        if self.main:
+            weights = self.path / "model.safetensors"
+            save_tensors(weights, model.state_dict(), {})
+            complete = {
+                **meta,
+                "weights_sha256": sha256(weights),
+                "settings": self.settings,
+                **provenance(),
+            }
+            write_atomically(self.path / "meta.json", json.dumps(complete, indent=1))
+            shutil.rmtree(self.path / "state", ignore_errors=True)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """``meta.json`` of a finished artifact.
+
+    Raises:
+        UserError: where the folder does not exist, holds no finished artifact, or its ``meta.json``
+            is damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"no such artifact folder: {path}")
+    try:
+        return json.loads((path / "meta.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} holds no finished artifact (no meta.json); run its stage to the end first"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path / 'meta.json'} is damaged ({error}); redo the stage") from error

@@ -1,0 +1,275 @@
+"""Batches as a function of (seed, stage, step).
+
+``Batches`` computes which images form the *global* batch of a step and how each is augmented, and
+every process takes its rows. So a run resumes at any step without loader state, and two processes
+with 128 images see what one with 256 sees.
+
+Images in memory are cropped in batch on the device. Others are decoded by workers, each once for
+all its views, cropped there and sent on as uint8. Colours and blur always work on the batch.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from shared import augment
+from shared.augment import Augmentation
+from shared.config import Data
+from shared.data import ImageSet
+from shared.errors import UserError
+from shared.randomness import generator
+
+T = TypeVar("T")
+
+
+def positions(seed: int, stage: str, step: int, batch_size: int, n: int) -> np.ndarray:
+    """Which of n images form the global batch of ``step``: pass after pass, each in its own order.
+
+    Returns:
+        (batch_size,) int64; a batch may reach over the end of a pass, as the reference's does.
+    """
+    place = np.arange(step * batch_size, (step + 1) * batch_size)
+    return np.concatenate(
+        [
+            _order(seed, stage, int(number), n)[place[place // n == number] % n]
+            for number in np.unique(place // n)
+        ]
+    )
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, stage: str, number: int, n: int) -> np.ndarray:
+    return generator(seed, stage, "order", number).permutation(n)
+
+
+class Batch(NamedTuple):
+    """One process's part of a batch.
+
+    Attributes:
+        images: (V * b, 3, S, S) float32, all first views, then all second ones.
+        ids: (b,) int64 positions in the image set, on the CPU.
+        clean: (b, 3, S, S) float32, the same images as in evaluation, where asked for.
+    """
+
+    images: Tensor
+    ids: Tensor
+    clean: Tensor | None
+
+
+class Batches:
+    """Augmented batches of a stage, each a function of (seed, stage, step).
+
+    Args:
+        images: where they come from.
+        ids: positions of the images that take part.
+        data: image size, normalisation and workers.
+        policy: how views are made; None shows the image as in evaluation.
+        seed: of order and augmentation.
+        stage: name of the stage, so that stages see different draws.
+        batch_size: images over all processes.
+        views: views per image.
+        clean: also give the image as in evaluation.
+        rank: number of this process.
+        world: number of processes.
+        device: where the batch goes and is augmented.
+
+    Raises:
+        UserError: where the batch cannot be divided among the processes.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        ids: np.ndarray,
+        data: Data,
+        policy: Augmentation | None,
+        *,
+        seed: int,
+        stage: str,
+        batch_size: int,
+        views: int = 1,
+        clean: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+    ):
+        if batch_size % world:
+            raise UserError(f"batch_size {batch_size} must be a multiple of the {world} processes")
+        self.images, self.ids, self.data, self.policy = images, ids, data, policy
+        self.seed, self.stage, self.batch_size = seed, stage, batch_size
+        self.views, self.clean, self.device = views, clean, torch.device(device)
+        share = batch_size // world
+        self.rows = slice(rank * share, (rank + 1) * share)
+        self._pixels = None if images.pixels is None else images.pixels.to(self.device)
+
+    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches ``start``, ``start + 1``, ..., made ahead of their use in a thread."""
+        if self._pixels is not None:
+            return _ahead(lambda step: self._finish(step, *self._crop_in_memory(step)), start, stop)
+        decoded = _from_workers(self._loader(start, stop))
+        return _ahead(lambda step: self._finish(step, *next(decoded)), start, stop)
+
+    def chosen(self, step: int) -> np.ndarray:
+        """(b,) positions of this process's images in the batch of ``step``."""
+        place = positions(self.seed, self.stage, step, self.batch_size, len(self.ids))
+        return self.ids[place[self.rows]]
+
+    def _crop_in_memory(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        assert self._pixels is not None
+        ids = torch.from_numpy(self.chosen(step))
+        pixels = self._pixels[ids.to(self.device)]  # (b, 3, H, W) uint8
+        crops = []
+        for view in range(self.views if self.policy else 0):
+            assert self.policy is not None
+            rng = generator(self.seed, self.stage, "crop", step, view)
+            H, W = pixels.shape[-2:]
+            sides = np.full(self.batch_size, H), np.full(self.batch_size, W)
+            boxes = augment.draw_boxes(self.policy, rng, *sides)[self.rows]
+            crops.append(
+                augment.crop_resize(pixels, boxes, self.data.image_size, self.policy.antialias)
+            )
+        if self.clean or not self.policy:
+            crops.append(augment.center_crop(pixels, self.data.image_size))
+        return ids, crops
+
+    def _loader(self, start: int, stop: int) -> DataLoader:
+        first = self.rows.start
+
+        def tasks() -> Iterator[list[tuple[int, int, int]]]:
+            for step in range(start, stop):
+                yield [(step, first + i, int(id_)) for i, id_ in enumerate(self.chosen(step))]
+
+        return DataLoader(
+            _DecodeAndCrop(self),
+            batch_sampler=tasks(),  # type: ignore[arg-type]  # any iterable of lists will do
+            num_workers=self.data.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _finish(self, step: int, ids: Tensor, crops: list[Tensor]) -> Batch:
+        """Flip, colour and blur on the device, and normalise."""
+        views = [crop.to(self.device, non_blocking=True) for crop in crops]
+        if self.policy:
+            for view in range(self.views):
+                rng = generator(self.seed, self.stage, "look", step, view)
+                draws = augment.draw(self.policy, rng, self.batch_size)[self.rows]
+                views[view] = augment.apply(self.policy, views[view], draws)
+        clean = normalize(views.pop(), self.data) if self.clean else None
+        return Batch(normalize(torch.cat(views), self.data), ids, clean)
+
+
+class _DecodeAndCrop(torch.utils.data.Dataset):
+    """In a worker: decode one image and crop its views; what a (step, place, id) task asks for."""
+
+    def __init__(self, batches: Batches):
+        self.batches = batches
+
+    def __getitem__(self, task: tuple[int, int, int]) -> tuple[Tensor, list[Tensor]]:
+        step, place, id_ = task
+        b = self.batches
+        id_, image = _readable(b.images, b.ids, id_)
+        image, crops = image[None], []  # (1, 3, H, W)
+        for view in range(b.views if b.policy else 0):
+            assert b.policy is not None
+            rng = generator(b.seed, b.stage, "crop", step, view, place)
+            boxes = augment.draw_boxes(b.policy, rng, [image.shape[2]], [image.shape[3]])
+            crops.append(augment.crop_resize(image, boxes, b.data.image_size, b.policy.antialias))
+        if b.clean or not b.policy:
+            crops.append(augment.center_crop(image, b.data.image_size))
+        # uint8 again: a quarter of the bytes between processes and to the device
+        return torch.tensor(id_), [_to_uint8(crop[0]) for crop in crops]
+
+
+def _readable(images: ImageSet, ids: np.ndarray, id_: int) -> tuple[int, Tensor]:
+    """The image, or with ``on_error=skip`` the next one that can be read, and its position."""
+    for _ in range(len(ids)):
+        try:
+            return id_, images.decode(id_)
+        except UserError as error:
+            if images.on_error == "stop":
+                raise
+            print(f"skipped: {error}", flush=True)
+            id_ = int(ids[(np.flatnonzero(ids == id_)[0] + 1) % len(ids)])
+    raise UserError(f"none of the {len(ids)} images can be read")
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    return images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def normalize(images: Tensor, data: Data) -> Tensor:
+    """Subtract ``data.mean`` and divide by ``data.std`` per channel; (B, 3, S, S) float32."""
+    images = images if images.is_floating_point() else images.float() / 255
+    if data.mean == (0, 0, 0) and data.std == (1, 1, 1):
+        return images
+    mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
+    return (images - mean) / std
+
+
+def _ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:
+    """``make(start)``, ``make(start + 1)``, ... made in one thread, up to ``depth`` in advance."""
+    with ThreadPoolExecutor(1) as pool:
+        pending: deque[Future[T]] = deque()
+        for step in range(start, stop):
+            pending.append(pool.submit(make, step))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _from_workers(loader: DataLoader) -> Iterator[Any]:
+    """Pass on; an error in a worker arrives with the worker's traceback in front, which we drop."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2]) from None
+
+
+class _Decode(torch.utils.data.Dataset):
+    """In a worker: decode one image as evaluation shows it; position -1 for one that is skipped."""
+
+    def __init__(self, images: ImageSet, size: int):
+        self.images, self.size = images, size
+
+    def __getitem__(self, id_: int) -> tuple[int, Tensor]:
+        try:
+            image = self.images.decode(id_)
+        except UserError:
+            if self.images.on_error == "stop":
+                raise
+            return -1, torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        return id_, _to_uint8(augment.center_crop(image[None], self.size)[0])
+
+
+def plain_batches(
+    images: ImageSet, ids: np.ndarray, data: Data, batch_size: int, device: torch.device | str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each image once and in order, as in evaluation: (b, 3, S, S) float32 and positions (b,).
+
+    Unreadable images are left out where ``on_error`` is skip.
+    """
+    chunks = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)]
+    if images.pixels is not None:
+        for chunk in chunks:
+            pixels = images.pixels[chunk].to(device)
+            yield (
+                normalize(augment.center_crop(pixels, data.image_size), data),
+                torch.from_numpy(chunk),
+            )
+        return
+    loader = DataLoader(
+        _Decode(images, data.image_size),
+        batch_sampler=[chunk.tolist() for chunk in chunks],  # type: ignore[arg-type]
+        num_workers=data.workers,
+    )
+    for positions_, pixels in _from_workers(loader):
+        there = positions_ >= 0
+        yield normalize(pixels[there].to(device), data), positions_[there]

@@ -1,0 +1,443 @@
+"""The one schema of all commands: frozen dataclasses, read from a recipe (YAML) and flags.
+
+The defaults are the paper's (ImageNet, ResNet-50); a recipe in ``configs/`` names what differs, and
+flags win over the recipe. Without ``--config`` the embedded recipe ``configs/digits.yaml`` is used.
+Only this file imports the configuration library.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn
+
+import jsonargparse
+import yaml
+
+from shared.augment import Augmentation
+
+RECIPES = Path(__file__).parents[1] / "configs"
+
+
+def _no_content(default: Any) -> Any:
+    """A field that changes how a run proceeds but not what it computes: left out of the hash."""
+    return field(default=default, metadata={"content": False})
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{key} must be {allowed}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data: where the images and their labels come from.
+
+    Args:
+        train: training images: digits (embedded), a folder (root/class/*.png, or images only), a
+            .parquet file, or a Hugging Face hub name; name:config and name@split pick a part.
+        test: test images, likewise. Unset: the test or validation split of train, or else a
+            stratified part of it that no stage trains on.
+        unlabeled: more images without labels, likewise; used in pretraining and distillation.
+        image_column: column of the images where it cannot be guessed.
+        label_column: column of the labels where it cannot be guessed.
+        image_size: pixels per side that the networks see.
+        mean: subtracted per channel, for images in [0, 1]; the paper subtracts nothing.
+        std: divided by per channel; with timm's pretrained weights give their mean and std.
+        test_fraction: part of train held out where there is no test split.
+        split_seed: seed of that part.
+        on_error: stop at an unreadable image, or skip it and count it.
+        loading: memory keeps all images as uint8 in memory, workers decodes while training; auto
+            takes memory up to 2 GiB of equally large images.
+        workers: processes that decode images.
+    """
+
+    train: str = "digits"
+    test: str | None = None
+    unlabeled: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    image_size: int = 224
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    on_error: Literal["stop", "skip"] = "stop"
+    loading: Literal["auto", "memory", "workers"] = _no_content("auto")
+    workers: int = _no_content(8)
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
+        _require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "in (0, 1)")
+        _require(min(self.std) > 0, "data.std", self.std, "greater than 0")
+        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Model: the network that is pretrained and then fine-tuned as the teacher.
+
+    Args:
+        encoder: any timm model; the paper's are simclr_resnet{18..200}_{1..4}x_sk{0,1}.
+        pretrained: start pretraining from timm's published weights.
+        head_layers: layers of the projection head; the paper takes 3.
+        head_width: width of its hidden layers; unset: that of the encoder's output.
+        head_out: width of its output, on which the contrastive loss works.
+    """
+
+    encoder: str = "simclr_resnet50_1x_sk0"
+    pretrained: bool = False
+    head_layers: int = 3
+    head_width: int | None = None
+    head_out: int = 128
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.head_layers <= 4, "model.head_layers", self.head_layers, "1 to 4")
+        _require((self.head_width or 1) >= 1, "model.head_width", self.head_width, "1 or more")
+        _require(self.head_out >= 1, "model.head_out", self.head_out, "1 or more")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the loops have in common.
+
+    Args:
+        epochs: passes over the stage's images.
+        steps: number of updates; set, it replaces epochs.
+        batch_size: images per update over all processes; may exceed the number of images.
+        optimizer: lars for large batches, adamw for small networks, sgd (Nesterov).
+        learning_rate: peak rate before scaling.
+        learning_rate_scaling: sqrt is rate x sqrt(batch size), linear is rate x batch size / 256.
+        warmup_epochs: epochs of linear warmup; then half a cosine to 0.
+        weight_decay: of kernels; never of batch norm and biases.
+        momentum: of lars and sgd.
+        log_every_steps: steps between two lines of metrics.jsonl.
+        checkpoint_every_steps: steps between two checkpoints, from which a stopped run goes on.
+    """
+
+    section: ClassVar[str]
+
+    epochs: float = 100
+    steps: int | None = None
+    batch_size: int = 1024
+    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
+    learning_rate: float = 0.1
+    learning_rate_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
+    warmup_epochs: float = 0
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    log_every_steps: int = _no_content(50)
+    checkpoint_every_steps: int = _no_content(1000)
+
+    def __post_init__(self) -> None:
+        for key, at_least in (("steps", 1), ("batch_size", 1), ("log_every_steps", 1),
+                              ("checkpoint_every_steps", 1)):  # fmt: skip
+            value = getattr(self, key)
+            if value is not None:
+                _require(value >= at_least, f"{self.section}.{key}", value, f"{at_least} or more")
+        for key in ("epochs", "learning_rate"):
+            value = getattr(self, key)
+            _require(value > 0, f"{self.section}.{key}", value, "greater than 0")
+        for key in ("warmup_epochs", "weight_decay"):
+            value = getattr(self, key)
+            _require(value >= 0, f"{self.section}.{key}", value, "0 or more")
+        _require(0 <= self.momentum < 1, f"{self.section}.momentum", self.momentum, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Pretrain(Training):
+    """Stage 1, pretraining: all images, no labels (SimCLRv2, section 2; appendix B.1).
+
+    Args:
+        batch_size: images per update over all processes; each gives two views.
+        temperature: of the contrastive loss; the paper takes 0.1 on ImageNet.
+        seed: of initialisation, order and augmentation; apart from --seed, so that several label
+            draws share one pretraining.
+    """
+
+    section: ClassVar[str] = "pretrain"
+
+    epochs: float = 800
+    batch_size: int = 4096
+    warmup_epochs: float = 40
+    weight_decay: float = 1e-4
+    temperature: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
+
+
+@dataclass(frozen=True)
+class Finetune(Training):
+    """Stage 2, fine-tuning on the labeled images (SimCLRv2, section 2; appendix B.2).
+
+    Args:
+        init: artifact folder of stage 1; unset: this run's own.
+        from_layer: how many layers of the projection head are kept and tuned; unset: 1 for up to
+            10% of the labels, else 0, as in the paper. More is worth a try with few labels.
+        encoder_rate: learning rate of everything below the new linear layer, as a multiple.
+        linear_init: zero as in the paper, or class_means of the pretrained features, which is
+            robust with very few labels.
+        batch_norm: batch uses the statistics of the batch, frozen those of pretraining, which is
+            better where a batch holds only a handful of different images.
+        augmentation: crop is random crop (and flip, rotation, shear where the recipe has them), as
+            in the paper; full adds the colours of pretraining; none shows the plain image.
+    """
+
+    section: ClassVar[str] = "finetune"
+
+    init: str | None = _no_content(None)
+    epochs: float = 60
+    learning_rate: float = 0.005
+    from_layer: int | None = None
+    encoder_rate: float = 1.0
+    linear_init: Literal["zero", "class_means"] = "zero"
+    batch_norm: Literal["batch", "frozen"] = "batch"
+    augmentation: Literal["crop", "full", "none"] = "crop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        key = f"{self.section}.encoder_rate"
+        _require(self.encoder_rate >= 0, key, self.encoder_rate, "0 or more")
+        key = f"{self.section}.from_layer"
+        _require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
+
+
+@dataclass(frozen=True)
+class Linear(Finetune):
+    """Comparison, linear evaluation: the encoder frozen, a linear layer on its output."""
+
+    section: ClassVar[str] = "linear"
+
+    epochs: float = 90
+    optimizer: Literal["lars", "sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    learning_rate_scaling: Literal["sqrt", "linear", "none"] = "linear"
+    from_layer: int | None = 0
+    encoder_rate: float = 0.0
+    batch_norm: Literal["batch", "frozen"] = "frozen"
+
+
+@dataclass(frozen=True)
+class Supervised(Finetune):
+    """Comparison, supervised: the same network from scratch, and the student's, on the labels."""
+
+    section: ClassVar[str] = "supervised"
+
+    epochs: float = 500
+    learning_rate: float = 0.05
+    learning_rate_scaling: Literal["sqrt", "linear", "none"] = "linear"
+    weight_decay: float = 1e-4
+    warmup_epochs: float = 5
+    from_layer: int | None = 0
+    augmentation: Literal["crop", "full", "none"] = "full"
+
+
+@dataclass(frozen=True)
+class Distill(Training):
+    """Stage 3, distillation into a student on all images (SimCLRv2, section 2, eq. 2 and 3).
+
+    Args:
+        teacher: artifact folder of a classifier; unset: this run's fine-tuned one.
+        student: any timm model, as model.encoder.
+        temperature: of both softmaxes; the paper takes 1.0, and 0.1 for a student of the teacher's
+            own architecture.
+        labeled_weight: weight of the cross-entropy on labeled images, the rest goes to distillation
+            (1 - alpha of eq. 3); 0 uses unlabeled images only.
+        labeled_batch_size: labeled images per update where labeled_weight is not 0.
+        teacher_view: same shows the teacher the student's augmented image, clean the plain one.
+        augmentation: as for fine-tuning.
+        self_first: distill the teacher into its own architecture first and that one into the
+            student, as the paper's best results do.
+        self_temperature: temperature of that self-distillation.
+    """
+
+    section: ClassVar[str] = "distill"
+
+    epochs: float = 400
+    batch_size: int = 4096
+    warmup_epochs: float = 20
+    weight_decay: float = 1e-4
+    teacher: str | None = _no_content(None)
+    student: str = "simclr_resnet50_1x_sk0"
+    temperature: float = 1.0
+    labeled_weight: float = 0.0
+    labeled_batch_size: int = 256
+    teacher_view: Literal["same", "clean"] = "same"
+    augmentation: Literal["crop", "full", "none"] = "crop"
+    self_first: bool = False
+    self_temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("temperature", "self_temperature"):
+            value = getattr(self, key)
+            _require(value > 0, f"distill.{key}", value, "greater than 0")
+        weight, size = self.labeled_weight, self.labeled_batch_size
+        _require(0 <= weight < 1, "distill.labeled_weight", weight, "in [0, 1)")
+        _require(size >= 1, "distill.labeled_batch_size", size, "1 or more")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Run: what is trained, on which labels, and where the results go.
+
+    Args:
+        run: name of the run; its artifacts lie in <output>/<run>.
+        output: folder of all runs.
+        labels: labeled training images: 1pct, 10pct, 100pct, any <x>pct, <n>perclass, a text file
+            of image names, or a CSV file with the columns file and label.
+        seed: of the label draw and of stages 2 and 3.
+        force: stages to redo although they are done, with all that is made from them:
+            pretrain, finetune, linear, supervised, supervised-student, self-distill, distill or
+            all, separated by commas.
+        precision: bf16 and fp16 are mixed precision; auto takes bf16 where the hardware has it.
+        channels_last: memory layout of images; auto uses it together with mixed precision.
+        threads: CPU threads of each process; 0 leaves the choice to torch.
+        tracker: also log to an experiment tracker that accelerate knows.
+        data: the images.
+        augment: the random views of an image.
+        model: the networks of stages 1 and 2.
+        pretrain: stage 1.
+        finetune: stage 2.
+        linear: linear evaluation.
+        supervised: supervised training from scratch.
+        distill: stage 3.
+    """
+
+    run: str = "default"
+    output: str = "runs"
+    labels: str = "1pct"
+    seed: int = 0
+    force: str = ""
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    channels_last: Literal["auto", "yes", "no"] = "auto"
+    threads: int = 0
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    data: Data = field(default_factory=Data)
+    augment: Augmentation = field(default_factory=Augmentation)
+    model: Model = field(default_factory=Model)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    finetune: Finetune = field(default_factory=Finetune)
+    linear: Linear = field(default_factory=Linear)
+    supervised: Supervised = field(default_factory=Supervised)
+    distill: Distill = field(default_factory=Distill)
+
+    def __post_init__(self) -> None:
+        _require(re.fullmatch(r"[\w.-]+", self.run) is not None, "run", self.run,
+                 "letters, digits, '.', '_' or '-'")  # fmt: skip
+        _require(self.threads >= 0, "threads", self.threads, "0 or more")
+        stages = ("pretrain", "finetune", "linear", "supervised", "supervised-student",
+                  "self-distill", "distill", "all")  # fmt: skip
+        for stage in filter(None, self.force.split(",")):
+            _require(stage in stages, "force", stage, "of " + ", ".join(stages))
+
+    @property
+    def folder(self) -> Path:
+        """``<output>/<run>``, which holds one folder per stage."""
+        return Path(self.output) / self.run
+
+
+def content(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Flat ``{"pretrain.temperature": 1.0, ...}`` of the fields that decide what is computed."""
+    return {
+        f"{prefix}.{f.name}" if prefix else f.name: getattr(section, f.name)
+        for f in fields(section)
+        if f.metadata.get("content", True)
+    }
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML, readable by ``--config``."""
+    plain = asdict(config)
+
+    def listed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: listed(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return yaml.safe_dump(listed(plain), sort_keys=False)
+
+
+SECTIONS = tuple(f.name for f in fields(Config) if is_dataclass(f.default_factory))
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """One line per error, a suggestion for a misspelt option, and help in portions."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(str(message).split())
+        known = [name for action in self._actions for name in action.option_strings]
+        unknown = re.search(r"(?:unrecognized arguments?: |option ')(--)?([\w.-]+)", text)
+        if unknown:
+            name = unknown[2]
+            section = re.search(r"Group '([\w.]+)'", text)
+            name = f"{section[1]}.{name}" if section else name
+            close = difflib.get_close_matches("--" + name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0][2 if not unknown[1] else 0 :]}?" if close else ""
+            text = f"unknown option {unknown[1] or ''}{name}{hint}"
+        sys.stderr.write(f"error: {text} (see --help)\n")
+        raise SystemExit(2)
+
+
+def _parser(program: str, description: str) -> _Parser:
+    parser = _Parser(prog=program, description=description, default_env=False)
+    parser.add_argument("--config", action="config", help="recipe to start from (a YAML file)")
+    parser.add_class_arguments(Config, None)
+    return parser
+
+
+def load_config(
+    argv: Sequence[str] | None, program: str, description: str, sections: Sequence[str] = SECTIONS
+) -> Config:
+    """Read recipe and flags.
+
+    Args:
+        argv: the command line without the program's name; ``None`` takes the process's own.
+        program: its name, for ``--help``.
+        description: one or two sentences for ``--help``.
+        sections: the sections that ``--help`` spells out; the others are named, and
+            ``--help SECTION`` shows any of them.
+
+    Raises:
+        SystemExit: with code 2 and one line for an unknown option, a wrong type or a value out of
+            range; with code 0 after ``--help`` and ``--print_config``.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(program, description)
+    if wanted := {"-h", "--help"} & set(arguments):
+        asked = arguments[arguments.index(wanted.pop()) + 1 :]
+        _print_help(parser, [name for name in asked if name in SECTIONS] or sections)
+        raise SystemExit(0)
+    if not any(a == "--config" or a.startswith("--config=") for a in arguments):
+        arguments = ["--config", str(RECIPES / "digits.yaml"), *arguments]
+    try:
+        namespace = parser.parse_args(arguments)
+        values = parser.instantiate(namespace)
+        return Config(**{f.name: values[f.name] for f in fields(Config)})
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _print_help(parser: _Parser, sections: Sequence[str]) -> None:
+    """Help for the run and the named sections; one line for each other section."""
+    hidden = []
+    for group in parser._action_groups:
+        destinations = [action.dest for action in group._group_actions]
+        section = next((name for name in SECTIONS if name in destinations), None)
+        group._group_actions = [a for a in group._group_actions if a.dest not in SECTIONS]
+        if section and section not in sections:
+            hidden.append(f"  --{section}.*  {group.title}")
+            group._group_actions = []
+            group.title = None
+        elif section:
+            group.title = f"--{section}.*  {group.title}"
+    parser.usage = f"{parser.prog} [--config RECIPE.yaml] [--labels 1pct] [--OPTION VALUE ...]"
+    parser.epilog = None
+    print(parser.format_help())
+    if hidden:
+        print("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))

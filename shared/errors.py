@@ -1,0 +1,9 @@
+"""The one exception that is a message to the user rather than a defect of ours."""
+
+
+class UserError(ValueError):
+    """Bad input or a full disk: one line that says what, which value, what is allowed, what to do.
+
+    The commands print it after ``error:`` and leave with exit code 2; every other exception keeps
+    its traceback, because it is a defect.
+    """

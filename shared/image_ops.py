@@ -1,0 +1,219 @@
+"""Batched image operations, equal to the authors' TensorFlow ones ("tf2/data_util.py").
+
+Every function is deterministic and works on any device: images (B, C, H, W) in, images out, one
+parameter per image. Nothing here is random: `shared.augment` draws the parameters.
+Two operations are often written differently elsewhere: contrast keeps the mean of each channel, and
+saturation scales the S of HSV; both as TensorFlow has them, not as torchvision.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green, blue: tf.image.rgb_to_grayscale
+TINY = 1e-12  # keeps gray pixels (max = min) from dividing by zero
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Copy images to float32; uint8 is scaled from 0..255 to [0, 1], floats keep their values."""
+    copy = images.to(torch.float32, copy=True)
+    return copy.div_(255) if images.dtype == torch.uint8 else copy
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)  # (B,) -> (B, 1, 1, 1)
+
+
+# ---------------------------------------------------------------------------------- geometry
+def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Multiply by matrices: rows (B, S, H) @ image (H, W) @ columns^T (W, T); B may be 1."""
+    B, C, H, W = images.shape
+    images = torch.matmul(images.reshape(B, C * H, W), columns.mT)  # (B, C*H, T)
+    images = images.view(B, C, H, -1)
+    return torch.matmul(rows[:, None], images)  # (B, C, S, T)
+
+
+def _cubic_weights(
+    start: Tensor, length: Tensor, size: int, pixels: int, antialias: bool
+) -> Tensor:
+    """Weights (B, size, pixels) that resize pixels start .. start + length - 1 to ``size``.
+
+    Keys' cubic with a = -0.5 and half-pixel centres. Source positions are rounded to 1/1024 and
+    pixels outside the box are left out, the other weights renormalised, as TensorFlow does.
+    """
+    scale = (length / size).view(-1, 1, 1)  # (B, 1, 1) source pixels per output pixel
+    centers = (torch.arange(size, device=start.device) + 0.5).view(-1, 1) * scale - 0.5
+    centers = (centers * 1024).round() / 1024  # (B, size, 1)
+    source = torch.arange(pixels, device=start.device) - start.view(-1, 1, 1)  # (B, 1, pixels)
+    inside = (source >= 0) & (source < length.view(-1, 1, 1))
+    distance = (source.float() - centers).abs_()  # (B, size, pixels)
+    if antialias:
+        distance /= scale.clamp_min(1)
+    # The cubic in two pieces: x = (2 - d)+ is right for 1 <= d < 2; y = (1 - d)+ corrects d < 1.
+    # In place from here: at 32 pixels, fresh memory costs more than the arithmetic.
+    x = distance.neg_().add_(2).clamp_min_(0)
+    y = (x - 1).clamp_min_(0)
+    weights = (x - 1).mul_(x).mul_(x).mul_(0.5)  # x^2 (x - 1) / 2
+    weights.addcmul_(y.square(), y.mul_(-2).add_(1))  # + y^2 (1 - 2y)
+    weights *= inside
+    return weights.div_(weights.sum(-1, keepdim=True))
+
+
+def crop_resize(
+    images: Tensor, boxes: Tensor, size: int | tuple[int, int], antialias: bool = False
+) -> Tensor:
+    """Cut a box out of each image and resize it with the bicubic filter.
+
+    The result may leave [0, 1] a little, as the filter overshoots; it is not clipped, because the
+    reference clips only after the first colour operation. ``tf.image.resize(..., BICUBIC)``.
+
+    Args:
+        images: (B, C, H, W), uint8 in 0..255 or float in [0, 1].
+        boxes: (B, 4), or (1, 4) for all, int64 of y, x, height, width in pixels; on the CPU.
+        size: side of the output in pixels, or its (height, width).
+        antialias: widen the filter when shrinking, as Pillow does. The reference does not.
+
+    Returns:
+        (B, C, size, size) float32, on the device of the images.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    # Rows and columns that no box reaches need no work: much, when one large photo is cropped.
+    top, left = boxes[:, :2].amin(0).tolist()
+    bottom, right = (boxes[:, :2] + boxes[:, 2:]).amax(0).tolist()
+    images = to_float(images[:, :, top:bottom, left:right])
+    y, x, h, w = boxes.to(images.device).unbind(1)
+    rows = _cubic_weights(y - top, h, height, bottom - top, antialias)  # (B, height, H')
+    columns = _cubic_weights(x - left, w, width, right - left, antialias)  # (B, width, W')
+    return _separable(images, rows, columns)
+
+
+def center_crop(
+    images: Tensor, size: int | tuple[int, int], proportion: float | None = None
+) -> Tensor:
+    """The view used for evaluation: cut out the middle and resize it; "data_util.center_crop".
+
+    Args:
+        images: (B, C, H, W), uint8 in 0..255 or float in [0, 1].
+        size: side of the output in pixels, or its (height, width).
+        proportion: share of the shorter side that is kept. None is the reference's rule: 0.875,
+            and 1 (no crop, and no resize where the image has that size) up to 32 pixels.
+
+    Returns:
+        (B, C, size, size) float32 in [0, 1].
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if proportion is None:
+        proportion = 1.0 if max(height, width) <= 32 else 0.875
+    H, W = images.shape[-2:]
+    aspect = width / height
+    if aspect > W / H:
+        h, w = round(proportion / aspect * W), round(proportion * W)
+    else:
+        h, w = round(proportion * H), round(proportion * aspect * H)
+    box = torch.tensor([[(H - h + 1) // 2, (W - w + 1) // 2, h, w]])
+    return crop_resize(images, box, (height, width)).clamp_(0, 1)
+
+
+def affine_warp(images: Tensor, angle: Tensor, shear: Tensor) -> Tensor:
+    """Rotate and shear each image about its middle, bilinear; not in the reference.
+
+    Pixels from outside repeat the nearest edge: dark stays dark around a digit, a stroke that the
+    crop has cut goes on, and a photo gets no black corners.
+
+    Args:
+        images: (B, C, S, S) float.
+        angle: (B,) degrees, counter-clockwise.
+        shear: (B,) degrees by which vertical lines lean.
+    """
+    cos, sin, slope = angle.deg2rad().cos(), angle.deg2rad().sin(), shear.deg2rad().tan()
+    zero = torch.zeros_like(cos)
+    # Rows of the matrix that takes output to input coordinates: shear, then rotation.
+    x_row = torch.stack([cos, cos * slope - sin, zero], dim=1)
+    y_row = torch.stack([sin, sin * slope + cos, zero], dim=1)
+    matrix = torch.stack([x_row, y_row], dim=1)  # (B, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)  # (B, S, S, 2)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+# ---------------------------------------------------------------------------------- colour
+# None of these clips: the reference clips after each step of the jitter, see `shared.augment`.
+def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply each image by its ``factor`` (B,); SimCLRv2's brightness."""
+    return images * _column(factor)
+
+
+def shift_brightness(images: Tensor, shift: Tensor) -> Tensor:
+    """Add ``shift`` (B,) to each image; the brightness of SimCLR's first version."""
+    return images + _column(shift)
+
+
+def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Scale the distance from the mean of each channel by ``factor`` (B,)."""
+    mean = images.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+    factor = _column(factor)
+    return torch.addcmul(mean * (1 - factor), images, factor)
+
+
+def _extremes(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest and smallest channel of each pixel, (B, 1, H, W)."""
+    return images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
+
+
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Scale the S of HSV by ``factor`` (B,) >= 0, at most to 1; hue and value stay.
+
+    Changing S alone moves the channels along a line to the largest one, so neither the hue nor the
+    conversion to HSV is needed: x' = V + (x - V) * S' / S, with S' / S = min(factor, 1 / S).
+    """
+    high, low = _extremes(images)  # V, and V * (1 - S)
+    ratio = high / (high - low).clamp_min_(TINY)  # 1 / S
+    # S counts as 0 where V <= 0 (negative pixels occur where the resize overshot).
+    ratio = torch.minimum(ratio, _column(factor)).clamp_min_(0)
+    return torch.lerp(high, images, ratio)
+
+
+def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by ``shift`` (B,), a fraction of the circle, at most 1/3 either way.
+
+    Largest and smallest channel of each pixel stay as they are ("tf.image.adjust_hue").
+    """
+    high, low = _extremes(images)
+    span = high - low  # (B, 1, H, W)
+    red, green, blue = images.split(1, dim=1)
+    hue = torch.where(  # in sixths of the circle: red 0, green 2, blue 4; from -1 to 5
+        red == high,
+        green - blue,
+        torch.where(green == high, blue - red + 2 * span, red - green + 4 * span),
+    ) / span.clamp_min(TINY)
+    # A channel is full within one sixth of its own hue and empty beyond two. Both |.| fold the
+    # circle: angles from -7 to 7 give the right value, so no remainder has to be taken.
+    own = torch.tensor([0.0, 2.0, 4.0], device=images.device).view(1, 3, 1, 1)
+    angle = hue + (6 * _column(shift) - own)  # (B, 3, H, W)
+    fullness = angle.abs_().sub_(3).abs_().clamp_(1, 2)  # 1 empty, 2 full
+    return torch.addcmul(low - span, span, fullness)
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """Replace all three channels by the luma 0.2989 R + 0.587 G + 0.114 B."""
+    red, green, blue = (w * x for w, x in zip(GRAY_WEIGHTS, images.split(1, dim=1), strict=True))
+    return (red + green + blue).expand_as(images)
+
+
+# ---------------------------------------------------------------------------------- blur
+def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Blur each image with its own ``sigma`` (B,) in pixels and 2 * radius + 1 taps.
+
+    Beyond the border the image counts as zero, so borders darken ("data_util.gaussian_blur").
+    """
+    offsets = torch.arange(radius + 2, device=images.device)  # the last one stands for "too far"
+    taps = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)  # (B, radius + 2)
+    taps[:, -1] = 0
+    taps = taps / (2 * taps.sum(1, keepdim=True) - taps[:, :1])  # the middle tap counts once
+
+    def band(length: int) -> Tensor:
+        """The convolution as a matrix (B, length, length)."""
+        i = torch.arange(length, device=images.device)
+        return taps[:, (i[:, None] - i).abs_().clamp_max_(radius + 1)]
+
+    H, W = images.shape[-2:]
+    return _separable(images, band(H), band(W))

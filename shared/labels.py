@@ -1,0 +1,107 @@
+"""Which few labels training may see."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from shared.data import UNLABELED, ImageSet, Splits, find, read_csv, read_text, some
+from shared.errors import UserError
+from shared.randomness import generator
+
+
+class Labels(NamedTuple):
+    """The labeled images that training may see: positions (k,) and classes (k,), both int64."""
+
+    ids: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def hash(self) -> str:
+        """Hash of which images carry which label."""
+        text = np.stack([self.ids, self.targets]).astype("<i8").tobytes()
+        return hashlib.sha256(text).hexdigest()[:16]
+
+
+def labels_tag(labels: str) -> str:
+    """The part of a folder's name that says which labels: ``1pct``, or a file's name."""
+    return labels if re.fullmatch(r"[\d.]+pct|\d+perclass", labels) else Path(labels).stem
+
+
+def draw_labels(splits: Splits, labels: str, seed: int) -> Labels:
+    """Pick the labeled images: stratified, at least one per class, a function of the seed.
+
+    Args:
+        splits: the data; only training images are picked.
+        labels: ``<x>pct`` of the labeled images, ``<n>perclass``, a text file with one image name
+            a line (as the published ImageNet subsets), or a CSV file with the columns file, label.
+            Of a file, the images that were held out for testing are left out.
+        seed: of the draw; without effect for files.
+
+    Raises:
+        UserError: where ``labels`` is none of these, there are fewer labels than classes, or a file
+            names unknown images or classes.
+    """
+    train = splits.train
+    if re.fullmatch(r"[\d.]+pct|\d+perclass", labels):
+        if not train.classes:
+            raise UserError(f"labels={labels}, but the images have no labels; give a CSV file with"
+                            " the columns file and label: --labels labels.csv")  # fmt: skip
+        return _stratified(train, labels, generator(seed, "labels"))
+    file = Path(labels)
+    if file.suffix == ".csv":
+        rows = read_csv(file)
+        unknown = sorted({label for _, label in rows} - set(train.classes))
+        if unknown:
+            raise UserError(f"{file} names unknown classes: {some(unknown)}; the images have"
+                            f" {some(train.classes)}")  # fmt: skip
+        ids = find(splits, [name for name, _ in rows], file)
+        targets = np.array([train.classes.index(label) for _, label in rows])[ids >= 0]
+    elif file.suffix == ".txt":
+        ids = find(splits, read_text(file).split(), file)
+        targets = train.labels[ids[ids >= 0]]
+        if (targets == UNLABELED).any():
+            raise UserError(f"{file} lists images without a known label; use a CSV file,label")
+    else:
+        raise UserError(f"labels must be 1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv"
+                        f" file, got {labels!r}")  # fmt: skip
+    ids = ids[ids >= 0]
+    missing = np.setdiff1d(np.arange(len(train.classes)), targets)
+    if len(missing):
+        raise UserError(f"{file} has no label of the classes"
+                        f" {some([train.classes[k] for k in missing])}; give at least one of each")  # fmt: skip
+    order = np.argsort(ids)
+    return Labels(ids[order], targets[order])
+
+
+def _stratified(images: ImageSet, labels: str, rng: np.random.Generator) -> Labels:
+    classes = len(images.classes)
+    members = [np.flatnonzero(images.labels == k) for k in range(classes)]
+    available = np.array([len(m) for m in members])
+    if labels.endswith("perclass"):
+        counts = np.full(classes, int(labels.removesuffix("perclass")))
+        if counts[0] < 1 or (counts > available).any():
+            raise UserError(f"labels={labels}: between 1 and {available.min()} per class are there")
+    else:
+        share = float(labels.removesuffix("pct")) / 100
+        wanted = round(share * available.sum())
+        if not 0 < share <= 1:
+            raise UserError(f"labels={labels}: the share must be above 0 and at most 100pct")
+        if wanted < classes:
+            raise UserError(
+                f"labels={labels} is {wanted} of {available.sum()} images, fewer than the {classes}"
+                f" classes; take at least {100 * classes / available.sum():.2g}pct or 1perclass"
+            )
+        # one each, the rest by largest remainder; classes with equal remainders by lot
+        quota = share * available
+        counts = np.clip(np.floor(quota).astype(int), 1, available)
+        while counts.sum() != wanted:
+            step = 1 if counts.sum() < wanted else -1
+            open_ = (counts < available) if step > 0 else (counts > 1)
+            need = np.where(open_, step * (quota - counts), -np.inf)
+            counts[rng.choice(np.flatnonzero(need > need.max() - 1e-3 * quota.max()))] += step
+    ids = np.concatenate([rng.permutation(m)[:n] for m, n in zip(members, counts, strict=True)])
+    ids = np.sort(ids)
+    return Labels(ids, images.labels[ids])
