@@ -1,6 +1,7 @@
 """Artifact folders: how stages hand over, resume, and know that they are done.
 
-    settings.json        written first: every setting and parent that the content depends on
+    config.yaml          the resolved configuration, and
+    settings.json        what of it (and which parents) the content depends on: written first
     metrics.jsonl        one line per log interval
     state/<step>.safetensors   the latest checkpoint: model, optimizer, step, seconds
     model.safetensors    the result
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -105,21 +107,22 @@ class StageFolder:
         path: the folder.
         settings: flat mapping of everything the content depends on, JSON values.
         force: forget what is there.
-        main: whether this process may write.
+        accelerator: decides which process writes.
 
     Raises:
         UserError: where the folder was made with other settings, naming the first that differs and
             both values.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, force: bool, main: bool):
-        self.path, self.main = path, main
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], *, force: bool, accelerator: Accelerator
+    ):
+        self.path, self.main = path, accelerator.is_main_process
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
         self.meta: dict[str, Any] | None = None
-        if force and main and path.exists():
+        if force and self.main and path.exists():
             shutil.rmtree(path)
-        if force and not main:
-            return
+        accelerator.wait_for_everyone()
         if (path / "settings.json").exists():
             self._compare(json.loads((path / "settings.json").read_text()))
             if (path / "meta.json").exists():
@@ -144,9 +147,11 @@ class StageFolder:
         """Whether ``meta.json`` was there when this object was made."""
         return self.meta is not None
 
-    def start(self) -> None:
-        """Make the folder and write its settings, unless an interrupted run already did."""
-        if self.main and not (self.path / "settings.json").exists():
+    def start(self, config: str) -> None:
+        """Make the folder and write its settings; the configuration goes to the run's folder too."""
+        if self.main:
+            write_atomically(self.path.parent / "config.yaml", config)
+            write_atomically(self.path / "config.yaml", config)
             write_atomically(self.path / "settings.json", json.dumps(self.settings, indent=1))
 
     def _states(self) -> list[Path]:

@@ -182,7 +182,7 @@ def _draw_boxes_once(
     h = h - (h * np.rint(h * aspect) > max_area)
     w = np.rint(h * aspect).astype(np.int64)
     area = h * w
-    accepted = (min_area <= area) & (area <= max_area) & (0 < area) & (h <= H) & (w <= W)
+    accepted = (min_area <= area) & (area <= max_area) & (area > 0) & (h <= H) & (w <= W)
     accepted &= area >= policy.crop_min_covered * H * W
     # The upper end is left out, so the last possible offset is never drawn: as in TensorFlow.
     y, x = rng.integers(0, np.maximum(H - h, 1)), rng.integers(0, np.maximum(W - w, 1))
@@ -229,19 +229,19 @@ def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
         (B, 3, S, S) float32 in [0, 1], on the device of the images.
     """
     images, device = ops.to_float(images), images.device  # a copy, so in place from here
-    chosen = _upload(draws.flip.nonzero().squeeze(1), device)
+    chosen = ops.upload(draws.flip.nonzero().squeeze(1), device)
     images[chosen] = images[chosen].flip(-1)
     if policy.rotate > 0 or policy.shear > 0:
-        angle, shear = _upload(draws.angle, device), _upload(draws.shear, device)
+        angle, shear = ops.upload(draws.angle, device), ops.upload(draws.shear, device)
         images = ops.affine_warp(images, angle, shear)
     if policy.color_strength > 0:
         color_jitter_(images, draws, policy.brightness)
     images.clamp_(0, 1)
     if policy.blur > 0:
-        chosen = _upload(draws.blur.nonzero().squeeze(1), device)
+        chosen = ops.upload(draws.blur.nonzero().squeeze(1), device)
         sigma = draws.sigma[:1] if policy.blur_sigma_per == "batch" else draws.sigma[draws.blur]
         radius = images.shape[-1] // 10 // 2  # 224 pixels: 23 taps
-        blurred = ops.gaussian_blur(images[chosen], _upload(sigma, device), radius)
+        blurred = ops.gaussian_blur(images[chosen], ops.upload(sigma, device), radius)
         images[chosen] = blurred.clamp_(0, 1)
     return images
 
@@ -266,22 +266,15 @@ def color_jitter_(images: Tensor, draws: Draws, brightness: str = "multiplicativ
         ops.adjust_saturation,
         ops.adjust_hue,
     )
-    factors = _upload(draws.factors, device)  # (B, 4)
+    factors = ops.upload(draws.factors, device)  # (B, 4)
     # In each slot of the order, every operation runs once, on the images whose turn it is.
     rows = draws.jitter.nonzero().squeeze(1)  # (J,)
     order = draws.order[rows]  # (J, 4)
     counts = [order[:, slot].bincount(minlength=4).tolist() for slot in range(4)]
-    rows = _upload(rows[order.argsort(dim=0)], device)  # (J, 4), each column sorted by operation
+    rows = ops.upload(rows[order.argsort(dim=0)], device)  # (J, 4), each column sorted by operation
     for slot in range(4):
         for k, chosen in enumerate(rows[:, slot].split(counts[slot])):
             images[chosen] = operations[k](images[chosen], factors[chosen, k]).clamp_(0, 1)
-    gray = _upload(draws.grayscale.nonzero().squeeze(1), device)
+    gray = ops.upload(draws.grayscale.nonzero().squeeze(1), device)
     images[gray] = ops.grayscale(images[gray])
     return images
-
-
-def _upload(values: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device; from pinned memory, so that a GPU's queue is not waited for."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -71,14 +72,12 @@ class Batches:
         ids: positions of the images that take part.
         data: image size, normalisation and workers.
         policy: how views are made; None shows the image as in evaluation.
+        accelerator: tells which rows are this process's, and on which device they are augmented.
         seed: of order and augmentation.
         stage: name of the stage, so that stages see different draws.
         batch_size: images over all processes.
         views: views per image.
         clean: also give the image as in evaluation.
-        rank: number of this process.
-        world: number of processes.
-        device: where the batch goes and is augmented.
 
     Raises:
         UserError: where the batch cannot be divided among the processes.
@@ -90,23 +89,22 @@ class Batches:
         ids: np.ndarray,
         data: Data,
         policy: Augmentation | None,
+        accelerator: Accelerator,
         *,
         seed: int,
         stage: str,
         batch_size: int,
         views: int = 1,
         clean: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | str = "cpu",
     ):
+        world = accelerator.num_processes
         if batch_size % world:
             raise UserError(f"batch_size {batch_size} must be a multiple of the {world} processes")
         self.images, self.ids, self.data, self.policy = images, ids, data, policy
         self.seed, self.stage, self.batch_size = seed, stage, batch_size
-        self.views, self.clean, self.device = views, clean, torch.device(device)
-        share = batch_size // world
-        self.rows = slice(rank * share, (rank + 1) * share)
+        self.views, self.clean, self.device = views, clean, accelerator.device
+        first = accelerator.process_index * batch_size // world
+        self.rows = slice(first, first + batch_size // world)
         self._pixels = None if images.pixels is None else images.pixels.to(self.device)
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:

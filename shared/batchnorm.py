@@ -1,4 +1,4 @@
-"""Batch normalisation as the reference has it: biased running variance, statistics over processes."""
+"""Batch normalisation of the reference: biased running variance, statistics over all processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,33 +73,29 @@ class BatchNorm(nn.BatchNorm2d):
         if self.global_statistics and _process_count() > 1:
             return _normalize_globally(self, input, correction=0)
 
-        def normalize(running_mean: Tensor | None, running_var: Tensor | None) -> Tensor:
-            # F.batch_norm, but for its refusal of one value per channel
-            return torch.batch_norm(
-                input,
-                self.weight,
-                self.bias,
-                running_mean,
-                running_var,
-                True,
-                self.momentum,
-                self.eps,
-                torch.backends.cudnn.enabled,
-            )
-
-        if _statistics_frozen:
-            return normalize(None, None)
         # The fused kernel moves running_var towards var * n / (n - 1). Scaled by that factor before
         # and by its inverse after, it has moved towards var. On a copy, because autograd saves it.
         n = input.numel() // self.num_features
         unbiased = n / (n - 1) if n > 1 else 1.0
+        running_mean = self.running_mean.clone() if _statistics_frozen else self.running_mean
         running_var = self.running_var * unbiased
-        output = normalize(self.running_mean, running_var)
-        if n > 1:
-            self.running_var.copy_(running_var / unbiased)
-        else:
-            self.running_var.mul_(1 - self.momentum)  # the kernel's 0 / 0; the biased variance is 0
-        self.num_batches_tracked.add_(1)
+        output = torch.batch_norm(  # F.batch_norm, but for its refusal of one value per channel
+            input,
+            self.weight,
+            self.bias,
+            running_mean,
+            running_var,
+            True,
+            self.momentum,
+            self.eps,
+            torch.backends.cudnn.enabled,
+        )
+        if not _statistics_frozen:
+            if n > 1:
+                torch.mul(running_var, 1 / unbiased, out=self.running_var)
+            else:  # the kernel has divided 0 by 0; the biased variance of one value is 0
+                self.running_var.mul_(1 - self.momentum)
+            self.num_batches_tracked.add_(1)
         return output
 
 
@@ -226,9 +222,8 @@ class _Normalize(torch.autograd.Function):
             shape = (1, -1) + (1,) * (x.ndim - 2)
             scale = invstd if weight is None else invstd * weight
             xhat = (x - mean.view(shape)) * invstd.view(shape)
-            db, dw = dy.to(xhat.dtype).sum(_all_but_channels(x)), (dy * xhat).sum(
-                _all_but_channels(x)
-            )
+            db = dy.sum(_all_but_channels(x), dtype=xhat.dtype)
+            dw = (dy * xhat).sum(_all_but_channels(x))
             sums = torch.stack([db, dw])
             dist.all_reduce(sums)
             mean_dy, mean_dy_xhat = (sums / counts.sum()).view(2, *shape)

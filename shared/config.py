@@ -292,10 +292,11 @@ class Config:
         labels: labeled training images: 1pct, 10pct, 100pct, any <x>pct, <n>perclass, a text file
             of image names, or a CSV file with the columns file and label.
         seed: of the label draw and of stages 2 and 3.
+        method: which row of the table stages.finetune makes; the pipeline makes all of them.
         force: stages to redo although they are done, with all that is made from them:
             pretrain, finetune, linear, supervised, supervised-student, self-distill, distill or
             all, separated by commas.
-        precision: bf16 and fp16 are mixed precision; auto takes bf16 where the hardware has it.
+        precision: bf16 is mixed precision, no is float32; auto takes bf16 where it is fast.
         channels_last: memory layout of images; auto uses it together with mixed precision.
         threads: CPU threads of each process; 0 leaves the choice to torch.
         tracker: also log to an experiment tracker that accelerate knows.
@@ -313,8 +314,9 @@ class Config:
     output: str = "runs"
     labels: str = "1pct"
     seed: int = 0
+    method: Literal["finetune", "linear", "supervised", "supervised-student"] = "finetune"
     force: str = ""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "no", "bf16"] = "auto"
     channels_last: Literal["auto", "yes", "no"] = "auto"
     threads: int = 0
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"

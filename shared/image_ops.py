@@ -20,6 +20,13 @@ def to_float(images: Tensor) -> Tensor:
     return copy.div_(255) if images.dtype == torch.uint8 else copy
 
 
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """Copy from the CPU to ``device``; pinned memory spares waiting for a GPU's queue."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def _column(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)  # (B,) -> (B, 1, 1, 1)
 
@@ -29,7 +36,7 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Multiply by matrices: rows (B, S, H) @ image (H, W) @ columns^T (W, T); B may be 1."""
     B, C, H, W = images.shape
     images = torch.matmul(images.reshape(B, C * H, W), columns.mT)  # (B, C*H, T)
-    images = images.view(B, C, H, -1)
+    images = images.view(B, C, H, columns.shape[1])
     return torch.matmul(rows[:, None], images)  # (B, C, S, T)
 
 
@@ -81,7 +88,7 @@ def crop_resize(
     top, left = boxes[:, :2].amin(0).tolist()
     bottom, right = (boxes[:, :2] + boxes[:, 2:]).amax(0).tolist()
     images = to_float(images[:, :, top:bottom, left:right])
-    y, x, h, w = boxes.to(images.device).unbind(1)
+    y, x, h, w = upload(boxes, images.device).unbind(1)
     rows = _cubic_weights(y - top, h, height, bottom - top, antialias)  # (B, height, H')
     columns = _cubic_weights(x - left, w, width, right - left, antialias)  # (B, width, W')
     return _separable(images, rows, columns)
@@ -187,7 +194,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     ) / span.clamp_min(TINY)
     # A channel is full within one sixth of its own hue and empty beyond two. Both |.| fold the
     # circle: angles from -7 to 7 give the right value, so no remainder has to be taken.
-    own = torch.tensor([0.0, 2.0, 4.0], device=images.device).view(1, 3, 1, 1)
+    own = torch.arange(0, 6, 2, device=images.device).view(1, 3, 1, 1)
     angle = hue + (6 * _column(shift) - own)  # (B, 3, H, W)
     fullness = angle.abs_().sub_(3).abs_().clamp_(1, 2)  # 1 empty, 2 full
     return torch.addcmul(low - span, span, fullness)

@@ -1,12 +1,15 @@
 """Which few labels training may see."""
 
+import csv
 import hashlib
+import io
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from shared.artifacts import write_atomically
 from shared.data import UNLABELED, ImageSet, Splits, find, read_csv, read_text, some
 from shared.errors import UserError
 from shared.randomness import generator
@@ -105,3 +108,13 @@ def _stratified(images: ImageSet, labels: str, rng: np.random.Generator) -> Labe
     ids = np.concatenate([rng.permutation(m)[:n] for m, n in zip(members, counts, strict=True)])
     ids = np.sort(ids)
     return Labels(ids, images.labels[ids])
+
+
+def write_labels(path: Path, images: ImageSet, labels: Labels) -> None:
+    """Save which image carries which label, as a CSV file that ``--labels`` takes."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["file", "label"])
+    for id_, target in zip(labels.ids, labels.targets, strict=True):
+        rows.writerow([images.names[id_], images.classes[target]])
+    write_atomically(path, text.getvalue())

@@ -1,4 +1,4 @@
-"""The contrastive loss NT-Xent and the distillation loss of SimCLRv2 (arXiv 2006.10029, eq. 1 and 2).
+"""The contrastive and the distillation loss of SimCLRv2 (arXiv 2006.10029, eq. 1 and 2).
 
 Pure functions of tensors and numbers; what other processes computed is passed in. They compute in
 float32 (float64 for float64 input) whatever the autocast state: with temperature 0.1 a bfloat16
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits matrices up to this many elements (16 MiB in float32) are simply formed.
-PLAIN_ELEMENTS = 2**22
+# Logits matrices up to this many elements (4 MiB in float32) are simply formed.
+PLAIN_ELEMENTS = 2**20
 # Larger ones pass by in tiles of so many rows; then a tile stays in the cache of a core.
 TILE_ROWS = 128
 
@@ -84,9 +84,9 @@ def nt_xent_tiled(
     with torch.autocast(z1.device.type, enabled=False):
         anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize)
         u = anchors * temperature**-0.5  # the temperature goes into the embeddings: s = u v^T
-        # Unit vectors bound the logits by 1/temperature. Up to 50 their exponentials, their sums
-        # and the inverses of these are all float32 numbers, so no maximum need be subtracted.
-        if candidates is anchors and normalize and temperature >= 1 / 50:
+        # Unit vectors bound the logits by 1/temperature. Up to 32 their exponentials, their sums
+        # and the quotients of these are far from overflow, so no maximum need be subtracted.
+        if candidates is anchors and normalize and temperature >= 1 / 32:
             return _SymmetricNTXent.apply(u, tile_rows)
         v = candidates * temperature**-0.5
         return _GatheredNTXent.apply(u, v, offset, tile_rows)
@@ -100,29 +100,35 @@ class _SymmetricNTXent(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, u: Tensor, tile_rows: int) -> Tensor:
-        sums = u.new_zeros(len(u))  # sum over j of exp(s_ij)
+        N = len(u) // 2
+        sums = u.new_zeros(2 * N)  # sum over j of exp(s_ij)
+        positives = u.new_empty(N)  # exp(s_i,positive), the same for both views of an image
         for start in range(0, len(u), tile_rows):
             stop = start + tile_rows  # may lie past the end: slices allow it
             e = _symmetric_tile(u, start, stop)
             sums[start:stop] += e.sum(1)
             sums[stop:] += e[:, tile_rows:].sum(0)
+            if start < N:
+                positives[start:stop] = e.diagonal(N)
         ctx.save_for_backward(u, sums)
         ctx.tile_rows = tile_rows
-        N = len(u) // 2
-        return (sums.log().sum() - 2 * (u[:N] * u[N:]).sum()) / N
+        # The quotient of what one product gave loses no digits where the loss is nearly 0.
+        return (sums.view(2, N) / positives).log().sum() / N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss: Tensor):  # type: ignore[override]
+    def backward(ctx, grad_loss: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         u, sums = ctx.saved_tensors
         N = len(u) // 2
         inverse = sums.reciprocal()
-        grad = -2 * u.roll(N, 0)  # of s_i,positive: once for i, once for its partner
+        grad = torch.zeros_like(u)
         with torch.autocast(u.device.type, enabled=False):
             for start in range(0, len(u), ctx.tile_rows):
                 stop = start + ctx.tile_rows
                 p = _symmetric_tile(u, start, stop)
                 p *= inverse[start:stop, None] + inverse[start:]  # p_ij + p_ji
+                if start < N:
+                    p.diagonal(N).sub_(2)  # s_i,positive: once for i, once for its partner
                 grad[start:stop].addmm_(p, u[start:])
                 grad[stop:].addmm_(p[:, ctx.tile_rows :].T, u[start:stop])
         return grad * (grad_loss / N), None
@@ -142,27 +148,28 @@ class _GatheredNTXent(torch.autograd.Function):
     def forward(ctx, u: Tensor, v: Tensor, offset: int, tile_rows: int) -> Tensor:
         B, N = len(u) // 2, len(v) // 2
         itself, positive = _columns(B, N, offset, u.device)
-        logsumexp = u.new_empty(2 * B)
+        losses = u.new_empty(2 * B)
         for start in range(0, 2 * B, tile_rows):
             rows = slice(start, start + tile_rows)
             s = (u[rows] @ v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N)
-            logsumexp[rows] = s.logsumexp(1)
-        ctx.save_for_backward(u, v, logsumexp, itself, positive)
+            losses[rows] = F.cross_entropy(s, positive[rows], reduction="none")
+        ctx.save_for_backward(u, v, losses, itself, positive)
         ctx.tile_rows = tile_rows
-        return (logsumexp.sum() - (u * v[positive]).sum()) / B
+        return losses.sum() / B
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss: Tensor):  # type: ignore[override]
-        u, v, logsumexp, itself, positive = ctx.saved_tensors
+    def backward(ctx, grad_loss: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        u, v, losses, itself, positive = ctx.saved_tensors
         B = len(u) // 2
-        grad_u = -v[positive]
-        grad_v = torch.zeros_like(v).index_add_(0, positive, u, alpha=-1)
+        grad_u, grad_v = torch.zeros_like(u), torch.zeros_like(v)
         with torch.autocast(u.device.type, enabled=False):
             for start in range(0, 2 * B, ctx.tile_rows):
                 rows = slice(start, start + ctx.tile_rows)
                 s = (u[rows] @ v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N)
-                p = s.sub_(logsumexp[rows, None]).exp_()
+                s -= s.gather(1, positive[rows, None])
+                p = s.sub_(losses[rows, None]).exp_()  # as loss = logsumexp(s) - s_positive
+                p[torch.arange(len(p), device=p.device), positive[rows]] -= 1
                 grad_u[rows].addmm_(p, v)
                 grad_v.addmm_(p.T, u[rows])
         return grad_u * (grad_loss / B), grad_v * (grad_loss / B), None, None
@@ -201,9 +208,7 @@ def contrastive_metrics(
         return hits / len(z1), entropy / len(z1)
 
 
-def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float
-) -> Tensor:
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of the student with the teacher's softened predictions (SimCLRv2, eq. 2).
 
     The factor temperature^2, from the authors' colabs/distillation_self_training.ipynb, keeps the
@@ -248,7 +253,7 @@ def _embeddings(z: Tensor, normalize: bool) -> Tensor:
 def _stack_views(
     z1: Tensor, z2: Tensor, z1_all: Tensor | None, z2_all: Tensor | None, normalize: bool
 ) -> tuple[Tensor, Tensor]:
-    """Anchors (2B, D) and candidates (2N, D), first views first; one tensor if there is no gather."""
+    """Anchors (2B, D) and candidates (2N, D), first views first; one tensor without a gather."""
     anchors = _embeddings(torch.cat([z1, z2]), normalize)
     if z1_all is None or z2_all is None or (z1_all is z1 and z2_all is z2):
         return anchors, anchors

@@ -5,11 +5,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
+from shared.artifacts import StageFolder
+from shared.config import Training
 from shared.errors import UserError
+
+T = TypeVar("T")
 
 
 class RunLog:
@@ -19,52 +25,64 @@ class RunLog:
     reads as if the run had never stopped.
 
     Args:
-        path: the file.
-        stage: the stage's name, shown on the bar and used as prefix in the tracker.
+        folder: the stage's folder.
+        training: its batch size and log interval.
         start: updates already done.
         total: updates in all.
         accelerator: decides which process writes.
     """
 
-    def __init__(self, path: Path, stage: str, start: int, total: int, accelerator: Accelerator):
-        self.stage, self.start, self.total, self.accelerator = stage, start, total, accelerator
-        self.waited, self.began = 0.0, time.perf_counter()
+    def __init__(
+        self, folder: StageFolder, training: Training, start: int, total: int,
+        accelerator: Accelerator,
+    ):  # fmt: skip
+        self.stage, self.total, self.every = folder.stage, total, training.log_every_steps
+        self.batch_size, self.accelerator = training.batch_size, accelerator
+        path = folder.path / "metrics.jsonl"
+        self._waited, self._last_step, self._last_time = 0.0, start, time.perf_counter()
         self._file = self._bar = None
         if accelerator.is_main_process:
             kept = [line for line in _lines(path) if line["step"] <= start]
             try:
                 self._file = path.open("w", buffering=1)
-                for line in kept:
-                    self._file.write(json.dumps(line) + "\n")
+                self._file.writelines(json.dumps(line) + "\n" for line in kept)
             except OSError as error:
                 raise UserError(f"cannot write {path}: {error}; choose another --output") from error
             # disable=None: no bar where standard error is not a terminal
-            self._bar = tqdm(
-                total=total, initial=start, desc=stage, unit="step", disable=None, smoothing=0.1
-            )
+            self._bar = tqdm(total=total, initial=start, desc=folder.stage, unit="step", disable=None)
 
-    def waiting(self, batches: Iterator) -> Iterator:
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
         """Pass the batches on and count the time spent waiting for them."""
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
-            self.waited += time.perf_counter() - began
+            self._waited += time.perf_counter() - began
             if batch is None:
                 return
             yield batch
+            if self._bar is not None:
+                self._bar.update()
 
-    def step(self) -> None:
-        """One update is done: move the bar."""
-        if self._bar is not None:
-            self._bar.update()
+    def due(self, step: int) -> bool:
+        """Whether a line is to be written after ``step`` updates."""
+        return step % self.every == 0 or step == self.total
 
-    def write(self, step: int, images_per_second: bool = True, **values: float) -> None:
-        """Log numbers after ``step`` updates."""
-        self.accelerator.log({f"{self.stage}/{k}": v for k, v in values.items()}, step=step)
+    def write(self, step: int, **values: float | Tensor) -> None:
+        """Log numbers after ``step`` updates, with the rate and the share of time spent waiting."""
+        now = time.perf_counter()
+        elapsed = max(now - self._last_time, 1e-9)
+        line = {key: float(f"{float(value):.6g}") for key, value in values.items()}
+        line["images_per_second"] = round((step - self._last_step) * self.batch_size / elapsed, 1)
+        line["waiting_for_data"] = round(self._waited / elapsed, 4)
+        self._waited, self._last_step, self._last_time = 0.0, step, now
+        self.accelerator.log({f"{self.stage}/{k}": v for k, v in line.items()}, step=step)
         if self._file is not None and self._bar is not None:
-            line = {k: float(f"{v:.6g}") for k, v in values.items()}
-            self._file.write(json.dumps({"step": step, **line}) + "\n")
-            self._bar.set_postfix({k: f"{v:.3g}" for k, v in list(values.items())[:3]})
+            try:
+                self._file.write(json.dumps({"step": step, **line}) + "\n")
+            except OSError as error:
+                raise UserError(f"cannot write {self._file.name}: {error}; make room, then run the"
+                                " same command again") from error  # fmt: skip
+            self._bar.set_postfix({k: f"{v:.3g}" for k, v in list(line.items())[:2]})
 
     def close(self) -> None:
         """Close file and bar."""

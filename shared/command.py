@@ -1,0 +1,103 @@
+"""What every command does around its stage: configuration, one Accelerator, signals, errors."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from shared.config import SECTIONS, Config, load_config
+from shared.errors import UserError
+
+
+class Stopped(SystemExit):
+    """SIGTERM or SIGINT was obeyed: the state is saved. The code is 128 + the signal's number."""
+
+
+class StopRequest:
+    """Remembers that SIGTERM (a scheduler's preemption) or SIGINT (Ctrl-C) has arrived.
+
+    The loops ask between two steps, save, and leave. A second signal ends the process at once.
+    """
+
+    received: int | None = None
+
+    @classmethod
+    def listen(cls) -> None:
+        """Install the handlers."""
+        cls.received = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, cls._remember)
+
+    @classmethod
+    def _remember(cls, number: int, frame: FrameType | None) -> None:
+        cls.received = number
+        signal.signal(number, signal.SIG_DFL)
+
+    @classmethod
+    def agreed(cls, accelerator: Accelerator, step: int) -> bool:
+        """Whether any process was asked to stop; several processes settle it every 10 steps."""
+        if accelerator.num_processes == 1:
+            return cls.received is not None
+        if step % 10:
+            return False
+        flag = torch.tensor([int(cls.received is not None)], device=accelerator.device)
+        return bool(accelerator.reduce(flag, "sum").item())
+
+
+def hardware_precision() -> str:
+    """``bf16`` where matrix products in bf16 are fast (recent GPUs, CPUs with AMX), else ``no``."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+
+
+def run_command(
+    stages: Callable[[Config, Accelerator], object],
+    argv: Sequence[str] | None,
+    program: str,
+    description: str,
+    sections: Sequence[str] = SECTIONS,
+) -> int:
+    """Read the configuration, make the one Accelerator, run the stages, report errors.
+
+    Args:
+        stages: does the work.
+        argv: the command line without the program's name.
+        program: its name for ``--help``.
+        description: what ``--help`` says of it.
+        sections: sections of the configuration that ``--help`` spells out.
+
+    Returns:
+        The exit code: 0; 2 after bad input, with one line on standard error; 128 + the number of a
+        signal that asked the run to stop, after saving.
+    """
+    config = load_config(argv, program, description, sections)
+    main_process = int(os.environ.get("RANK", 0)) == 0
+    try:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        precision = hardware_precision() if config.precision == "auto" else config.precision
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=config.folder,
+        )
+        accelerator.init_trackers(config.run)
+        StopRequest.listen()
+        set_seed(config.seed)
+        stages(config, accelerator)
+        accelerator.end_training()
+    except UserError as error:
+        if main_process:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        if main_process:
+            print(stopped.args[0], file=sys.stderr)
+        return 128 + (StopRequest.received or signal.SIGTERM)
+    return 0

@@ -1,0 +1,269 @@
+"""LARS as the authors' tf2/lars_optimizer.py has it, parameter groups, and the learning-rate curve.
+
+The curve is a pure function of the step: a stage calls ``set_learning_rate`` before each update,
+there is no scheduler object and nothing to restore.
+"""
+# torch.optim itself is written with the torch._foreach_* functions: one call, or one kernel, for
+# all tensors of a list.
+# pyright: reportPrivateImportUsage=false
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+OptimizerName = Literal["lars", "sgd", "adamw"]
+ScalingRule = Literal["linear", "sqrt", "none"]
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose layers each get a rate in proportion to |weight| / |gradient|.
+
+    "Large batch training of convolutional networks" (arXiv 1708.03888), in the variant of the
+    authors' tf2/lars_optimizer.py: the learning rate is inside the momentum buffer (torch's SGD has
+    it outside, which differs as soon as the rate changes), the gradient's norm is taken after
+    weight decay, and a layer whose weight or gradient is all zero has trust ratio 1.
+    Parameters without gradient are left alone: neither decayed nor moved by their momentum.
+
+    With ``adapt=False`` and ``nesterov=True`` this is Keras' SGD(nesterov=True), the reference's
+    ``--optimizer=momentum``.
+
+    Args:
+        params: Parameters, or groups with their own ``weight_decay``, ``adapt`` and so on.
+        lr: Learning rate.
+        momentum: In [0, 1).
+        weight_decay: Added to the gradient, times the weight (L2, not decoupled).
+        adapt: Scale the rate of each parameter by its trust ratio.
+        nesterov: Look ahead by one momentum step.
+        classic_momentum: True applies the trust ratio before momentum, as in the paper; False
+            after it, with the ratio of the accumulated update and the rate outside the buffer.
+        eeta: The trust coefficient.
+
+    Raises:
+        ValueError: A hyper-parameter is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        adapt: bool = True,
+        nesterov: bool = False,
+        classic_momentum: bool = True,
+        eeta: float = 0.001,
+    ):
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eeta", eeta)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "adapt": adapt,
+            "nesterov": nesterov,
+            "classic_momentum": classic_momentum,
+            "eeta": eeta,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> Any:
+        """Update every parameter that has a gradient; returns the closure's loss, if given one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+
+            updates = [p.grad for p in params]
+            if group["weight_decay"]:
+                updates = torch._foreach_add(updates, params, alpha=group["weight_decay"])
+            if group["classic_momentum"]:
+                updates = _apply_rate(updates, params, group)
+                updates = _apply_momentum(updates, buffers, group)
+            else:
+                updates = _apply_momentum(updates, buffers, group)
+                updates = _apply_rate(updates, params, group)
+            torch._foreach_sub_(params, updates)
+        return loss
+
+
+def _apply_rate(updates, params, group: dict[str, Any]):
+    """The updates times learning rate and trust ratio; no norm is ever copied to the host."""
+    if not group["adapt"]:
+        return torch._foreach_mul(updates, group["lr"])
+    weight_norm = torch.stack(torch._foreach_norm(params))  # (number of layers,)
+    update_norm = torch.stack(torch._foreach_norm(updates))
+    ratio = group["eeta"] * weight_norm / update_norm
+    ratio = torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
+    return torch._foreach_mul(updates, (group["lr"] * ratio).unbind())
+
+
+def _apply_momentum(updates, buffers, group: dict[str, Any]):
+    """Add the updates to the buffers in place; the buffers, or a step ahead of them (Nesterov)."""
+    torch._foreach_mul_(buffers, group["momentum"])
+    torch._foreach_add_(buffers, updates)
+    if group["nesterov"]:
+        return torch._foreach_add(updates, buffers, alpha=group["momentum"])
+    return buffers
+
+
+def parameter_groups(
+    model: nn.Module,
+    optimizer: OptimizerName,
+    weight_decay: float,
+    lr_scales: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters by what the optimizer does to them.
+
+    | optimizer | weight decay on | layer adaptation on |
+    |---|---|---|
+    | lars  | kernels | kernels, but not that of the supervised head ``linear`` |
+    | sgd   | kernels and the biases of dense and convolutional layers | nothing |
+    | adamw | kernels (decoupled) | nothing |
+
+    A kernel is a parameter with two dimensions or more. The first two rows are the reference's
+    (tf2/model.py, ``build_optimizer`` and ``add_weight_decay``): with LARS it adds the decay of
+    the supervised head to the loss instead, which gives the same gradient.
+
+    Args:
+        model: Its parameters that require a gradient are grouped; the others are left out.
+        optimizer: Decides the rule.
+        weight_decay: For the decayed groups; the others get 0.
+        lr_scales: Factors on the learning rate by module path, e.g. ``{"encoder": 0.1}`` for
+            ``encoder`` and all below it. The longest path that fits a parameter counts.
+
+    Returns:
+        Groups with ``params``, ``weight_decay``, ``adapt`` and ``lr_scale``.
+
+    Raises:
+        ValueError: A path in ``lr_scales`` fits no parameter of the model.
+    """
+    lr_scales = lr_scales or {}
+    names = [name for name, _ in model.named_parameters()]
+    for path in lr_scales:
+        if not any(_lies_under(name, path) for name in names):
+            known = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+            raise ValueError(f"lr_scales names {path!r}, the model's top modules are: {known}")
+
+    layer_biases = {
+        id(module.bias)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    }
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        kernel = parameter.ndim > 1
+        decay = kernel or (optimizer == "sgd" and id(parameter) in layer_biases)
+        adapt = optimizer == "lars" and kernel and not _lies_under(name, "linear")
+        paths = [path for path in lr_scales if _lies_under(name, path)]
+        lr_scale = lr_scales[max(paths, key=len)] if paths else 1.0
+        groups.setdefault((decay, adapt, lr_scale), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decay else 0.0,
+            "adapt": adapt,
+            "lr_scale": lr_scale,
+        }
+        for (decay, adapt, lr_scale), parameters in groups.items()
+    ]
+
+
+def _lies_under(name: str, path: str) -> bool:
+    return name == path or name.startswith(path + ".")
+
+
+def build_optimizer(
+    name: OptimizerName,
+    model: nn.Module,
+    weight_decay: float,
+    momentum: float = 0.9,
+    lr_scales: Mapping[str, float] | None = None,
+) -> torch.optim.Optimizer:
+    """The optimizer over ``parameter_groups(model, ...)``, with learning rate 0 until it is set.
+
+    "sgd" is the reference's ``momentum``, Keras' SGD with Nesterov: `LARS` without adaptation.
+    For "adamw" ``momentum`` is beta1.
+
+    Raises:
+        ValueError: Unknown name, or a hyper-parameter is out of range.
+    """
+    if name not in ("lars", "sgd", "adamw"):
+        raise ValueError(f"unknown optimizer {name!r}, choose lars, sgd or adamw")
+    groups = parameter_groups(model, name, weight_decay, lr_scales)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999))
+    return LARS(groups, momentum=momentum, nesterov=name == "sgd")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group this rate, times the group's own ``lr_scale``."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+
+def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
+    """Linear warmup, then half a cosine to 0 (tf2/model.py, ``WarmUpAndCosineDecay``).
+
+    Args:
+        step: Number of updates done before this one; the first update has step 0.
+        total_steps: Length of the run; 0 from there on.
+        warmup_steps: Length of the warmup. With one the first update has rate 0, and the peak
+            comes exactly at ``step == warmup_steps``; without, the curve starts at the peak.
+        peak: Highest rate, e.g. from `scaled_learning_rate`.
+
+    Raises:
+        ValueError: The warmup is not shorter than the run.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(
+            f"the warmup of {warmup_steps} steps must be shorter than the run of {total_steps} "
+            "steps: train longer or warm up less"
+        )
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = min((step - warmup_steps) / (total_steps - warmup_steps), 1.0)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def scaled_learning_rate(base: float, batch_size: int, rule: ScalingRule) -> float:
+    """The peak rate for a global batch of ``batch_size`` images (not views).
+
+    "linear": base * batch_size / 256; "sqrt": base * sqrt(batch_size); "none": base.
+
+    Raises:
+        ValueError: Unknown rule.
+    """
+    if rule == "linear":
+        return base * batch_size / 256
+    if rule == "sqrt":
+        return base * math.sqrt(batch_size)
+    if rule == "none":
+        return base
+    raise ValueError(f"unknown learning rate scaling {rule!r}, choose linear, sqrt or none")
+
+
+def training_steps(num_examples: int, epochs: float, batch_size: int) -> int:
+    """Updates in a run: rounded down, plus one always (tf2/model.py, ``get_train_steps``)."""
+    return int(num_examples * epochs // batch_size) + 1
+
+
+def warmup_steps(num_examples: int, warmup_epochs: float, batch_size: int) -> int:
+    """Updates in the warmup, rounded down; the reference's round() comes after its floor."""
+    return int(num_examples * warmup_epochs // batch_size)

@@ -1,0 +1,140 @@
+"""What the three loops call: the plan of steps and rates, the checks, the rare things."""
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from shared.artifacts import StageFolder
+from shared.augment import Augmentation
+from shared.command import Stopped, StopRequest
+from shared.config import Config, Training
+from shared.errors import UserError
+from shared.optim import (
+    learning_rate_at,
+    scaled_learning_rate,
+    training_steps,
+    warmup_steps,
+)
+from shared.runlog import RunLog
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps and learning rates of a stage.
+
+    Attributes:
+        steps: updates in all.
+        warmup: updates of linear warmup.
+        peak: learning rate at the end of the warmup, after scaling by the global batch size.
+    """
+
+    steps: int
+    warmup: int
+    peak: float
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of update ``step`` (counted from 0)."""
+        return learning_rate_at(step, self.steps, self.warmup, self.peak)
+
+
+def plan(training: Training, images: int) -> Plan:
+    """Turn epochs into steps and scale the rate, as the reference does.
+
+    Raises:
+        UserError: where the warmup is as long as the whole stage.
+    """
+    size = training.batch_size
+    steps = training.steps or training_steps(images, training.epochs, size)
+    warmup = warmup_steps(images, training.warmup_epochs, size)
+    if warmup >= steps:
+        raise UserError(
+            f"{training.section}.warmup_epochs={training.warmup_epochs} is {warmup} steps, but the"
+            f" stage has only {steps}; make it shorter or train longer"
+        )
+    peak = scaled_learning_rate(training.learning_rate, size, training.learning_rate_scaling)
+    return Plan(steps, warmup, peak)
+
+
+def forced(config: Config, stage: str) -> bool:
+    """Whether ``--force`` asks for the stage, or for one that it is made from."""
+    parents = {"finetune": ["pretrain"], "linear": ["pretrain"]}
+    parents["self-distill"] = ["pretrain", "finetune"]
+    parents["distill"] = [*parents["self-distill"], "self-distill"]
+    return not {"all", stage, *parents.get(stage, [])}.isdisjoint(config.force.split(","))
+
+
+def policy(augment: Augmentation, kind: str) -> Augmentation | None:
+    """The part of the augmentation that a stage uses: full, crop (no colour, no blur) or none."""
+    if kind == "none":
+        return None
+    return augment if kind == "full" else replace(augment, color_strength=0.0, blur=0.0)
+
+
+def to_device(model: nn.Module, config: Config, accelerator: Accelerator) -> nn.Module:
+    """Move a model, in the memory layout that suits the precision."""
+    mixed = accelerator.mixed_precision != "no"
+    if config.channels_last == "yes" or (config.channels_last == "auto" and mixed):
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(accelerator.device)
+
+
+def require_finite(loss: Tensor, step: int, learning_rate: float, folder: StageFolder) -> None:
+    """Stop before the update where the loss is not a number.
+
+    Raises:
+        UserError: naming step, learning rate and the last good checkpoint.
+    """
+    if not math.isfinite(value := loss.item()):
+        raise UserError(
+            f"the loss is {value} at step {step} of {folder.stage} (learning rate"
+            f" {learning_rate:.3g}); lower the rate or lengthen the warmup; last good checkpoint:"
+            f" {folder.last_checkpoint()}"
+        )
+
+
+@dataclass
+class Keeper:
+    """Saves a stage's state when it is due, and when the run is asked to stop.
+
+    Args:
+        folder: where to.
+        every: updates between two checkpoints.
+        total: updates of the stage.
+        log: closed when the run stops.
+        accelerator: of this process.
+        spent: seconds that earlier parts of an interrupted run took.
+    """
+
+    folder: StageFolder
+    every: int
+    total: int
+    log: RunLog
+    accelerator: Accelerator
+    spent: float
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the stage so far, interruptions left out."""
+        return self.spent + time.perf_counter() - self.began
+
+    def after(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Checkpoint after ``step`` updates if it is time.
+
+        Raises:
+            Stopped: after saving, where SIGTERM or SIGINT has arrived.
+        """
+        stop = StopRequest.agreed(self.accelerator, step)
+        if stop or (step % self.every == 0 and step < self.total):
+            model = self.accelerator.unwrap_model(model)
+            self.folder.save_state(step, self.seconds, model, optimizer)
+        if stop:
+            self.log.close()
+            raise Stopped(
+                f"stopped as asked after step {step} of {self.total} of {self.folder.stage};"
+                " the state is saved: run the same command to go on"
+            )

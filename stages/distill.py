@@ -1,0 +1,183 @@
+"""Stage 3: distill the teacher into a student on all images (SimCLRv2, section 2, eq. 2 and 3).
+
+The teacher's predictions on the unlabeled images are the student's labels. The student may have the
+teacher's architecture (self-distillation) or be any smaller network.
+
+    accelerate launch -m stages.distill
+    accelerate launch -m stages.distill --distill.teacher runs/digits/finetune-1pct-seed0
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from shared.artifacts import StageFolder, read_meta
+from shared.batches import Batches
+from shared.batchnorm import synchronize
+from shared.command import run_command
+from shared.config import Config, content, dump
+from shared.data import UNLABELED, open_data
+from shared.distributed import mean_over_processes
+from shared.errors import UserError
+from shared.evaluate import evaluate
+from shared.labels import draw_labels, labels_tag
+from shared.losses import distillation_loss
+from shared.networks import build_classifier, load_classifier, require_same_input
+from shared.optim import build_optimizer, set_learning_rate
+from shared.randomness import seed_torch
+from shared.runlog import RunLog
+from shared.training import Keeper, forced, plan, policy, require_finite, to_device
+
+
+def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Path:
+    """Train the student, unless it is done; continue, if it was interrupted.
+
+    Args:
+        config: the run's configuration.
+        accelerator: of this process.
+        stage: distill, or self-distill for a student of the teacher's own architecture.
+
+    Returns:
+        The artifact folder ``<output>/<run>/<stage>-<labels>-seed<seed>``: a classifier.
+
+    Raises:
+        UserError: on bad input, a non-finite loss, or an artifact made with other settings.
+        Stopped: after saving, where a signal asked for it.
+    """
+    cfg, data = config.distill, config.data
+    itself = stage == "self-distill"
+    tag = labels_tag(config.labels)
+    before = "self-distill" if cfg.self_first and not itself else "finetune"
+    source = config.folder / f"{before}-{tag}-seed{config.seed}"
+    if cfg.teacher and before == "finetune":
+        source = Path(cfg.teacher)
+    teacher_meta = read_meta(source)
+    require_same_input(teacher_meta, data, source)
+    temperature = cfg.self_temperature if itself else cfg.temperature
+    splits = open_data(data, config.labels, accelerator.is_local_main_process)
+    images = splits.train
+    if images.classes and list(images.classes) != teacher_meta["classes"]:
+        raise UserError(
+            f"the teacher {source} knows {len(teacher_meta['classes'])} classes"
+            f" ({', '.join(teacher_meta['classes'][:3])}, ...), the images have"
+            f" {len(images.classes)} ({', '.join(images.classes[:3])}, ...); they must be the same"
+        )
+    settings = {
+        "stage": stage,
+        **content(data, "data"),
+        **content(config.augment, "augment"),
+        **content(cfg, "distill"),
+        "parent": teacher_meta["weights_sha256"],
+        "images": images.fingerprint,
+        "seed": config.seed,
+        "precision": accelerator.mixed_precision,
+    }
+    folder = StageFolder(
+        config.folder / f"{stage}-{tag}-seed{config.seed}",
+        settings,
+        force=forced(config, stage),
+        accelerator=accelerator,
+    )
+    if folder.done:
+        return folder.path
+    folder.start(dump(config))
+
+    teacher, _ = load_classifier(source)
+    teacher = to_device(teacher, config, accelerator).eval().requires_grad_(False)
+    seed_torch(config.seed, stage)
+    description = {
+        **{key: teacher_meta[key] for key in ("head", "image_size", "mean", "std", "classes")},
+        "encoder": teacher_meta["encoder"] if itself else cfg.student,
+        "from_layer": teacher_meta["from_layer"] if itself else 0,
+    }
+    student = build_classifier(description)
+    schedule = plan(cfg, len(images))
+    optimizer = build_optimizer(cfg.optimizer, student, cfg.weight_decay, cfg.momentum)
+    student = to_device(synchronize(student), config, accelerator)
+    net, optimizer = accelerator.prepare(student, optimizer)
+    start, spent = folder.load_state(student, optimizer)
+
+    views = policy(config.augment, cfg.augmentation)
+    batches = Batches(
+        images, np.arange(len(images)), data, views, accelerator, seed=config.seed, stage=stage,
+        batch_size=cfg.batch_size, clean=cfg.teacher_view == "clean",
+    )  # fmt: skip
+    labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
+    if cfg.labeled_weight:
+        labels = draw_labels(splits, config.labels, config.seed)
+        targets[labels.ids] = torch.from_numpy(labels.targets)
+        labeled = Batches(
+            images, labels.ids, data, views, accelerator, seed=config.seed,
+            stage=f"{stage}-labeled", batch_size=cfg.labeled_batch_size,
+        ).steps(start, schedule.steps)  # fmt: skip
+    log = RunLog(folder, cfg, start, schedule.steps, accelerator)
+    keeper = Keeper(folder, cfg.checkpoint_every_steps, schedule.steps, log, accelerator, spent)
+    accelerator.print(
+        f"{stage}: {source} into {description['encoder']}, {len(images):,} images,"
+        f" {schedule.steps:,} steps of {cfg.batch_size}, learning rate {schedule.peak:.4g},"
+        f" temperature {temperature}"
+    )
+    net.train()
+    for step, batch in enumerate(log.waiting(batches.steps(start, schedule.steps)), start):
+        learning_rate = schedule.learning_rate(step)
+        set_learning_rate(optimizer, learning_rate)
+        seed_torch(config.seed, stage, step, accelerator.process_index)  # dropout, drop path
+        with torch.inference_mode(), accelerator.autocast():
+            shown = batch.images if batch.clean is None else batch.clean
+            teacher_logits = teacher(shown)  # (b, classes)
+        extra = next(labeled, None)
+        inputs = batch.images if extra is None else torch.cat([batch.images, extra.images])
+        logits = net(inputs)  # (b or b + labeled, classes)
+        student_logits, labeled_logits = logits.tensor_split([len(batch.images)])
+        loss = distillation_loss(student_logits, teacher_logits, temperature)
+        if extra is not None:
+            target = targets[extra.ids].to(loss.device)
+            hard = F.cross_entropy(labeled_logits, target)
+            loss = (1 - cfg.labeled_weight) * loss + cfg.labeled_weight * hard
+        require_finite(loss, step, learning_rate, folder)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        if log.due(step + 1):
+            agreement = (student_logits.argmax(1) == teacher_logits.argmax(1)).float().mean()
+            log.write(
+                step + 1,
+                loss=mean_over_processes(loss),
+                agreement=mean_over_processes(agreement),
+                learning_rate=learning_rate,
+            )
+        keeper.after(step + 1, net, optimizer)
+    log.close()
+    student = accelerator.unwrap_model(net)
+    taught_with = teacher_meta["labels"]
+    result = {
+        "stage": stage, "labels": tag, "n_labels": taught_with["number"], "seed": config.seed,
+        **evaluate(student, splits.test, data, accelerator),
+        "seconds": round(keeper.seconds, 1),
+    }  # fmt: skip
+    meta = {"kind": "classifier", "stage": stage, **description, "seed": config.seed,
+            "labels": taught_with, "result": result, "seconds": keeper.seconds}  # fmt: skip
+    folder.finish(student, meta)
+    return folder.path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run this stage alone."""
+    return run_command(
+        run,
+        argv,
+        "stages.distill",
+        "Stage 3: distill a classifier into a student on all images; writes"
+        " <output>/<run>/distill-<labels>-seed<seed>.",
+        ("distill",),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Stage 2: fine-tune on the few labels, from a middle layer of the projection head (section 2).
+
+The classifier is the encoder, the first layers of the projection head (which layers: the visible
+line marked below), and a new linear layer. Everything is trained. The same loop makes the rows to
+compare with, chosen by ``--method``:
+
+    finetune             the pretrained network, all of it trained
+    linear               the encoder frozen, a linear layer on top: linear evaluation
+    supervised           the same network from scratch on the same labels
+    supervised-student   the student's network from scratch on the same labels
+
+    accelerate launch -m stages.finetune --labels 10pct
+    accelerate launch -m stages.finetune --method linear --finetune.init runs/digits/pretrain
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from shared.artifacts import StageFolder, read_meta
+from shared.batches import Batches, plain_batches
+from shared.batchnorm import synchronize
+from shared.command import run_command
+from shared.config import Config, content, dump
+from shared.data import ImageSet, open_data
+from shared.distributed import mean_over_processes
+from shared.evaluate import evaluate, state_hash
+from shared.labels import Labels, draw_labels, labels_tag, write_labels
+from shared.models import Classifier, freeze
+from shared.networks import build_classifier, describe, keep_layers, load_contrastive, require_same_input
+from shared.optim import build_optimizer, set_learning_rate
+from shared.randomness import seed_torch
+from shared.runlog import RunLog
+from shared.training import Keeper, forced, plan, policy, require_finite, to_device
+
+
+def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> Path:
+    """Train one classifier on the labels, unless it is done; continue, if it was interrupted.
+
+    Args:
+        config: the run's configuration.
+        accelerator: of this process.
+        method: finetune, linear, supervised or supervised-student.
+
+    Returns:
+        The artifact folder ``<output>/<run>/<method>-<labels>-seed<seed>``: a classifier.
+
+    Raises:
+        UserError: on bad input, a non-finite loss, or an artifact made with other settings.
+        Stopped: after saving, where a signal asked for it.
+    """
+    pretrained = method in ("finetune", "linear")
+    cfg = {"finetune": config.finetune, "linear": config.linear}.get(method, config.supervised)
+    splits = open_data(config.data, config.labels, accelerator.is_local_main_process)
+    labels = draw_labels(splits, config.labels, config.seed)
+    source = Path(cfg.init) if cfg.init else config.folder / "pretrain"
+    if pretrained:
+        parent = read_meta(source)
+        require_same_input(parent, config.data, source)
+        start_from = {"parent": parent["weights_sha256"]}
+    else:
+        model_config = config.model
+        if method == "supervised-student":
+            model_config = replace(model_config, encoder=config.distill.student)
+        parent = describe(model_config, config.data)
+        start_from = content(model_config, "model")
+    # from which layer of the projection head to tune (section 2): 0 is the encoder's own output
+    few = len(labels.ids) <= 0.1 * (splits.train.labels >= 0).sum()
+    from_layer = cfg.from_layer if cfg.from_layer is not None else (1 if few else 0)
+    settings = {
+        "stage": method,
+        **content(config.data, "data"),
+        **content(config.augment, "augment"),
+        **content(cfg, cfg.section),
+        **start_from,
+        "from_layer": from_layer,
+        "labels": labels.hash,
+        "seed": config.seed,
+        "precision": accelerator.mixed_precision,
+    }
+    tag = labels_tag(config.labels)
+    folder = StageFolder(
+        config.folder / f"{method}-{tag}-seed{config.seed}",
+        settings,
+        force=forced(config, method),
+        accelerator=accelerator,
+    )
+    if folder.done:
+        return folder.path
+    folder.start(dump(config))
+    if accelerator.is_main_process:
+        write_labels(folder.path / "labels.csv", splits.train, labels)
+
+    seed_torch(config.seed, method)
+    description = {
+        **{key: parent[key] for key in ("encoder", "head", "image_size", "mean", "std")},
+        "classes": list(splits.train.classes),
+        "from_layer": from_layer,
+    }
+    if pretrained:
+        model = keep_layers(load_contrastive(source)[0], from_layer, len(splits.train.classes))
+    else:
+        model = build_classifier(description)
+    if method == "linear":
+        freeze(model)
+    schedule = plan(cfg, len(labels.ids))
+    rates = {part: cfg.encoder_rate for part in ("encoder", "layers") if part != "layers" or from_layer}
+    optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum, rates)
+    model = to_device(synchronize(model), config, accelerator)
+    if cfg.linear_init == "class_means":
+        start_from_class_means(model, splits.train, labels, config, accelerator.device)
+    frozen_before = state_hash(model.encoder)
+    net, optimizer = accelerator.prepare(model, optimizer)
+    start, spent = folder.load_state(model, optimizer)
+
+    batches = Batches(
+        splits.train, labels.ids, config.data, policy(config.augment, cfg.augmentation),
+        accelerator, seed=config.seed, stage=method, batch_size=cfg.batch_size,
+    )  # fmt: skip
+    log = RunLog(folder, cfg, start, schedule.steps, accelerator)
+    keeper = Keeper(folder, cfg.checkpoint_every_steps, schedule.steps, log, accelerator, spent)
+    targets = torch.full((len(splits.train),), -1)
+    targets[labels.ids] = torch.from_numpy(labels.targets)
+    accelerator.print(
+        f"{method}: {len(labels.ids):,} labels of {len(description['classes'])} classes"
+        f" (hash {labels.hash}), {schedule.steps:,} steps of {cfg.batch_size}, learning rate"
+        f" {schedule.peak:.4g}, from layer {from_layer} of the projection head"
+    )
+    net.train(cfg.batch_norm == "batch")
+    for step, batch in enumerate(log.waiting(batches.steps(start, schedule.steps)), start):
+        learning_rate = schedule.learning_rate(step)
+        set_learning_rate(optimizer, learning_rate)
+        seed_torch(config.seed, method, step, accelerator.process_index)  # dropout, drop path
+        logits = net(batch.images)  # (b, classes)
+        target = targets[batch.ids].to(logits.device)  # (b,)
+        loss = F.cross_entropy(logits, target)
+        require_finite(loss, step, learning_rate, folder)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        if log.due(step + 1):
+            accuracy = (logits.argmax(1) == target).float().mean()
+            log.write(
+                step + 1,
+                loss=mean_over_processes(loss),
+                top1=mean_over_processes(accuracy),
+                learning_rate=learning_rate,
+            )
+        keeper.after(step + 1, net, optimizer)
+    log.close()
+    model = accelerator.unwrap_model(net)
+    if method == "linear" and state_hash(model.encoder) != frozen_before:
+        raise AssertionError("linear evaluation changed the encoder")
+    result = {
+        "stage": method, "labels": tag, "n_labels": len(labels.ids), "seed": config.seed,
+        **evaluate(model, splits.test, config.data, accelerator),
+        "seconds": round(keeper.seconds, 1),
+    }  # fmt: skip
+    meta = {"kind": "classifier", "stage": method, **description, "seed": config.seed,
+            "labels": {"given": config.labels, "hash": labels.hash, "number": len(labels.ids)},
+            "result": result, "seconds": keeper.seconds}  # fmt: skip
+    folder.finish(model, meta)
+    return folder.path
+
+
+@torch.no_grad()
+def start_from_class_means(
+    model: Classifier, images: ImageSet, labels: Labels, config: Config, device: torch.device
+) -> None:
+    """Set the linear layer to the nearest-class-mean classifier of the pretrained features.
+
+    -|x - m|^2 / 2 = m x - |m|^2 / 2 - |x|^2 / 2, whose last term all classes share: so the class
+    mean m is the kernel and -|m|^2 / 2 the bias. Both are divided by the mean of |x - m|^2, which
+    puts the logits on the scale of the distances (a Gaussian of that variance in each class).
+    """
+    model.eval()
+    features = torch.cat(
+        [
+            model.features(batch).float()
+            for batch, _ in plain_batches(images, labels.ids, config.data, 256, device)
+        ]
+    )  # (k, F)
+    targets = torch.from_numpy(labels.targets).to(device)
+    classes = F.one_hot(targets, model.linear.out_features).float()  # (k, C)
+    means = (classes.T @ features) / classes.sum(0)[:, None]  # (C, F)
+    variance = (features - means[targets]).square().sum(1).mean()
+    model.linear.weight.copy_(means / variance)
+    model.linear.bias.copy_(-means.square().sum(1) / (2 * variance))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run this stage alone."""
+    return run_command(
+        lambda config, accelerator: run(config, accelerator, config.method),
+        argv,
+        "stages.finetune",
+        "Stage 2: fine-tune on the labels; writes <output>/<run>/<method>-<labels>-seed<seed>.",
+        ("finetune",),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

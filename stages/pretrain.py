@@ -1,0 +1,130 @@
+"""Stage 1: learn from all images without labels (SimCLRv2, section 2, eq. 1).
+
+Two random views of each image go through the encoder and a deep projection head; the contrastive
+loss asks each view to pick out its partner among all views of the batch. What is kept is the
+encoder and the *whole* head, because fine-tuning starts from a middle layer of it.
+
+    accelerate launch -m stages.pretrain                             # the embedded digits
+    accelerate launch -m stages.pretrain --config configs/cifar10.yaml
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from shared.artifacts import StageFolder
+from shared.batches import Batches
+from shared.batchnorm import synchronize
+from shared.command import run_command
+from shared.config import Config, content, dump
+from shared.data import open_data
+from shared.distributed import gather_with_grad, mean_over_processes
+from shared.losses import contrastive_metrics, nt_xent
+from shared.networks import build_contrastive, describe
+from shared.optim import build_optimizer, set_learning_rate
+from shared.randomness import seed_torch
+from shared.runlog import RunLog
+from shared.training import Keeper, forced, plan, require_finite, to_device
+
+
+def run(config: Config, accelerator: Accelerator) -> Path:
+    """Pretrain, unless it is done; continue, if it was interrupted.
+
+    Returns:
+        The artifact folder ``<output>/<run>/pretrain``: encoder and projection head.
+
+    Raises:
+        UserError: on bad input, a non-finite loss, or an artifact made with other settings.
+        Stopped: after saving, where a signal asked for it.
+    """
+    cfg, data = config.pretrain, config.data
+    images = open_data(data, config.labels, accelerator.is_local_main_process).train
+    settings = {
+        "stage": "pretrain",
+        **content(data, "data"),
+        **content(config.augment, "augment"),
+        **content(config.model, "model"),
+        **content(cfg, "pretrain"),
+        "images": images.fingerprint,
+        "precision": accelerator.mixed_precision,
+    }
+    folder = StageFolder(
+        config.folder / "pretrain",
+        settings,
+        force=forced(config, "pretrain"),
+        accelerator=accelerator,
+    )
+    if folder.done:
+        return folder.path
+    folder.start(dump(config))
+
+    seed_torch(cfg.seed, "pretrain")
+    description = describe(config.model, data)
+    model = build_contrastive(description, config.model.pretrained)
+    schedule = plan(cfg, len(images))
+    optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
+    model = to_device(synchronize(model), config, accelerator)
+    net, optimizer = accelerator.prepare(model, optimizer)
+    start, spent = folder.load_state(model, optimizer)
+
+    batches = Batches(
+        images, np.arange(len(images)), data, config.augment, accelerator,
+        seed=cfg.seed, stage="pretrain", batch_size=cfg.batch_size, views=2,
+    )  # fmt: skip
+    log = RunLog(folder, cfg, start, schedule.steps, accelerator)
+    keeper = Keeper(folder, cfg.checkpoint_every_steps, schedule.steps, log, accelerator, spent)
+    accelerator.print(
+        f"pretrain: {len(images):,} images, {schedule.steps:,} steps of {cfg.batch_size} images,"
+        f" learning rate {schedule.peak:.4g}, negatives per anchor: {2 * cfg.batch_size - 2}"
+    )
+    net.train()
+    for step, batch in enumerate(log.waiting(batches.steps(start, schedule.steps)), start):
+        learning_rate = schedule.learning_rate(step)
+        set_learning_rate(optimizer, learning_rate)
+        seed_torch(cfg.seed, "pretrain", step, accelerator.process_index)  # dropout, drop path
+        z1, z2 = net(batch.images).chunk(2)  # (b, D) each
+        z1_all, z2_all = gather_with_grad(z1), gather_with_grad(z2)  # (B, D) each
+        offset = accelerator.process_index * len(z1)
+        loss = nt_xent(z1, z2, cfg.temperature, z1_all, z2_all, offset)
+        require_finite(loss, step, learning_rate, folder)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        if log.due(step + 1):
+            accuracy, entropy = contrastive_metrics(z1, z2_all, cfg.temperature, offset)
+            log.write(
+                step + 1,
+                loss=mean_over_processes(loss),
+                contrastive_top1=mean_over_processes(accuracy),
+                contrastive_entropy=mean_over_processes(entropy),
+                loss_of_chance=2 * math.log(max(2 * cfg.batch_size - 1, 1)),
+                learning_rate=learning_rate,
+                negatives_per_anchor=2 * cfg.batch_size - 2,
+            )
+        keeper.after(step + 1, net, optimizer)
+    log.close()
+    meta = {"kind": "encoder", "stage": "pretrain", **description, "seed": cfg.seed,
+            "images": len(images), "seconds": keeper.seconds}  # fmt: skip
+    folder.finish(accelerator.unwrap_model(net), meta)
+    accelerator.print(f"pretrain: done in {keeper.seconds:.0f} s, {folder.path}")
+    return folder.path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run this stage alone."""
+    return run_command(
+        run,
+        argv,
+        "stages.pretrain",
+        "Stage 1: learn from all images without labels; writes <output>/<run>/pretrain.",
+        ("data", "augment", "model", "pretrain"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
