@@ -94,7 +94,7 @@ class Augmentation:
         ]
         for name, allowed, holds in rules:
             if not holds:
-                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)}")
+                raise ValueError(f"augment.{name} must be {allowed}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,6 @@ def _draw_boxes_once(
     min_area, max_area = policy.crop_area[0] * H * W, policy.crop_area[1] * H * W
     aspect = rng.uniform(*policy.crop_aspect, len(H))  # width / height
     widest = np.floor((W + 0.5) / aspect)  # height at which the rounded width just fits
-    widest -= np.rint(widest * aspect) > W
     highest = np.minimum(np.rint(np.sqrt(max_area / aspect)), np.minimum(widest, H))
     lowest = np.minimum(np.rint(np.sqrt(min_area / aspect)), highest)
     h = rng.integers(lowest.astype(np.int64), highest.astype(np.int64), endpoint=True)
@@ -196,7 +195,7 @@ def draw(policy: Augmentation, rng: np.random.Generator, batch_size: int) -> Dra
     """
     B = batch_size
     reach = policy.color_strength * JITTER_RANGES
-    low, high = np.maximum(1 - reach, 0), 1 + reach  # brightness, contrast, saturation: factors
+    low, high = 1 - reach, 1 + reach  # brightness, contrast, saturation: factors
     low[3], high[3] = -reach[3], reach[3]  # hue: a shift
     if policy.brightness == "additive":
         low[0], high[0] = -reach[0], reach[0]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -45,10 +45,11 @@ class BatchNorm(nn.BatchNorm2d):
         dtype: of parameters and buffers.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-    momentum: float
+    # never None, unlike in torch's class
+    running_mean: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    running_var: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    num_batches_tracked: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    momentum: float  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -113,6 +114,9 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
 
 class _GlobalBatchNormAct(BatchNormAct2d):
     """timm's batch norm with activation, converted by `synchronize`."""
+
+    drop: nn.Module
+    act: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and _process_count() > 1:
@@ -204,7 +208,9 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dy: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, weight, mean, invstd, counts = ctx.saved_tensors
         if x.is_cuda:
             if not dy.is_contiguous(memory_format=torch.channels_last):

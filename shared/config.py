@@ -374,6 +374,11 @@ class _Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())
         known = [name for action in self._actions for name in action.option_strings]
+        wrong = re.search(r'key "([\w.]+)":.* Expected an? (.+)\. Got value: (.*)', text)
+        if wrong:
+            kind = re.sub(r"<class '(\w+)'>", r"\1", wrong[2])
+            kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
+            text = f"{wrong[1]} must be {kind}, got {wrong[3]}"
         unknown = re.search(r"(?:unrecognized arguments?: |option ')(--)?([\w.-]+)", text)
         if unknown:
             name = unknown[2]

@@ -87,7 +87,7 @@ def nt_xent_tiled(
         # Unit vectors bound the logits by 1/temperature. Up to 32 their exponentials, their sums
         # and the quotients of these are far from overflow, so no maximum need be subtracted.
         if candidates is anchors and normalize and temperature >= 1 / 32:
-            return _SymmetricNTXent.apply(u, tile_rows)
+            return _SymmetricNTXent.apply(u, min(tile_rows, len(z1)))
         v = candidates * temperature**-0.5
         return _GatheredNTXent.apply(u, v, offset, tile_rows)
 
@@ -96,6 +96,7 @@ class _SymmetricNTXent(torch.autograd.Function):
     """One process: anchors and candidates are the same u (2N, D), so s = u u^T is symmetric.
 
     Only tiles from the diagonal to the right are computed; each stands for its mirror image too.
+    With at most N rows to a tile, a pair of views meets in the tile of its first view alone.
     """
 
     @staticmethod

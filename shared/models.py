@@ -2,6 +2,7 @@
 
 import difflib
 from collections import OrderedDict
+from typing import cast
 
 import timm
 import torch
@@ -35,6 +36,7 @@ def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kw
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists them"
         raise ValueError(f"unknown encoder {name!r}: {hint}") from error
+    assert config is not None  # allow_unregistered=False
     if pretrained and not config.has_weights:
         raise ValueError(f"timm has no pretrained weights of {name!r}: set pretrained to false")
     if name.startswith("simclr_resnet") and image_size <= SMALL_IMAGE:
@@ -44,7 +46,9 @@ def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kw
 
     try:
         encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-        blank = next(encoder.parameters()).new_zeros(1, encoder.in_chans, image_size, image_size)
+        blank = next(encoder.parameters()).new_zeros(
+            1, kwargs.get("in_chans", 3), image_size, image_size
+        )
         encoder.eval()  # one image in train mode would be no batch
         with torch.no_grad():
             features = encoder(blank)
@@ -147,7 +151,7 @@ class Classifier(nn.Module):
         head_layers: int = 0,
     ) -> None:
         super().__init__()
-        layers, widths = ([], [encoder.head_hidden_size])
+        layers, widths = ([], [cast(int, encoder.head_hidden_size)])
         if head is not None:
             layers, widths = list(head.layers), head.widths
         if not 0 <= head_layers <= len(layers):

@@ -6,13 +6,12 @@ CIFAR networks of He et al. 2016 (section 4.2: 6n + 2 layers) built from the sam
 Images are (B, C, H, W) in [0, 1], not normalised by mean and deviation.
 """
 
-import itertools
 import math
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from timm.layers import create_classifier
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -226,18 +225,21 @@ class SimCLRResNet(nn.Module):
         self.stem = nn.Sequential()
         if small_stem:
             self.stem.extend(conv_bn_relu(in_chans, base, 3))
+        elif sk_ratio > 0:  # ResNet-D
+            self.stem.extend(conv_bn_relu(in_chans, base // 2, 3, stride=2))
+            self.stem.extend(conv_bn_relu(base // 2, base // 2, 3))
+            self.stem.extend(conv_bn_relu(base // 2, base, 3))
         else:
-            if sk_ratio > 0:  # ResNet-D
-                self.stem.extend(conv_bn_relu(in_chans, base // 2, 3, stride=2))
-                self.stem.extend(conv_bn_relu(base // 2, base // 2, 3))
-                self.stem.extend(conv_bn_relu(base // 2, base, 3))
-            else:
-                self.stem.extend(conv_bn_relu(in_chans, base, 7, stride=2))
+            self.stem.extend(conv_bn_relu(in_chans, base, 7, stride=2))
+        self.feature_info = [
+            {
+                "num_chs": base,
+                "reduction": 1 if small_stem else 2,
+                "module": f"stem.{len(self.stem) - 1}",
+            }
+        ]
+        if not small_stem:
             self.stem.append(MaxPool())
-        reduction = 1 if small_stem else 2
-        relu = len(self.stem) - (1 if small_stem else 2)
-        self.feature_info = [{"num_chs": base, "reduction": reduction, "module": f"stem.{relu}"}]
-        reduction = 1 if small_stem else 4
 
         self.groups = nn.Sequential()
         bottleneck = depth >= 50
@@ -254,7 +256,11 @@ class SimCLRResNet(nn.Module):
                 channels = (base << g) * (4 if bottleneck else 1)
             self.groups.append(group)
             self.feature_info.append(
-                {"num_chs": channels, "reduction": reduction << g, "module": f"groups.{g}"}
+                {
+                    "num_chs": channels,
+                    "reduction": (1 if small_stem else 4) << g,
+                    "module": f"groups.{g}",
+                }
             )
         self.num_features = channels
         self.reset_classifier(num_classes, global_pool)
@@ -265,14 +271,15 @@ class SimCLRResNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a new classifier on top (none for 0); ``global_pool`` None keeps the pooling."""
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(
+                pool_type=global_pool, flatten=global_pool != ""
+            )
         self.num_classes = num_classes
-        self.global_pool, self.fc = create_classifier(
-            self.num_features,
-            num_classes,
-            self.global_pool.pool_type if global_pool is None else global_pool,
-        )
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.fc.to(self.stem[0].weight)
+        self.fc = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        trunk = next(self.parameters())
+        self.fc.to(trunk.device, trunk.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the blocks' inputs for the backward pass, which computes the rest again."""
@@ -282,8 +289,9 @@ class SimCLRResNet(nn.Module):
         """Images (B, in_chans, H, W) -> last feature map (B, num_features, H', W')."""
         x = self.stem(x)
         recompute = self.grad_checkpointing and self.training
-        for block in itertools.chain(*self.groups):
-            x = _recomputed(block, x) if recompute else block(x)
+        for group in self.groups:
+            for block in group.children():
+                x = _recomputed(block, x) if recompute else block(x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

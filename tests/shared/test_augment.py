@@ -141,6 +141,10 @@ def test_gray_pixels_survive_saturation_and_hue():
         got = ops.adjust_saturation(gray, torch.full((3,), factor))
         torch.testing.assert_close(got, gray, rtol=0, atol=ATOL)
     torch.testing.assert_close(ops.adjust_hue(gray, torch.full((3,), 0.2)), gray, rtol=0, atol=ATOL)
+    # Where the resize overshot below black, S counts as 0 and all channels become V.
+    below = torch.tensor([-0.1, -0.3, -0.2]).view(1, 3, 1, 1)
+    got = ops.adjust_saturation(below, torch.tensor([1.8]))
+    torch.testing.assert_close(got, torch.full((1, 3, 1, 1), -0.1))
 
 
 @given(st.floats(-1 / 3, 1 / 3), st.integers(0, 2**16))
@@ -281,6 +285,13 @@ def test_views_have_their_size_and_range(B, H, W, size, seed, brightness, antial
     assert 0 <= views.min() <= views.max() <= 1  # false if anything is NaN
 
 
+def test_blur_of_white_is_not_whiter():
+    policy = Augmentation(flip=0, jitter=0, grayscale=0, blur=1, blur_sigma_per="image")
+    views = apply(policy, torch.ones(64, 3, 64, 64), draw(policy, rng(), 64))
+    assert views.max() <= 1
+    assert views.min() < 0.6  # beyond the border lies black
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**16))
 @settings(max_examples=30, deadline=None)
 def test_the_whole_image_at_its_own_size_is_the_image(H, W, seed):
@@ -328,6 +339,47 @@ def test_boxes_are_distributed_as_recorded(recorded, case):
     edges = [np.linspace(0, side + 1, 17) for side in (H, W)]
     counts = np.stack(
         [np.histogram2d(b[:, 2], b[:, 3], bins=edges)[0].ravel() for b in (ours, theirs)]
+    )
+    counts = counts[:, counts.sum(0) >= 10]
+    assert stats.chi2_contingency(counts).pvalue > 1e-3
+
+
+def draw_box_in_words(policy, chance, H, W):
+    """SPEC.md section 10, sentence by sentence, one box at a time."""
+    low, high = (share * H * W for share in policy.crop_area)
+    for _ in range(100):
+        aspect = chance.uniform(*policy.crop_aspect)
+        smallest, largest = round((low / aspect) ** 0.5), round((high / aspect) ** 0.5)
+        while round(largest * aspect) > W or largest > H:
+            largest -= 1
+        h = chance.integers(min(smallest, largest), largest + 1)
+        if h * round(h * aspect) < low:
+            h += 1
+        if h * round(h * aspect) > high:
+            h -= 1
+        w = round(h * aspect)
+        inside = 0 < h <= H and 0 < w <= W and low <= h * w <= high
+        if inside and h * w >= policy.crop_min_covered * H * W:
+            return h, w
+    return H, W
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Augmentation(crop_area=(0.1, 0.15)),
+        Augmentation(crop_area=(0.3, 0.4), crop_aspect=(0.5, 2.5)),
+        Augmentation(crop_area=(0.6, 0.7), crop_aspect=(0.8, 1.2)),
+    ],
+)
+def test_boxes_of_tiny_images(policy):
+    """On 9 x 8 pixels rounding decides everything."""
+    n, chance = 4000, rng(8)
+    ours = draw_boxes(policy, rng(9), [9] * 5 * n, [8] * 5 * n)[:, 2:].tolist()
+    theirs = [draw_box_in_words(policy, chance, 9, 8) for _ in range(n)]
+    shapes = sorted({(h, w) for h, w in theirs} | {(h, w) for h, w in ours})
+    counts = np.array(
+        [[sum((h, w) == shape for h, w in boxes) for shape in shapes] for boxes in (ours, theirs)]
     )
     counts = counts[:, counts.sum(0) >= 10]
     assert stats.chi2_contingency(counts).pvalue > 1e-3

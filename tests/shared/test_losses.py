@@ -18,10 +18,10 @@ REPLICAS, REPLICAS_META = golden.load("multi_replica.npz")
 
 
 def assert_close(actual, expected, relative=1e-5):
-    """Relative to the largest entry: small gradients are differences of large terms."""
+    """Relative to the largest entry; where all are 0 (a batch of one) only rounding is allowed."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     error = np.abs(actual - expected).max()
-    assert error <= relative * max(np.abs(expected).max(), 0.1), f"off by {error}"
+    assert error <= relative * np.abs(expected).max() + 1e-12, f"off by {error}"
 
 
 def by_definition(z1, z2, temperature, z1_all, z2_all, offset, normalize):
@@ -47,12 +47,14 @@ def test_nt_xent_is_the_reference(case, loss):
     z1, z2 = hidden.chunk(2)
     value = loss(z1, z2, flags["temperature"], normalize=flags["hidden_norm"])
     value.backward()
-    # The gradient of the zero row is 1e6 times that of the others: compared row by row.
     expected = NT_XENT[f"{case}/grad"]
     assert_close(value.item(), NT_XENT[f"{case}/loss"])
     assert_close(value.item(), NT_XENT[f"{case}/loss_np64"])
-    for row in range(len(hidden)):
-        assert_close(hidden.grad[row], expected[row])
+    huge = np.abs(expected).max(1) > 1e3  # the zero row's, 1e6 times that of the others
+    assert huge.any() == (flags["kind"] == "zero_row")
+    assert_close(hidden.grad[~huge], expected[~huge])
+    if huge.any():
+        assert_close(hidden.grad[huge], expected[huge])
 
 
 @pytest.mark.parametrize("case", NT_XENT_META)
@@ -153,12 +155,16 @@ def test_values_and_gradients_are_those_of_the_definition(
         assert_close(result[1], z.grad, 1e-9)
 
 
-@pytest.mark.parametrize("temperature", [0.02, 0.05, 0.1, 0.5, 2.0])
+@pytest.mark.parametrize("temperature", [0.01, 0.03, 0.05, 0.1, 0.5, 2.0])
 @pytest.mark.parametrize("D", [8, 128])
-def test_tiled_equals_plain_in_float32(D, temperature):
+@pytest.mark.parametrize("gathered", [False, True])
+def test_tiled_equals_plain_in_float32(D, temperature, gathered):
     z = random_views(300, 300, D, 0).float()
+    if D == 128:
+        z[1] = torch.randn(300, D, generator=torch.Generator().manual_seed(1))
     plain, tiled = z.clone().requires_grad_(), z.clone().requires_grad_()
-    a, b = nt_xent(*plain, temperature), nt_xent_tiled(*tiled, temperature)
+    others = (z[0].clone(), z[1].clone()) if gathered else ()
+    a, b = nt_xent(*plain, temperature, *others), nt_xent_tiled(*tiled, temperature, *others)
     a.backward()
     b.backward()
     assert_close(b.item(), a.item())
@@ -218,20 +224,24 @@ def test_swapping_the_views_changes_nothing(loss, gathered):
 
 
 @pytest.mark.parametrize("loss", [nt_xent, nt_xent_tiled])
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_autocast_does_not_reach_the_logits(loss, temperature):
+@pytest.mark.parametrize("gathered", [False, True])
+def test_autocast_does_not_reach_the_logits(loss, gathered):
     z = random_views(20, 20, 16, 3).float()
     outside, inside = z.clone().requires_grad_(), z.clone().requires_grad_()
-    expected = loss(outside[0], outside[1], temperature)
+    others = (z[0].clone(), z[1].clone()) if gathered else ()
+    expected = loss(outside[0], outside[1], 0.1, *others)
     expected.backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(inside[0], inside[1], temperature)
-        metrics = contrastive_metrics(z[0], z[1], temperature)
+        value = loss(inside[0], inside[1], 0.1, *others)
+        metrics = contrastive_metrics(z[0], z[1], 0.1)
+        if loss is nt_xent_tiled:  # torch's own backward functions do follow autocast
+            value.backward()
+    if loss is nt_xent:
         value.backward()
     assert value.dtype == torch.float32
     assert value.item() == expected.item()
     assert torch.equal(inside.grad, outside.grad)
-    assert metrics == contrastive_metrics(z[0], z[1], temperature)
+    assert metrics == contrastive_metrics(z[0], z[1], 0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
