@@ -88,37 +88,33 @@ class LARS(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum_buffer"] for p in params]
 
-            updates = [p.grad for p in params]
-            if group["weight_decay"]:
-                updates = torch._foreach_add(updates, params, alpha=group["weight_decay"])
+            # With weight decay 0 too: a list of our own, so that all below may work in place.
+            updates = torch._foreach_add(
+                [p.grad for p in params], params, alpha=group["weight_decay"]
+            )
             if group["classic_momentum"]:
-                updates = _apply_rate(updates, params, group)
-                updates = _apply_momentum(updates, buffers, group)
+                torch._foreach_mul_(updates, _rates(params, updates, group))
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, updates)
+            if group["nesterov"]:
+                torch._foreach_add_(updates, buffers, alpha=group["momentum"])
             else:
-                updates = _apply_momentum(updates, buffers, group)
-                updates = _apply_rate(updates, params, group)
+                updates = buffers
+            if not group["classic_momentum"]:
+                updates = torch._foreach_mul(updates, _rates(params, updates, group))
             torch._foreach_sub_(params, updates)
         return loss
 
 
-def _apply_rate(updates, params, group: dict[str, Any]):
-    """The updates times learning rate and trust ratio; no norm is ever copied to the host."""
+def _rates(params, updates, group: dict[str, Any]):
+    """Learning rate times trust ratio for each parameter; no norm is ever copied to the host."""
     if not group["adapt"]:
-        return torch._foreach_mul(updates, group["lr"])
-    weight_norm = torch.stack(torch._foreach_norm(params))  # (number of layers,)
+        return group["lr"]
+    weight_norm = torch.stack(torch._foreach_norm(params))  # (number of parameters,)
     update_norm = torch.stack(torch._foreach_norm(updates))
     ratio = group["eeta"] * weight_norm / update_norm
     ratio = torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
-    return torch._foreach_mul(updates, (group["lr"] * ratio).unbind())
-
-
-def _apply_momentum(updates, buffers, group: dict[str, Any]):
-    """Add the updates to the buffers in place; the buffers, or a step ahead of them (Nesterov)."""
-    torch._foreach_mul_(buffers, group["momentum"])
-    torch._foreach_add_(buffers, updates)
-    if group["nesterov"]:
-        return torch._foreach_add(updates, buffers, alpha=group["momentum"])
-    return buffers
+    return (group["lr"] * ratio).unbind()
 
 
 def parameter_groups(

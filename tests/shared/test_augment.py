@@ -532,7 +532,7 @@ def test_no_colour_at_strength_zero():
     ],
 )
 def test_a_bad_setting_is_named(name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be .*, got ") as error:
+    with pytest.raises(ValueError, match=rf"^augment\.{name} must be .*, got ") as error:
         Augmentation(**{name: value})
     assert str(error.value).endswith(f"got {value}")
     assert "\n" not in str(error.value)

@@ -83,7 +83,8 @@ def test_one_value_per_channel(dtype):
     mean, var = module.running_mean.clone(), module.running_var.clone()
     x = torch.randn(1, 4, 1, 1, requires_grad=True, dtype=dtype)
     y = module(x)
-    torch.testing.assert_close(y, module.bias.view(1, 4, 1, 1).to(dtype))
+    # (x - mean) / sqrt(eps) magnifies the rounding of x by 316
+    torch.testing.assert_close(y, module.bias.view(1, 4, 1, 1).to(dtype), rtol=1e-2, atol=1e-4)
     torch.testing.assert_close(module.running_var, 0.9 * var)
     torch.testing.assert_close(module.running_mean, 0.9 * mean + 0.1 * x.detach().flatten().float())
     y.sum().backward()

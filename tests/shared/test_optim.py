@@ -290,15 +290,16 @@ def test_optimizer_names():
         build_optimizer("adam", model, 0.1)
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_every_optimizer_learns(name):
+@pytest.mark.parametrize(("name", "peak"), [("lars", 5.0), ("sgd", 0.02), ("adamw", 0.02)])
+def test_every_optimizer_learns(name, peak):
     torch.manual_seed(0)
-    x, model = torch.randn(64, 5), nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 1))
+    layers = nn.Linear(5, 16, bias=False), nn.ReLU(), nn.Linear(16, 1, bias=False)
+    x, model = torch.randn(64, 5), nn.Sequential(*layers)
     y = x.sum(1, keepdim=True)
     optimizer = build_optimizer(name, model, 1e-4)
     losses = []
     for step in range(100):
-        set_learning_rate(optimizer, learning_rate_at(step, 100, 10, 0.02))
+        set_learning_rate(optimizer, learning_rate_at(step, 100, 10, peak))
         optimizer.zero_grad()
         loss = (model(x) - y).square().mean()
         loss.backward()
@@ -342,7 +343,7 @@ def test_the_curve_rises_then_falls(total, share, peak):
 
 
 def test_a_warmup_as_long_as_the_run_is_refused():
-    with pytest.raises(ValueError, match="warmup of 10 steps .* run of 10"):
+    with pytest.raises(ValueError, match=r"warmup of 10 steps .* run of 10"):
         learning_rate_at(0, 10, 10, 1.0)
 
 
