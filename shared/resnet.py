@@ -288,10 +288,11 @@ class SimCLRResNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> last feature map (B, num_features, H', W')."""
         x = self.stem(x)
-        recompute = self.grad_checkpointing and self.training
+        if not (self.grad_checkpointing and self.training):
+            return self.groups(x)
         for group in self.groups:
             for block in group.children():
-                x = _recomputed(block, x) if recompute else block(x)
+                x = _recomputed(block, x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

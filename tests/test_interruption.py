@@ -1,0 +1,93 @@
+"""Real processes, killed: the end result is bit for bit that of an uninterrupted run."""
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_pipeline import TINY
+
+SMALL = [
+    *TINY, "--pretrain.steps=60", "--distill.steps=40", "--finetune.steps=30",
+    *(f"--{s}.checkpoint_every_steps=3" for s in ("pretrain", "finetune", "distill")),
+    *(f"--{s}.log_every_steps=1" for s in ("pretrain", "finetune", "distill")),
+]  # fmt: skip
+
+
+def start(output: Path) -> subprocess.Popen:
+    command = [sys.executable, "pipeline.py", *SMALL, f"--output={output}"]
+    return subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        text=True,
+    )  # fmt: skip
+
+
+def weights(output: Path) -> dict[str, str]:
+    files = sorted(output.rglob("model.safetensors"))
+    return {f.parent.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def wait_for_step(process: subprocess.Popen, output: Path, stage: str, step: int) -> None:
+    """Return when the stage has logged that step; fail if the process ends before."""
+    log = output / "digits" / stage / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if log.exists() and len(log.read_text().splitlines()) >= step:
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    pytest.fail(f"{stage} did not reach step {step}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted")
+    process = start(output)
+    assert process.wait() == 0, process.communicate()[1]
+    return output
+
+
+def test_sigkill_at_random_steps_changes_no_bit(uninterrupted, tmp_path):
+    seed = random.randrange(2**32)
+    print("seed", seed)  # shown when the test fails
+    rng = random.Random(seed)
+    kills = [
+        ("pretrain", rng.randint(2, 30)),
+        ("pretrain", rng.randint(32, 58)),
+        ("finetune-1pct-seed0", rng.randint(2, 28)),
+        ("distill-1pct-seed0", rng.randint(2, 38)),
+    ]
+    for stage, step in kills:
+        process = start(tmp_path)
+        wait_for_step(process, tmp_path, stage, step)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not (tmp_path / "digits" / stage / "meta.json").exists()
+    process = start(tmp_path)
+    assert process.wait() == 0, process.communicate()[1]
+    assert weights(tmp_path) == weights(uninterrupted)
+    for stage in ("pretrain", "finetune-1pct-seed0", "distill-1pct-seed0"):
+        logs = [(run / "digits" / stage / "metrics.jsonl") for run in (tmp_path, uninterrupted)]
+        losses = [[json.loads(line)["loss"] for line in log.open()] for log in logs]
+        assert losses[0] == losses[1]  # the log too reads as if nothing had happened
+
+
+def test_sigterm_saves_says_so_and_the_next_call_goes_on(uninterrupted, tmp_path):
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path, "pretrain", 7)
+    process.terminate()
+    _, stderr = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the state is saved" in stderr
+    assert "Traceback" not in stderr
+    (state,) = (tmp_path / "digits/pretrain/state").iterdir()
+    assert int(state.stem) >= 7
+    process = start(tmp_path)
+    assert process.wait() == 0, process.communicate()[1]
+    assert weights(tmp_path) == weights(uninterrupted)
