@@ -118,7 +118,8 @@ class StageFolder:
     def __init__(
         self, path: Path, settings: Mapping[str, Any], *, force: bool, accelerator: Accelerator
     ):
-        self.path, self.main = path, accelerator.is_main_process
+        self.path, self.accelerator = path, accelerator
+        self.main = accelerator.is_main_process
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
         self.meta: dict[str, Any] | None = None
         if force and self.main and path.exists():
@@ -207,6 +208,7 @@ class StageFolder:
             }
             write_atomically(self.path / "meta.json", json.dumps(complete, indent=1))
             shutil.rmtree(self.path / "state", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -83,6 +83,7 @@ def run_command(
             torch.set_num_threads(config.threads)
         precision = hardware_precision() if config.precision == "auto" else config.precision
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else processes on CPU would not meet
             mixed_precision=precision,
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=config.folder,
@@ -93,8 +94,8 @@ def run_command(
         stages(config, accelerator)
         accelerator.end_training()
     except UserError as error:
-        if main_process:
-            print(f"error: {error}", file=sys.stderr)
+        who = "" if main_process else f"process {os.environ['RANK']}: "
+        print(f"error: {who}{error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         if main_process:

@@ -109,8 +109,7 @@ class _SymmetricNTXent(torch.autograd.Function):
             e = _symmetric_tile(u, start, stop)
             sums[start:stop] += e.sum(1)
             sums[stop:] += e[:, tile_rows:].sum(0)
-            if start < N:
-                positives[start:stop] = e.diagonal(N)
+            positives[start:stop] = e.diagonal(N)  # empty in rows of second views
         ctx.save_for_backward(u, sums)
         ctx.tile_rows = tile_rows
         # The quotient of what one product gave loses no digits where the loss is nearly 0.
@@ -128,8 +127,7 @@ class _SymmetricNTXent(torch.autograd.Function):
                 stop = start + ctx.tile_rows
                 p = _symmetric_tile(u, start, stop)
                 p *= inverse[start:stop, None] + inverse[start:]  # p_ij + p_ji
-                if start < N:
-                    p.diagonal(N).sub_(2)  # s_i,positive: once for i, once for its partner
+                p.diagonal(N).sub_(2)  # s_i,positive: once for i, once for its partner
                 grad[start:stop].addmm_(p, u[start:])
                 grad[stop:].addmm_(p[:, ctx.tile_rows :].T, u[start:stop])
         return grad * (grad_loss / N), None

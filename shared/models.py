@@ -6,6 +6,7 @@ from typing import cast
 
 import timm
 import torch
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from shared import resnet  # registers the SimCLRv2 family with timm
@@ -55,6 +56,11 @@ def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kw
         encoder.train()
         if not features.is_meta and not features.isfinite().all():
             raise RuntimeError("nothing is left of the image in the last feature map")
+        patches = getattr(encoder, "patch_embed", None)
+        if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
+            side = patches.patch_size[0]
+            if image_size % side:
+                raise RuntimeError(f"it would ignore what is left over by patches of {side} pixels")
     except (RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise ValueError(
             f"encoder {name!r} cannot take images of {image_size}x{image_size} pixels "

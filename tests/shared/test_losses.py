@@ -196,13 +196,23 @@ def by_blocks(z, temperature):
 
 @pytest.mark.parametrize("loss", [nt_xent, nt_xent_tiled])
 def test_views_given_as_their_own_gather_are_one_process(loss):
-    """A gather on one process returns its input, and the gradient must count both uses."""
-    z = random_views(5, 5, 3, 1)
+    """A gather on one process returns its input: the same computation to the last digit."""
+    z = random_views(200, 200, 16, 1).float()
     alone, gathered = z.clone().requires_grad_(), z.clone().requires_grad_()
     loss(alone[0], alone[1], 0.1).backward()
     z1, z2 = gathered.unbind()
     loss(z1, z2, 0.1, z1, z2, 0).backward()
-    assert_close(gathered.grad, alone.grad, 1e-12)
+    assert torch.equal(gathered.grad, alone.grad)
+
+
+@pytest.mark.parametrize("loss", [nt_xent, nt_xent_tiled])
+def test_logits_beyond_the_range_of_exp(loss):
+    """Similarities of embeddings that are not normalized have no bound; exp(400) is infinite."""
+    z = (20 * torch.eye(4)).repeat(2, 1, 1).requires_grad_()
+    value = loss(z[0], z[1], 1.0, normalize=False)
+    value.backward()
+    assert value.item() == 0.0
+    assert torch.isfinite(z.grad).all()
 
 
 @pytest.mark.parametrize("loss", [nt_xent, nt_xent_tiled])
@@ -279,6 +289,8 @@ def test_metrics_take_more_rows_than_one_tile():
     p = logits.softmax(1)
     assert accuracy.item() == (logits.argmax(1) == torch.arange(300)).double().mean().item()
     assert entropy.item() == pytest.approx(-(p * p.log()).sum(1).mean().item(), rel=1e-5)
+    certain = contrastive_metrics(torch.eye(4), torch.eye(4), 0.005)  # other probabilities are 0
+    assert [x.item() for x in certain] == [1.0, pytest.approx(0.0, abs=1e-6)]
 
 
 @pytest.mark.parametrize(

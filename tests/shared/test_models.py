@@ -403,9 +403,9 @@ def test_the_dry_run_leaves_no_trace():
 def test_unknown_encoder():
     with pytest.raises(ValueError, match="unknown encoder 'simclr_resnet50_5x_sk1': did you mean"):
         create_encoder("simclr_resnet50_5x_sk1", 32)
-    with pytest.raises(ValueError, match="unknown encoder 'resnet50.no_such_tag': did you mean"):
+    with pytest.raises(ValueError, match=r"unknown encoder 'resnet50\.no_such_tag': did you mean"):
         create_encoder("resnet50.no_such_tag", 32)
-    with pytest.raises(ValueError, match="unknown encoder '@': timm.list_models"):
+    with pytest.raises(ValueError, match=r"unknown encoder '@': timm\.list_models"):
         create_encoder("@", 32)
 
 
