@@ -19,6 +19,7 @@ import yaml
 from shared.augment import Augmentation
 
 RECIPES = Path(__file__).parents[1] / "configs"
+DRAWN_LABELS = r"\d+(?:\.\d+)?pct|\d+perclass"  # the values of labels that are no file
 
 
 def _no_content(default: Any) -> Any:
@@ -29,6 +30,10 @@ def _no_content(default: Any) -> Any:
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{key} must be {allowed}, got {value!r}")
+
+
+def _require_seed(key: str, value: int) -> None:
+    _require(0 <= value < 2**32, key, value, "0 to 2**32 - 1")  # what NumPy takes
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Data:
         _require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "in (0, 1)")
         _require(min(self.std) > 0, "data.std", self.std, "greater than 0")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        _require_seed("data.split_seed", self.split_seed)
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,7 @@ class Pretrain(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
+        _require_seed("pretrain.seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -330,8 +337,13 @@ class Config:
     distill: Distill = field(default_factory=Distill)
 
     def __post_init__(self) -> None:
-        _require(re.fullmatch(r"[\w.-]+", self.run) is not None, "run", self.run,
-                 "letters, digits, '.', '_' or '-'")  # fmt: skip
+        _require(re.fullmatch(r"\w[\w.-]*", self.run) is not None, "run", self.run,
+                 "letters, digits, '.', '_' or '-', and begin with one of the first two")  # fmt: skip
+        _require(
+            re.fullmatch(rf"{DRAWN_LABELS}|.+\.(csv|txt)", self.labels) is not None, "labels",
+            self.labels, "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv file",
+        )  # fmt: skip
+        _require_seed("seed", self.seed)
         _require(self.threads >= 0, "threads", self.threads, "0 or more")
         stages = ("pretrain", "finetune", "linear", "supervised", "supervised-student",
                   "self-distill", "distill", "all")  # fmt: skip

@@ -47,20 +47,7 @@ def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kw
 
     try:
         encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-        blank = next(encoder.parameters()).new_zeros(
-            1, kwargs.get("in_chans", 3), image_size, image_size
-        )
-        encoder.eval()  # one image in train mode would be no batch
-        with torch.no_grad():
-            features = encoder(blank)
-        encoder.train()
-        if not features.is_meta and not features.isfinite().all():
-            raise RuntimeError("nothing is left of the image in the last feature map")
-        patches = getattr(encoder, "patch_embed", None)
-        if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
-            side = patches.patch_size[0]
-            if image_size % side:
-                raise RuntimeError(f"it would ignore what is left over by patches of {side} pixels")
+        _dry_run(encoder, kwargs.get("in_chans", 3), image_size)
     except (RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise ValueError(
             f"encoder {name!r} cannot take images of {image_size}x{image_size} pixels "
@@ -68,6 +55,22 @@ def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kw
             "a multiple of its patch size) or another encoder"
         ) from error
     return encoder
+
+
+def _dry_run(encoder: nn.Module, channels: int, image_size: int) -> None:
+    """Pass one blank image through; raises what the encoder raises, or RuntimeError."""
+    blank = next(encoder.parameters()).new_zeros(1, channels, image_size, image_size)
+    encoder.eval()  # one image is no batch to normalise
+    with torch.no_grad():
+        features = encoder(blank)
+    encoder.train()
+    if not features.is_meta and not features.isfinite().all():
+        raise RuntimeError("nothing is left of the image in the last feature map")
+    patches = getattr(encoder, "patch_embed", None)
+    if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
+        side = cast(int, patches.patch_size[0])
+        if image_size % side:  # timm cuts the rest off without a word
+            raise RuntimeError(f"not a multiple of its patches of {side} pixels")
 
 
 class ProjectionHead(nn.Module):

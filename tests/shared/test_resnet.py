@@ -139,7 +139,7 @@ def test_training(variant):
         g = gradients[key.removeprefix("train_grad/")]
         g = (g.permute(2, 3, 1, 0) if g.ndim == 4 else g).numpy()
         if not variant.meta["sk"]:
-            assert np.linalg.norm(g - arrays[key]) < 0.05 * np.linalg.norm(g)
+            assert np.linalg.norm(g - arrays[key]) < 0.1 * np.linalg.norm(g)
 
     buffers = dict(model.named_buffers())
     updated = [key for key in arrays if key.startswith("train_updated_f64/")]
