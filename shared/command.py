@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from shared.config import SECTIONS, Config, load_config
+from shared.distributed import any_process, world_size
 from shared.errors import UserError
 
 
@@ -39,14 +40,11 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
     @classmethod
-    def agreed(cls, accelerator: Accelerator, step: int) -> bool:
+    def agreed(cls, step: int) -> bool:
         """Whether any process was asked to stop; several processes settle it every 10 steps."""
-        if accelerator.num_processes == 1:
-            return cls.received is not None
-        if step % 10:
+        if world_size() > 1 and step % 10:
             return False
-        flag = torch.tensor([int(cls.received is not None)], device=accelerator.device)
-        return bool(accelerator.reduce(flag, "sum").item())
+        return any_process(cls.received is not None)
 
 
 def hardware_precision() -> str:

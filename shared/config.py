@@ -337,8 +337,8 @@ class Config:
     distill: Distill = field(default_factory=Distill)
 
     def __post_init__(self) -> None:
-        _require(re.fullmatch(r"\w[\w.-]*", self.run) is not None, "run", self.run,
-                 "letters, digits, '.', '_' or '-', and begin with one of the first two")  # fmt: skip
+        _require(re.fullmatch(r"[^\W_][\w.-]*", self.run) is not None, "run", self.run,
+                 "letters, digits, '.', '_' or '-', with a letter or digit first")  # fmt: skip
         _require(
             re.fullmatch(rf"{DRAWN_LABELS}|.+\.(csv|txt)", self.labels) is not None, "labels",
             self.labels, "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv file",
@@ -349,6 +349,11 @@ class Config:
                   "self-distill", "distill", "all")  # fmt: skip
         for stage in filter(None, self.force.split(",")):
             _require(stage in stages, "force", stage, "of " + ", ".join(stages))
+        for stage in (self.finetune, self.linear, self.supervised):
+            layers = self.model.head_layers
+            if stage.from_layer and not stage.init:  # else the artifact's head decides
+                _require(stage.from_layer <= layers, f"{stage.section}.from_layer",
+                         stage.from_layer, f"0 to {layers} (model.head_layers)")  # fmt: skip
 
     @property
     def folder(self) -> Path:
@@ -380,31 +385,58 @@ def dump(config: Config) -> str:
 SECTIONS = tuple(f.name for f in fields(Config) if is_dataclass(f.default_factory))
 
 
+# What an error message calls the types.
+TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+
+
 class _Parser(jsonargparse.ArgumentParser):
     """One line per error, a suggestion for a misspelt option, and help in portions."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = " ".join(str(message).split())
-        known = [name for action in self._actions for name in action.option_strings]
+        text = " ".join(str(message).split()).replace('Parser key "config"', "--config")
         wrong = re.search(r'key "([\w.]+)":.* Expected an? (.+)\. Got value: (.*)', text)
         if wrong:
             kind = re.sub(r"<class '(\w+)'>", r"\1", wrong[2])
             kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
-            text = f"{wrong[1]} must be {kind}, got {wrong[3]}"
-        unknown = re.search(r"(?:unrecognized arguments?: |option ')(--)?([\w.-]+)", text)
-        if unknown:
-            name = unknown[2]
+            text = f"{wrong[1]} must be {TYPES.get(kind, kind)}, got {wrong[3]}"
+        unknown = re.search(r"(unrecognized arguments?: |[oO]ption ')(--)?([\w.-]+)", text)
+        if unknown and unknown[1].startswith("unrecognized") and not unknown[2]:
+            text = f"{unknown[3]!r} belongs to no option"
+        elif unknown:
+            dashes, name = unknown[2] or "", unknown[3]
             section = re.search(r"Group '([\w.]+)'", text)
             name = f"{section[1]}.{name}" if section else name
-            close = difflib.get_close_matches("--" + name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0][2 if not unknown[1] else 0 :]}?" if close else ""
-            text = f"unknown option {unknown[1] or ''}{name}{hint}"
+            close = [dashes + option for option in _similar(name, self._actions)]
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            text = f"unknown option {dashes}{name}{hint}"
+        elif "Unexpected config" in text or "Problems parsing config" in text:
+            text = f"the recipe is not YAML of the form 'labels: 1pct': {text}"
         sys.stderr.write(f"error: {text} (see --help)\n")
         raise SystemExit(2)
 
 
+def _similar(name: str, actions: Sequence[Any]) -> list[str]:
+    """Options that somebody who wrote ``name`` may have meant: misspelt, or of any section."""
+    known = [o.removeprefix("--") for action in actions for o in action.option_strings]
+    return (
+        difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        or [option for option in known if option.endswith("." + name.split(".")[-1])]
+        or difflib.get_close_matches(name, known, n=1)
+    )
+
+
+class _Help(jsonargparse.DefaultHelpFormatter):
+    """Leaves out the types: choices are listed, and the default shows what else is meant."""
+
+    def _get_help_string(self, action: Any) -> str:
+        return super()._get_help_string(action).replace("type: %(type)s, ", "")
+
+
 def _parser(program: str, description: str) -> _Parser:
-    parser = _Parser(prog=program, description=description, default_env=False)
+    parser = _Parser(
+        prog=program, description=description, default_env=False, allow_abbrev=False,
+        formatter_class=_Help,
+    )  # fmt: skip
     parser.add_argument("--config", action="config", help="recipe to start from (a YAML file)")
     parser.add_class_arguments(Config, None)
     return parser
@@ -432,14 +464,25 @@ def load_config(
         asked = arguments[arguments.index(wanted.pop()) + 1 :]
         _print_help(parser, [name for name in asked if name in SECTIONS] or sections)
         raise SystemExit(0)
-    if not any(a == "--config" or a.startswith("--config=") for a in arguments):
-        arguments = ["--config", str(RECIPES / "digits.yaml"), *arguments]
+    recipe, arguments = _recipe_first(arguments)
     try:
-        namespace = parser.parse_args(arguments)
+        namespace = parser.parse_args([*recipe, *arguments])
+        for name in SECTIONS:
+            _require(isinstance(namespace[name], jsonargparse.Namespace), name, namespace[name],
+                     "a section of options")  # fmt: skip
         values = parser.instantiate(namespace)
         return Config(**{f.name: values[f.name] for f in fields(Config)})
     except ValueError as error:
         parser.error(str(error))
+
+
+def _recipe_first(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """``--config RECIPE`` (the embedded one by default) and the other flags, which win over it."""
+    recipe, rest = [], []
+    for i, argument in enumerate(arguments):
+        named = argument == "--config" or (i > 0 and arguments[i - 1] == "--config")
+        (recipe if named or argument.startswith("--config=") else rest).append(argument)
+    return recipe or ["--config", str(RECIPES / "digits.yaml")], rest
 
 
 def _print_help(parser: _Parser, sections: Sequence[str]) -> None:

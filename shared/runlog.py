@@ -49,7 +49,9 @@ class RunLog:
             except OSError as error:
                 raise UserError(f"cannot write {path}: {error}; choose another --output") from error
             # disable=None: no bar where standard error is not a terminal
-            self._bar = tqdm(total=total, initial=start, desc=folder.stage, unit="step", disable=None)
+            self._bar = tqdm(
+                total=total, initial=start, desc=folder.stage, unit="step", disable=None
+            )
 
     def waiting(self, batches: Iterator[T]) -> Iterator[T]:
         """Pass the batches on and count the time spent waiting for them."""

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,8 @@ from shared.optim import (
     warmup_steps,
 )
 from shared.runlog import RunLog
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def policy(augment: Augmentation, kind: str) -> Augmentation | None:
     return augment if kind == "full" else replace(augment, color_strength=0.0, blur=0.0)
 
 
-def to_device(model: nn.Module, config: Config, accelerator: Accelerator) -> nn.Module:
+def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
     """Move a model, in the memory layout that suits the precision."""
     mixed = accelerator.mixed_precision != "no"
     if config.channels_last == "yes" or (config.channels_last == "auto" and mixed):
@@ -128,7 +131,7 @@ class Keeper:
         Raises:
             Stopped: after saving, where SIGTERM or SIGINT has arrived.
         """
-        stop = StopRequest.agreed(self.accelerator, step)
+        stop = StopRequest.agreed(step)
         if stop or (step % self.every == 0 and step < self.total):
             model = self.accelerator.unwrap_model(model)
             self.folder.save_state(step, self.seconds, model, optimizer)

@@ -98,7 +98,8 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     student = build_classifier(description)
     schedule = plan(cfg, len(images))
     optimizer = build_optimizer(cfg.optimizer, student, cfg.weight_decay, cfg.momentum)
-    student = to_device(synchronize(student), config, accelerator)
+    synchronize(student)
+    to_device(student, config, accelerator)
     net, optimizer = accelerator.prepare(student, optimizer)
     start, spent = folder.load_state(student, optimizer)
 

@@ -32,7 +32,13 @@ from shared.distributed import mean_over_processes
 from shared.evaluate import evaluate, state_hash
 from shared.labels import Labels, draw_labels, labels_tag, write_labels
 from shared.models import Classifier, freeze
-from shared.networks import build_classifier, describe, keep_layers, load_contrastive, require_same_input
+from shared.networks import (
+    build_classifier,
+    describe,
+    keep_layers,
+    load_contrastive,
+    require_same_input,
+)
 from shared.optim import build_optimizer, set_learning_rate
 from shared.randomness import seed_torch
 from shared.runlog import RunLog
@@ -109,9 +115,12 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     if method == "linear":
         freeze(model)
     schedule = plan(cfg, len(labels.ids))
-    rates = {part: cfg.encoder_rate for part in ("encoder", "layers") if part != "layers" or from_layer}
+    rates = {
+        part: cfg.encoder_rate for part in ("encoder", "layers") if part != "layers" or from_layer
+    }
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum, rates)
-    model = to_device(synchronize(model), config, accelerator)
+    synchronize(model)
+    to_device(model, config, accelerator)
     if cfg.linear_init == "class_means":
         start_from_class_means(model, splits.train, labels, config, accelerator.device)
     frozen_before = state_hash(model.encoder)

@@ -67,7 +67,8 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     model = build_contrastive(description, config.model.pretrained)
     schedule = plan(cfg, len(images))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
-    model = to_device(synchronize(model), config, accelerator)
+    synchronize(model)
+    to_device(model, config, accelerator)
     net, optimizer = accelerator.prepare(model, optimizer)
     start, spent = folder.load_state(model, optimizer)
 
