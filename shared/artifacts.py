@@ -16,7 +16,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +37,7 @@ def write_atomically(path: Path, content: str) -> None:
     _into_place(path, lambda temporary: temporary.write_text(content))
 
 
-def _into_place(path: Path, write) -> None:
+def _into_place(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,8 @@ def _into_place(path: Path, write) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what is missing
+            temporary.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}: {error}; make room or choose another --output, then run the"
             " same command again: it goes on from the last checkpoint"
@@ -107,7 +109,7 @@ class StageFolder:
     Args:
         path: the folder.
         settings: flat mapping of everything the content depends on, JSON values.
-        force: forget what is there.
+        force: forget what is there; ``start`` deletes it.
         accelerator: decides which process writes.
 
     Raises:
@@ -122,13 +124,14 @@ class StageFolder:
         self.main = accelerator.is_main_process
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
         self.meta: dict[str, Any] | None = None
-        if force and self.main and path.exists():
-            shutil.rmtree(path)
-        accelerator.wait_for_everyone()
-        if (path / "settings.json").exists():
-            self._compare(json.loads((path / "settings.json").read_text()))
-            if (path / "meta.json").exists():
-                self.meta = read_meta(path)
+        self.force = force
+        if force:
+            return
+        if (path / "meta.json").exists():
+            self.meta = read_meta(path)
+            self._compare(self.meta.get("settings", {}))
+        elif self._states():  # without a checkpoint nothing is there to lose
+            self._compare(_read_json(path / "settings.json"))
 
     def _compare(self, made_with: dict[str, Any]) -> None:
         for key in sorted(made_with.keys() | self.settings.keys()):
@@ -150,11 +153,14 @@ class StageFolder:
         return self.meta is not None
 
     def start(self, config: str) -> None:
-        """Make the folder and write its settings; the configuration goes to the run's folder too."""
+        """Make the folder and write its settings; the run's folder gets the configuration too."""
         if self.main:
+            if self.force:
+                shutil.rmtree(self.path, ignore_errors=True)
             write_atomically(self.path.parent / "config.yaml", config)
             write_atomically(self.path / "config.yaml", config)
             write_atomically(self.path / "settings.json", json.dumps(self.settings, indent=1))
+        self.accelerator.wait_for_everyone()
 
     def _states(self) -> list[Path]:
         return sorted((self.path / "state").glob("*.safetensors"))
@@ -224,11 +230,24 @@ def read_meta(path: Path) -> dict[str, Any]:
     """
     if not path.is_dir():
         raise UserError(f"no such artifact folder: {path}")
-    try:
-        return json.loads((path / "meta.json").read_text())
-    except FileNotFoundError as error:
+    if not (path / "meta.json").exists():
         raise UserError(
             f"{path} holds no finished artifact (no meta.json); run its stage to the end first"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path / 'meta.json'} is damaged ({error}); redo the stage") from error
+        )
+    meta = _read_json(path / "meta.json")
+    missing = {"kind", "encoder", "image_size", "weights_sha256"} - meta.keys()
+    if missing:
+        raise UserError(
+            f"{path / 'meta.json'} is not a stage's: it lacks {', '.join(sorted(missing))}"
+        )
+    return meta
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if isinstance(content := json.loads(path.read_text()), dict):
+            return content
+        raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete its folder, or redo the stage with"
+                        " --force") from error  # fmt: skip

@@ -48,6 +48,7 @@ class Augmentation:
         flip: Probability of mirroring left and right.
         rotate: Rotation in degrees, uniform between minus and plus this; 0 switches it off.
         shear: Shear in degrees, uniform between minus and plus this; 0 switches it off.
+        translate: Shift in each direction as a share of the side, likewise uniform and off at 0.
         jitter: Probability of changing brightness, contrast, saturation and hue.
         color_strength: Strength of the jitter (CIFAR-10: 0.5); 0 switches off all colour changes,
             grayscale too.
@@ -65,6 +66,7 @@ class Augmentation:
     flip: float = 0.5
     rotate: float = 0.0
     shear: float = 0.0
+    translate: float = 0.0
     jitter: float = 0.8
     color_strength: float = 1.0
     brightness: Literal["multiplicative", "additive"] = "multiplicative"
@@ -83,6 +85,7 @@ class Augmentation:
             ("flip", "in [0, 1]", 0 <= self.flip <= 1),
             ("rotate", "in [0, 180] degrees", 0 <= self.rotate <= 180),
             ("shear", "in [0, 80] degrees", 0 <= self.shear <= 80),
+            ("translate", "in [0, 1]", 0 <= self.translate <= 1),
             ("jitter", "in [0, 1]", 0 <= self.jitter <= 1),
             # Above 1.25 the lowest contrast factor would be negative.
             ("color_strength", "in [0, 1.25]", 0 <= self.color_strength <= 1.25),
@@ -108,6 +111,7 @@ class Draws:
         flip: (B,) bool.
         angle: (B,) float32, degrees.
         shear: (B,) float32, degrees.
+        shift: (B, 2) float32, to the right and down, as a share of the side.
         jitter: (B,) bool, whether the four operations of ``order`` take place.
         order: (B, 4) int64, a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
         factors: (B, 4) float32, for brightness, contrast, saturation, hue.
@@ -119,6 +123,7 @@ class Draws:
     flip: Tensor
     angle: Tensor
     shear: Tensor
+    shift: Tensor
     jitter: Tensor
     order: Tensor
     factors: Tensor
@@ -206,6 +211,7 @@ def draw(policy: Augmentation, rng: np.random.Generator, batch_size: int) -> Dra
         flip=torch.from_numpy(rng.random(B) < policy.flip),
         angle=torch.from_numpy(rng.uniform(-policy.rotate, policy.rotate, B)).float(),
         shear=torch.from_numpy(rng.uniform(-policy.shear, policy.shear, B)).float(),
+        shift=torch.from_numpy(rng.uniform(-policy.translate, policy.translate, (B, 2))).float(),
         jitter=torch.from_numpy(rng.random(B) < policy.jitter),
         order=torch.from_numpy(rng.random((B, 4)).argsort(axis=1)),
         factors=torch.from_numpy(rng.uniform(low, high, (B, 4))).float(),
@@ -217,7 +223,7 @@ def draw(policy: Augmentation, rng: np.random.Generator, batch_size: int) -> Dra
 
 # ---------------------------------------------------------------------------------- apply
 def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
-    """Turn cropped images into views: flip, rotate and shear, colour, blur, in this order.
+    """Turn cropped images into views: flip, rotate, shear and shift, colour, blur, in this order.
 
     Args:
         policy: as given to `draw`.
@@ -230,9 +236,9 @@ def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
     images, device = ops.to_float(images), images.device  # a copy, so in place from here
     chosen = ops.upload(draws.flip.nonzero().squeeze(1), device)
     images[chosen] = images[chosen].flip(-1)
-    if policy.rotate > 0 or policy.shear > 0:
-        angle, shear = ops.upload(draws.angle, device), ops.upload(draws.shear, device)
-        images = ops.affine_warp(images, angle, shear)
+    if policy.rotate > 0 or policy.shear > 0 or policy.translate > 0:
+        warp = (ops.upload(values, device) for values in (draws.angle, draws.shear, draws.shift))
+        images = ops.affine_warp(images, *warp)
     if policy.color_strength > 0:
         color_jitter_(images, draws, policy.brightness)
     images.clamp_(0, 1)

@@ -8,6 +8,7 @@ Images in memory are cropped in batch on the device. Others are decoded by worke
 all its views, cropped there and sent on as uint8. Colours and blur always work on the batch.
 """
 
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -106,13 +107,15 @@ class Batches:
         first = accelerator.process_index * batch_size // world
         self.rows = slice(first, first + batch_size // world)
         self._pixels = None if images.pixels is None else images.pixels.to(self.device)
+        self.skipped: set[int] = set()  # positions of unreadable images that were met so far
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches ``start``, ``start + 1``, ..., made ahead of their use in a thread."""
         if self._pixels is not None:
             return _ahead(lambda step: self._finish(step, *self._crop_in_memory(step)), start, stop)
         decoded = _from_workers(self._loader(start, stop))
-        return _ahead(lambda step: self._finish(step, *next(decoded)), start, stop)
+        return _ahead(lambda step: self._finish(step, *self._counted(step, *next(decoded))),
+                      start, stop)  # fmt: skip
 
     def chosen(self, step: int) -> np.ndarray:
         """(b,) positions of this process's images in the batch of ``step``."""
@@ -150,6 +153,15 @@ class Batches:
             num_workers=self.data.workers,
             pin_memory=self.device.type == "cuda",
         )
+
+    def _counted(self, step: int, ids: Tensor, crops: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Pass on; say which images were unreadable and replaced, each once."""
+        wanted = self.chosen(step)
+        for id_ in sorted(set(wanted[wanted != ids.numpy()].tolist()) - self.skipped):
+            self.skipped.add(id_)
+            print(f"{self.stage}: skipped {len(self.skipped)} unreadable of {len(self.ids)} images,"
+                  f" the last is {self.images.names[id_]}", flush=True)  # fmt: skip
+        return ids, crops
 
     def _finish(self, step: int, ids: Tensor, crops: list[Tensor]) -> Batch:
         """Flip, colour and blur on the device, and normalise."""
@@ -190,10 +202,9 @@ def _readable(images: ImageSet, ids: np.ndarray, id_: int) -> tuple[int, Tensor]
     for _ in range(len(ids)):
         try:
             return id_, images.decode(id_)
-        except UserError as error:
+        except UserError:
             if images.on_error == "stop":
                 raise
-            print(f"skipped: {error}", flush=True)
             id_ = int(ids[(np.flatnonzero(ids == id_)[0] + 1) % len(ids)])
     raise UserError(f"none of the {len(ids)} images can be read")
 
@@ -228,7 +239,8 @@ def _from_workers(loader: DataLoader) -> Iterator[Any]:
     try:
         yield from loader
     except UserError as error:
-        raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2]) from None
+        traceback.clear_frames(error.__traceback__)  # or else they keep the workers alive
+        raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
 
 
 class _Decode(torch.utils.data.Dataset):
@@ -252,7 +264,7 @@ def plain_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each image once and in order, as in evaluation: (b, 3, S, S) float32 and positions (b,).
 
-    Unreadable images are left out where ``on_error`` is skip.
+    Unreadable images are left out where ``on_error`` is skip, with one line that counts them.
     """
     chunks = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)]
     if images.pixels is not None:
@@ -268,6 +280,10 @@ def plain_batches(
         batch_sampler=[chunk.tolist() for chunk in chunks],  # type: ignore[arg-type]
         num_workers=data.workers,
     )
+    seen = 0
     for positions_, pixels in _from_workers(loader):
         there = positions_ >= 0
+        seen += int(there.sum())
         yield normalize(pixels[there].to(device), data), positions_[there]
+    if seen < len(ids):
+        print(f"left out {len(ids) - seen} unreadable of {len(ids)} images", flush=True)

@@ -101,7 +101,8 @@ class Model:
 
     def __post_init__(self) -> None:
         _require(1 <= self.head_layers <= 4, "model.head_layers", self.head_layers, "1 to 4")
-        _require((self.head_width or 1) >= 1, "model.head_width", self.head_width, "1 or more")
+        _require(self.head_width is None or self.head_width >= 1, "model.head_width",
+                 self.head_width, "1 or more, or null")  # fmt: skip
         _require(self.head_out >= 1, "model.head_out", self.head_out, "1 or more")
 
 
@@ -159,6 +160,12 @@ class Pretrain(Training):
     Args:
         batch_size: images per update over all processes; each gives two views.
         temperature: of the contrastive loss; the paper takes 0.1 on ImageNet.
+        memory: second views of earlier steps kept as further negatives, embedded by a moving
+            average of the network; 0 keeps none, the paper takes 65536. Keep it well below the
+            number of images, or an image has itself among its negatives.
+        memory_momentum: share of the old average in the new one, per update.
+        negatives: batch+memory adds the memory to the batch, as SimCLRv2; memory takes it alone,
+            with first views as queries and second views as keys, as MoCo.
         seed: of initialisation, order and augmentation; apart from --seed, so that several label
             draws share one pretraining.
     """
@@ -170,11 +177,20 @@ class Pretrain(Training):
     warmup_epochs: float = 40
     weight_decay: float = 1e-4
     temperature: float = 0.1
+    memory: int = 0
+    memory_momentum: float = 0.999
+    negatives: Literal["batch+memory", "memory"] = "batch+memory"
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
+        memory, momentum, size = self.memory, self.memory_momentum, self.batch_size
+        _require(memory >= 0 and memory % size == 0, "pretrain.memory", memory,
+                 f"0 or a multiple of pretrain.batch_size={size}")  # fmt: skip
+        _require(0 <= momentum < 1, "pretrain.memory_momentum", momentum, "in [0, 1)")
+        _require(memory > 0 or self.negatives != "memory", "pretrain.memory", memory,
+                 "greater than 0 with pretrain.negatives=memory")  # fmt: skip
         _require_seed("pretrain.seed", self.seed)
 
 
@@ -386,7 +402,8 @@ SECTIONS = tuple(f.name for f in fields(Config) if is_dataclass(f.default_factor
 
 
 # What an error message calls the types.
-TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false",
+         "NoneType": "null"}  # fmt: skip
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -394,11 +411,14 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split()).replace('Parser key "config"', "--config")
-        wrong = re.search(r'key "([\w.]+)":.* Expected an? (.+)\. Got value: (.*)', text)
+        wrong = re.search(r'key "([\w.]+)":.*? Expected an? (.+)\. Got value: (.*)', text) or (
+            re.search(r'key "([\w.]+)":.*? Subtypes: \[(.+?)\] .* Given value: (.*)', text)
+        )
         if wrong:
-            kind = re.sub(r"<class '(\w+)'>", r"\1", wrong[2])
+            kind = re.sub(r"<class '(\w+)'>", lambda match: TYPES.get(match[1], match[1]), wrong[2])
+            kind = kind.replace(", null", " or null")
             kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
-            text = f"{wrong[1]} must be {TYPES.get(kind, kind)}, got {wrong[3]}"
+            text = f"{wrong[1]} must be {kind}, got {wrong[3]}"
         unknown = re.search(r"(unrecognized arguments?: |[oO]ption ')(--)?([\w.-]+)", text)
         if unknown and unknown[1].startswith("unrecognized") and not unknown[2]:
             text = f"{unknown[3]!r} belongs to no option"

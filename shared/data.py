@@ -6,12 +6,15 @@ decode them (``shared/batches.py``). Which labels training may see is decided in
 """
 
 import csv
+import glob
 import hashlib
 import io
+import math
 import os
 import re
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,7 +24,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -32,6 +35,11 @@ from shared.errors import UserError
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
 UNLABELED = -1
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".jp2", ".avif",
+            ".ppm", ".pgm", ".pbm")  # fmt: skip
+_HUB_NAME = re.compile(
+    r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>[\w.+-]+))?(@(?P<split>\w.*))?"
+)
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -49,10 +57,12 @@ def decode_image(source: str | bytes) -> Tensor:
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
         image = ImageOps.exif_transpose(file)
-    if image.mode.startswith(("I", "F")):  # 16 bits in a 16- or 32-bit container, or floats
+    if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
-        full = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0
-        full = 65535.0 if values.max() > 255 else full
+        if image.mode.startswith("I;16") or file.format == "PNG":
+            full = 65535.0
+        else:  # 32-bit integers or floats do not say what white is
+            full = next((full for full in (1.0, 255.0) if values.max() <= full), 65535.0)
         image = Image.fromarray(np.uint8(np.clip(values / full, 0, 1) * 255 + 0.5))
     elif "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -101,8 +111,9 @@ class ImageSet:
             return decode_image(item["bytes"] if item["bytes"] is not None else item["path"])
         except _UNREADABLE as error:
             where = item["path"] or f"image {self.names[index]}"
+            what = "not an image" if isinstance(error, UnidentifiedImageError) else error
             raise UserError(
-                f"cannot read {where}: {error}; remove it or give --data.on_error skip"
+                f"cannot read {where}: {what}; remove it or give --data.on_error skip"
             ) from error
 
     def select(self, indices: np.ndarray) -> "ImageSet":
@@ -144,9 +155,9 @@ class ImageSet:
                 if loading == "auto":
                     return self
                 raise UserError(
-                    f"data.loading=memory needs images of one size, but {self.names[readable[0]]} is"
-                    f" {_size(pixels[0])} and {self.names[index]} is {_size(image)};"
-                    " give --data.loading workers"
+                    "data.loading=memory needs images of one size, but"
+                    f" {self.names[readable[0]]} is {_size(pixels[0])} and {self.names[index]} is"
+                    f" {_size(image)}; give --data.loading workers"
                 )
             pixels[len(readable)] = image
             readable.append(index)
@@ -155,9 +166,8 @@ class ImageSet:
         if len(readable) == len(self):
             return replace(self, pixels=pixels)
         if progress:
-            bad = sorted(set(range(len(self))) - set(readable))
-            names = ", ".join(map(str, self.names[bad[:3]]))
-            print(f"skipped {len(bad)} unreadable of {len(self)} images: {names}", flush=True)
+            bad = np.setdiff1d(np.arange(len(self)), readable)
+            print(f"skipped {len(bad)} unreadable of {len(self)} images: {some(self.names[bad])}")
         kept = self.select(np.array(readable))
         return replace(kept, pixels=pixels[: len(readable)].clone())
 
@@ -168,64 +178,94 @@ def _size(image: Tensor) -> str:
 
 def _open(source: str) -> dict[str, datasets.Dataset]:
     """All splits of a source, by name."""
-    name, _, split = source.partition("@")
-    name, _, config = name.partition(":")
-    try:
-        if source == "digits":
-            return {"train": _digits()}
-        path = Path(source).expanduser()
-        if path.is_dir():
-            # its own splits (train/, test/), class folders, flat images or parquet files
-            return dict(_load(str(path)))
-        if path.is_file() or path.suffix == ".parquet":
-            if path.suffix != ".parquet":
-                raise UserError(f"{source} is not a .parquet file, a folder or a hub name")
-            return dict(_load("parquet", data_files={"train": str(path)}))
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-            raise UserError(f"no such folder or file: {source}")
-        if split:
-            return {split: _load(name, config or None, split=split)}
-        return dict(_load(name, config or None))
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise UserError(f"no folder, file or hub data set is called {source!r}") from error
-    except (datasets.data_files.EmptyDatasetError, FileNotFoundError) as error:
-        raise UserError(
-            f"no images in {source}: expected {source}/<class>/*.png or images"
-        ) from error
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        if isinstance(error, UserError):
-            raise
-        cause = error.__cause__ or error
-        raise UserError(f"cannot load {source}: {' '.join(str(cause).split())[:300]}") from error
+    if source == "digits":
+        return {"train": _digits()}
+    path = Path(source).expanduser()
+    if source and path.is_dir():
+        return _open_folder(path.absolute(), source)
+    if path.suffix == ".parquet" and path.is_file():
+        return dict(_load(source, "parquet", data_files={"train": glob.escape(str(path))}))
+    hub = _HUB_NAME.fullmatch(source)
+    if path.exists():
+        raise UserError(f"{source} is not a .parquet file, a folder or a hub name")
+    if path.suffix == ".parquet" or not hub:
+        raise UserError(f"no such folder or file: {source}")
+    name, config, split = hub["name"], hub["config"], hub["split"]
+    loaded = _load(source, name, config, split=split)
+    return {split: loaded} if split else dict(loaded)
 
 
-def _load(*args: Any, **options: Any) -> Any:
+def _load(source: str, *args: Any, **options: Any) -> Any:
     try:
         return datasets.load_dataset(*args, **options)
     except ConnectionError as error:
         raise UserError(
-            f"no folder or file is called {args[0]!r}, and the hub cannot be reached"
+            f"no folder or file is called {source!r}, and the hub cannot be reached"
         ) from error
+    except Exception as error:  # its many loaders raise anything, and mean the data
+        cause = error.__cause__ or error
+        raise UserError(f"cannot load {source}: {' '.join(str(cause).split())[:300]}") from error
+
+
+def _open_folder(root: Path, source: str) -> dict[str, datasets.Dataset]:
+    """A folder's train/ and test/ folders, or itself; parquet and metadata files are the hub's."""
+    foreign = ("*.parquet", "metadata.csv", "metadata.jsonl")
+    if any(next(root.glob(p + name), None) for p in ("", "*/") for name in foreign):
+        return dict(_load(source, str(root)))
+    parts = {
+        part: root / part
+        for part in ("train", "test", "validation", "val")
+        if (root / part).is_dir()
+    }
+    if "train" not in parts:
+        parts = {"train": root}
+    found = {part: _folder(folder) for part, folder in parts.items()}
+    if not len(found["train"]):
+        raise UserError(f"no images in {source}: expected {source}/<class>/*.png or images"
+                        f" ({' '.join(SUFFIXES)})")  # fmt: skip
+    return found
+
+
+def _folder(root: Path) -> datasets.Dataset:
+    """The images in and below a folder; its own folders are the classes, if there are several."""
+    paths = []
+    for here, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        paths += [
+            os.path.join(here, name)
+            for name in sorted(files)
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+    below = len(os.path.join(root, ""))
+    tops = [path[below:].partition(os.sep) for path in paths]
+    classes = sorted({top for top, inside, _ in tops if inside})
+    columns: dict[str, list] = {"image": paths}
+    features = datasets.Features(image=datasets.Image())
+    if len(classes) > 1:
+        number = {name: index for index, name in enumerate(classes)}
+        columns["label"] = [number[top] if inside else UNLABELED for top, inside, _ in tops]
+        features["label"] = datasets.ClassLabel(names=classes)
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def _digits() -> datasets.Dataset:
     """scikit-learn's 1,797 scanned digits, 8 x 8 pixels in 17 grey levels."""
-    bunch = load_digits()
-    grey = np.uint8(np.rint(bunch.images * (255 / 16)))  # (1797, 8, 8)
-    columns = {"image": [Image.fromarray(image) for image in grey], "label": bunch.target}
+    levels, digits = load_digits(return_X_y=True)
+    grey = np.uint8(np.rint(levels * (255 / 16))).reshape(-1, 8, 8)
+    columns = {"image": [Image.fromarray(image) for image in grey], "label": digits}
     names = [str(digit) for digit in range(10)]
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
     return datasets.Dataset.from_dict(columns, features=features)
 
 
 def _column(
-    found: list[str], wanted: str | None, dataset: datasets.Dataset, kind: str
+    found: list[str], wanted: str | None, dataset: datasets.Dataset, kind: str, need: bool
 ) -> str | None:
-    if wanted is not None:
-        if wanted not in dataset.column_names:
-            raise UserError(f"data.{kind}_column={wanted} is not a column; there are"
-                            f" {', '.join(dataset.column_names)}")  # fmt: skip
+    if wanted in dataset.column_names:
         return wanted
+    if wanted is not None and need:
+        raise UserError(f"data.{kind}_column={wanted} is not a column; there are"
+                        f" {', '.join(dataset.column_names)}")  # fmt: skip
     if len(found) > 1:
         raise UserError(
             f"several {kind} columns: {', '.join(found)}; choose with --data.{kind}_column"
@@ -233,34 +273,60 @@ def _column(
     return found[0] if found else None
 
 
-def _image_set(dataset: datasets.Dataset, data: Data, source: str) -> ImageSet:
+def _image_set(
+    dataset: datasets.Dataset, data: Data, source: str, need: bool = True, labeled: bool = True
+) -> ImageSet:
+    """Find the columns; ``need`` is whether the named ones must be there."""
     features = dataset.features
-    kinds = {name: type(feature) for name, feature in features.items()}
-    images = [name for name, kind in kinds.items() if kind is datasets.Image]
-    image = _column(images, data.image_column, dataset, "image")
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    found = found or [name for name, feature in features.items() if _holds_bytes(feature)]
+    image = _column(found, data.image_column, dataset, "image", need)
     if image is None:
-        raise UserError(f"{source} has no image column; its columns are {', '.join(kinds)}")
-    found = [name for name, kind in kinds.items() if kind is datasets.ClassLabel]
-    found = found or [name for name in ("label", "labels", "class") if name in kinds]
-    label = _column(found, data.label_column, dataset, "label")
+        raise UserError(f"{source} has no image column; its columns are {', '.join(features)}")
     labels, classes = np.full(len(dataset), UNLABELED), ()
-    if label is not None:
-        values = np.asarray(dataset.with_format("numpy")[label][:])
-        if kinds[label] is datasets.ClassLabel:
-            labels, classes = values.astype(np.int64), tuple(features[label].names)
-        else:
-            distinct, labels = np.unique(values, return_inverse=True)
-            classes = tuple(str(value) for value in distinct)
+    if labeled:
+        found = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+        found = found or [name for name in ("label", "labels", "class") if name in features]
+        label = _column(found, data.label_column, dataset, "label", need)
+        if label is not None:
+            labels, classes = _labels(dataset[label][:], features[label], label)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
-    files = files.cast_column("image", datasets.Image(decode=False))
+    try:
+        files = files.cast_column("image", datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UserError(f"data.image_column={image} holds no images in {source}") from error
     paths = pc.struct_field(files.data.column("image"), "path").to_pylist()  # type: ignore[attr-defined]
-    root = Path(source).expanduser()
-    if root.is_dir() and all(path and os.path.isabs(path) for path in paths):
-        names = [os.path.relpath(path, root.absolute()) for path in paths]
-    else:
-        names = [path or str(row) for row, path in enumerate(paths)]
+    root = os.path.join(Path(source).expanduser().absolute(), "")
+    names = [path.removeprefix(root) for path in paths if path]
+    if len(set(names)) < len(paths):  # no names, or ambiguous ones
+        names = [str(row) for row in range(len(paths))]
     return ImageSet(files, np.array(names, dtype=object), labels, classes, data.on_error)
+
+
+def _holds_bytes(feature: Any) -> bool:
+    """Whether a column may be the images of a parquet file that another program wrote."""
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _labels(values: list, feature: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Classes (n,) int64 and their names; null, NaN and -1 mean an unlabeled image."""
+    known = np.array([value not in (None, UNLABELED) and value == value for value in values], bool)
+    labels = np.full(len(values), UNLABELED)
+    if isinstance(feature, datasets.ClassLabel):
+        labels[known] = [value for value, there in zip(values, known, strict=True) if there]
+        return labels, tuple(feature.names)
+    if not isinstance(feature, datasets.Value):
+        raise UserError(f"data.label_column={column} holds {feature}, not one class per image")
+    distinct, labels[known] = np.unique(
+        np.array([value for value, there in zip(values, known, strict=True) if there]),
+        return_inverse=True,
+    )
+    if distinct.dtype.kind == "f" and (distinct == distinct.round()).all():
+        distinct = distinct.astype(np.int64)  # whole numbers, made float by a null among them
+    return labels, tuple(str(value) for value in distinct)
 
 
 class Splits(NamedTuple):
@@ -282,24 +348,21 @@ def open_data(data: Data, labels: str, progress: bool = False) -> Splits:
     Raises:
         UserError: where there is no such source, no image in it, or classes that do not agree.
     """
-    if not progress:
+    if not (progress and sys.stderr.isatty()):
         datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*Repo card metadata.*")
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors become ours
     sources = _open(data.train)
     name = "train" if "train" in sources else next(iter(sources))
     train = _image_set(sources[name], data, data.train)
-    if not train.classes and labels.endswith(".csv"):
+    if labels.endswith(".csv"):
         train = _labeled_by(train, Path(labels))
-    test = None
-    if data.test is not None:
-        parts = _open(data.test)
-        part = next((parts[k] for k in ("test", "validation") if k in parts), None)
-        test = _image_set(part or next(iter(parts.values())), data, data.test)
-    elif part := next((k for k in ("test", "validation") if k in sources and k != name), None):
-        test = _image_set(sources[part], data, data.train)
+    test = _test_images(data, {key: part for key, part in sources.items() if key != name})
     train = train.in_memory(data.loading, progress)
     if test is None:
         train, test = _hold_out(train, data)
+        if train.classes and test is None and progress:
+            print("no test images: too few labeled ones to hold some out; give --data.test")
     else:
         test = _same_classes(test.in_memory(data.loading, progress), train)
     if data.unlabeled is not None:
@@ -307,22 +370,42 @@ def open_data(data: Data, labels: str, progress: bool = False) -> Splits:
     return Splits(train, test)
 
 
+def _test_images(data: Data, others: dict[str, datasets.Dataset]) -> ImageSet | None:
+    """The first labeled one of the test and validation splits; the hub's tests may lack labels."""
+    parts, source = others, data.train
+    if data.test is not None:
+        parts, source = _open(data.test), data.test
+    names = [name for name in ("test", "validation", "val") if name in parts]
+    if data.test is not None and not names:
+        names = list(parts)[:1]
+    for name in names:
+        images = _image_set(parts[name], data, source, need=False)
+        if (images.labels != UNLABELED).any():
+            return images
+    if data.test is not None:
+        raise UserError(f"the test images in {data.test} have no labels")
+    return None
+
+
 def _labeled_by(images: ImageSet, file: Path) -> ImageSet:
+    """Labels from a CSV file, where the images have none or folders that are not its classes."""
     rows = read_csv(file)
     classes = tuple(sorted({label for _, label in rows}))
+    if not set(classes).isdisjoint(images.classes):
+        return images
     number = {label: index for index, label in enumerate(classes)}
-    labels = images.labels.copy()
+    labels = np.full(len(images), UNLABELED)
     ids = find(Splits(images, None), [name for name, _ in rows], file)
     labels[ids] = [number[label] for _, label in rows]
     return replace(images, labels=labels, classes=classes)
 
 
 def _hold_out(train: ImageSet, data: Data) -> tuple[ImageSet, ImageSet | None]:
-    """Split off a stratified test part of the labeled images; the digits' is 360 images."""
+    """Split off a stratified test part of the labeled images, with every class on both sides."""
     labeled = np.flatnonzero(train.labels != UNLABELED)
-    size = 360 if data.train == "digits" else round(len(labeled) * data.test_fraction)
-    counts = np.bincount(train.labels[labeled], minlength=len(train.classes))
-    if not len(train.classes) or counts.min() < 2 or size < len(train.classes):
+    counts = np.unique(train.labels[labeled], return_counts=True)[1]
+    size = math.ceil(len(labeled) * data.test_fraction)
+    if not len(counts) or counts.min() < 2 or not len(counts) <= size <= len(labeled) - len(counts):
         return train, None
     _, test = train_test_split(
         labeled, test_size=size, stratify=train.labels[labeled], random_state=data.split_seed
@@ -331,30 +414,35 @@ def _hold_out(train: ImageSet, data: Data) -> tuple[ImageSet, ImageSet | None]:
     return train.select(rest), train.select(np.sort(test))
 
 
-def _same_classes(test: ImageSet, train: ImageSet) -> ImageSet | None:
-    if not test.classes or (test.labels == UNLABELED).all():
-        return None
+def _same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
     if not train.classes or test.classes == train.classes:
         return test
     unknown = [name for name in test.classes if name not in train.classes]
     if unknown:
         raise UserError(
-            f"the test images have classes that the training images lack: {', '.join(unknown[:5])}"
+            f"the test images have classes that the training images lack: {some(unknown)}"
         )
     number = np.array([train.classes.index(name) for name in test.classes])
-    return replace(test, labels=number[test.labels], classes=train.classes)
+    labels = np.where(test.labels == UNLABELED, UNLABELED, number[test.labels])
+    return replace(test, labels=labels, classes=train.classes)
 
 
 def _append(train: ImageSet, data: Data, progress: bool) -> ImageSet:
     assert data.unlabeled is not None
     parts = _open(data.unlabeled)
-    dataset = parts.get("unlabeled") or next(iter(parts.values()))
-    more = _image_set(dataset, replace(data, label_column=None), data.unlabeled)
+    name = next((name for name in ("unlabeled", "train") if name in parts), next(iter(parts)))
+    more = _image_set(parts[name], data, data.unlabeled, need=False, labeled=False)
     more = more.in_memory(data.loading, progress)
     pixels = None
     if train.pixels is not None and more.pixels is not None:
         if train.pixels.shape[1:] == more.pixels.shape[1:]:
             pixels = torch.cat([train.pixels, more.pixels])
+        elif data.loading == "memory":
+            raise UserError(
+                f"data.loading=memory needs images of one size, but those of data.train are"
+                f" {_size(train.pixels[0])} and those of data.unlabeled {_size(more.pixels[0])};"
+                " give --data.loading workers"
+            )
     return replace(
         train,
         files=datasets.concatenate_datasets([train.files, more.files]),
@@ -384,22 +472,44 @@ def read_csv(file: Path) -> list[tuple[str, str]]:
 
 
 def find(splits: Splits, names: list[str], file: Path) -> np.ndarray:
-    """Positions of the named training images; -1 for those held out for testing."""
+    """Positions of the named training images; -1 for those held out for testing.
+
+    An image may be named by its whole name or by the end of it, from any folder on.
+
+    Raises:
+        UserError: where a name fits no image, or several.
+    """
     train, test = splits
-    position: dict[str, int] = {}
-    for images, value in ((test, lambda _: -1), (train, lambda index: index)):
+    whole: dict[str, int] = {}
+    ends: dict[str, list[int]] = {}
+    for images in (train, test):
         for index, name in enumerate(images.names if images else ()):
-            position[_short(str(name))] = position[str(name)] = value(index)
-    unknown = [name for name in names if name not in position]
+            position = index if images is train else -1
+            whole.setdefault(name, position)
+            for end in _ends(name):
+                ends.setdefault(end, []).append(position)
+    unknown = [name for name in names if name not in whole and name not in ends]
     if unknown:
         raise UserError(f"{file} names {len(unknown)} unknown images: {some(unknown)}; the images"
                         f" are called like {some(train.names)}")  # fmt: skip
-    return np.array([position[name] for name in names], dtype=np.int64)
+    several = [name for name in names if name not in whole and len(ends[name]) > 1]
+    if several:
+        raise UserError(f"{file}: {some(several)} may be several images; write more of the path,"
+                        f" as in {some(train.names)}")  # fmt: skip
+    return np.array(
+        [whole[name] if name in whole else ends[name][0] for name in names], dtype=np.int64
+    )
 
 
-def _short(name: str) -> str:
-    """The file's own name; the hub's ImageNet repeats the class in it: n01440764_1_n01440764."""
-    return re.sub(r"^(n\d{8}_\d+)_n\d{8}(?=\.)", r"\1", os.path.basename(name))
+def _ends(name: str) -> Iterator[str]:
+    """What is left of a path without its first folder, first two, ...: ``a/b/c``: b/c, c."""
+    while "/" in name:
+        name = name.partition("/")[2]
+        yield name
+    # the hub's ImageNet repeats the class: n01440764_1_n01440764.JPEG
+    short = re.sub(r"^(n\d{8}_\d+)_n\d{8}(?=\.)", r"\1", name)
+    if short != name:
+        yield short
 
 
 def some(names: Iterable[Any]) -> str:

@@ -121,25 +121,27 @@ def center_crop(
     return crop_resize(images, box, (height, width)).clamp_(0, 1)
 
 
-def affine_warp(images: Tensor, angle: Tensor, shear: Tensor) -> Tensor:
-    """Rotate and shear each image about its middle, bilinear; not in the reference.
+def affine_warp(images: Tensor, angle: Tensor, shear: Tensor, shift: Tensor) -> Tensor:
+    """Rotate, shear and shift each image, bilinear; not in the reference.
 
     Pixels from outside repeat the nearest edge: dark stays dark around a digit, a stroke that the
     crop has cut goes on, and a photo gets no black corners.
 
     Args:
         images: (B, C, S, S) float.
-        angle: (B,) degrees, counter-clockwise.
+        angle: (B,) degrees, counter-clockwise about the middle.
         shear: (B,) degrees by which vertical lines lean.
+        shift: (B, 2) to the right and down, as a share of the side.
     """
     cos, sin, slope = angle.deg2rad().cos(), angle.deg2rad().sin(), shear.deg2rad().tan()
-    zero = torch.zeros_like(cos)
+    right, down = (-2 * shift).unbind(1)  # affine_grid's coordinates go from -1 to 1
     # Rows of the matrix that takes output to input coordinates: shear, then rotation.
-    x_row = torch.stack([cos, cos * slope - sin, zero], dim=1)
-    y_row = torch.stack([sin, sin * slope + cos, zero], dim=1)
+    x_row = torch.stack([cos, cos * slope - sin, right], dim=1)
+    y_row = torch.stack([sin, sin * slope + cos, down], dim=1)
     matrix = torch.stack([x_row, y_row], dim=1)  # (B, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)  # (B, S, S, 2)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    import os
+    return F.grid_sample(images, grid, padding_mode=os.environ.get("PADX","border"), align_corners=False)
 
 
 # ---------------------------------------------------------------------------------- colour

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shared.artifacts import write_atomically
+from shared.config import DRAWN_LABELS
 from shared.data import UNLABELED, ImageSet, Splits, find, read_csv, read_text, some
 from shared.errors import UserError
 from shared.randomness import generator
@@ -30,7 +32,7 @@ class Labels(NamedTuple):
 
 def labels_tag(labels: str) -> str:
     """The part of a folder's name that says which labels: ``1pct``, or a file's name."""
-    return labels if re.fullmatch(r"[\d.]+pct|\d+perclass", labels) else Path(labels).stem
+    return labels if re.fullmatch(DRAWN_LABELS, labels) else Path(labels).stem
 
 
 def draw_labels(splits: Splits, labels: str, seed: int) -> Labels:
@@ -48,8 +50,8 @@ def draw_labels(splits: Splits, labels: str, seed: int) -> Labels:
             names unknown images or classes.
     """
     train = splits.train
-    if re.fullmatch(r"[\d.]+pct|\d+perclass", labels):
-        if not train.classes:
+    if re.fullmatch(DRAWN_LABELS, labels):
+        if (train.labels == UNLABELED).all():
             raise UserError(f"labels={labels}, but the images have no labels; give a CSV file with"
                             " the columns file and label: --labels labels.csv")  # fmt: skip
         return _stratified(train, labels, generator(seed, "labels"))
@@ -61,41 +63,55 @@ def draw_labels(splits: Splits, labels: str, seed: int) -> Labels:
             raise UserError(f"{file} names unknown classes: {some(unknown)}; the images have"
                             f" {some(train.classes)}")  # fmt: skip
         ids = find(splits, [name for name, _ in rows], file)
-        targets = np.array([train.classes.index(label) for _, label in rows])[ids >= 0]
+        number = {name: index for index, name in enumerate(train.classes)}
+        targets = np.array([number[label] for _, label in rows], dtype=np.int64)[ids >= 0]
     elif file.suffix == ".txt":
-        ids = find(splits, read_text(file).split(), file)
+        lines = [line.strip() for line in read_text(file).splitlines()]
+        ids = find(splits, [line for line in lines if line], file)
         targets = train.labels[ids[ids >= 0]]
         if (targets == UNLABELED).any():
             raise UserError(f"{file} lists images without a known label; use a CSV file,label")
     else:
-        raise UserError(f"labels must be 1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv"
-                        f" file, got {labels!r}")  # fmt: skip
+        raise UserError("labels must be 1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or"
+                        f" .csv file, got {labels!r}")  # fmt: skip
     ids = ids[ids >= 0]
-    missing = np.setdiff1d(np.arange(len(train.classes)), targets)
-    if len(missing):
-        raise UserError(f"{file} has no label of the classes"
-                        f" {some([train.classes[k] for k in missing])}; give at least one of each")  # fmt: skip
-    order = np.argsort(ids)
-    return Labels(ids[order], targets[order])
+    ids, targets = np.unique(np.stack([ids, targets]), axis=1)  # (k,) each: in order, no repeats
+    twice = ids[1:][ids[1:] == ids[:-1]]
+    if len(twice):
+        raise UserError(f"{file} gives several labels to {some(train.names[twice])}")
+    # classes of which no image is labeled at all need none
+    wanted = np.unique(train.labels[train.labels != UNLABELED])
+    if len(missing := np.setdiff1d(wanted, targets)):
+        raise UserError(
+            f"{file} has {len(ids)} labels of images that training may see, and none of the classes"
+            f" {some(train.classes[k] for k in missing)}; give at least one of each"
+        )
+    if not len(ids):
+        raise UserError(f"{file} labels no image that training may see")
+    return Labels(ids, targets)
 
 
 def _stratified(images: ImageSet, labels: str, rng: np.random.Generator) -> Labels:
-    classes = len(images.classes)
-    members = [np.flatnonzero(images.labels == k) for k in range(classes)]
-    available = np.array([len(m) for m in members])
+    # classes that have no image at all, as in the first 1% of a sorted data set, get no label
+    members = [np.flatnonzero(images.labels == k) for k in range(len(images.classes))]
+    members = [ids for ids in members if len(ids)]
+    classes = len(members)
+    available = np.array([len(ids) for ids in members])
     if labels.endswith("perclass"):
         counts = np.full(classes, int(labels.removesuffix("perclass")))
         if counts[0] < 1 or (counts > available).any():
-            raise UserError(f"labels={labels}: between 1 and {available.min()} per class are there")
+            raise UserError(f"labels={labels}: the smallest class has {available.min()} images,"
+                            f" so it must be 1perclass to {available.min()}perclass")  # fmt: skip
     else:
         share = float(labels.removesuffix("pct")) / 100
         wanted = round(share * available.sum())
         if not 0 < share <= 1:
             raise UserError(f"labels={labels}: the share must be above 0 and at most 100pct")
         if wanted < classes:
+            least = math.ceil(1e4 * classes / available.sum()) / 100
             raise UserError(
                 f"labels={labels} is {wanted} of {available.sum()} images, fewer than the {classes}"
-                f" classes; take at least {100 * classes / available.sum():.2g}pct or 1perclass"
+                f" classes; take at least {least:g}pct or 1perclass"
             )
         # one each, the rest by largest remainder; classes with equal remainders by lot
         quota = share * available
@@ -104,7 +120,7 @@ def _stratified(images: ImageSet, labels: str, rng: np.random.Generator) -> Labe
             step = 1 if counts.sum() < wanted else -1
             open_ = (counts < available) if step > 0 else (counts > 1)
             need = np.where(open_, step * (quota - counts), -np.inf)
-            counts[rng.choice(np.flatnonzero(need > need.max() - 1e-3 * quota.max()))] += step
+            counts[rng.choice(np.flatnonzero(need > need.max() - 1e-9 * quota.max()))] += step
     ids = np.concatenate([rng.permutation(m)[:n] for m, n in zip(members, counts, strict=True)])
     ids = np.sort(ids)
     return Labels(ids, images.labels[ids])

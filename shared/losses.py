@@ -26,6 +26,7 @@ def nt_xent(
     z2_all: Tensor | None = None,
     offset: int = 0,
     normalize: bool = True,
+    memory: Tensor | None = None,
 ) -> Tensor:
     """Normalized-temperature cross-entropy of two views, the sum of both directions.
 
@@ -33,6 +34,18 @@ def nt_xent(
     authors' tf2/objective.py the result is mean over B of (loss of view 1 + loss of view 2): twice
     the mean over all 2B anchors. The average over processes equals the loss of one process with
     the whole batch, in value and, when ``z1_all`` comes from a gather with gradient, in gradient.
+
+    With the memory of SimCLRv2's third improvement (section 2) ``z1_all`` and ``z2_all`` are what a
+    moving average of the network makes of the same views, and ``memory`` is what it made of
+    earlier batches. For the anchor a = z1[i], with the own view z1_all[i] left out as ever,
+
+        loss = -log exp(a z2_all[i] / t) / (sum over j != i of exp(a z1_all[j] / t)
+               + sum over j of exp(a z2_all[j] / t) + sum over m of exp(a m / t)),
+
+    and likewise with the views swapped. So all that an anchor is compared with, its positive too,
+    comes from the averaged network: the paper only says that its output is buffered as negative
+    examples; that the current batch's candidates are its output as well, as in MoCo, is what the
+    first author answered in github.com/google-research/simclr/issues/115.
 
     Args:
         z1: Embeddings of the first view, (B, D), any floating dtype.
@@ -42,21 +55,23 @@ def nt_xent(
         z2_all: Second views of all processes, (N, D).
         offset: Row of ``z1_all`` at which this process's rows start.
         normalize: Divide each embedding by its length first.
+        memory: More negatives for every anchor, (K, D).
 
     Returns:
-        The loss, a scalar; 0 for a batch of one image, which has no negatives.
+        The loss, a scalar; 0 for a batch of one image without memory, which has no negatives.
 
     Raises:
         ValueError: Shapes, offset or temperature do not fit.
     """
-    _check(z1, z2, temperature, z1_all, z2_all, offset)
+    _check(z1, z2, temperature, z1_all, z2_all, offset, memory)
     B, N = len(z1), len(z1) if z1_all is None else len(z1_all)
-    if 2 * B * 2 * N > PLAIN_ELEMENTS:
-        return nt_xent_tiled(z1, z2, temperature, z1_all, z2_all, offset, normalize)
+    K = 0 if memory is None else len(memory)
+    if 2 * B * (2 * N + K) > PLAIN_ELEMENTS:
+        return nt_xent_tiled(z1, z2, temperature, z1_all, z2_all, offset, normalize, memory=memory)
 
     with torch.autocast(z1.device.type, enabled=False):
-        anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize)
-        logits = anchors @ candidates.T / temperature  # (2B, 2N)
+        anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize, memory)
+        logits = anchors @ candidates.T / temperature  # (2B, 2N + K)
         itself, positive = _columns(B, N, offset, z1.device)
         # Masked, where the reference lowers by 1e9: the same, and right in every dtype.
         logits = logits.scatter(1, itself[:, None], -torch.inf)
@@ -72,6 +87,7 @@ def nt_xent_tiled(
     offset: int = 0,
     normalize: bool = True,
     tile_rows: int = TILE_ROWS,
+    memory: Tensor | None = None,
 ) -> Tensor:
     """`nt_xent` in O(N) memory: the (2B, 2N) logits exist only ``tile_rows`` rows at a time.
 
@@ -80,16 +96,17 @@ def nt_xent_tiled(
     loss sum_i (logsumexp_j s_ij - s_i,positive) has the gradients p v - v_positive with respect
     to u, and p^T u - u (this one added to the rows of the positives) with respect to v.
     """
-    _check(z1, z2, temperature, z1_all, z2_all, offset)
+    _check(z1, z2, temperature, z1_all, z2_all, offset, memory)
     with torch.autocast(z1.device.type, enabled=False):
-        anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize)
+        anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize, memory)
         u = anchors * temperature**-0.5  # the temperature goes into the embeddings: s = u v^T
         # Unit vectors bound the logits by 1/temperature. Up to 32 their exponentials, their sums
         # and the quotients of these are far from overflow, so no maximum need be subtracted.
         if candidates is anchors and normalize and temperature >= 1 / 32:
             return _SymmetricNTXent.apply(u, min(tile_rows, len(z1)))
         v = candidates * temperature**-0.5
-        return _GatheredNTXent.apply(u, v, offset, tile_rows)
+        N = len(z1) if z1_all is None else len(z1_all)
+        return _GatheredNTXent.apply(u, v, N, offset, tile_rows)
 
 
 class _SymmetricNTXent(torch.autograd.Function):
@@ -141,16 +158,16 @@ def _symmetric_tile(u: Tensor, start: int, stop: int) -> Tensor:
 
 
 class _GatheredNTXent(torch.autograd.Function):
-    """The general case: anchors u (2B, D), candidates v (2N, D), logits of any size."""
+    """The general case: anchors u (2B, D), candidates v (2N + K, D), logits of any size."""
 
     @staticmethod
-    def forward(ctx, u: Tensor, v: Tensor, offset: int, tile_rows: int) -> Tensor:
-        B, N = len(u) // 2, len(v) // 2
+    def forward(ctx, u: Tensor, v: Tensor, N: int, offset: int, tile_rows: int) -> Tensor:
+        B = len(u) // 2
         itself, positive = _columns(B, N, offset, u.device)
         losses = u.new_empty(2 * B)
         for start in range(0, 2 * B, tile_rows):
             rows = slice(start, start + tile_rows)
-            s = (u[rows] @ v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N)
+            s = (u[rows] @ v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N + K)
             losses[rows] = F.cross_entropy(s, positive[rows], reduction="none")
         ctx.save_for_backward(u, v, losses, itself, positive)
         ctx.tile_rows = tile_rows
@@ -161,17 +178,48 @@ class _GatheredNTXent(torch.autograd.Function):
     def backward(ctx, grad_loss: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         u, v, losses, itself, positive = ctx.saved_tensors
         B = len(u) // 2
-        grad_u, grad_v = torch.zeros_like(u), torch.zeros_like(v)
+        grad_u = torch.zeros_like(u)
+        grad_v = torch.zeros_like(v) if ctx.needs_input_grad[1] else None  # no gradient to a memory
         with torch.autocast(u.device.type, enabled=False):
             for start in range(0, 2 * B, ctx.tile_rows):
                 rows = slice(start, start + ctx.tile_rows)
-                s = (u[rows] @ v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N)
+                s = (u[rows] @ v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N + K)
                 s -= s.gather(1, positive[rows, None])
                 p = s.sub_(losses[rows, None]).exp_()  # as loss = logsumexp(s) - s_positive
                 p[torch.arange(len(p), device=p.device), positive[rows]] -= 1
                 grad_u[rows].addmm_(p, v)
-                grad_v.addmm_(p.T, u[rows])
-        return grad_u * (grad_loss / B), grad_v * (grad_loss / B), None, None
+                if grad_v is not None:
+                    grad_v.addmm_(p.T, u[rows])
+        scale = grad_loss / B
+        return grad_u * scale, None if grad_v is None else grad_v * scale, None, None, None
+
+
+def info_nce(
+    queries: Tensor, keys: Tensor, memory: Tensor, temperature: float, normalize: bool = True
+) -> Tensor:
+    """The loss of MoCo (arXiv 1911.05722, eq. 1), whose negatives are those of the memory alone.
+
+    Mean over B of -log exp(q k / t) / (exp(q k / t) + sum over m of exp(q m / t)): one direction,
+    unlike `nt_xent`, which sums two. The average over processes is the loss of the whole batch.
+
+    Args:
+        queries: Embeddings of the first views, (B, D), any floating dtype.
+        keys: What the averaged network makes of the second views of the same images, (B, D).
+        memory: Earlier keys, (K, D).
+        temperature: Divides the similarities, > 0.
+        normalize: Divide each embedding by its length first.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: Shapes or temperature do not fit.
+    """
+    _check(queries, keys, temperature, memory=memory)
+    with torch.autocast(queries.device.type, enabled=False):
+        q, k, m = (_embeddings(z, normalize) for z in (queries, keys, memory))
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ m.T], 1) / temperature  # (B, 1 + K)
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
 @torch.no_grad()
@@ -250,17 +298,27 @@ def _embeddings(z: Tensor, normalize: bool) -> Tensor:
 
 
 def _stack_views(
-    z1: Tensor, z2: Tensor, z1_all: Tensor | None, z2_all: Tensor | None, normalize: bool
+    z1: Tensor,
+    z2: Tensor,
+    z1_all: Tensor | None,
+    z2_all: Tensor | None,
+    normalize: bool,
+    memory: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Anchors (2B, D) and candidates (2N, D), first views first; one tensor without a gather."""
-    anchors = _embeddings(torch.cat([z1, z2]), normalize)
-    if z1_all is None or z2_all is None or (z1_all is z1 and z2_all is z2):
-        return anchors, anchors
-    return anchors, _embeddings(torch.cat([z1_all, z2_all]), normalize)
+    """Anchors (2B, D), first views first, and candidates (2N + K, D), the memory's last.
+
+    One and the same tensor without a gather and a memory.
+    """
+    anchors = candidates = _embeddings(torch.cat([z1, z2]), normalize)
+    if z1_all is not None and z2_all is not None and not (z1_all is z1 and z2_all is z2):
+        candidates = _embeddings(torch.cat([z1_all, z2_all]), normalize)
+    if memory is not None:
+        candidates = torch.cat([candidates, _embeddings(memory, normalize)])
+    return anchors, candidates
 
 
 def _columns(B: int, N: int, offset: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each of the 2B anchors, the columns of itself and of its positive among 2N candidates."""
+    """For each of the 2B anchors, the columns of itself and its positive among the candidates."""
     first = torch.arange(offset, offset + B, device=device)
     return torch.cat([first, first + N]), torch.cat([first + N, first])
 
@@ -274,9 +332,10 @@ def _check(
     z1: Tensor,
     z2: Tensor,
     temperature: float,
-    z1_all: Tensor | None,
-    z2_all: Tensor | None,
-    offset: int,
+    z1_all: Tensor | None = None,
+    z2_all: Tensor | None = None,
+    offset: int = 0,
+    memory: Tensor | None = None,
 ) -> None:
     _check_temperature(temperature)
     if z1.ndim != 2 or z1.shape != z2.shape or len(z1) == 0:
@@ -296,4 +355,8 @@ def _check(
         raise ValueError(
             f"offset {offset} with {len(z1)} rows does not lie within the {len(columns1)} gathered "
             "rows: pass rank * batch size of one process"
+        )
+    if memory is not None and memory.shape[1:] != z1.shape[1:]:
+        raise ValueError(
+            f"the memory must have the shape (K, {z1.shape[1]}), got {tuple(memory.shape)}"
         )

@@ -203,7 +203,7 @@ def freeze(classifier: Classifier, after_block: int | None = None) -> None:
 
     Args:
         classifier: changed in place.
-        after_block: None for the whole encoder (linear evaluation), whichever it is. For the
+        after_block: None for all below the linear layer (linear evaluation). For the
             SimCLRv2 family also the reference's ``fine_tune_after_block``: -1 freezes nothing,
             0 the stem, k the stem and the first k groups of blocks.
 
@@ -212,7 +212,7 @@ def freeze(classifier: Classifier, after_block: int | None = None) -> None:
     """
     encoder = classifier.encoder
     if after_block is None:
-        frozen = (encoder,)
+        frozen = (encoder, classifier.layers)
     elif not isinstance(encoder, resnet.SimCLRResNet):
         raise ValueError(
             f"after_block is {after_block}, but {type(encoder).__name__} has no numbered groups of "

@@ -28,7 +28,8 @@ def collect(run: Path) -> list[dict[str, Any]]:
     """One row per finished classifier of a run; also written to ``results.jsonl``."""
     metas = [read_meta(path.parent) for path in sorted(run.glob("*/meta.json"))]
     rows = [meta["result"] for meta in metas if meta["kind"] == "classifier"]
-    rows.sort(key=lambda row: (row["n_labels"], row["seed"], list(TITLES).index(row["stage"])))
+    order = list(TITLES)
+    rows.sort(key=lambda r: (r["n_labels"], r["labels"], r["seed"], order.index(r["stage"])))
     return rows
 
 

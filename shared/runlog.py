@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from shared.artifacts import StageFolder
+from shared.artifacts import StageFolder, write_atomically
 from shared.config import Training
 from shared.errors import UserError
 
@@ -43,9 +43,9 @@ class RunLog:
         self._file = self._bar = None
         if accelerator.is_main_process:
             kept = [line for line in _lines(path) if line["step"] <= start]
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
             try:
-                self._file = path.open("w", buffering=1)
-                self._file.writelines(json.dumps(line) + "\n" for line in kept)
+                self._file = path.open("a", buffering=1)
             except OSError as error:
                 raise UserError(f"cannot write {path}: {error}; choose another --output") from error
             # disable=None: no bar where standard error is not a terminal

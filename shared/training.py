@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shared.artifacts import StageFolder
 from shared.augment import Augmentation
 from shared.command import Stopped, StopRequest
-from shared.config import Config, Training
+from shared.config import Config, Training, content, dump
 from shared.errors import UserError
 from shared.optim import (
     learning_rate_at,
@@ -60,6 +60,37 @@ def plan(training: Training, images: int) -> Plan:
         )
     peak = scaled_learning_rate(training.learning_rate, size, training.learning_rate_scaling)
     return Plan(steps, warmup, peak)
+
+
+def open_stage(
+    config: Config, accelerator: Accelerator, stage: str, name: str, settings: dict[str, Any]
+) -> StageFolder:
+    """The stage's folder ``<output>/<run>/<name>``, new, unfinished or done.
+
+    Args:
+        config: its data, augmentation and precision count for every stage.
+        accelerator: of this process.
+        stage: as ``--force`` names it.
+        name: of the folder.
+        settings: what else the stage's content depends on.
+
+    Raises:
+        UserError: where the folder was made with other settings.
+    """
+    everything = {
+        "stage": stage,
+        **content(config.data, "data"),
+        **content(config.augment, "augment"),
+        "precision": accelerator.mixed_precision,
+        **settings,
+    }
+    path, force = config.folder / name, forced(config, stage)
+    folder = StageFolder(path, everything, force=force, accelerator=accelerator)
+    if folder.done:
+        accelerator.print(f"{stage}: already done, {path}")
+    else:
+        folder.start(dump(config))
+    return folder
 
 
 def forced(config: Config, stage: str) -> bool:

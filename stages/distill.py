@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from shared.artifacts import StageFolder, read_meta
+from shared.artifacts import read_meta
 from shared.batches import Batches
 from shared.batchnorm import synchronize
 from shared.command import run_command
-from shared.config import Config, content, dump
+from shared.config import Config, content
 from shared.data import UNLABELED, open_data
 from shared.distributed import mean_over_processes
 from shared.errors import UserError
@@ -31,7 +31,7 @@ from shared.networks import build_classifier, load_classifier, require_same_inpu
 from shared.optim import build_optimizer, set_learning_rate
 from shared.randomness import seed_torch
 from shared.runlog import RunLog
-from shared.training import Keeper, forced, plan, policy, require_finite, to_device
+from shared.training import Keeper, open_stage, plan, policy, require_finite, to_device
 
 
 def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Path:
@@ -67,25 +67,13 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
             f" ({', '.join(teacher_meta['classes'][:3])}, ...), the images have"
             f" {len(images.classes)} ({', '.join(images.classes[:3])}, ...); they must be the same"
         )
-    settings = {
-        "stage": stage,
-        **content(data, "data"),
-        **content(config.augment, "augment"),
-        **content(cfg, "distill"),
-        "parent": teacher_meta["weights_sha256"],
-        "images": images.fingerprint,
-        "seed": config.seed,
-        "precision": accelerator.mixed_precision,
-    }
-    folder = StageFolder(
-        config.folder / f"{stage}-{tag}-seed{config.seed}",
-        settings,
-        force=forced(config, stage),
-        accelerator=accelerator,
-    )
+    folder = open_stage(
+        config, accelerator, stage, f"{stage}-{tag}-seed{config.seed}",
+        {**content(cfg, "distill"), "parent": teacher_meta["weights_sha256"],
+         "images": images.fingerprint, "seed": config.seed},
+    )  # fmt: skip
     if folder.done:
         return folder.path
-    folder.start(dump(config))
 
     teacher, _ = load_classifier(source)
     teacher = to_device(teacher, config, accelerator).eval().requires_grad_(False)

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from shared.artifacts import StageFolder, read_meta
+from shared.artifacts import read_meta
 from shared.batches import Batches, plain_batches
 from shared.batchnorm import synchronize
 from shared.command import run_command
-from shared.config import Config, content, dump
-from shared.data import ImageSet, open_data
+from shared.config import Config, content
+from shared.data import UNLABELED, ImageSet, open_data
 from shared.distributed import mean_over_processes
 from shared.evaluate import evaluate, state_hash
 from shared.labels import Labels, draw_labels, labels_tag, write_labels
@@ -42,7 +42,7 @@ from shared.networks import (
 from shared.optim import build_optimizer, set_learning_rate
 from shared.randomness import seed_torch
 from shared.runlog import RunLog
-from shared.training import Keeper, forced, plan, policy, require_finite, to_device
+from shared.training import Keeper, open_stage, plan, policy, require_finite, to_device
 
 
 def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> Path:
@@ -64,47 +64,33 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     cfg = {"finetune": config.finetune, "linear": config.linear}.get(method, config.supervised)
     splits = open_data(config.data, config.labels, accelerator.is_local_main_process)
     labels = draw_labels(splits, config.labels, config.seed)
+    # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
+    few = len(labels.ids) <= 0.1 * (splits.train.labels != UNLABELED).sum()
+    from_layer = cfg.from_layer if cfg.from_layer is not None else int(few)
     source = Path(cfg.init) if cfg.init else config.folder / "pretrain"
     if pretrained:
-        parent = read_meta(source)
-        require_same_input(parent, config.data, source)
-        start_from = {"parent": parent["weights_sha256"]}
+        network = read_meta(source)
+        require_same_input(network, config.data, source)
+        origin = {"parent": network["weights_sha256"]}
     else:
-        model_config = config.model
-        if method == "supervised-student":
-            model_config = replace(model_config, encoder=config.distill.student)
-        parent = describe(model_config, config.data)
-        start_from = content(model_config, "model")
-    # from which layer of the projection head to tune (section 2): 0 is the encoder's own output
-    few = len(labels.ids) <= 0.1 * (splits.train.labels >= 0).sum()
-    from_layer = cfg.from_layer if cfg.from_layer is not None else (1 if few else 0)
-    settings = {
-        "stage": method,
-        **content(config.data, "data"),
-        **content(config.augment, "augment"),
-        **content(cfg, cfg.section),
-        **start_from,
-        "from_layer": from_layer,
-        "labels": labels.hash,
-        "seed": config.seed,
-        "precision": accelerator.mixed_precision,
-    }
+        of_student = method == "supervised-student"
+        encoder = config.distill.student if of_student else config.model.encoder
+        network = describe(replace(config.model, encoder=encoder), config.data)
+        origin = {"encoder": encoder}
     tag = labels_tag(config.labels)
-    folder = StageFolder(
-        config.folder / f"{method}-{tag}-seed{config.seed}",
-        settings,
-        force=forced(config, method),
-        accelerator=accelerator,
-    )
+    folder = open_stage(
+        config, accelerator, method, f"{method}-{tag}-seed{config.seed}",
+        {**content(cfg, cfg.section), **origin, "from_layer": from_layer,
+         "labels": labels.hash, "seed": config.seed},
+    )  # fmt: skip
     if folder.done:
         return folder.path
-    folder.start(dump(config))
     if accelerator.is_main_process:
         write_labels(folder.path / "labels.csv", splits.train, labels)
 
     seed_torch(config.seed, method)
     description = {
-        **{key: parent[key] for key in ("encoder", "head", "image_size", "mean", "std")},
+        **{key: network[key] for key in ("encoder", "head", "image_size", "mean", "std")},
         "classes": list(splits.train.classes),
         "from_layer": from_layer,
     }
@@ -115,15 +101,15 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     if method == "linear":
         freeze(model)
     schedule = plan(cfg, len(labels.ids))
-    rates = {
-        part: cfg.encoder_rate for part in ("encoder", "layers") if part != "layers" or from_layer
-    }
+    rates = {"encoder": cfg.encoder_rate}
+    if from_layer:
+        rates["layers"] = cfg.encoder_rate
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum, rates)
     synchronize(model)
     to_device(model, config, accelerator)
     if cfg.linear_init == "class_means":
         start_from_class_means(model, splits.train, labels, config, accelerator.device)
-    frozen_before = state_hash(model.encoder)
+    before = state_hash(model.encoder)
     net, optimizer = accelerator.prepare(model, optimizer)
     start, spent = folder.load_state(model, optimizer)
 
@@ -133,7 +119,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     )  # fmt: skip
     log = RunLog(folder, cfg, start, schedule.steps, accelerator)
     keeper = Keeper(folder, cfg.checkpoint_every_steps, schedule.steps, log, accelerator, spent)
-    targets = torch.full((len(splits.train),), -1)
+    targets = torch.full((len(splits.train),), UNLABELED)
     targets[labels.ids] = torch.from_numpy(labels.targets)
     accelerator.print(
         f"{method}: {len(labels.ids):,} labels of {len(description['classes'])} classes"
@@ -164,7 +150,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         keeper.after(step + 1, net, optimizer)
     log.close()
     model = accelerator.unwrap_model(net)
-    if method == "linear" and state_hash(model.encoder) != frozen_before:
+    if method == "linear" and state_hash(model.encoder) != before:
         raise AssertionError("linear evaluation changed the encoder")
     result = {
         "stage": method, "labels": tag, "n_labels": len(labels.ids), "seed": config.seed,

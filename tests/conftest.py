@@ -1,5 +1,16 @@
-"""One thread per process: the test machines have two cores, and xdist or gloo tests share them."""
+"""One thread, no network, and nothing written to the user's home."""
 
-import torch
+import os
+import tempfile
 
-torch.set_num_threads(1)
+# Before anything imports the hub's packages, which read these once. The folder goes at exit.
+_CACHE = tempfile.TemporaryDirectory(prefix="few-labels-tests-", ignore_cleanup_errors=True)
+os.environ |= {
+    "HF_HOME": _CACHE.name,
+    "HF_DATASETS_CACHE": _CACHE.name + "/datasets",
+    "HF_HUB_OFFLINE": "1",
+}
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)  # the test machines have two cores, and xdist or gloo tests share them

@@ -207,7 +207,7 @@ def test_apply_runs_flip_colour_and_blur_in_this_order():
     for i in range(24):
         one, image = draws[i : i + 1], images[i : i + 1]
         image = image.flip(-1) if one.flip else image
-        image = color_jitter_(ops.affine_warp(image, one.angle, one.shear), one).clamp(0, 1)
+        image = color_jitter_(ops.affine_warp(image, one.angle, one.shear, one.shift), one).clamp(0, 1)
         if one.blur:  # 40 pixels: 2 * int(40 // 10 / 2) + 1 = 5 taps
             image = ops.gaussian_blur(image, one.sigma, radius=2).clamp(0, 1)
         torch.testing.assert_close(got[i : i + 1], image, rtol=0, atol=ATOL)
