@@ -221,12 +221,16 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
     """``meta.json`` of a finished artifact.
 
+    Args:
+        path: the folder.
+        kind: what the caller needs, encoder or classifier; None takes either.
+
     Raises:
-        UserError: where the folder does not exist, holds no finished artifact, or its ``meta.json``
-            is damaged.
+        UserError: where the folder does not exist, holds no finished artifact or one of the other
+            kind, or its ``meta.json`` is damaged.
     """
     if not path.is_dir():
         raise UserError(f"no such artifact folder: {path}")
@@ -240,6 +244,8 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path / 'meta.json'} is not a stage's: it lacks {', '.join(sorted(missing))}"
         )
+    if kind not in (None, meta["kind"]):
+        raise UserError(f"{path} holds an artifact of kind {meta['kind']}, needed is {kind}")
     return meta
 
 

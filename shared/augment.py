@@ -41,14 +41,17 @@ class Augmentation:
     Fine-tuning and distillation only crop and flip: ``color_strength`` 0 and ``blur`` 0.
 
     Args:
-        crop_area: Smallest and largest share of the image that a crop covers.
+        crop_area: Smallest and largest share of the image that a crop covers; (1, 1) crops nothing.
         crop_aspect: Smallest and largest width / height of a crop.
         crop_min_covered: A crop that covers less of the image is drawn again (the reference's
             min_object_covered: together with crop_area from 0.08, no crop is below 0.1).
         flip: Probability of mirroring left and right.
         rotate: Rotation in degrees, uniform between minus and plus this; 0 switches it off.
         shear: Shear in degrees, uniform between minus and plus this; 0 switches it off.
-        translate: Shift in each direction as a share of the side, likewise uniform and off at 0.
+        zoom_area: Smallest and largest share of the image's area that the warped window covers, at
+            an aspect ratio of crop_aspect: a crop in fractions of a pixel, in one resampling with
+            rotation and shear. Better than crop_area for tiny images; (1, 1) switches it off.
+        translate: How far the warped window may leave the image, as a share of the side.
         jitter: Probability of changing brightness, contrast, saturation and hue.
         color_strength: Strength of the jitter (CIFAR-10: 0.5); 0 switches off all colour changes,
             grayscale too.
@@ -66,6 +69,7 @@ class Augmentation:
     flip: float = 0.5
     rotate: float = 0.0
     shear: float = 0.0
+    zoom_area: tuple[float, float] = (1.0, 1.0)
     translate: float = 0.0
     jitter: float = 0.8
     color_strength: float = 1.0
@@ -78,6 +82,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         area, aspect, sigma = self.crop_area, self.crop_aspect, self.blur_sigma
+        zoom = self.zoom_area
         rules = [
             ("crop_area", "two numbers 0 < low <= high <= 1", 0 < area[0] <= area[1] <= 1),
             ("crop_aspect", "two numbers 0 < low <= high", 0 < aspect[0] <= aspect[1]),
@@ -85,6 +90,7 @@ class Augmentation:
             ("flip", "in [0, 1]", 0 <= self.flip <= 1),
             ("rotate", "in [0, 180] degrees", 0 <= self.rotate <= 180),
             ("shear", "in [0, 80] degrees", 0 <= self.shear <= 80),
+            ("zoom_area", "two numbers 0 < low <= high <= 1", 0 < zoom[0] <= zoom[1] <= 1),
             ("translate", "in [0, 1]", 0 <= self.translate <= 1),
             ("jitter", "in [0, 1]", 0 <= self.jitter <= 1),
             # Above 1.25 the lowest contrast factor would be negative.
@@ -111,7 +117,8 @@ class Draws:
         flip: (B,) bool.
         angle: (B,) float32, degrees.
         shear: (B,) float32, degrees.
-        shift: (B, 2) float32, to the right and down, as a share of the side.
+        scale: (B, 2) float32, width and height of the warped window, as a share of the side.
+        shift: (B, 2) float32, of its middle to the right and down, likewise.
         jitter: (B,) bool, whether the four operations of ``order`` take place.
         order: (B, 4) int64, a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
         factors: (B, 4) float32, for brightness, contrast, saturation, hue.
@@ -123,6 +130,7 @@ class Draws:
     flip: Tensor
     angle: Tensor
     shear: Tensor
+    scale: Tensor
     shift: Tensor
     jitter: Tensor
     order: Tensor
@@ -161,13 +169,13 @@ def draw_boxes(
     """
     heights, widths = np.asarray(heights), np.asarray(widths)
     boxes = np.stack([0 * heights, 0 * widths, heights, widths], axis=1)  # if no draw succeeds
-    pending = np.arange(len(boxes))
+    pending = np.arange(len(boxes) if policy.crop_area != (1, 1) else 0)
     for _ in range(MAX_ATTEMPTS):
+        if len(pending) == 0:
+            break
         drawn, accepted = _draw_boxes_once(policy, rng, heights[pending], widths[pending])
         boxes[pending[accepted]] = drawn[accepted]
         pending = pending[~accepted]
-        if len(pending) == 0:
-            break
     return torch.from_numpy(boxes.astype(np.int64))
 
 
@@ -207,11 +215,17 @@ def draw(policy: Augmentation, rng: np.random.Generator, batch_size: int) -> Dra
     sigma = rng.uniform(*policy.blur_sigma, B)
     if policy.blur_sigma_per == "batch":
         sigma[:] = sigma[0]
+    area, aspect = rng.uniform(*policy.zoom_area, B), rng.uniform(*np.log(policy.crop_aspect), B)
+    # A window of the whole area has no room for another shape.
+    aspect = np.exp(aspect) if policy.zoom_area != (1, 1) else np.ones(B)
+    scale = np.sqrt(np.stack([area * aspect, area / aspect], axis=1))  # (B, 2)
+    room = np.maximum(1 - scale, 0) / 2 + policy.translate
     return Draws(
         flip=torch.from_numpy(rng.random(B) < policy.flip),
         angle=torch.from_numpy(rng.uniform(-policy.rotate, policy.rotate, B)).float(),
         shear=torch.from_numpy(rng.uniform(-policy.shear, policy.shear, B)).float(),
-        shift=torch.from_numpy(rng.uniform(-policy.translate, policy.translate, (B, 2))).float(),
+        scale=torch.from_numpy(scale).float(),
+        shift=torch.from_numpy(rng.uniform(-room, room)).float(),
         jitter=torch.from_numpy(rng.random(B) < policy.jitter),
         order=torch.from_numpy(rng.random((B, 4)).argsort(axis=1)),
         factors=torch.from_numpy(rng.uniform(low, high, (B, 4))).float(),
@@ -223,7 +237,7 @@ def draw(policy: Augmentation, rng: np.random.Generator, batch_size: int) -> Dra
 
 # ---------------------------------------------------------------------------------- apply
 def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
-    """Turn cropped images into views: flip, rotate, shear and shift, colour, blur, in this order.
+    """Turn cropped images into views: flip, warp, colour, blur, in this order.
 
     Args:
         policy: as given to `draw`.
@@ -236,9 +250,9 @@ def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
     images, device = ops.to_float(images), images.device  # a copy, so in place from here
     chosen = ops.upload(draws.flip.nonzero().squeeze(1), device)
     images[chosen] = images[chosen].flip(-1)
-    if policy.rotate > 0 or policy.shear > 0 or policy.translate > 0:
-        warp = (ops.upload(values, device) for values in (draws.angle, draws.shear, draws.shift))
-        images = ops.affine_warp(images, *warp)
+    if policy.rotate or policy.shear or policy.translate or policy.zoom_area != (1, 1):
+        warp = (draws.angle, draws.shear, draws.scale, draws.shift)
+        images = ops.affine_warp(images, *(ops.upload(values, device) for values in warp))
     if policy.color_strength > 0:
         color_jitter_(images, draws, policy.brightness)
     images.clamp_(0, 1)

@@ -121,27 +121,26 @@ def center_crop(
     return crop_resize(images, box, (height, width)).clamp_(0, 1)
 
 
-def affine_warp(images: Tensor, angle: Tensor, shear: Tensor, shift: Tensor) -> Tensor:
-    """Rotate, shear and shift each image, bilinear; not in the reference.
-
-    Pixels from outside repeat the nearest edge: dark stays dark around a digit, a stroke that the
-    crop has cut goes on, and a photo gets no black corners.
+def affine_warp(
+    images: Tensor, angle: Tensor, shear: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    """Show a rotated, sheared window of each image, bilinear, black outside; not in the reference.
 
     Args:
         images: (B, C, S, S) float.
-        angle: (B,) degrees, counter-clockwise about the middle.
+        angle: (B,) degrees, counter-clockwise about the window's middle.
         shear: (B,) degrees by which vertical lines lean.
-        shift: (B, 2) to the right and down, as a share of the side.
+        scale: (B, 2) width and height of the window, as a share of the image's side.
+        shift: (B, 2) of the window's middle to the right and down, likewise.
     """
     cos, sin, slope = angle.deg2rad().cos(), angle.deg2rad().sin(), shear.deg2rad().tan()
-    right, down = (-2 * shift).unbind(1)  # affine_grid's coordinates go from -1 to 1
-    # Rows of the matrix that takes output to input coordinates: shear, then rotation.
-    x_row = torch.stack([cos, cos * slope - sin, right], dim=1)
-    y_row = torch.stack([sin, sin * slope + cos, down], dim=1)
+    (width, height), (right, down) = scale.unbind(1), (2 * shift).unbind(1)
+    # Rows of the matrix that takes output to input coordinates, both from -1 to 1.
+    x_row = torch.stack([cos * width, (cos * slope - sin) * height, right], dim=1)
+    y_row = torch.stack([sin * width, (sin * slope + cos) * height, down], dim=1)
     matrix = torch.stack([x_row, y_row], dim=1)  # (B, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)  # (B, S, S, 2)
-    import os
-    return F.grid_sample(images, grid, padding_mode=os.environ.get("PADX","border"), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
 # ---------------------------------------------------------------------------------- colour

@@ -38,16 +38,12 @@ class RunLog:
     ):  # fmt: skip
         self.stage, self.total, self.every = folder.stage, total, training.log_every_steps
         self.batch_size, self.accelerator = training.batch_size, accelerator
-        path = folder.path / "metrics.jsonl"
+        self._path = folder.path / "metrics.jsonl"
         self._waited, self._last_step, self._last_time = 0.0, start, time.perf_counter()
-        self._file = self._bar = None
+        self._bar: tqdm | None = None  # of the main process
         if accelerator.is_main_process:
-            kept = [line for line in _lines(path) if line["step"] <= start]
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-            try:
-                self._file = path.open("a", buffering=1)
-            except OSError as error:
-                raise UserError(f"cannot write {path}: {error}; choose another --output") from error
+            kept = [line for line in _lines(self._path) if line["step"] <= start]
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             # disable=None: no bar where standard error is not a terminal
             self._bar = tqdm(
                 total=total, initial=start, desc=folder.stage, unit="step", disable=None
@@ -78,18 +74,18 @@ class RunLog:
         line["waiting_for_data"] = round(self._waited / elapsed, 4)
         self._waited, self._last_step, self._last_time = 0.0, step, now
         self.accelerator.log({f"{self.stage}/{k}": v for k, v in line.items()}, step=step)
-        if self._file is not None and self._bar is not None:
+        if self._bar is not None:
             try:
-                self._file.write(json.dumps({"step": step, **line}) + "\n")
+                with self._path.open("a") as file:
+                    file.write(json.dumps({"step": step, **line}) + "\n")
             except OSError as error:
-                raise UserError(f"cannot write {self._file.name}: {error}; make room, then run the"
+                raise UserError(f"cannot write {self._path}: {error}; make room, then run the"
                                 " same command again") from error  # fmt: skip
             self._bar.set_postfix({k: f"{v:.3g}" for k, v in list(line.items())[:2]})
 
     def close(self) -> None:
-        """Close file and bar."""
-        if self._file is not None and self._bar is not None:
-            self._file.close()
+        """Close the bar."""
+        if self._bar is not None:
             self._bar.close()
 
 

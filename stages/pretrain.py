@@ -21,11 +21,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from shared.artifacts import StageFolder
 from shared.batches import Batches
 from shared.batchnorm import synchronize
 from shared.command import run_command
-from shared.config import Config, Pretrain, content, dump
+from shared.config import Config, Pretrain, content
 from shared.data import open_data
 from shared.distributed import gather_with_grad, mean_over_processes
 from shared.losses import contrastive_metrics, info_nce, nt_xent
@@ -34,7 +33,7 @@ from shared.networks import build_contrastive, describe
 from shared.optim import build_optimizer, set_learning_rate
 from shared.randomness import seed_torch
 from shared.runlog import RunLog
-from shared.training import Keeper, forced, plan, require_finite, to_device
+from shared.training import Keeper, open_stage, plan, require_finite, to_device
 
 
 def run(config: Config, accelerator: Accelerator) -> Path:
@@ -49,24 +48,13 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     """
     cfg, data = config.pretrain, config.data
     images = open_data(data, config.labels, accelerator.is_local_main_process).train
-    settings = {
-        "stage": "pretrain",
-        **content(data, "data"),
-        **content(config.augment, "augment"),
-        **content(config.model, "model"),
-        **content(cfg, "pretrain"),
-        "images": images.fingerprint,
-        "precision": accelerator.mixed_precision,
-    }
-    folder = StageFolder(
-        config.folder / "pretrain",
-        settings,
-        force=forced(config, "pretrain"),
-        accelerator=accelerator,
-    )
+    folder = open_stage(
+        config, accelerator, "pretrain", "pretrain",
+        {**content(config.model, "model"), **content(cfg, "pretrain"),
+         "images": images.fingerprint},
+    )  # fmt: skip
     if folder.done:
         return folder.path
-    folder.start(dump(config))
 
     seed_torch(cfg.seed, "pretrain")
     description = describe(config.model, data)

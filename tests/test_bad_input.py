@@ -204,6 +204,8 @@ def test_labels_that_do_not_fit(capfd, tmp_path, photos, finished):
         file.write_text(text)
         message = refused(capfd, finetune.main, *out, f"--labels={file}")
         assert f"{file} {says}" in message
+        # and the pipeline finds it before it pretrains
+        assert f"{file} {says}" in refused(capfd, pipeline.main, *out, f"--labels={file}")
     (tmp_path / "list.txt").write_text("a/0.png\nnobody.png\n")
     message = refused(capfd, finetune.main, *out, f"--labels={tmp_path / 'list.txt'}")
     assert "unknown images: nobody.png" in message
@@ -294,10 +296,9 @@ def test_artifact_of_the_wrong_kind(capfd, tmp_path, photos, finished):
     out = [f"--output={tmp_path}", f"--data.train={photos}"]
     message = refused(capfd, finetune.main, *out,
                       f"--finetune.init={finished / 'finetune-2perclass-seed0'}")  # fmt: skip
-    assert "holds a classifier" in message
-    assert "encoder is needed" in message
+    assert "holds an artifact of kind classifier, needed is encoder" in message
     message = refused(capfd, distill.main, *out, f"--distill.teacher={finished / 'pretrain'}")
-    assert "a classifier is needed" in message
+    assert "holds an artifact of kind encoder, needed is classifier" in message
 
 
 @pytest.mark.parametrize("damage", ["cut off", "pickle", "gone", "other network"])

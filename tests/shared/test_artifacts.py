@@ -19,8 +19,10 @@ from shared.artifacts import (
     sha256,
     write_atomically,
 )
+from shared.config import Linear
 from shared.errors import UserError
 from shared.optim import build_optimizer, set_learning_rate
+from shared.runlog import RunLog
 from tests.photos import process
 
 SETTINGS = {"stage": "finetune", "finetune.learning_rate": 0.1, "data.mean": (0.0, 0.0, 0.0)}
@@ -271,6 +273,46 @@ def test_folder_that_cannot_be_written(tmp_path):
     says = message(stage.start, "")
     assert says.startswith("cannot write")
     assert "choose another --output" in says
+
+
+# ----------------------------------------------------------------------------------- metrics.jsonl
+def log_of(stage: StageFolder, start: int) -> RunLog:
+    accelerator = process()
+    accelerator.log = lambda values, step: None
+    return RunLog(stage, Linear(batch_size=4, log_every_steps=2), start, 9, accelerator)
+
+
+def steps(stage: StageFolder) -> list[int]:
+    lines = (stage.path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_metrics_read_as_if_the_run_had_never_stopped(tmp_path, capsys):
+    stage = folder(tmp_path)
+    log = log_of(stage, 0)
+    assert [step for step in range(1, 10) if log.due(step)] == [2, 4, 6, 8, 9]
+    for step in (2, 4, 6):
+        log.write(step, loss=torch.tensor(1 / 3))
+    log.close()
+    with (stage.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # killed here
+    log = log_of(stage, 5)  # the last checkpoint
+    assert "dropped a half-written line" in capsys.readouterr().err
+    assert steps(stage) == [2, 4]
+    log.write(6, loss=0.25)
+    assert steps(stage) == [2, 4, 6]
+    first, *_, last = map(json.loads, (stage.path / "metrics.jsonl").read_text().splitlines())
+    assert first["loss"] == 0.333333
+    assert last["images_per_second"] > 0
+    assert 0 <= last["waiting_for_data"] <= 1
+
+
+def test_metrics_on_a_full_disk(tmp_path):
+    stage = folder(tmp_path)
+    log = log_of(stage, 0)
+    (stage.path / "metrics.jsonl").unlink()
+    (stage.path / "metrics.jsonl").symlink_to("/dev/full")
+    assert "No space left on device; make room" in message(log.write, 2, loss=0.1)
 
 
 # ------------------------------------------------------------------------ damaged or hostile files

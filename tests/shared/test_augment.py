@@ -1,5 +1,6 @@
 """Augmentation against the recorded numbers of the authors' code: values, then distributions."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -158,19 +159,51 @@ def test_hue_turns_back_and_keeps_the_extremes(shift, seed):
     torch.testing.assert_close(ops.adjust_hue(turned, -shifts), images, rtol=0, atol=1e-4)
 
 
+def warp(images, angle=0.0, shear=0.0, scale=(1.0, 1.0), shift=(0.0, 0.0)):
+    rows = [torch.tensor([value] * len(images)) for value in (angle, shear, scale, shift)]
+    return ops.affine_warp(images, *rows)
+
+
 def test_affine_warp():
     images = photos(2, 12, 12)
-    zero, quarter = torch.zeros(2), torch.tensor([90.0, -90.0])
-    torch.testing.assert_close(ops.affine_warp(images, zero, zero), images, rtol=0, atol=1e-5)
-    got = ops.affine_warp(images, quarter, zero)
-    torch.testing.assert_close(got[0], images[0].rot90(1, (1, 2)), rtol=0, atol=1e-5)
-    torch.testing.assert_close(got[1], images[1].rot90(-1, (1, 2)), rtol=0, atol=1e-5)
+    exactly = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(warp(images), images, **exactly)
+    torch.testing.assert_close(warp(images, 90.0), images.rot90(1, (2, 3)), **exactly)
+    torch.testing.assert_close(warp(images, -90.0), images.rot90(-1, (2, 3)), **exactly)
     line = torch.zeros(1, 3, 9, 9)
     line[..., 4] = 1  # vertical, through the middle
-    leaning = ops.affine_warp(line, torch.zeros(1), torch.tensor([45.0]))[0, 0]
+    leaning = warp(line, shear=45.0)[0, 0]
     assert torch.equal(leaning.argmax(1), torch.arange(8, -1, -1))
-    full = ops.affine_warp(torch.ones(1, 3, 9, 9), torch.tensor([30.0]), torch.tensor([20.0]))
-    torch.testing.assert_close(full, torch.ones(1, 3, 9, 9))  # no dark corners
+
+
+def test_affine_warp_shows_a_window():
+    images = photos(2, 12, 12)
+    # the middle third, three times as large: every third output pixel lies on an input pixel
+    window = warp(images, scale=(1 / 3, 1 / 3))
+    torch.testing.assert_close(window[..., 1::3, 1::3], images[..., 4:8, 4:8], rtol=0, atol=1e-5)
+    # a window two pixels further right and one further down, black where it leaves the image
+    moved = warp(images, shift=(2 / 12, 1 / 12))
+    torch.testing.assert_close(moved[..., :-1, :-2], images[..., 1:, 2:], rtol=0, atol=1e-5)
+    assert moved[..., -1, :].abs().max() < 1e-5
+    assert moved[..., :, -2:].abs().max() < 1e-5
+
+
+def test_warped_windows_are_drawn_inside_the_image():
+    policy = Augmentation(crop_area=(1, 1), zoom_area=(0.3, 0.9), translate=0.05)
+    draws = draw(policy, rng(3), 5000)
+    area = draws.scale.prod(1)
+    assert stats.kstest(area, "uniform", args=(0.3, 0.6)).pvalue > 1e-3
+    aspect = (draws.scale[:, 0] / draws.scale[:, 1]).log()
+    reach = math.log(4 / 3)
+    assert stats.kstest(aspect, "uniform", args=(-reach, 2 * reach)).pvalue > 1e-3
+    beyond = draws.shift.abs() + draws.scale / 2 - 0.5  # how far the window leaves the image
+    assert beyond[draws.scale < 1].max() <= 0.05 + 1e-6
+    assert beyond.max() > 0.049
+    still = draw(Augmentation(), rng(3), 50)
+    assert (still.scale == 1).all()
+    assert (still.shift == 0).all()
+    boxes = draw_boxes(policy, rng(3), [8] * 5, [9] * 5)
+    assert boxes.tolist() == [[0, 0, 8, 9]] * 5  # crop_area (1, 1) crops nothing
 
 
 # ------------------------------------------------------------------ values: the whole chain
@@ -207,7 +240,9 @@ def test_apply_runs_flip_colour_and_blur_in_this_order():
     for i in range(24):
         one, image = draws[i : i + 1], images[i : i + 1]
         image = image.flip(-1) if one.flip else image
-        image = color_jitter_(ops.affine_warp(image, one.angle, one.shear, one.shift), one).clamp(0, 1)
+        image = color_jitter_(
+            ops.affine_warp(image, one.angle, one.shear, one.scale, one.shift), one
+        ).clamp(0, 1)
         if one.blur:  # 40 pixels: 2 * int(40 // 10 / 2) + 1 = 5 taps
             image = ops.gaussian_blur(image, one.sigma, radius=2).clamp(0, 1)
         torch.testing.assert_close(got[i : i + 1], image, rtol=0, atol=ATOL)

@@ -1,5 +1,6 @@
 """Batches are a function of (seed, stage, step): resuming, processes, passes, views, loading."""
 
+import pickle
 from collections import Counter
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.augment import Augmentation, center_crop
-from shared.batches import Batches, normalize, plain_batches, positions
+from shared.batches import Batches, _DecodeAndCrop, normalize, plain_batches, positions
 from shared.config import Data
 from shared.data import ImageSet, open_data
 from shared.errors import UserError
@@ -282,3 +283,13 @@ def test_evaluation_sees_each_image_once_in_order(folder, loading):
     torch.testing.assert_close(
         torch.cat([batch for batch, _ in shown]), expected, atol=0.5 / 255 + 1e-6, rtol=0
     )
+
+
+def test_workers_may_be_spawned(folder):
+    """As is the default on macOS and Windows: what they get can be pickled, and is complete."""
+    batches = batches_of(folder, "workers")
+    there = pickle.loads(pickle.dumps(_DecodeAndCrop(batches)))
+    id_, crops = there[(4, 1, 7)]
+    expected_id, expected = _DecodeAndCrop(batches)[(4, 1, 7)]
+    assert id_ == expected_id
+    assert all(torch.equal(a, b) for a, b in zip(crops, expected, strict=True))

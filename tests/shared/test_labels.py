@@ -234,7 +234,7 @@ def test_saved_labels_are_a_label_file(tmp_path, source):
     splits = open_data(Data(train=source), "1pct")
     labels = draw_labels(splits, "2perclass", 5)
     write_labels(tmp_path / "labels.csv", splits.train, labels)
-    rows = list(csv.DictReader((tmp_path / "labels.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
     assert len(rows) == len(labels.ids)
     assert rows[0]["file"] == splits.train.names[labels.ids[0]]
     assert rows[0]["label"] == splits.train.classes[labels.targets[0]]

@@ -95,7 +95,8 @@ def test_collect(run):
     assert keys == sorted(keys)
     assert len(rows) == 4 * len(TITLES)
     write_results(run, rows)
-    assert [json.loads(line) for line in (run / "results.jsonl").open()] == rows
+    lines = (run / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
 
 
 def test_command(run, capsys, tmp_path_factory):
