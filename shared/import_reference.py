@@ -137,7 +137,7 @@ def sort_variables(
         if reason:
             contents.dropped.setdefault(reason, []).append(key)
         else:
-            weights[key] = name.removesuffix(":0")
+            weights[key] = name
 
     first = {"conv2d": 0, "batch_normalization": 0}
     if checkpoint.format.startswith("TF2"):  # Keras counts on over all models of a session

@@ -529,6 +529,21 @@ def test_without_a_projection_head(golden_checkpoints, tmp_path, capsys):
     assert "no projection head" in fails(capsys, source, tmp_path / "b", "--as=encoder")
 
 
+def test_only_one_layer_fits_the_linear_one(golden_checkpoints, tmp_path):
+    """A head of one layer, 512 -> 128: what takes 512 features stands before it."""
+
+    def change(entries):
+        for key in [key for key in entries if key.startswith("head_contrastive")]:
+            entry = entries.pop(key)
+            if "nl_2" in key:
+                entries[key.replace("nl_2", "nl_0")] = entry
+
+    source = edited(tmp_path, golden_checkpoints / TF1, change)
+    assert run(source, tmp_path / "out") == 0
+    meta = meta_of(tmp_path / "out")
+    assert (meta["kind"], meta["from_layer"]) == ("classifier", 0)
+
+
 def test_without_a_linear_layer(golden_checkpoints, tmp_path, capsys):
     """As TF1's pretraining leaves it; its linear head mode calls the only layer l_0."""
 
@@ -568,8 +583,10 @@ def test_moving_average_is_a_choice(golden_checkpoints, tmp_path, capsys):
     assert torch.equal(plain[other], average[other])
     placed = [meta_of(tmp_path / x)["settings"]["placed"] for x in "ab"]
     assert placed[0] == placed[1] == 119
+    assert run(source, tmp_path / "c", "--ema") == 0  # the linear layer has no average
+    assert meta_of(tmp_path / "c")["kind"] == "classifier"
     capsys.readouterr()
-    line = fails(capsys, golden_checkpoints / TF1, tmp_path / "c", "--ema")
+    line = fails(capsys, golden_checkpoints / TF1, tmp_path / "d", "--ema")
     assert "no moving average" in line
 
 
