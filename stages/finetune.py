@@ -65,7 +65,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     splits = open_data(config.data, config.labels, accelerator.is_local_main_process)
     labels = draw_labels(splits, config.labels, config.seed)
     # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
-    few = len(labels.ids) <= 0.1 * (splits.train.labels != UNLABELED).sum()
+    few = len(labels.ids) <= round(0.1 * (splits.train.labels != UNLABELED).sum())
     from_layer = cfg.from_layer if cfg.from_layer is not None else int(few)
     source = Path(cfg.init) if cfg.init else config.folder / "pretrain"
     if pretrained:

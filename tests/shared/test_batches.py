@@ -139,6 +139,14 @@ def test_views_differ(folder, loading):
 
 
 @pytest.mark.parametrize("loading", LOADINGS)
+def test_views_differ_in_colour_and_not_only_in_the_crop(tmp_path, loading):
+    root = make_folder(tmp_path, ["0.png"], size=(40, 40))
+    whole = Augmentation(crop_area=(1, 1), crop_aspect=(1, 1), flip=0, jitter=1, blur=0)
+    batch = next(batches_of(root, loading, policy=whole, batch_size=3).steps(0, 1))
+    assert len({image.numpy().tobytes() for image in batch.images}) == 6
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
 @pytest.mark.parametrize(
     "policy", [VIEWS, Augmentation(color_strength=0, blur=0, flip=0)], ids=["full", "crop"]
 )

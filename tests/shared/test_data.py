@@ -60,6 +60,9 @@ def test_16_bits_are_scaled_and_not_cut_off(kind):
     image = decode_image(encoded(Image.fromarray(values), kind))
     np.testing.assert_array_equal(image[0], np.rint(values / 257))
     assert image[0].max() == 16
+    # however dark: what is white does not depend on the image
+    image = decode_image(encoded(Image.fromarray(GREY.astype(np.uint16)), kind))
+    np.testing.assert_array_equal(image[0], np.rint(GREY / 257))
 
 
 def test_float_images_are_scaled_by_what_they_can_mean():
