@@ -23,9 +23,7 @@ def run(config: Config, accelerator: Accelerator) -> None:
     pretrain.run(config, accelerator)
     for method in ("supervised", "supervised-student", "linear", "finetune"):
         finetune.run(config, accelerator, method)
-    if config.distill.self_first:
-        distill.run(config, accelerator, "self-distill")
-    distill.run(config, accelerator)
+    distill.run_all(config, accelerator)
 
     if accelerator.is_main_process:
         rows = collect(config.folder)

@@ -50,7 +50,7 @@ def _into_place(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}: {error}; make room or choose another --output, then run the"
-            " same command again: it goes on from the last checkpoint"
+            " same command again (without --force): it goes on from the last checkpoint"
         ) from error
 
 
@@ -136,6 +136,8 @@ class StageFolder:
     def _compare(self, made_with: dict[str, Any]) -> None:
         for key in sorted(made_with.keys() | self.settings.keys()):
             before, now = made_with.get(key), self.settings.get(key)
+            if key == "precision" and self.done:
+                continue  # what is finished may be read on other hardware
             if before != now:
                 raise UserError(
                     f"{self.path} was made with {key}={before}, now it is {now};"

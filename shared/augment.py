@@ -215,7 +215,10 @@ def draw(policy: Augmentation, rng: np.random.Generator, batch_size: int) -> Dra
     sigma = rng.uniform(*policy.blur_sigma, B)
     if policy.blur_sigma_per == "batch":
         sigma[:] = sigma[0]
-    area, aspect = rng.uniform(*policy.zoom_area, B), rng.uniform(*np.log(policy.crop_aspect), B)
+    area, aspect = (
+        rng.uniform(*policy.zoom_area, B),
+        rng.uniform(np.log(policy.crop_aspect[0]), np.log(policy.crop_aspect[1]), B),
+    )
     # A window of the whole area has no room for another shape.
     aspect = np.exp(aspect) if policy.zoom_area != (1, 1) else np.ones(B)
     scale = np.sqrt(np.stack([area * aspect, area / aspect], axis=1))  # (B, 2)

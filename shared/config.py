@@ -70,7 +70,7 @@ class Data:
     test_fraction: float = 0.2
     split_seed: int = 0
     on_error: Literal["stop", "skip"] = "stop"
-    loading: Literal["auto", "memory", "workers"] = _no_content("auto")
+    loading: Literal["auto", "memory", "workers"] = "auto"
     workers: int = _no_content(8)
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class Training:
         learning_rate: peak rate before scaling.
         learning_rate_scaling: sqrt is rate x sqrt(batch size), linear is rate x batch size / 256.
         warmup_epochs: epochs of linear warmup; then half a cosine to 0.
-        weight_decay: of kernels; never of batch norm and biases.
+        weight_decay: of kernels (sgd also decays biases); never of batch norm.
         momentum: of lars and sgd.
         log_every_steps: steps between two lines of metrics.jsonl.
         checkpoint_every_steps: steps between two checkpoints, from which a stopped run goes on.
@@ -205,8 +205,8 @@ class Finetune(Training):
         encoder_rate: learning rate of everything below the new linear layer, as a multiple.
         linear_init: zero as in the paper, or class_means of the pretrained features, which is
             robust with very few labels.
-        batch_norm: batch uses the statistics of the batch, frozen those of pretraining, which is
-            better where a batch holds only a handful of different images.
+        batch_norm: batch uses the statistics of the batch, frozen those of pretraining (and no
+            dropout), which is better where a batch holds only a handful of different images.
         augmentation: crop is random crop (and flip, rotation, shear where the recipe has them), as
             in the paper; full adds the colours of pretraining; none shows the plain image.
     """
@@ -388,7 +388,7 @@ def content(section: Any, prefix: str = "") -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML, readable by ``--config``."""
-    plain = asdict(config)
+    plain = asdict(config) | {"force": ""}  # a wish for one call, not a setting
 
     def listed(value: Any) -> Any:
         if isinstance(value, dict):

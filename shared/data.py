@@ -95,8 +95,17 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the names in their order, to notice that a folder's content changed."""
-        return hashlib.sha256("\n".join(map(str, self.names)).encode()).hexdigest()[:16]
+        """Hash of the names in their order, and of the pixels where they are in memory."""
+        digest = hashlib.sha256("\n".join(map(str, self.names)).encode())
+        if self.pixels is not None:
+            digest.update(self.pixels.numpy().data)
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def labels_fingerprint(self) -> str:
+        """Hash of what is known of the labels, and of the classes' names."""
+        text = "\n".join(self.classes).encode() + self.labels.astype("<i8").tobytes()
+        return hashlib.sha256(text).hexdigest()[:16]
 
     def decode(self, index: int) -> Tensor:
         """Image ``index`` as uint8 (3, H, W).
@@ -217,8 +226,10 @@ def _open_folder(root: Path, source: str) -> dict[str, datasets.Dataset]:
         for part in ("train", "test", "validation", "val")
         if (root / part).is_dir()
     }
-    if "train" not in parts:
-        parts = {"train": root}
+    if parts and "train" not in parts:
+        raise UserError(f"{source} has a folder {next(iter(parts))}/ but none called train/; move"
+                        f" the training images into {source}/train/")  # fmt: skip
+    parts = parts or {"train": root}
     found = {part: _folder(folder) for part, folder in parts.items()}
     if not len(found["train"]):
         raise UserError(f"no images in {source}: expected {source}/<class>/*.png or images"

@@ -51,7 +51,9 @@ def predict(
     model.eval()
     ids = np.flatnonzero(images.labels != UNLABELED)
     mine = ids[accelerator.process_index :: accelerator.num_processes]
-    logits, targets = [], []
+    # a process may have no image at all, and still knows the number of classes
+    logits = [torch.zeros(0, len(images.classes), device=accelerator.device)]
+    targets = [torch.zeros(0, dtype=torch.int64, device=accelerator.device)]
     for batch, positions in plain_batches(images, mine, data, batch_size, accelerator.device):
         with accelerator.autocast():
             logits.append(model(batch).float())

@@ -54,13 +54,13 @@ def build_classifier(meta: dict[str, Any]) -> Classifier:
 
 def load_contrastive(path: Path) -> tuple[ContrastiveModel, dict[str, Any]]:
     """The pretrained network of an artifact folder and its ``meta.json``."""
-    meta = _meta_of(path, "encoder")
+    meta = read_meta(path, "encoder")
     return _fill(build_contrastive(meta), path), meta
 
 
 def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
     """The classifier of an artifact folder and its ``meta.json``."""
-    meta = _meta_of(path, "classifier")
+    meta = read_meta(path, "classifier")
     return _fill(build_classifier(meta), path), meta
 
 
@@ -79,13 +79,6 @@ def require_same_input(meta: dict[str, Any], data: Data, path: Path) -> None:
         if has != given:
             raise UserError(f"{path} was trained with data.{key}={has}, now it is {given};"
                             f" give --data.{key} {has}")  # fmt: skip
-
-
-def _meta_of(path: Path, kind: str) -> dict[str, Any]:
-    meta = read_meta(path)
-    if meta["kind"] != kind:
-        raise UserError(f"{path} holds a {meta['kind']}, a {kind} is needed")
-    return meta
 
 
 def _fill(model: M, path: Path) -> M:

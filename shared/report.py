@@ -1,4 +1,4 @@
-"""The table of a run: a pure function of the rows in ``results.jsonl``.
+"""The table of a run: a pure function of its rows, which also lie in ``results.jsonl``.
 
 python -m shared.report runs/digits          # all label sets; mean and spread over the seeds
 """
@@ -25,9 +25,9 @@ TITLES = {
 
 
 def collect(run: Path) -> list[dict[str, Any]]:
-    """One row per finished classifier of a run; also written to ``results.jsonl``."""
+    """One row per finished classifier of a run; imported ones, never evaluated, have none."""
     metas = [read_meta(path.parent) for path in sorted(run.glob("*/meta.json"))]
-    rows = [meta["result"] for meta in metas if meta["kind"] == "classifier"]
+    rows = [meta["result"] for meta in metas if "result" in meta]
     order = list(TITLES)
     rows.sort(key=lambda r: (r["n_labels"], r["labels"], r["seed"], order.index(r["stage"])))
     return rows

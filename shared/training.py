@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from shared.artifacts import StageFolder
 from shared.augment import Augmentation
+from shared.batchnorm import synchronize
 from shared.command import Stopped, StopRequest
-from shared.config import Config, Training, content, dump
+from shared.config import Config, Training, content
+from shared.data import Splits
 from shared.errors import UserError
 from shared.optim import (
     learning_rate_at,
@@ -88,9 +90,14 @@ def open_stage(
     folder = StageFolder(path, everything, force=force, accelerator=accelerator)
     if folder.done:
         accelerator.print(f"{stage}: already done, {path}")
-    else:
-        folder.start(dump(config))
     return folder
+
+
+def test_fingerprint(splits: Splits) -> dict[str, str | None]:
+    """What settings say of the test images, so that a mended test set is measured anew."""
+    if splits.test is None:
+        return {"test_images": None}
+    return {"test_images": f"{splits.test.fingerprint}-{splits.test.labels_fingerprint}"}
 
 
 def forced(config: Config, stage: str) -> bool:
@@ -109,7 +116,12 @@ def policy(augment: Augmentation, kind: str) -> Augmentation | None:
 
 
 def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
-    """Move a model, in the memory layout that suits the precision."""
+    """Move a model, in the memory layout that suits the precision, batch norm over processes."""
+    if accelerator.num_processes > 1:
+        try:
+            synchronize(model)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     mixed = accelerator.mixed_precision != "no"
     if config.channels_last == "yes" or (config.channels_last == "auto" and mixed):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -125,8 +137,8 @@ def require_finite(loss: Tensor, step: int, learning_rate: float, folder: StageF
     if not math.isfinite(value := loss.item()):
         raise UserError(
             f"the loss is {value} at step {step} of {folder.stage} (learning rate"
-            f" {learning_rate:.3g}); lower the rate or lengthen the warmup; last good checkpoint:"
-            f" {folder.last_checkpoint()}"
+            f" {learning_rate:.3g}); start another --run with a lower rate or a longer warmup;"
+            f" last good checkpoint: {folder.last_checkpoint()}"
         )
 
 
@@ -165,10 +177,16 @@ class Keeper:
         stop = StopRequest.agreed(step)
         if stop or (step % self.every == 0 and step < self.total):
             model = self.accelerator.unwrap_model(model)
+            if not all(p.isfinite().all() for p in model.parameters()):
+                raise UserError(
+                    f"weights are not finite after step {step} of {self.folder.stage}; start"
+                    " another --run with a lower learning rate or a longer warmup; last good checkpoint:"
+                    f" {self.folder.last_checkpoint()}"
+                )
             self.folder.save_state(step, self.seconds, model, optimizer)
         if stop:
             self.log.close()
             raise Stopped(
                 f"stopped as asked after step {step} of {self.total} of {self.folder.stage};"
-                " the state is saved: run the same command to go on"
+                " the state is saved: run the same command (without --force) to go on"
             )

@@ -18,9 +18,8 @@ from accelerate import Accelerator
 
 from shared.artifacts import read_meta
 from shared.batches import Batches
-from shared.batchnorm import synchronize
 from shared.command import run_command
-from shared.config import Config, content
+from shared.config import Config, content, dump
 from shared.data import UNLABELED, open_data
 from shared.distributed import mean_over_processes
 from shared.errors import UserError
@@ -31,7 +30,15 @@ from shared.networks import build_classifier, load_classifier, require_same_inpu
 from shared.optim import build_optimizer, set_learning_rate
 from shared.randomness import seed_torch
 from shared.runlog import RunLog
-from shared.training import Keeper, open_stage, plan, policy, require_finite, to_device
+from shared.training import (
+    Keeper,
+    open_stage,
+    plan,
+    policy,
+    require_finite,
+    test_fingerprint,
+    to_device,
+)
 
 
 def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Path:
@@ -61,16 +68,24 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     temperature = cfg.self_temperature if itself else cfg.temperature
     splits = open_data(data, config.labels, accelerator.is_local_main_process)
     images = splits.train
-    if images.classes and list(images.classes) != teacher_meta["classes"]:
+    classes = images.classes or (splits.test.classes if splits.test else ())
+    if classes and list(classes) != teacher_meta["classes"]:
         raise UserError(
             f"the teacher {source} knows {len(teacher_meta['classes'])} classes"
             f" ({', '.join(teacher_meta['classes'][:3])}, ...), the images have"
-            f" {len(images.classes)} ({', '.join(images.classes[:3])}, ...); they must be the same"
+            f" {len(classes)} ({', '.join(classes[:3])}, ...); they must be the same"
+        )
+    taught_with = teacher_meta["labels"]
+    if taught_with["number"] and labels_tag(taught_with["given"]) != tag:
+        raise UserError(
+            f"the teacher {source} was trained with --labels {taught_with['given']}, now it is"
+            f" {config.labels}; give the same"
         )
     folder = open_stage(
         config, accelerator, stage, f"{stage}-{tag}-seed{config.seed}",
         {**content(cfg, "distill"), "parent": teacher_meta["weights_sha256"],
-         "images": images.fingerprint, "seed": config.seed},
+         "images": images.fingerprint, **test_fingerprint(splits),
+         "labels": taught_with["hash"], "seed": config.seed},
     )  # fmt: skip
     if folder.done:
         return folder.path
@@ -86,9 +101,9 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     student = build_classifier(description)
     schedule = plan(cfg, len(images))
     optimizer = build_optimizer(cfg.optimizer, student, cfg.weight_decay, cfg.momentum)
-    synchronize(student)
     to_device(student, config, accelerator)
     net, optimizer = accelerator.prepare(student, optimizer)
+    folder.start(dump(config))
     start, spent = folder.load_state(student, optimizer)
 
     views = policy(config.augment, cfg.augmentation)
@@ -144,7 +159,6 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
         keeper.after(step + 1, net, optimizer)
     log.close()
     student = accelerator.unwrap_model(net)
-    taught_with = teacher_meta["labels"]
     result = {
         "stage": stage, "labels": tag, "n_labels": taught_with["number"], "seed": config.seed,
         **evaluate(student, splits.test, data, accelerator),
@@ -156,10 +170,17 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     return folder.path
 
 
+def run_all(config: Config, accelerator: Accelerator) -> None:
+    """Distill into the student; where ``self_first`` asks, into the teacher's own kind first."""
+    if config.distill.self_first:
+        run(config, accelerator, "self-distill")
+    run(config, accelerator)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
     return run_command(
-        run,
+        run_all,
         argv,
         "stages.distill",
         "Stage 3: distill a classifier into a student on all images; writes"

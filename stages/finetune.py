@@ -10,7 +10,7 @@ compare with, chosen by ``--method``:
     supervised-student   the student's network from scratch on the same labels
 
     accelerate launch -m stages.finetune --labels 10pct
-    accelerate launch -m stages.finetune --method linear --finetune.init runs/digits/pretrain
+    accelerate launch -m stages.finetune --method linear --linear.init runs/digits/pretrain
 """
 
 import sys
@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
 from shared.artifacts import read_meta
 from shared.batches import Batches, plain_batches
-from shared.batchnorm import synchronize
 from shared.command import run_command
-from shared.config import Config, content
+from shared.config import Config, content, dump
 from shared.data import UNLABELED, ImageSet, open_data
 from shared.distributed import mean_over_processes
 from shared.evaluate import evaluate, state_hash
@@ -42,7 +42,15 @@ from shared.networks import (
 from shared.optim import build_optimizer, set_learning_rate
 from shared.randomness import seed_torch
 from shared.runlog import RunLog
-from shared.training import Keeper, open_stage, plan, policy, require_finite, to_device
+from shared.training import (
+    Keeper,
+    open_stage,
+    plan,
+    policy,
+    require_finite,
+    test_fingerprint,
+    to_device,
+)
 
 
 def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> Path:
@@ -65,7 +73,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     splits = open_data(config.data, config.labels, accelerator.is_local_main_process)
     labels = draw_labels(splits, config.labels, config.seed)
     # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
-    few = len(labels.ids) <= round(0.1 * (splits.train.labels != UNLABELED).sum())
+    few = len(labels.ids) <= round(0.1 * len(splits.train))
     from_layer = cfg.from_layer if cfg.from_layer is not None else int(few)
     source = Path(cfg.init) if cfg.init else config.folder / "pretrain"
     if pretrained:
@@ -76,18 +84,16 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         of_student = method == "supervised-student"
         encoder = config.distill.student if of_student else config.model.encoder
         network = describe(replace(config.model, encoder=encoder), config.data)
-        origin = {"encoder": encoder}
+        origin = content(replace(config.model, encoder=encoder), "model")
     tag = labels_tag(config.labels)
     folder = open_stage(
         config, accelerator, method, f"{method}-{tag}-seed{config.seed}",
         {**content(cfg, cfg.section), **origin, "from_layer": from_layer,
-         "labels": labels.hash, "seed": config.seed},
+         "images": splits.train.fingerprint, **test_fingerprint(splits),
+         "labels": labels.hash, "classes": splits.train.labels_fingerprint, "seed": config.seed},
     )  # fmt: skip
     if folder.done:
         return folder.path
-    if accelerator.is_main_process:
-        write_labels(folder.path / "labels.csv", splits.train, labels)
-
     seed_torch(config.seed, method)
     description = {
         **{key: network[key] for key in ("encoder", "head", "image_size", "mean", "std")},
@@ -105,12 +111,14 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     if from_layer:
         rates["layers"] = cfg.encoder_rate
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum, rates)
-    synchronize(model)
     to_device(model, config, accelerator)
     if cfg.linear_init == "class_means":
         start_from_class_means(model, splits.train, labels, config, accelerator.device)
-    before = state_hash(model.encoder)
+    before = state_hash(model.encoder) if method == "linear" else ""
     net, optimizer = accelerator.prepare(model, optimizer)
+    folder.start(dump(config))
+    if accelerator.is_main_process:
+        write_labels(folder.path / "labels.csv", splits.train, labels)
     start, spent = folder.load_state(model, optimizer)
 
     batches = Batches(
@@ -175,16 +183,16 @@ def start_from_class_means(
     puts the logits on the scale of the distances (a Gaussian of that variance in each class).
     """
     model.eval()
-    features = torch.cat(
-        [
-            model.features(batch).float()
-            for batch, _ in plain_batches(images, labels.ids, config.data, 256, device)
-        ]
-    )  # (k, F)
-    targets = torch.from_numpy(labels.targets).to(device)
+    batches = plain_batches(images, labels.ids, config.data, 256, device)
+    rows = [(model.features(batch).float(), ids) for batch, ids in batches]
+    features, ids = torch.cat([f for f, _ in rows]), torch.cat([i for _, i in rows])  # (k, F)
+    place = np.searchsorted(labels.ids, ids.numpy())  # without the unreadable images
+    targets = torch.from_numpy(labels.targets[place]).to(device)
     classes = F.one_hot(targets, model.linear.out_features).float()  # (k, C)
     means = (classes.T @ features) / classes.sum(0)[:, None]  # (C, F)
     variance = (features - means[targets]).square().sum(1).mean()
+    if not variance:  # one image per class: take the spread of the means instead
+        variance = (means - means.mean(0)).square().sum(1).mean()
     model.linear.weight.copy_(means / variance)
     model.linear.bias.copy_(-means.square().sum(1) / (2 * variance))
 

@@ -22,9 +22,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.batches import Batches
-from shared.batchnorm import synchronize
 from shared.command import run_command
-from shared.config import Config, Pretrain, content
+from shared.config import Config, Pretrain, content, dump
 from shared.data import open_data
 from shared.distributed import gather_with_grad, mean_over_processes
 from shared.losses import contrastive_metrics, info_nce, nt_xent
@@ -61,13 +60,13 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     model = build_contrastive(description, config.model.pretrained)
     schedule = plan(cfg, len(images))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
-    synchronize(model)
     to_device(model, config, accelerator)
     memory, state = None, model
     if cfg.memory:
         memory = Memory(model, cfg.memory, config.model.head_out, cfg.memory_momentum)
         state = nn.ModuleDict({"model": model, "memory": memory})
     net, optimizer = accelerator.prepare(model, optimizer)
+    folder.start(dump(config))
     start, spent = folder.load_state(state, optimizer)
 
     batches = Batches(

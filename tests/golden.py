@@ -1,4 +1,4 @@
-"""The recorded numbers of the authors' TensorFlow code, and the generator of their weights and inputs.
+"""The recorded numbers of the authors' TensorFlow code, and how their inputs were made.
 
 Small files lie in ``tests/golden``; the larger ones are read from ``../shared/golden`` beside the
 checkout where that exists, and a test that needs an absent one is skipped with that reason.
