@@ -180,8 +180,8 @@ class Keeper:
             if not all(p.isfinite().all() for p in model.parameters()):
                 raise UserError(
                     f"weights are not finite after step {step} of {self.folder.stage}; start"
-                    " another --run with a lower learning rate or a longer warmup; last good checkpoint:"
-                    f" {self.folder.last_checkpoint()}"
+                    " another --run with a lower learning rate or a longer warmup; last good"
+                    f" checkpoint: {self.folder.last_checkpoint()}"
                 )
             self.folder.save_state(step, self.seconds, model, optimizer)
         if stop:

@@ -16,8 +16,8 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 
 def run(launcher: list[str], output: Path) -> subprocess.CompletedProcess:
     command = [*launcher, "pipeline.py", *TINY, f"--output={output}",
-               "--pretrain.log_every_steps=1", "--distill.log_every_steps=1", "--finetune.batch_size=14",
-               "--supervised.batch_size=14", "--linear.batch_size=14"]  # fmt: skip
+               "--pretrain.log_every_steps=1", "--distill.log_every_steps=1",
+               "--finetune.batch_size=14", "--supervised.batch_size=14", "--linear.batch_size=14"]  # fmt: skip
     return subprocess.run(
         command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
     )
