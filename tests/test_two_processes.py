@@ -15,9 +15,9 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 
 
 def run(launcher: list[str], output: Path) -> subprocess.CompletedProcess:
-    command = [*launcher, "pipeline.py", *TINY, f"--output={output}",
-               "--pretrain.log_every_steps=1", "--distill.log_every_steps=1",
-               "--finetune.batch_size=14", "--supervised.batch_size=14", "--linear.batch_size=14"]  # fmt: skip
+    options = ["--pretrain.log_every_steps=1", "--distill.log_every_steps=1",
+               *(f"--{s}.batch_size=14" for s in ("finetune", "supervised", "linear"))]  # fmt: skip
+    command = [*launcher, "pipeline.py", *TINY, *options, f"--output={output}"]
     return subprocess.run(
         command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
     )
