@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         "stages.pretrain",
         "Stage 1: learn from all images without labels; writes <output>/<run>/pretrain.",
-        ("data", "augment", "model", "pretrain"),
+        ("pretrain",),
     )
 
 
