@@ -13,13 +13,16 @@ from accelerate import Accelerator
 
 from shared.command import run_command
 from shared.config import Config
-from shared.labels import labels_tag
+from shared.data import open_data
+from shared.labels import draw_labels, labels_tag
 from shared.report import collect, table, write_results
 from stages import distill, finetune, pretrain
 
 
 def run(config: Config, accelerator: Accelerator) -> None:
     """Three stages and the rows to compare with; then the table of this label set and seed."""
+    splits = open_data(config.data, config.labels, accelerator.is_local_main_process)
+    draw_labels(splits, config.labels, config.seed)  # bad labels stop the run before it pretrains
     pretrain.run(config, accelerator)
     for method in ("supervised", "supervised-student", "linear", "finetune"):
         finetune.run(config, accelerator, method)

@@ -63,7 +63,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     source = config.folder / f"{before}-{tag}-seed{config.seed}"
     if cfg.teacher and before == "finetune":
         source = Path(cfg.teacher)
-    teacher_meta = read_meta(source)
+    teacher_meta = read_meta(source, "classifier")
     require_same_input(teacher_meta, data, source)
     temperature = cfg.self_temperature if itself else cfg.temperature
     splits = open_data(data, config.labels, accelerator.is_local_main_process)

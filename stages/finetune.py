@@ -77,7 +77,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     from_layer = cfg.from_layer if cfg.from_layer is not None else int(few)
     source = Path(cfg.init) if cfg.init else config.folder / "pretrain"
     if pretrained:
-        network = read_meta(source)
+        network = read_meta(source, "encoder")
         require_same_input(network, config.data, source)
         origin = {"parent": network["weights_sha256"]}
     else:

@@ -35,7 +35,8 @@ def slow_ece(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(2, 12), st.integers(1, 200), st.floats(0.1, 8), st.integers(0, 10**6))
+# scale to 3 only: scikit-learn cuts probabilities off at 2e-16, which is 36 nats
+@given(st.integers(2, 12), st.integers(1, 200), st.floats(0.1, 3), st.integers(0, 10**6))
 def test_metrics_are_those_of_scikit_learn(classes, n, scale, seed):
     rng = np.random.default_rng(seed)
     logits = scale * rng.standard_normal((n, classes))
