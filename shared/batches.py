@@ -113,7 +113,9 @@ class Batches:
         """Batches ``start``, ``start + 1``, ..., made ahead of their use in a thread."""
         if self._pixels is not None:
             return _ahead(lambda step: self._finish(step, *self._crop_in_memory(step)), start, stop)
-        decoded = _from_workers(self._loader(start, stop))
+        # The workers are forked here, in the caller's thread: forked in the pool's, each would at
+        # its end wait for the very thread it runs in, and fail.
+        decoded = _from_workers(iter(self._loader(start, stop)))
         return _ahead(lambda step: self._finish(step, *self._counted(step, *next(decoded))),
                       start, stop)  # fmt: skip
 
@@ -234,12 +236,13 @@ def _ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> I
             yield pending.popleft().result()
 
 
-def _from_workers(loader: DataLoader) -> Iterator[Any]:
+def _from_workers(loaded: Iterator[Any]) -> Iterator[Any]:
     """Pass on; an error in a worker arrives with the worker's traceback in front, which we drop."""
     try:
-        yield from loader
+        yield from loaded
     except UserError as error:
-        traceback.clear_frames(error.__traceback__)  # or else they keep the workers alive
+        traceback.clear_frames(error.__traceback__)
+        del loaded  # the frames of both errors would keep the workers alive
         raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
 
 
@@ -281,7 +284,7 @@ def plain_batches(
         num_workers=data.workers,
     )
     seen = 0
-    for positions_, pixels in _from_workers(loader):
+    for positions_, pixels in _from_workers(iter(loader)):
         there = positions_ >= 0
         seen += int(there.sum())
         yield normalize(pixels[there].to(device), data), positions_[there]

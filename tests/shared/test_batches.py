@@ -1,5 +1,6 @@
 """Batches are a function of (seed, stage, step): resuming, processes, passes, views, loading."""
 
+import multiprocessing
 import pickle
 from collections import Counter
 from dataclasses import replace
@@ -246,6 +247,7 @@ def test_unreadable_image_stops_with_its_name(spoiled, workers):
     plain = plain_batches(batches.images, batches.ids, batches.data, 8, "cpu")
     with pytest.raises(UserError, match=r"^cannot read .*b/3\.png"):
         list(plain)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -301,3 +303,15 @@ def test_workers_may_be_spawned(folder):
     expected_id, expected = _DecodeAndCrop(batches)[(4, 1, 7)]
     assert id_ == expected_id
     assert all(torch.equal(a, b) for a, b in zip(crops, expected, strict=True))
+
+
+def test_workers_end_without_an_error(folder):
+    batches = batches_of(folder, "workers")
+    batches.data = replace(batches.data, workers=2)
+    steps = batches.steps(0, 3)
+    next(steps)
+    workers = multiprocessing.active_children()
+    list(steps)
+    for worker in workers:
+        worker.join(10)
+    assert [worker.exitcode for worker in workers] == [0, 0]
