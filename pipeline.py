@@ -2,31 +2,55 @@
 
     accelerate launch pipeline.py --labels 1pct        # the embedded digits, offline
     python pipeline.py --config configs/image_folder.yaml --data.train photos/ --labels labels.csv
+    accelerate launch pipeline.py --table label_efficiency   # a grid of such runs, and its table
 
 Runs those of the three stages, and of the comparisons, that are not already done.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 
 from accelerate import Accelerator
 
 from shared.command import run_command
 from shared.config import Config
 from shared.data import open_data
+from shared.forecast import forecast
+from shared.grid import fill
 from shared.labels import draw_labels, labels_tag
 from shared.report import collect, table, write_results
-from stages import distill, finetune, pretrain
+from stages import assess, distill, finetune, pretrain
+
+STAGES = {
+    "pretrain": pretrain.run,
+    "supervised": partial(finetune.run, method="supervised"),
+    "supervised-student": partial(finetune.run, method="supervised-student"),
+    "linear": partial(finetune.run, method="linear"),
+    "finetune": partial(finetune.run, method="finetune"),
+    "self-distill": partial(distill.run, stage="self-distill"),
+    "distill": distill.run,
+}
 
 
-def run(config: Config, accelerator: Accelerator) -> None:
-    """Three stages and the rows to compare with; then the table of this label set and seed."""
+def run(config: Config, accelerator: Accelerator, flags: Collection[str] = ()) -> None:
+    """Three stages and the rows to compare with; then the table of this label set and seed.
+
+    Args:
+        config: the run; with ``table`` a grid of runs instead.
+        accelerator: of this process.
+        flags: the options given on the command line, which win over those of a table.
+    """
+    if config.table:
+        return fill(config, accelerator, {**STAGES, "assess": assess.run}, flags)
+    skip = set() if config.distill.self_first else {"self-distill"}
+    stages = {name: stage for name, stage in STAGES.items() if name not in skip}
+    if config.plan:
+        return forecast(config, accelerator, stages)
     splits = open_data(config.data, config.labels, accelerator.is_local_main_process)
     draw_labels(splits, config.labels, config.seed)  # bad labels stop the run before it pretrains
-    pretrain.run(config, accelerator)
-    for method in ("supervised", "supervised-student", "linear", "finetune"):
-        finetune.run(config, accelerator, method)
-    distill.run_all(config, accelerator)
+    for stage in stages.values():
+        stage(config, accelerator)
 
     if accelerator.is_main_process:
         rows = collect(config.folder)
@@ -34,13 +58,16 @@ def run(config: Config, accelerator: Accelerator) -> None:
         tag = labels_tag(config.labels)
         now = [row for row in rows if (row["labels"], row["seed"]) == (tag, config.seed)]
         print(f"\n{table(now)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
+        print(f"as a page with pictures: python -m shared.page {config.folder}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline from a command line."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags = {a.split("=")[0].removeprefix("--") for a in arguments if a.startswith("--")}
     return run_command(
-        run,
-        argv,
+        partial(run, flags=flags),
+        arguments,
         "pipeline.py",
         "Pretrain on all images, fine-tune on few labels, distill into a small student; what is"
         " already done is not done again.",

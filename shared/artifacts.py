@@ -14,6 +14,7 @@ the previous version. Everything is read with safetensors or json: nothing loade
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -21,15 +22,26 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shared.errors import UserError
+from shared.errors import CannotWrite, UserError
+
+# What it means that a setting which is a hash has changed.
+_HELD_OUT = " or, with labels from a CSV file, which of them are held out for testing"
+HASHES = {
+    "images": f" the training images have changed,{_HELD_OUT} (not with --data.test);",
+    "test_images": f" the test images have changed,{_HELD_OUT} (not with --data.test);",
+    "classes": " the names of the classes, or which image is in which, have changed;",
+    "labels": " other images are labeled;",
+    "parent": " the artifact that it starts from is another one;",
+}
 
 
 def write_atomically(path: Path, content: str) -> None:
@@ -48,7 +60,7 @@ def _into_place(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError) as error:
         with suppress(OSError):  # the folder itself may be what is missing
             temporary.unlink(missing_ok=True)
-        raise UserError(
+        raise CannotWrite(
             f"cannot write {path}: {error}; make room or choose another --output, then run the"
             " same command again (without --force): it goes on from the last checkpoint"
         ) from error
@@ -62,6 +74,20 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, 
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     _into_place(path, lambda temporary: save_file(plain, temporary, dict(notes)))
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Save named arrays in one compressed .npz file, atomically.
+
+    Raises:
+        UserError: where the disk is full or not writable.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # a file, because NumPy would add .npz to a name
+            np.savez_compressed(file, **cast(Any, arrays))
+
+    _into_place(path, write)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -91,7 +117,7 @@ def sha256(path: Path) -> str:
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Versions of what computed a result, and the git commit of this code where there is one."""
+    """Hardware and versions that computed a result; the git commit of this code where known."""
     packages = ("torch", "torchvision", "timm", "accelerate", "datasets", "scikit-learn")
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -100,7 +126,19 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {name: version(name) for name in packages},
         "git": git.stdout.strip() or None,
+        "hardware": hardware(),
     }
+
+
+def hardware() -> str:
+    """The GPU's name or, without one, the processor's and its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux tells the model only here
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.partition(":")[2].strip() for x in lines if x[:10] == "model name"), name)
+    return f"{name}, {os.cpu_count()} cores"
 
 
 class StageFolder:
@@ -110,6 +148,9 @@ class StageFolder:
         path: the folder.
         settings: flat mapping of everything the content depends on, JSON values.
         force: forget what is there; ``start`` deletes it.
+        go_on: which command continues the stage when it is stopped, for messages.
+        defaults: what an option was before there was the option: an artifact of an earlier version
+            stays good as long as its new options are left alone.
         accelerator: decides which process writes.
 
     Raises:
@@ -118,9 +159,11 @@ class StageFolder:
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], *, force: bool, accelerator: Accelerator
-    ):
-        self.path, self.accelerator = path, accelerator
+        self, path: Path, settings: Mapping[str, Any], *, force: bool, accelerator: Accelerator,
+        go_on: str = "run the same command", defaults: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
+        self.defaults = json.loads(json.dumps(defaults or {}))
+        self.path, self.accelerator, self.go_on = path, accelerator, go_on
         self.main = accelerator.is_main_process
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
         self.meta: dict[str, Any] | None = None
@@ -131,17 +174,18 @@ class StageFolder:
             self.meta = read_meta(path)
             self._compare(self.meta.get("settings", {}))
         elif self._states():  # without a checkpoint nothing is there to lose
-            self._compare(_read_json(path / "settings.json"))
+            self._compare(read_json(path / "settings.json"))
 
     def _compare(self, made_with: dict[str, Any]) -> None:
-        for key in sorted(made_with.keys() | self.settings.keys()):
-            before, now = made_with.get(key), self.settings.get(key)
+        for key, now in sorted(self.settings.items()):
+            before = made_with.get(key, self.defaults.get(key))
             if key == "precision" and self.done:
                 continue  # what is finished may be read on other hardware
             if before != now:
                 raise UserError(
                     f"{self.path} was made with {key}={before}, now it is {now};"
-                    f" redo it with --force {self.stage} or choose another --run"
+                    f"{HASHES.get(key, '')} redo it with --force {self.stage}"
+                    " or choose another --run"
                 )
 
     @property
@@ -203,15 +247,25 @@ class StageFolder:
         states = self._states()
         return str(states[-1]) if states else "none yet"
 
-    def finish(self, model: nn.Module, meta: Mapping[str, Any]) -> None:
-        """Write the model and, last, ``meta.json``; then the checkpoint is no longer needed."""
+    def finish(self, model: nn.Module, meta: Mapping[str, Any], parent: Path | None = None) -> None:
+        """Write the model and, last, ``meta.json``; then the checkpoint is no longer needed.
+
+        Args:
+            model: the result.
+            meta: what it is.
+            parent: folder of the artifact that it was made from; its place relative to this folder
+                is noted, for ``is_outdated``.
+        """
         if self.main:
             weights = self.path / "model.safetensors"
             save_tensors(weights, model.state_dict(), {})
+            place = os.path.relpath(parent.resolve(), self.path.resolve()) if parent else None
             complete = {
                 **meta,
+                "parent": place,
                 "weights_sha256": sha256(weights),
                 "settings": self.settings,
+                "processes": self.accelerator.num_processes,
                 **provenance(),
             }
             write_atomically(self.path / "meta.json", json.dumps(complete, indent=1))
@@ -240,7 +294,7 @@ def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
         raise UserError(
             f"{path} holds no finished artifact (no meta.json); run its stage to the end first"
         )
-    meta = _read_json(path / "meta.json")
+    meta = read_json(path / "meta.json")
     missing = {"kind", "encoder", "image_size", "weights_sha256"} - meta.keys()
     if missing:
         raise UserError(
@@ -251,7 +305,20 @@ def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
     return meta
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def is_outdated(path: Path, meta: Mapping[str, Any]) -> bool:
+    """Whether an artifact was made from one that has been made anew since, at any remove.
+
+    An artifact whose parent is no longer there is as good as it ever was.
+    """
+    if not meta.get("parent") or not (path / meta["parent"] / "meta.json").exists():
+        return False
+    parent = read_meta(path / meta["parent"])
+    anew = parent["weights_sha256"] != meta["settings"]["parent"]
+    return anew or is_outdated(path / meta["parent"], parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file; UserError where it is damaged."""
     try:
         if isinstance(content := json.loads(path.read_text()), dict):
             return content

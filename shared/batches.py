@@ -12,7 +12,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -65,6 +66,24 @@ class Batch(NamedTuple):
     clean: Tensor | None
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A process's part of a batch in smaller ones, made when their turn comes.
+
+    Passing through again makes them again, so the views of the whole batch are never in memory.
+
+    Args:
+        make: the part of a number.
+        number: of parts.
+    """
+
+    make: Callable[[int], Batch]
+    number: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _ahead(self.make, 0, self.number, depth=1)
+
+
 class Batches:
     """Augmented batches of a stage, each a function of (seed, stage, step).
 
@@ -115,18 +134,57 @@ class Batches:
             return _ahead(lambda step: self._finish(step, *self._crop_in_memory(step)), start, stop)
         # The workers are forked here, in the caller's thread: forked in the pool's, each would at
         # its end wait for the very thread it runs in, and fail.
-        decoded = _from_workers(iter(self._loader(start, stop)))
+        decoded = _from_workers(iter(self._loader(start, stop, [self.rows])))
         return _ahead(lambda step: self._finish(step, *self._counted(step, *next(decoded))),
                       start, stop)  # fmt: skip
 
-    def chosen(self, step: int) -> np.ndarray:
-        """(b,) positions of this process's images in the batch of ``step``."""
-        place = positions(self.seed, self.stage, step, self.batch_size, len(self.ids))
-        return self.ids[place[self.rows]]
+    def steps_in_parts(self, start: int, stop: int, number: int) -> Iterator[Parts]:
+        """The same batches, each in a ``number`` of parts; decoded images wait as uint8.
 
-    def _crop_in_memory(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        Part i holds the rows i, i + number, i + 2 number, ... of the global batch. So it is the
+        same part however many processes share it, and ``torch.stack(parts, 1).flatten(0, 1)`` of
+        what was computed of them is in the order of the whole batch.
+
+        Raises:
+            UserError: where a part cannot be divided among the processes.
+        """
+        first, stop_row = self.rows.start, self.rows.stop
+        if (stop_row - first) % number:
+            raise UserError(
+                f"micro_batch {self.batch_size // number} must be a multiple of the"
+                f" {self.batch_size // (stop_row - first)} processes"
+            )
+        parts = [slice(first + i, stop_row, number) for i in range(number)]
+        if self._pixels is not None:
+
+            def make(step: int, i: int) -> Batch:
+                return self._finish(step, *self._crop_in_memory(step, parts[i]), parts[i])
+
+            return (Parts(partial(make, step), number) for step in range(start, stop))
+
+        decoded = _from_workers(iter(self._loader(start, stop, parts)))
+
+        def load(step: int) -> Parts:
+            loaded: list[tuple[Tensor, list[Tensor]]] = []
+            for rows in parts:
+                ids, crops = next(decoded)
+                loaded.append(self._counted(step, ids, crops, rows))
+
+            def make(i: int) -> Batch:
+                return self._finish(step, *loaded[i], parts[i])
+
+            return Parts(make, number)
+
+        return _ahead(load, start, stop, depth=1)
+
+    def chosen(self, step: int, rows: slice | None = None) -> np.ndarray:
+        """(b,) positions of this process's images in the batch of ``step``, or of those rows."""
+        place = positions(self.seed, self.stage, step, self.batch_size, len(self.ids))
+        return self.ids[place[rows or self.rows]]
+
+    def _crop_in_memory(self, step: int, rows: slice | None = None) -> tuple[Tensor, list[Tensor]]:
         assert self._pixels is not None
-        ids = torch.from_numpy(self.chosen(step))
+        ids = torch.from_numpy(self.chosen(step, rows))
         pixels = self._pixels[ids.to(self.device)]  # (b, 3, H, W) uint8
         crops = []
         for view in range(self.views if self.policy else 0):
@@ -134,7 +192,7 @@ class Batches:
             rng = generator(self.seed, self.stage, "crop", step, view)
             H, W = pixels.shape[-2:]
             sides = np.full(self.batch_size, H), np.full(self.batch_size, W)
-            boxes = augment.draw_boxes(self.policy, rng, *sides)[self.rows]
+            boxes = augment.draw_boxes(self.policy, rng, *sides)[rows or self.rows]
             crops.append(
                 augment.crop_resize(pixels, boxes, self.data.image_size, self.policy.antialias)
             )
@@ -142,12 +200,13 @@ class Batches:
             crops.append(augment.center_crop(pixels, self.data.image_size))
         return ids, crops
 
-    def _loader(self, start: int, stop: int) -> DataLoader:
-        first = self.rows.start
-
+    def _loader(self, start: int, stop: int, parts: list[slice]) -> DataLoader:
         def tasks() -> Iterator[list[tuple[int, int, int]]]:
             for step in range(start, stop):
-                yield [(step, first + i, int(id_)) for i, id_ in enumerate(self.chosen(step))]
+                for rows in parts:
+                    places = range(self.batch_size)[rows]
+                    chosen = self.chosen(step, rows).tolist()
+                    yield [(step, *task) for task in zip(places, chosen, strict=True)]
 
         return DataLoader(
             _DecodeAndCrop(self),
@@ -156,22 +215,26 @@ class Batches:
             pin_memory=self.device.type == "cuda",
         )
 
-    def _counted(self, step: int, ids: Tensor, crops: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _counted(
+        self, step: int, ids: Tensor, crops: list[Tensor], rows: slice | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Pass on; say which images were unreadable and replaced, each once."""
-        wanted = self.chosen(step)
+        wanted = self.chosen(step, rows)
         for id_ in sorted(set(wanted[wanted != ids.numpy()].tolist()) - self.skipped):
             self.skipped.add(id_)
             print(f"{self.stage}: skipped {len(self.skipped)} unreadable of {len(self.ids)} images,"
                   f" the last is {self.images.names[id_]}", flush=True)  # fmt: skip
         return ids, crops
 
-    def _finish(self, step: int, ids: Tensor, crops: list[Tensor]) -> Batch:
+    def _finish(
+        self, step: int, ids: Tensor, crops: list[Tensor], rows: slice | None = None
+    ) -> Batch:
         """Flip, colour and blur on the device, and normalise."""
         views = [crop.to(self.device, non_blocking=True) for crop in crops]
         if self.policy:
             for view in range(self.views):
                 rng = generator(self.seed, self.stage, "look", step, view)
-                draws = augment.draw(self.policy, rng, self.batch_size)[self.rows]
+                draws = augment.draw(self.policy, rng, self.batch_size)[rows or self.rows]
                 views[view] = augment.apply(self.policy, views[view], draws)
         clean = normalize(views.pop(), self.data) if self.clean else None
         return Batch(normalize(torch.cat(views), self.data), ids, clean)

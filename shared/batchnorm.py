@@ -11,6 +11,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from shared.distributed import world_size
+
 _statistics_frozen = False
 
 
@@ -27,6 +29,17 @@ def frozen_statistics() -> Iterator[None]:
         yield
     finally:
         _statistics_frozen = before
+
+
+def stretch_memory(model: nn.Module, updates: int) -> None:
+    """Let ``updates`` updates of the running statistics forget what one did before; in place.
+
+    For a batch that passes in parts: each part is counted, and what a whole step leaves of the old
+    statistics is still 1 - momentum.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
+            module.momentum = 1 - (1 - module.momentum) ** (1 / updates)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -71,7 +84,7 @@ class BatchNorm(nn.BatchNorm2d):
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
-        if self.global_statistics and _process_count() > 1:
+        if self.global_statistics and world_size() > 1:
             return _normalize_globally(self, input, correction=0)
 
         # The fused kernel moves running_var towards var * n / (n - 1). Scaled by that factor before
@@ -104,7 +117,7 @@ class _GlobalBatchNorm(nn.BatchNorm2d):
     """A torch batch norm of any dimension, converted by `synchronize`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and _process_count() > 1:
+        if self.training and world_size() > 1:
             return _normalize_globally(self, input, correction=1)
         return super().forward(input)
 
@@ -119,7 +132,7 @@ class _GlobalBatchNormAct(BatchNormAct2d):
     act: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and _process_count() > 1:
+        if self.training and world_size() > 1:
             return self.act(self.drop(_normalize_globally(self, x, correction=1)))
         return super().forward(x)
 
@@ -156,10 +169,6 @@ def synchronize(model: nn.Module) -> nn.Module:
     return model
 
 
-def _process_count() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def _normalize_globally(module: Any, x: Tensor, correction: int) -> Tensor:
     """Normalise ``x`` with the statistics of all processes, and count the batch in ``module``."""
     output, mean, var, count = _Normalize.apply(x, module.weight, module.bias, module.eps)
@@ -193,7 +202,7 @@ class _Normalize(torch.autograd.Function):
             var, mean = torch.var_mean(high, _all_but_channels(x), correction=0)
         count = mean.new_full((1,), x.numel() // C)
         local = torch.cat([mean, var, count])
-        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        gathered = [torch.empty_like(local) for _ in range(world_size())]
         dist.all_gather(gathered, local)
         means, variances, counts = torch.stack(gathered).split([C, C, 1], dim=1)  # (P, C or 1)
 

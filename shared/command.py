@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 
 from shared.config import SECTIONS, Config, load_config
@@ -54,6 +54,17 @@ def hardware_precision() -> str:
     return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
 
 
+def refuse_sharding(accelerator: Accelerator) -> None:
+    """UserError where accelerate's own configuration asks to shard the model."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UserError(
+            f"accelerate is configured for {kind.value}, but artifacts are written from whole"
+            " models; choose a configuration without it, and --checkpoint_activations=true or"
+            " --pretrain.micro_batch where memory is short (docs/large.md)"
+        )
+
+
 def run_command(
     stages: Callable[[Config, Accelerator], object],
     argv: Sequence[str] | None,
@@ -86,6 +97,7 @@ def run_command(
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=config.folder,
         )
+        refuse_sharding(accelerator)
         accelerator.init_trackers(config.run)
         StopRequest.listen()
         set_seed(config.seed)

@@ -8,8 +8,9 @@ Only this file imports the configuration library.
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -17,8 +18,12 @@ import jsonargparse
 import yaml
 
 from shared.augment import Augmentation
+from shared.errors import UserError
 
 RECIPES = Path(__file__).parents[1] / "configs"
+# As --force names them, in the order in which they run.
+STAGES = ("pretrain", "supervised", "supervised-student", "linear", "finetune", "self-distill",
+          "distill", "assess")  # fmt: skip
 DRAWN_LABELS = r"\d+(?:\.\d+)?pct|\d+perclass"  # the values of labels that are no file
 
 
@@ -44,7 +49,8 @@ class Data:
         train: training images: digits (embedded), a folder (root/class/*.png, or images only), a
             .parquet file, or a Hugging Face hub name; name:config and name@split pick a part.
         test: test images, likewise. Unset: the test or validation split of train, or else a
-            stratified part of it that no stage trains on.
+            stratified part of its labeled images that no stage trains on. Where a CSV gives the
+            labels, that part, and so the pretraining, depends on it.
         unlabeled: more images without labels, likewise; used in pretraining and distillation.
         image_column: column of the images where it cannot be guessed.
         label_column: column of the labels where it cannot be guessed.
@@ -59,9 +65,10 @@ class Data:
         workers: processes that decode images.
     """
 
-    train: str = "digits"
-    test: str | None = None
-    unlabeled: str | None = None
+    # not the names but the images themselves count (ImageSet.fingerprint): a folder may be moved
+    train: str = _no_content("digits")
+    test: str | None = _no_content(None)
+    unlabeled: str | None = _no_content(None)
     image_column: str | None = None
     label_column: str | None = None
     image_size: int = 224
@@ -159,7 +166,14 @@ class Pretrain(Training):
 
     Args:
         batch_size: images per update over all processes; each gives two views.
-        temperature: of the contrastive loss; the paper takes 0.1 on ImageNet.
+        micro_batch: images per forward pass over all processes, where batch_size does not fit into
+            memory: the gradient is that of the whole batch, batch norm sees a micro-batch, and a
+            step takes about a third longer. Unset: all in one pass.
+        loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet.
+        temperature: of nt_xent and nt_logistic; the paper takes 0.1 on ImageNet.
+        margin: of margin_triplet.
+        semi_hard: nt_logistic and margin_triplet take one negative per anchor, the most similar of
+            those that are less similar than the positive, instead of all.
         memory: second views of earlier steps kept as further negatives, embedded by a moving
             average of the network; 0 keeps none, the paper takes 65536. Keep it well below the
             number of images, or an image has itself among its negatives.
@@ -176,7 +190,11 @@ class Pretrain(Training):
     batch_size: int = 4096
     warmup_epochs: float = 40
     weight_decay: float = 1e-4
+    micro_batch: int | None = None
+    loss: Literal["nt_xent", "nt_logistic", "margin_triplet"] = "nt_xent"
     temperature: float = 0.1
+    margin: float = 0.8
+    semi_hard: bool = False
     memory: int = 0
     memory_momentum: float = 0.999
     negatives: Literal["batch+memory", "memory"] = "batch+memory"
@@ -189,6 +207,15 @@ class Pretrain(Training):
         _require(memory >= 0 and memory % size == 0, "pretrain.memory", memory,
                  f"0 or a multiple of pretrain.batch_size={size}")  # fmt: skip
         _require(0 <= momentum < 1, "pretrain.memory_momentum", momentum, "in [0, 1)")
+        micro = self.micro_batch
+        _require(micro is None or (micro > 0 and size % micro == 0), "pretrain.micro_batch", micro,
+                 f"a divisor of pretrain.batch_size={size}, or null")  # fmt: skip
+        _require(self.margin >= 0, "pretrain.margin", self.margin, "0 or more")
+        other = self.loss != "nt_xent"
+        _require(not (other and memory), "pretrain.memory", memory,
+                 f"0 with pretrain.loss={self.loss}: the memory is for nt_xent alone")  # fmt: skip
+        _require(other or not self.semi_hard, "pretrain.semi_hard", self.semi_hard,
+                 "false with pretrain.loss=nt_xent, which weighs all negatives")  # fmt: skip
         _require(memory > 0 or self.negatives != "memory", "pretrain.memory", memory,
                  "greater than 0 with pretrain.negatives=memory")  # fmt: skip
         _require_seed("pretrain.seed", self.seed)
@@ -203,6 +230,8 @@ class Finetune(Training):
         from_layer: how many layers of the projection head are kept and tuned; unset: 1 for up to
             10% of the labels, else 0, as in the paper. More is worth a try with few labels.
         encoder_rate: learning rate of everything below the new linear layer, as a multiple.
+        freeze_after_block: freeze the beginning of a simclr_resnet, batch norm included: 0 the
+            stem, k also the first k groups of blocks, 4 all of it; unset: nothing, as the paper.
         linear_init: zero as in the paper, or class_means of the pretrained features, which is
             robust with very few labels.
         batch_norm: batch uses the statistics of the batch, frozen those of pretraining (and no
@@ -218,6 +247,7 @@ class Finetune(Training):
     learning_rate: float = 0.005
     from_layer: int | None = None
     encoder_rate: float = 1.0
+    freeze_after_block: int | None = None
     linear_init: Literal["zero", "class_means"] = "zero"
     batch_norm: Literal["batch", "frozen"] = "batch"
     augmentation: Literal["crop", "full", "none"] = "crop"
@@ -226,6 +256,8 @@ class Finetune(Training):
         super().__post_init__()
         key = f"{self.section}.encoder_rate"
         _require(self.encoder_rate >= 0, key, self.encoder_rate, "0 or more")
+        key = f"{self.section}.freeze_after_block"
+        _require((self.freeze_after_block or 0) >= 0, key, self.freeze_after_block, "0 or more")
         key = f"{self.section}.from_layer"
         _require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
 
@@ -269,6 +301,8 @@ class Distill(Training):
         student: any timm model, as model.encoder.
         temperature: of both softmaxes; the paper takes 1.0, and 0.1 for a student of the teacher's
             own architecture.
+        images: all, or labeled, which shows what the unlabeled images are worth (the number of
+            updates stays that of all images).
         labeled_weight: weight of the cross-entropy on labeled images, the rest goes to distillation
             (1 - alpha of eq. 3); 0 uses unlabeled images only.
         labeled_batch_size: labeled images per update where labeled_weight is not 0.
@@ -288,6 +322,7 @@ class Distill(Training):
     teacher: str | None = _no_content(None)
     student: str = "simclr_resnet50_1x_sk0"
     temperature: float = 1.0
+    images: Literal["all", "labeled"] = "all"
     labeled_weight: float = 0.0
     labeled_batch_size: int = 256
     teacher_view: Literal["same", "clean"] = "same"
@@ -305,6 +340,41 @@ class Distill(Training):
         _require(size >= 1, "distill.labeled_batch_size", size, "1 or more")
 
 
+# What stages.assess can measure, in its order.
+ASSESSMENTS = ("linear", "neighbours", "clusters", "map", "classifiers", "corruptions", "ood",
+               "transfer", "baselines")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Assess:
+    """Optional stage 4, assessment: the quality of the features and of the classifiers.
+
+    Args:
+        parts: all, or some of linear, neighbours, clusters, map, classifiers, corruptions, ood,
+            transfer, baselines, separated by commas.
+        ood: out-of-distribution images, given as data.train, on which the classifiers should be
+            less sure than on the test images; besides the test images with their pixels shuffled,
+            and noise.
+        transfer: labeled images of another kind, given as data.train, on which a linear classifier
+            is trained and tested with the frozen features.
+        map_points: test images on the two-dimensional map.
+        max_images: training images whose features are looked at, the labeled ones among them.
+    """
+
+    parts: str = _no_content("all")
+    ood: str | None = None
+    transfer: str | None = None
+    map_points: int = 3000
+    max_images: int = 50_000
+
+    def __post_init__(self) -> None:
+        for part in self.parts.split(","):
+            _require(part in ("all", *ASSESSMENTS), "assess.parts", part,
+                     "all or of " + ", ".join(ASSESSMENTS))  # fmt: skip
+        _require(self.map_points >= 10, "assess.map_points", self.map_points, "10 or more")
+        _require(self.max_images >= 10, "assess.max_images", self.max_images, "10 or more")
+
+
 @dataclass(frozen=True)
 class Config:
     """Run: what is trained, on which labels, and where the results go.
@@ -317,12 +387,18 @@ class Config:
         seed: of the label draw and of stages 2 and 3.
         method: which row of the table stages.finetune makes; the pipeline makes all of them.
         force: stages to redo although they are done, with all that is made from them:
-            pretrain, finetune, linear, supervised, supervised-student, self-distill, distill or
-            all, separated by commas.
+            pretrain, finetune, linear, supervised, supervised-student, self-distill, distill,
+            assess or all, separated by commas.
         precision: bf16 is mixed precision, no is float32; auto takes bf16 where it is fast.
         channels_last: memory layout of images; auto uses it together with mixed precision.
+        checkpoint_activations: keep only what enters each block of the network that is trained, and
+            compute the rest again in the backward pass: the same result in less memory, slower.
         threads: CPU threads of each process; 0 leaves the choice to torch.
         tracker: also log to an experiment tracker that accelerate knows.
+        plan: pipeline.py only measures for half a minute and prints what each stage would take:
+            steps, FLOPs, time, memory, disk.
+        table: pipeline.py only fills this grid of runs and prints its table: a name in
+            configs/tables, or a YAML file of that form.
         data: the images.
         augment: the random views of an image.
         model: the networks of stages 1 and 2.
@@ -331,6 +407,7 @@ class Config:
         linear: linear evaluation.
         supervised: supervised training from scratch.
         distill: stage 3.
+        assess: optional stage 4.
     """
 
     run: str = "default"
@@ -341,8 +418,11 @@ class Config:
     force: str = ""
     precision: Literal["auto", "no", "bf16"] = "auto"
     channels_last: Literal["auto", "yes", "no"] = "auto"
+    checkpoint_activations: bool = False
     threads: int = 0
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    plan: bool = False
+    table: str | None = None
     data: Data = field(default_factory=Data)
     augment: Augmentation = field(default_factory=Augmentation)
     model: Model = field(default_factory=Model)
@@ -351,6 +431,7 @@ class Config:
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)
     distill: Distill = field(default_factory=Distill)
+    assess: Assess = field(default_factory=Assess)
 
     def __post_init__(self) -> None:
         _require(re.fullmatch(r"[^\W_][\w.-]*", self.run) is not None, "run", self.run,
@@ -361,10 +442,8 @@ class Config:
         )  # fmt: skip
         _require_seed("seed", self.seed)
         _require(self.threads >= 0, "threads", self.threads, "0 or more")
-        stages = ("pretrain", "finetune", "linear", "supervised", "supervised-student",
-                  "self-distill", "distill", "all")  # fmt: skip
         for stage in filter(None, self.force.split(",")):
-            _require(stage in stages, "force", stage, "of " + ", ".join(stages))
+            _require(stage in (*STAGES, "all"), "force", stage, "of " + ", ".join((*STAGES, "all")))
         for stage in (self.finetune, self.linear, self.supervised):
             layers = self.model.head_layers
             if stage.from_layer and not stage.init:  # else the artifact's head decides
@@ -386,9 +465,15 @@ def content(section: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def defaults() -> dict[str, Any]:
+    """``content`` of all sections with nothing set."""
+    sections = {f.name: f.default_factory for f in fields(Config) if f.name in SECTIONS}
+    return {k: v for name, make in sections.items() for k, v in content(make(), name).items()}  # type: ignore[operator]
+
+
 def dump(config: Config) -> str:
     """The resolved configuration as YAML, readable by ``--config``."""
-    plain = asdict(config) | {"force": ""}  # a wish for one call, not a setting
+    plain = asdict(config) | {"force": "", "plan": False, "table": None}  # wishes for one call
 
     def listed(value: Any) -> Any:
         if isinstance(value, dict):
@@ -431,6 +516,8 @@ class _Parser(jsonargparse.ArgumentParser):
             text = f"unknown option {dashes}{name}{hint}"
         elif "Unexpected config" in text or "Problems parsing config" in text:
             text = f"the recipe is not YAML of the form 'labels: 1pct': {text}"
+        if not self.exit_on_error:
+            raise ValueError(text)
         sys.stderr.write(f"error: {text} (see --help)\n")
         raise SystemExit(2)
 
@@ -486,20 +573,54 @@ def load_config(
         raise SystemExit(0)
     recipe, arguments = _recipe_first(arguments)
     try:
-        namespace = parser.parse_args([*recipe, *arguments])
-        for name in SECTIONS:
-            _require(isinstance(namespace[name], jsonargparse.Namespace), name, namespace[name],
-                     "a section of options")  # fmt: skip
-        values = parser.instantiate(namespace)
-        return Config(**{f.name: values[f.name] for f in fields(Config)})
+        return _config(parser, parser.parse_args([*recipe, *arguments]))
     except ValueError as error:
         parser.error(str(error))
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The configuration with some options changed, checked as flags are.
+
+    Args:
+        config: to start from; not changed.
+        changes: ``{"pretrain.temperature": 0.5, ...}``.
+
+    Raises:
+        UserError: for an unknown option, a wrong type or a value out of range.
+    """
+    parser = _strict_parser()
+    plain = yaml.safe_load(dump(config))
+    try:
+        for key, value in changes.items():
+            section, _, name = key.rpartition(".")
+            (plain.setdefault(section, {}) if section else plain)[name] = value
+        return _config(parser, parser.parse_object(plain))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@cache
+def _strict_parser() -> _Parser:
+    """A parser that raises ValueError rather than leave."""
+    parser = _parser("", "")
+    parser.exit_on_error = False
+    return parser
+
+
+def _config(parser: _Parser, namespace: jsonargparse.Namespace) -> Config:
+    for name in SECTIONS:
+        _require(isinstance(namespace[name], jsonargparse.Namespace), name, namespace[name],
+                 "a section of options")  # fmt: skip
+    values = parser.instantiate(namespace)
+    return Config(**{f.name: values[f.name] for f in fields(Config)})
 
 
 def _recipe_first(arguments: list[str]) -> tuple[list[str], list[str]]:
     """``--config RECIPE`` (the embedded one by default) and the other flags, which win over it."""
     recipe, rest = [], []
     for i, argument in enumerate(arguments):
+        if argument == "--plan" and arguments[i + 1 : i + 2] not in (["true"], ["false"]):
+            argument = "--plan=true"
         named = argument == "--config" or (i > 0 and arguments[i - 1] == "--config")
         (recipe if named or argument.startswith("--config=") else rest).append(argument)
     return recipe or ["--config", str(RECIPES / "digits.yaml")], rest

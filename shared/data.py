@@ -15,6 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -34,6 +35,7 @@ from shared.config import Data
 from shared.errors import UserError
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
+FINGERPRINTED = 1000  # files of images not in memory whose bytes are looked at
 UNLABELED = -1
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".jp2", ".avif",
             ".ppm", ".pgm", ".pbm")  # fmt: skip
@@ -95,10 +97,22 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the names in their order, and of the pixels where they are in memory."""
+        """Hash of the names in their order, and of the images.
+
+        Of the pixels where they are in memory. Else, because reading it all would take too long,
+        of the bytes of ``FINGERPRINTED`` files, and of the length of every one in a parquet file,
+        whose names are only row numbers.
+        """
         digest = hashlib.sha256("\n".join(map(str, self.names)).encode())
         if self.pixels is not None:
             digest.update(self.pixels.numpy().data)
+            return digest.hexdigest()[:16]
+        encoded = pc.struct_field(self.files.data.column("image"), "bytes")  # type: ignore[attr-defined]
+        digest.update(pc.binary_length(encoded).fill_null(-1).to_numpy())  # type: ignore[attr-defined]
+        for index in np.linspace(0, len(self) - 1, min(len(self), FINGERPRINTED), dtype=int):
+            with suppress(OSError):  # decoding it will say so
+                item = self.files[int(index)]["image"]
+                digest.update(item["bytes"] or Path(item["path"]).read_bytes())
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -347,7 +361,6 @@ class Splits(NamedTuple):
     test: ImageSet | None
 
 
-@lru_cache(maxsize=1)
 def open_data(data: Data, labels: str, progress: bool = False) -> Splits:
     """Open training and test images, with the extra unlabeled ones behind the training images.
 
@@ -359,6 +372,12 @@ def open_data(data: Data, labels: str, progress: bool = False) -> Splits:
     Raises:
         UserError: where there is no such source, no image in it, or classes that do not agree.
     """
+    return open_splits(data, labels if labels.endswith(".csv") else "", progress)
+
+
+@lru_cache(maxsize=1)
+def open_splits(data: Data, labels: str, progress: bool) -> Splits:
+    """What ``open_data`` returns, kept until other data are asked for; ``labels`` may be empty."""
     if not (progress and sys.stderr.isatty()):
         datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*Repo card metadata.*")

@@ -58,7 +58,7 @@ def mean_over_processes(x: Tensor) -> Tensor:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process, e.g. a non-finite loss or a request to stop."""
+    """Whether the flag is set on any process, e.g. because a signal asked only that one to stop."""
     if world_size() == 1:
         return flag
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # nccl cannot reduce CPU tensors

@@ -7,3 +7,7 @@ class UserError(ValueError):
     The commands print it after ``error:`` and leave with exit code 2; every other exception keeps
     its traceback, because it is a defect.
     """
+
+
+class CannotWrite(UserError):
+    """The disk is full or not writable: whatever else a grid of runs would do meets it too."""

@@ -1,5 +1,7 @@
 """The contrastive and the distillation loss of SimCLRv2 (arXiv 2006.10029, eq. 1 and 2).
 
+Also the two losses that SimCLR (arXiv 2002.05709, Tables 2 and 4) compares the first with.
+
 Pure functions of tensors and numbers; what other processes computed is passed in. They compute in
 float32 (float64 for float64 input) whatever the autocast state: with temperature 0.1 a bfloat16
 logit would be wrong by up to 0.04.
@@ -220,6 +222,103 @@ def info_nce(
         q, k, m = (_embeddings(z, normalize) for z in (queries, keys, memory))
         logits = torch.cat([(q * k).sum(1, keepdim=True), q @ m.T], 1) / temperature  # (B, 1 + K)
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+
+def nt_logistic(
+    z1: Tensor,
+    z2: Tensor,
+    temperature: float,
+    z1_all: Tensor | None = None,
+    z2_all: Tensor | None = None,
+    offset: int = 0,
+    normalize: bool = True,
+    semi_hard: bool = False,
+) -> Tensor:
+    """The NT-Logistic loss that SimCLR compares NT-Xent with (arXiv 2002.05709, Table 2).
+
+    For an anchor u with positive v+ and one negative v- the table has the loss
+
+        -log sigma(u v+ / t) - log sigma(-u v- / t),
+
+    averaged here over all negatives of the anchor, which are the other images' embeddings in the
+    other view. (The paper's comparison takes negatives of one view only as well.) As in `nt_xent`
+    the result is mean over B of (loss of view 1 + loss of view 2), and its average over processes
+    is the loss of the whole batch.
+
+    Args:
+        z1: Embeddings of the first view, (B, D), any floating dtype.
+        z2: Embeddings of the second view, (B, D).
+        temperature: Divides the similarities, > 0.
+        z1_all: First views of all processes, (N, D); None means that ``z1`` is all there is.
+        z2_all: Second views of all processes, (N, D).
+        offset: Row of ``z1_all`` at which this process's rows start.
+        normalize: Divide each embedding by its length first.
+        semi_hard: Each anchor's one negative is the semi-hard one, as section 5.1 mines it (after
+            Schroff et al. 2015): the most similar of those that are less similar than the positive.
+            An anchor that has none only has its positive term.
+
+    Returns:
+        The loss, a scalar; of positive terms alone for a batch of one image.
+
+    Raises:
+        ValueError: Shapes, offset or temperature do not fit.
+    """
+    _check(z1, z2, temperature, z1_all, z2_all, offset)
+    with torch.autocast(z1.device.type, enabled=False):
+        anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize, None)
+        positives, negatives, share = _pairs(anchors, candidates, offset, semi_hard)
+        of_positives = F.logsigmoid(positives / temperature)  # (2B, 1)
+        of_negatives = share * F.logsigmoid(-negatives / temperature)  # (2B, N or 1)
+        return -(of_positives.sum() + of_negatives.sum()) / len(z1)
+
+
+def margin_triplet(
+    z1: Tensor,
+    z2: Tensor,
+    margin: float,
+    z1_all: Tensor | None = None,
+    z2_all: Tensor | None = None,
+    offset: int = 0,
+    normalize: bool = True,
+    semi_hard: bool = False,
+) -> Tensor:
+    """The margin triplet loss that SimCLR compares NT-Xent with (arXiv 2002.05709, Table 2).
+
+    For an anchor u with positive v+ and one negative v- that is max(u v- - u v+ + m, 0). Negatives,
+    averages and arguments are those of `nt_logistic`, with the margin m >= 0 instead of a
+    temperature. That a semi-hard negative lies within the margin needs no rule of its own: beyond
+    it the loss and its gradient are 0.
+
+    Raises:
+        ValueError: Shapes, offset or margin do not fit.
+    """
+    _check(z1, z2, 1.0, z1_all, z2_all, offset)
+    if not margin >= 0:
+        raise ValueError(f"margin must be >= 0, got {margin}")
+    with torch.autocast(z1.device.type, enabled=False):
+        anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize, None)
+        positives, negatives, share = _pairs(anchors, candidates, offset, semi_hard)
+        return (share * F.relu(negatives - positives + margin)).sum() / len(z1)
+
+
+def _pairs(
+    anchors: Tensor, candidates: Tensor, offset: int, semi_hard: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities of 2B anchors, each with the N candidates (2N, D) of its other view.
+
+    Returns:
+        Those of the positives (2B, 1); those of the negatives (2B, N), or (2B, 1) if semi-hard;
+        the weight of each negative in its anchor's mean, 0 for what is none.
+    """
+    B, N = len(anchors) // 2, len(candidates) // 2
+    s = torch.cat([anchors[:B] @ candidates[N:].T, anchors[B:] @ candidates[:N].T])  # (2B, N)
+    own = torch.arange(offset, offset + B, device=s.device).repeat(2)[:, None]  # (2B, 1)
+    positives = s.gather(1, own)
+    if semi_hard:
+        farther = s.detach().masked_fill(s >= positives, -torch.inf)  # and no longer the positive
+        hardest = farther.argmax(1, keepdim=True)
+        return positives, s.gather(1, hardest), farther.gather(1, hardest).isfinite().to(s.dtype)
+    return positives, s, torch.full_like(s, 1 / max(N - 1, 1)).scatter(1, own, 0)
 
 
 @torch.no_grad()

@@ -73,6 +73,28 @@ def _dry_run(encoder: nn.Module, channels: int, image_size: int) -> None:
             raise RuntimeError(f"not a multiple of its patches of {side} pixels")
 
 
+def checkpoint_activations(encoder: nn.Module) -> None:
+    """Keep only what enters each block for the backward pass, which computes the rest again.
+
+    Raises:
+        ValueError: the encoder cannot, or has a batch norm that would count every batch twice:
+            timm's recomputation does not know it has counted it already.
+    """
+    name = type(encoder).__name__
+    if not isinstance(encoder, resnet.SimCLRResNet):
+        for module in encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise ValueError(
+                    f"{name} has batch norm, which checkpoint_activations would make count each"
+                    " batch twice: leave it out, or choose a simclr_resnet or an encoder without"
+                    " batch norm"
+                )
+    try:
+        cast(resnet.SimCLRResNet, encoder).set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"{name} knows no checkpoint_activations: leave it out") from error
+
+
 class ProjectionHead(nn.Module):
     """The projection head, every layer in reach (SimCLRv2, section 2; tf2/model.py).
 

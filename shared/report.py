@@ -1,6 +1,7 @@
 """The table of a run: a pure function of its rows, which also lie in ``results.jsonl``.
 
 python -m shared.report runs/digits          # all label sets; mean and spread over the seeds
+python -m shared.report runs/digits --table label_efficiency   # what is there of a grid of runs
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.artifacts import read_meta, write_atomically
+from shared.artifacts import is_outdated, read_meta, write_atomically
 from shared.errors import UserError
 
 # The order of the rows, and what they are called.
@@ -25,9 +26,20 @@ TITLES = {
 
 
 def collect(run: Path) -> list[dict[str, Any]]:
-    """One row per finished classifier of a run; imported ones, never evaluated, have none."""
-    metas = [read_meta(path.parent) for path in sorted(run.glob("*/meta.json"))]
-    rows = [meta["result"] for meta in metas if "result" in meta]
+    """One row per finished classifier of a run; imported ones, never evaluated, have none.
+
+    Classifiers whose pretraining or teacher has been redone since are left out; a line on standard
+    error names them.
+    """
+    metas = {path.parent: read_meta(path.parent) for path in sorted(run.glob("*/meta.json"))}
+    metas = {path: meta for path, meta in metas.items() if "result" in meta}
+    old = [path for path, meta in metas.items() if is_outdated(path, meta)]
+    if old:
+        print(f"left out, because what they were made from has been redone:"
+              f" {', '.join(path.name for path in old)}; redo them with --force"
+              f" {','.join(dict.fromkeys(metas[path]['stage'] for path in old))} and their --labels"
+              " and --seed", file=sys.stderr)  # fmt: skip
+    rows = [meta["result"] for path, meta in metas.items() if path not in old]
     order = list(TITLES)
     rows.sort(key=lambda r: (r["n_labels"], r["labels"], r["seed"], order.index(r["stage"])))
     return rows
@@ -56,6 +68,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         for key, (_, scale, digits) in columns.items():
             cells.append(_spread([row[key] * scale for row in group if key in row], digits))
         lines.append([*cells, str(len(group))] if several else cells)
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text: a head, a rule, the rest; the first column to the left."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "  ".join(
@@ -77,10 +94,16 @@ def _spread(values: Sequence[float], digits: int) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table of a run."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        print("usage: python -m shared.report runs/NAME", file=sys.stderr)
+    name = arguments[2] if len(arguments) == 3 and arguments[1] == "--table" else None
+    if (len(arguments) != 1 and not name) or arguments[0] in ("-h", "--help"):
+        print("usage: python -m shared.report runs/NAME [--table TABLE]", file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     try:
+        if name:
+            from shared import grid  # which takes its text layout from here
+
+            print(grid.report(Path(arguments[0]), name))
+            return 0
         rows = collect(Path(arguments[0]))
         if not rows:
             raise UserError(f"no finished classifier in {arguments[0]}")

@@ -282,13 +282,16 @@ class SimCLRResNet(nn.Module):
         self.fc.to(trunk.device, trunk.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the blocks' inputs for the backward pass, which computes the rest again."""
+        """Keep only the blocks' inputs for the backward pass, which computes the rest again.
+
+        Gradients are the same, and batch norm counts the batch once.
+        """
         self.grad_checkpointing = enable
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> last feature map (B, num_features, H', W')."""
         x = self.stem(x)
-        if not (self.grad_checkpointing and self.training):
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return self.groups(x)
         for group in self.groups:
             for block in group.children():

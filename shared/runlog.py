@@ -41,7 +41,11 @@ class RunLog:
         self._path = folder.path / "metrics.jsonl"
         self._waited, self._last_step, self._last_time = 0.0, start, time.perf_counter()
         self._bar: tqdm | None = None  # of the main process
+        # wandb counts one step for all stages and drops what goes back; the others count each key
+        self._wandb = [tracker for tracker in accelerator.trackers if tracker.name == "wandb"]
         if accelerator.is_main_process:
+            for tracker in self._wandb:
+                tracker.tracker.define_metric(f"{self.stage}/*", step_metric=f"{self.stage}/step")
             kept = [line for line in _lines(self._path) if line["step"] <= start]
             write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             # disable=None: no bar where standard error is not a terminal
@@ -73,7 +77,11 @@ class RunLog:
         line["images_per_second"] = round((step - self._last_step) * self.batch_size / elapsed, 1)
         line["waiting_for_data"] = round(self._waited / elapsed, 4)
         self._waited, self._last_step, self._last_time = 0.0, step, now
-        self.accelerator.log({f"{self.stage}/{k}": v for k, v in line.items()}, step=step)
+        tracked = {f"{self.stage}/{k}": v for k, v in line.items()}
+        if self._wandb:
+            self.accelerator.log({**tracked, f"{self.stage}/step": step})
+        else:
+            self.accelerator.log(tracked, step=step)
         if self._bar is not None:
             try:
                 with self._path.open("a") as file:

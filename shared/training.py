@@ -13,9 +13,10 @@ from shared.artifacts import StageFolder
 from shared.augment import Augmentation
 from shared.batchnorm import synchronize
 from shared.command import Stopped, StopRequest
-from shared.config import Config, Training, content
+from shared.config import STAGES, Config, Training, content, defaults
 from shared.data import Splits
 from shared.errors import UserError
+from shared.models import checkpoint_activations
 from shared.optim import (
     learning_rate_at,
     scaled_learning_rate,
@@ -87,7 +88,10 @@ def open_stage(
         **settings,
     }
     path, force = config.folder / name, forced(config, stage)
-    folder = StageFolder(path, everything, force=force, accelerator=accelerator)
+    go_on = same_command(config, stage)
+    folder = StageFolder(
+        path, everything, force=force, accelerator=accelerator, go_on=go_on, defaults=defaults()
+    )
     if folder.done:
         accelerator.print(f"{stage}: already done, {path}")
     return folder
@@ -108,6 +112,13 @@ def forced(config: Config, stage: str) -> bool:
     return not {"all", stage, *parents.get(stage, [])}.isdisjoint(config.force.split(","))
 
 
+def same_command(config: Config, stage: str) -> str:
+    """What goes on after a stop: the same command, but ``--force`` only for what comes later."""
+    later = ",".join(s for s in STAGES[STAGES.index(stage) + 1 :] if forced(config, s))
+    change = f", now with --force {later}," if later else ", now without --force,"
+    return "run the same command" + (change if config.force else "")
+
+
 def policy(augment: Augmentation, kind: str) -> Augmentation | None:
     """The part of the augmentation that a stage uses: full, crop (no colour, no blur) or none."""
     if kind == "none":
@@ -116,12 +127,19 @@ def policy(augment: Augmentation, kind: str) -> Augmentation | None:
 
 
 def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
-    """Move a model, in the memory layout that suits the precision, batch norm over processes."""
-    if accelerator.num_processes > 1:
-        try:
+    """Move a model, in the memory layout that suits the precision, batch norm over processes.
+
+    One that is to be trained also gets its activations checkpointed, where that is asked for.
+    """
+    try:
+        if accelerator.num_processes > 1:
             synchronize(model)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        if config.checkpoint_activations:
+            encoder = model.get_submodule("encoder")
+            if any(p.requires_grad for p in encoder.parameters()):
+                checkpoint_activations(encoder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     mixed = accelerator.mixed_precision != "no"
     if config.channels_last == "yes" or (config.channels_last == "auto" and mixed):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -169,24 +187,26 @@ class Keeper:
         return self.spent + time.perf_counter() - self.began
 
     def after(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Checkpoint after ``step`` updates if it is time.
+        """Checkpoint after ``step`` updates if it is time; after the last the artifact is saved.
 
         Raises:
+            UserError: where what would be saved, weights or statistics, is not finite.
             Stopped: after saving, where SIGTERM or SIGINT has arrived.
         """
         stop = StopRequest.agreed(step)
-        if stop or (step % self.every == 0 and step < self.total):
+        if stop or step % self.every == 0 or step == self.total:
             model = self.accelerator.unwrap_model(model)
-            if not all(p.isfinite().all() for p in model.parameters()):
+            if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
                 raise UserError(
                     f"weights are not finite after step {step} of {self.folder.stage}; start"
                     " another --run with a lower learning rate or a longer warmup; last good"
                     f" checkpoint: {self.folder.last_checkpoint()}"
                 )
-            self.folder.save_state(step, self.seconds, model, optimizer)
+            if stop or step < self.total:
+                self.folder.save_state(step, self.seconds, model, optimizer)
         if stop:
             self.log.close()
             raise Stopped(
                 f"stopped as asked after step {step} of {self.total} of {self.folder.stage};"
-                " the state is saved: run the same command (without --force) to go on"
+                f" the state is saved: {self.folder.go_on} to go on"
             )

@@ -91,7 +91,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
         return folder.path
 
     teacher, _ = load_classifier(source)
-    teacher = to_device(teacher, config, accelerator).eval().requires_grad_(False)
+    teacher = to_device(teacher.requires_grad_(False), config, accelerator).eval()
     seed_torch(config.seed, stage)
     description = {
         **{key: teacher_meta[key] for key in ("head", "image_size", "mean", "std", "classes")},
@@ -107,13 +107,16 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     start, spent = folder.load_state(student, optimizer)
 
     views = policy(config.augment, cfg.augmentation)
+    labels = None
+    if cfg.labeled_weight or cfg.images == "labeled":
+        labels = draw_labels(splits, config.labels, config.seed)
+    shown = labels.ids if labels and cfg.images == "labeled" else np.arange(len(images))
     batches = Batches(
-        images, np.arange(len(images)), data, views, accelerator, seed=config.seed, stage=stage,
+        images, shown, data, views, accelerator, seed=config.seed, stage=stage,
         batch_size=cfg.batch_size, clean=cfg.teacher_view == "clean",
     )  # fmt: skip
     labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
-    if cfg.labeled_weight:
-        labels = draw_labels(splits, config.labels, config.seed)
+    if labels and cfg.labeled_weight:
         targets[labels.ids] = torch.from_numpy(labels.targets)
         labeled = Batches(
             images, labels.ids, data, views, accelerator, seed=config.seed,
@@ -122,7 +125,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     log = RunLog(folder, cfg, start, schedule.steps, accelerator)
     keeper = Keeper(folder, cfg.checkpoint_every_steps, schedule.steps, log, accelerator, spent)
     accelerator.print(
-        f"{stage}: {source} into {description['encoder']}, {len(images):,} images,"
+        f"{stage}: {source} into {description['encoder']}, {len(shown):,} images,"
         f" {schedule.steps:,} steps of {cfg.batch_size}, learning rate {schedule.peak:.4g},"
         f" temperature {temperature}"
     )
@@ -132,8 +135,8 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
         set_learning_rate(optimizer, learning_rate)
         seed_torch(config.seed, stage, step, accelerator.process_index)  # dropout, drop path
         with torch.inference_mode(), accelerator.autocast():
-            shown = batch.images if batch.clean is None else batch.clean
-            teacher_logits = teacher(shown)  # (b, classes)
+            plain = batch.images if batch.clean is None else batch.clean
+            teacher_logits = teacher(plain)  # (b, classes)
         extra = next(labeled, None)
         inputs = batch.images if extra is None else torch.cat([batch.images, extra.images])
         logits = net(inputs)  # (b or b + labeled, classes)
@@ -166,7 +169,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     }  # fmt: skip
     meta = {"kind": "classifier", "stage": stage, **description, "seed": config.seed,
             "labels": taught_with, "result": result, "seconds": keeper.seconds}  # fmt: skip
-    folder.finish(student, meta)
+    folder.finish(student, meta, parent=source)
     return folder.path
 
 

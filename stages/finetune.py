@@ -29,6 +29,7 @@ from shared.command import run_command
 from shared.config import Config, content, dump
 from shared.data import UNLABELED, ImageSet, open_data
 from shared.distributed import mean_over_processes
+from shared.errors import UserError
 from shared.evaluate import evaluate, state_hash
 from shared.labels import Labels, draw_labels, labels_tag, write_labels
 from shared.models import Classifier, freeze
@@ -106,6 +107,11 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         model = build_classifier(description)
     if method == "linear":
         freeze(model)
+    elif cfg.freeze_after_block is not None:
+        try:
+            freeze(model, cfg.freeze_after_block)
+        except ValueError as error:
+            raise UserError(f"{cfg.section}.freeze_after_block: {error}") from error
     schedule = plan(cfg, len(labels.ids))
     rates = {"encoder": cfg.encoder_rate}
     if from_layer:
@@ -168,7 +174,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     meta = {"kind": "classifier", "stage": method, **description, "seed": config.seed,
             "labels": {"given": config.labels, "hash": labels.hash, "number": len(labels.ids)},
             "result": result, "seconds": keeper.seconds}  # fmt: skip
-    folder.finish(model, meta)
+    folder.finish(model, meta, parent=source if pretrained else None)
     return folder.path
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 import pipeline
 from shared import artifacts
-from shared.data import open_data
+from shared.data import open_data, open_splits
 from stages import distill, finetune, pretrain
 from tests.photos import class_folders, make_folder
 
@@ -29,7 +30,7 @@ COMMANDS = [pipeline.main, pretrain.main, finetune.main, distill.main]
 
 def run(main, *arguments: object) -> int:
     """The exit code."""
-    open_data.cache_clear()
+    open_splits.cache_clear()
     try:
         return main([*TINY, *map(str, arguments)])
     except SystemExit as stopped:  # what the parser raises
@@ -118,11 +119,19 @@ def test_no_such_folder_or_nothing_in_it(main, capfd, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_folder_with_test_images_alone(capfd, tmp_path):
+    root = class_folders(tmp_path / "photos/test", 5).parent
+    message = refused(capfd, pretrain.main, f"--output={tmp_path / 'out'}", f"--data.train={root}")
+    assert f"{root} has a folder test/ but none called train/" in message
+    assert f"move the training images into {root}/train/" in message
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory):
     """One cut-off image among 30, in the part that is trained on, and one in the test part."""
     root = class_folders(tmp_path_factory.mktemp("spoiled"), 10)
-    open_data.cache_clear()
+    open_splits.cache_clear()
     from shared.config import Data
 
     train, test = open_data(Data(train=str(root)), "")
@@ -225,6 +234,37 @@ def test_images_without_labels(capfd, tmp_path):
     assert run(finetune.main, *out, f"--labels={tmp_path / 'mine.csv'}") == 0
 
 
+def test_one_label_per_class_and_class_means(tmp_path, photos, finished):
+    """No image differs from its class's mean: the spread is that of the means."""
+    assert run(
+        finetune.main, f"--output={tmp_path}", f"--data.train={photos}", "--labels=1perclass",
+        f"--finetune.init={finished / 'pretrain'}", "--finetune.linear_init=class_means",
+    ) == 0  # fmt: skip
+    weights = load_file(tmp_path / "r/finetune-1perclass-seed0/model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert weights["linear.weight"].any()
+
+
+def test_another_csv_asks_for_another_pretraining_and_says_why(capfd, tmp_path):
+    """What is held out for testing comes from the labeled images, which no stage may train on."""
+    root = make_folder(tmp_path / "p", [f"{i}.png" for i in range(30)])
+    test = class_folders(tmp_path / "t", 5, classes="xy")
+    for name, number in (("few", 10), ("more", 20)):
+        rows = "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(number))
+        (tmp_path / f"{name}.csv").write_text("file,label\n" + rows)
+    few, more = (f"--labels={tmp_path / name}.csv" for name in ("few", "more"))
+    out = [f"--output={tmp_path / 'held out'}", f"--data.train={root}"]
+    assert run(pretrain.main, *out, few) == 0
+    message = refused(capfd, pretrain.main, *out, more)
+    assert "was made with images=" in message
+    assert "with labels from a CSV file, which of them are held out for testing" in message
+    assert "(not with --data.test); redo it with --force pretrain or" in message
+    out = [f"--output={tmp_path / 'given'}", f"--data.train={root}", f"--data.test={test}"]
+    assert run(pretrain.main, *out, few) == 0
+    assert run(pretrain.main, *out, more) == 0
+    assert "already done" in capfd.readouterr().out
+
+
 # -------------------------------------------------------------------------- networks and schedules
 @pytest.mark.parametrize("main", [pipeline.main, pretrain.main])
 def test_encoder_that_does_not_exist_or_cannot_take_the_images(main, capfd, tmp_path, photos):
@@ -255,6 +295,16 @@ def test_head_layer_that_the_artifact_lacks(capfd, tmp_path, photos, finished):
     assert "from_layer=4: cannot keep 4 layers of a projection head of 3: choose 0 to 3" in message
 
 
+def test_blocks_that_cannot_be_frozen(capfd, tmp_path, photos, finished):
+    out = [f"--output={tmp_path}", f"--data.train={photos}",
+           f"--finetune.init={finished / 'pretrain'}"]  # fmt: skip
+    message = refused(capfd, finetune.main, *out, "--finetune.freeze_after_block=4")
+    assert "finetune.freeze_after_block: after_block is 4; this encoder has 3 groups" in message
+    message = refused(capfd, finetune.main, *out, "--finetune.freeze_after_block=-2")
+    assert "finetune.freeze_after_block must be 0 or more" in message
+    assert files(tmp_path) == {}
+
+
 def test_images_of_another_kind_than_the_artifact_saw(capfd, tmp_path, photos, finished):
     out = [f"--output={tmp_path}", f"--data.train={photos}",
            f"--finetune.init={finished / 'pretrain'}",
@@ -276,6 +326,16 @@ def test_teacher_of_other_classes(capfd, tmp_path, finished):
     # images without classes are all right
     bare = make_folder(tmp_path / "bare", [f"{i}.png" for i in range(12)])
     assert run(distill.main, f"--output={tmp_path / 'o'}", teacher, f"--data.train={bare}") == 0
+
+
+def test_teacher_of_other_labels(capfd, tmp_path, photos, finished):
+    """The student's folder and its row of the table would say the wrong number of labels."""
+    teacher = finished / "finetune-2perclass-seed0"
+    out = [f"--output={tmp_path}", f"--data.train={photos}", f"--distill.teacher={teacher}"]
+    message = refused(capfd, distill.main, *out, "--labels=3perclass")
+    assert f"the teacher {teacher} was trained with --labels 2perclass" in message
+    assert "now it is 3perclass; give the same" in message
+    assert files(tmp_path) == {}
 
 
 # --------------------------------------------------------------------------------------- artifacts
@@ -443,6 +503,8 @@ def test_force_with_bad_settings_deletes_nothing(capfd, photos, copied):
         (finetune.main, ["--force=finetune", "--labels=no.csv"]),
         (distill.main, ["--force=distill", "--distill.student=simclr_resnet51_1x_sk0"]),
         (distill.main, ["--force=distill", "--distill.teacher=nowhere"]),
+        (distill.main, ["--force=distill", f"--distill.teacher={copied / 'pretrain'}"]),
+        (pipeline.main, ["--force=all", "--labels=no.csv"]),
     ]:
         refused(capfd, main, *out, *options)
         assert files(copied) == before

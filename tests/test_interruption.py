@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import pipeline
+from shared.command import StopRequest
+from shared.training import Keeper
 from tests.test_pipeline import TINY
 
 SMALL = [
@@ -76,6 +79,37 @@ def test_sigkill_at_random_steps_changes_no_bit(uninterrupted, tmp_path):
         logs = [(run / "digits" / stage / "metrics.jsonl") for run in (tmp_path, uninterrupted)]
         losses = [[json.loads(line)["loss"] for line in log.open()] for log in logs]
         assert losses[0] == losses[1]  # the log too reads as if nothing had happened
+
+
+def test_a_stopped_force_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    """Forcing the stage again would throw its checkpoint away; what is made from it is still old.
+
+    In this process, for speed; the signal is a real one.
+    """
+    monkeypatch.setattr(StopRequest, "received", None)  # and again at the end
+    arguments = [*TINY, f"--output={tmp_path}", "--finetune.log_every_steps=1"]
+    assert pipeline.main(arguments) == 0
+    run = tmp_path / "digits"
+    first = weights(tmp_path)
+    after = Keeper.after
+
+    def stop_in_finetune(self, step, model, optimizer):
+        if self.folder.stage == "finetune" and step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        after(self, step, model, optimizer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "after", stop_in_finetune)
+        changed = [*arguments, "--finetune.learning_rate=0.003"]
+        assert pipeline.main([*changed, "--force=finetune"]) == 128 + signal.SIGTERM
+    says = "run the same command, now with --force self-distill,distill, to go on"
+    assert says in capsys.readouterr().err
+    assert not (run / "finetune-1pct-seed0/meta.json").exists()
+    assert pipeline.main([*changed, "--force=self-distill,distill"]) == 0
+    lines = (run / "finetune-1pct-seed0/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    redone = {name for name, digest in weights(tmp_path).items() if digest != first[name]}
+    assert redone == {"finetune-1pct-seed0", "distill-1pct-seed0"}
 
 
 def test_sigterm_saves_says_so_and_the_next_call_goes_on(uninterrupted, tmp_path):

@@ -1,10 +1,16 @@
 """The whole path at toy size: order, skipping, other settings, --force, the table."""
 
 import json
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pipeline
+from shared import report
+from shared.batches import Batches
 from stages import distill, finetune, pretrain
 
 TINY = [
@@ -14,6 +20,7 @@ TINY = [
     "--supervised.warmup_epochs=0", "--distill.steps=4", "--distill.batch_size=32",
     "--distill.warmup_epochs=0", "--precision=no", "--threads=1",
 ]  # fmt: skip
+STEPS = ("pretrain", "finetune", "linear", "supervised", "distill")
 FOLDERS = ["distill", "finetune", "linear", "supervised", "supervised-student"]
 
 
@@ -93,6 +100,27 @@ def test_force_redoes_a_stage_and_what_is_made_from_it(finished):
     assert redone == {"finetune-1pct-seed0", "distill-1pct-seed0"}
 
 
+def test_rows_of_a_pretraining_that_was_redone_are_left_out(finished, tmp_path, capsys):
+    """Other label sets and seeds stay on disk; the table never mixes two pretrainings."""
+    shutil.copytree(finished / "digits", tmp_path / "digits")
+    before = made(tmp_path)
+    assert call(pretrain.main, tmp_path, "--force=pretrain") == 0
+    assert report.main([str(tmp_path / "digits")]) == 0
+    assert "left out" not in capsys.readouterr().err  # the same bits as before
+    assert call(pretrain.main, tmp_path, "--force=pretrain", "--pretrain.seed=1") == 0
+    capsys.readouterr()
+    rows = report.collect(tmp_path / "digits")
+    says = capsys.readouterr().err
+    assert {row["stage"] for row in rows} == {"supervised", "supervised-student"}
+    for name in before:
+        assert (name in says) == (not name.startswith(("supervised", "pretrain")))
+    assert says.count("\n") == 1
+    assert "redo them with --force distill,finetune,linear" in says
+    assert made(tmp_path).keys() == before.keys()
+    assert call(finetune.main, tmp_path, "--method=linear", "--force=linear") == 0
+    assert "linear" in {row["stage"] for row in report.collect(tmp_path / "digits")}
+
+
 def test_each_stage_alone_from_a_folder_given_by_path(finished, tmp_path):
     source = finished / "digits"
     assert call(finetune.main, tmp_path, f"--finetune.init={source / 'pretrain'}") == 0
@@ -104,6 +132,22 @@ def test_each_stage_alone_from_a_folder_given_by_path(finished, tmp_path):
     assert sorted(made(tmp_path)) == [
         "distill-1pct-seed0", "finetune-1pct-seed0", "linear-1pct-seed0",
     ]  # fmt: skip
+
+
+def test_fine_tuning_with_a_frozen_beginning(finished, tmp_path):
+    """Stem and first group keep weights and statistics, everything else is trained."""
+    pretrained = finished / "digits/pretrain"
+    options = [f"--finetune.init={pretrained}", "--finetune.freeze_after_block=1",
+               "--finetune.batch_norm=batch", "--finetune.encoder_rate=1"]  # fmt: skip
+    assert call(finetune.main, tmp_path, *options) == 0
+    before = load_file(pretrained / "model.safetensors")
+    after = load_file(tmp_path / "digits/finetune-1pct-seed0/model.safetensors")
+    moved = {name for name in before.keys() & after.keys()
+             if not torch.equal(before[name], after[name])}  # fmt: skip
+    expected = {name for name in before.keys() & after.keys()
+                if not name.startswith(("encoder.stem.", "encoder.groups.0."))}  # fmt: skip
+    assert moved == expected
+    assert len(before.keys() & after.keys()) - len(moved) > 10
 
 
 def test_distillation_variants(finished, tmp_path):
@@ -121,9 +165,54 @@ def test_distillation_variants(finished, tmp_path):
     assert itself["encoder"] == "simclr_resnet8_1x_sk0"
 
 
-def test_tensorboard_is_written_when_asked(tmp_path):
-    assert call(pretrain.main, tmp_path, "--tracker=tensorboard") == 0
-    assert list(tmp_path.rglob("events.out.tfevents.*"))
+def test_self_distillation_first_in_distillation_alone(finished, tmp_path):
+    teacher = finished / "digits/finetune-1pct-seed0"
+    options = [f"--distill.teacher={teacher}", "--distill.self_first=true"]
+    assert call(distill.main, tmp_path, *options) == 0
+    names = ["distill-1pct-seed0", "self-distill-1pct-seed0"]
+    assert sorted(made(tmp_path)) == names
+    student, itself = (json.loads((tmp_path / "digits" / name / "meta.json").read_text())
+                       for name in names)  # fmt: skip
+    given = json.loads((teacher / "meta.json").read_text())
+    assert itself["settings"]["parent"] == given["weights_sha256"]
+    assert [meta["from_layer"] for meta in (given, itself, student)] == [1, 1, 0]
+    assert student["settings"]["parent"] == itself["weights_sha256"]
+    assert student["labels"] == given["labels"]
+
+
+def test_stages_2_and_3_use_no_colour_and_no_blur(finished, tmp_path, monkeypatch):
+    """With augmentation crop, the default of both, whatever pretraining does to the images."""
+    policies = {}
+    initialise = Batches.__init__
+
+    def remember(self, images, ids, data, policy, *rest, **options):
+        policies[options["stage"]] = policy
+        initialise(self, images, ids, data, policy, *rest, **options)
+
+    monkeypatch.setattr(Batches, "__init__", remember)
+    source = finished / "digits"
+    options = [f"--finetune.init={source / 'pretrain'}", "--finetune.augmentation=crop",
+               f"--distill.teacher={source / 'finetune-1pct-seed0'}", "--distill.augmentation=crop",
+               "--distill.labeled_weight=0.5", "--augment.blur=1", "--augment.grayscale=1",
+               "--augment.color_strength=1", "--augment.rotate=7"]  # fmt: skip
+    assert call(finetune.main, tmp_path, *options) == 0
+    assert call(distill.main, tmp_path, *options) == 0
+    assert policies.keys() == {"finetune", "distill", "distill-labeled"}
+    for views in policies.values():
+        assert (views.color_strength, views.blur, views.rotate) == (0, 0, 7)
+
+
+def test_tensorboard_shows_each_stage_at_its_own_steps(tmp_path):
+    options = ["--tracker=tensorboard", *(f"--{s}.log_every_steps=2" for s in STEPS)]
+    assert call(pipeline.main, tmp_path, *options) == 0
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    shown = EventAccumulator(str(events)).Reload()
+    for stage, steps in (("pretrain", [2, 4, 6]), ("finetune", [2, 4]), ("distill", [2, 4])):
+        scalars = shown.Scalars(f"{stage}/loss")
+        assert [scalar.step for scalar in scalars] == steps
+        (folder,) = tmp_path.glob(f"digits/{stage}*")
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        assert [scalar.value for scalar in scalars] == pytest.approx([x["loss"] for x in lines])
 
 
 def test_non_finite_loss_stops_before_the_update(tmp_path, capsys):

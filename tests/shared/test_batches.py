@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shared.augment import Augmentation, center_crop
 from shared.batches import Batches, _DecodeAndCrop, normalize, plain_batches, positions
 from shared.config import Data
-from shared.data import ImageSet, open_data
+from shared.data import ImageSet, open_data, open_splits
 from shared.errors import UserError
 from tests.photos import class_folders, make_folder, process
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 def images_of(folder, loading="memory", **options) -> tuple[ImageSet, Data]:
     data = Data(train=str(folder), image_size=8, loading=loading, workers=0, test_fraction=0.01,
                 **options)  # fmt: skip
-    open_data.cache_clear()
+    open_splits.cache_clear()
     train, _ = open_data(data, "1pct")
     assert (train.pixels is None) == (loading == "workers")
     return train, data
@@ -103,6 +103,44 @@ def test_processes_together_give_the_rows_of_one(folder, loading, world):
         torch.testing.assert_close(torch.cat([torch.cat(v) for v in views]), one.images, **close)
         clean = torch.cat([share.clean for share in shares])
         torch.testing.assert_close(clean, one.clean, **close)
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_parts_are_rows_of_the_batch_in_every_pass(folder, loading):
+    """Also where two processes share each part, and over the end of a pass (30 images)."""
+    whole = list(batches_of(folder, loading, batch_size=12).steps(1, 4))
+    halves = [batches_of(folder, loading, process(k, 2), batch_size=12) for k in range(2)]
+    for made in (
+        [[step] for step in batches_of(folder, loading, batch_size=12).steps_in_parts(1, 4, 3)],
+        list(zip(*(half.steps_in_parts(1, 4, 3) for half in halves), strict=True)),
+    ):
+        assert len(made) == 3
+        for batch, processes in zip(whole, made, strict=True):
+            for _ in range(2):  # the second time it is made again
+                for i, shares in enumerate(zip(*processes, strict=True)):
+                    assert torch.equal(torch.cat([s.ids for s in shares]), batch.ids[i::3])
+                    views = zip(*(share.images.chunk(2) for share in shares), strict=True)
+                    expected = torch.cat([view[i::3] for view in batch.images.chunk(2)])
+                    actual = torch.cat([torch.cat(view) for view in views])
+                    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
+                assert i == 2
+
+
+def test_parts_are_made_when_their_turn_comes(folder):
+    """So few of them are in memory at a time, however large the batch."""
+    parts = next(batches_of(folder, batch_size=30).steps_in_parts(0, 1, 10))
+    made = []
+    counted = replace(parts, make=lambda i: made.append(i) or parts.make(i))
+    passing = iter(counted)
+    for i in range(3):
+        next(passing)
+        assert len(made) <= i + 2
+    passing.close()
+
+
+def test_parts_must_divide_among_processes(folder):
+    with pytest.raises(UserError, match="micro_batch 3 must be a multiple of the 2 processes"):
+        batches_of(folder, accelerator=process(0, 2), batch_size=6).steps_in_parts(0, 1, 2)
 
 
 def test_batch_must_divide_among_processes(folder):

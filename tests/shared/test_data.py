@@ -2,6 +2,7 @@
 
 import io
 import os
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from shared.config import Data
-from shared.data import UNLABELED, Splits, decode_image, find, open_data
+from shared.data import UNLABELED, Splits, decode_image, find, open_data, open_splits
 from shared.errors import UserError
 from tests.photos import class_folders, make_folder
 
@@ -27,7 +28,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def opened(source, labels: str = "1pct", **options) -> Splits:
-    open_data.cache_clear()
+    open_splits.cache_clear()
     return open_data(Data(train=str(source), **options), labels)
 
 
@@ -463,7 +464,7 @@ def test_unreadable_images_in_memory_are_dropped_and_counted(tmp_path, capsys):
     root = class_folders(tmp_path, 10)
     spoil(root / "b/3.png")
     (root / "c/4.png").write_bytes(b"no image at all")
-    open_data.cache_clear()
+    open_splits.cache_clear()
     data = Data(train=str(root), on_error="skip", loading="memory")
     train, test = open_data(data, "1pct", progress=True)
     assert "skipped 2 unreadable of 30 images: b/3.png, c/4.png" in capsys.readouterr().out
@@ -478,6 +479,43 @@ def test_nothing_readable(tmp_path):
     (tmp_path / "x.png").write_bytes(b"")
     message = error_of(tmp_path, on_error="skip", loading="memory")
     assert "none of the 1 images can be read" in message
+
+
+@pytest.mark.parametrize("source", ["parquet", "folder"])
+def test_images_on_disk_have_the_fingerprint_of_their_content(tmp_path, monkeypatch, source):
+    def fingerprint(name: str, images: list[bytes]) -> list[str]:
+        if source == "parquet":
+            opened_ = parquet(tmp_path / f"{name}.parquet", image=images, label=HALVES)
+        else:
+            opened_ = tmp_path / name
+            for i, image in enumerate(images):
+                (opened_ / "ab"[i % 2]).mkdir(exist_ok=True, parents=True)
+                (opened_ / "ab"[i % 2] / f"{i}.png").write_bytes(image)
+        return [part.fingerprint for part in opened(opened_, loading="workers")]
+
+    train, test = fingerprint("here", PNGS)
+    assert train != test
+    assert fingerprint("copy", PNGS) == [train, test]
+    for i in (0, 10, 19):  # of equal length, as uncompressed images are
+        changed = [*PNGS[:i], PNGS[i][:-1] + b"x", *PNGS[i + 1 :]]
+        assert fingerprint(f"changed {i}", changed) != [train, test]
+    if source == "parquet":
+        monkeypatch.setattr("shared.data.FINGERPRINTED", 0)
+        few = fingerprint("few", PNGS)
+        assert fingerprint("longer", [*PNGS[:10], PNGS[10] + b"x", *PNGS[11:]]) != few
+
+
+def test_fingerprints_of_unreadable_files(tmp_path):
+    """Nothing is refused before decoding says so."""
+    root = class_folders(tmp_path, 10)
+    whole = opened(root, loading="workers").train
+    before = whole.fingerprint
+    for name in whole.names[:2]:
+        (root / name).unlink()
+    assert opened(root, loading="workers").train.fingerprint != before
+    (root / whole.names[2]).write_bytes(b"")
+    broken = replace(whole)  # opened before
+    assert broken.fingerprint != before
 
 
 # -------------------------------------------------------------------------------- names and labels

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared import distributed
-from shared.losses import nt_xent, nt_xent_tiled
+from shared.losses import margin_triplet, nt_logistic, nt_xent, nt_xent_tiled
 from tests import golden
 
 B_ALL, TEMPERATURE = 8, 0.2
@@ -36,6 +36,10 @@ def train_step(loss, gather, model, view1, view2):
     gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
     return distributed.mean_over_processes(value), gradients
+
+
+def mined_triplet(*arguments):
+    return margin_triplet(*arguments, semi_hard=True)
 
 
 def detached_gather(x):
@@ -96,6 +100,8 @@ def work(rank, processes, folder):
         ("plain", nt_xent, distributed.gather_with_grad),
         ("tiled", nt_xent_tiled, distributed.gather_with_grad),
         ("detached", nt_xent, detached_gather),
+        ("logistic", nt_logistic, distributed.gather_with_grad),
+        ("triplet", mined_triplet, distributed.gather_with_grad),
     ):
         value, gradients = train_step(loss, gather, model, view1[own], view2[own])
         results[f"{name}/loss"], results[f"{name}/gradients"] = value.numpy(), gradients.numpy()
@@ -108,11 +114,13 @@ def work(rank, processes, folder):
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_together_equal_one(processes, tmp_path):
     mp.spawn(work, (processes, str(tmp_path)), nprocs=processes)
-    expected_loss, expected = train_step(nt_xent, distributed.gather_with_grad, *model_and_views())
+    alone = {loss: train_step(loss, distributed.gather_with_grad, *model_and_views())
+             for loss in (nt_xent, nt_logistic, mined_triplet)}  # fmt: skip
+    expected_loss, expected = alone[nt_xent]
     arrays, _ = golden.load("multi_replica.npz")
     case = {2: "r2_b4_d16_t0.1", 4: "r4_b2_d8_t0.5"}[processes]
 
-    def error(gradients):
+    def error(gradients, expected=expected):
         return np.abs(gradients - expected.numpy()).max() / expected.abs().max().item()
 
     for rank in range(processes):
@@ -121,6 +129,9 @@ def test_processes_together_equal_one(processes, tmp_path):
         for name in ("plain", "tiled"):
             assert results[f"{name}/loss"] == pytest.approx(expected_loss.item(), rel=1e-10)
             assert error(results[f"{name}/gradients"]) < 1e-10
+        for name, loss in (("logistic", nt_logistic), ("triplet", mined_triplet)):
+            assert results[f"{name}/loss"] == pytest.approx(alone[loss][0].item(), rel=1e-10)
+            assert error(results[f"{name}/gradients"], alone[loss][1]) < 1e-10
         # The gather without gradient has the right loss, and quietly another gradient.
         assert results["detached/loss"] == pytest.approx(expected_loss.item(), rel=1e-10)
         assert error(results["detached/gradients"]) > 0.05

@@ -1,11 +1,15 @@
 """Metrics against scikit-learn, calibration against its definition."""
 
+import os
 from contextlib import nullcontext
 
 import datasets
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
@@ -103,6 +107,28 @@ def test_predict_sees_labeled_images_in_eval_mode():
     logits, targets = predict(Mean().train(), images(labels), data, lone(), batch_size=2)
     assert targets.tolist() == [0, 1, 2, 0, 1]
     assert logits[:, 0].round().tolist() == [0, 1, 3, 4, 6]
+
+
+def predict_on_one_of_two(rank, folder):
+    """Two processes, three images: the second test set leaves process 1 without any."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # fmt: skip
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    data = Data(image_size=4)
+    for labels in ([0, 1, 2], [UNLABELED, 1, UNLABELED]):
+        logits, targets = predict(Mean(), images(labels), data, accelerator)
+        known = [k for k in labels if k != UNLABELED]
+        assert sorted(targets.tolist()) == known
+        assert logits.shape == (len(known), 3)
+        assert logits[:, 0].round().tolist() == targets.tolist()  # image k shows level k
+    accelerator.end_training()
+
+
+def test_a_process_without_images_still_answers(tmp_path):
+    mp.spawn(predict_on_one_of_two, (str(tmp_path),), nprocs=2)
 
 
 def test_evaluate_counts_parameters_and_measures():

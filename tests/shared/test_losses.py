@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.losses import contrastive_metrics, distillation_loss, nt_xent, nt_xent_tiled
+from shared.losses import (
+    contrastive_metrics,
+    distillation_loss,
+    margin_triplet,
+    nt_logistic,
+    nt_xent,
+    nt_xent_tiled,
+)
 from tests import golden
 
 NT_XENT, NT_XENT_META = golden.load("nt_xent.npz")
@@ -311,6 +318,133 @@ def test_wrong_arguments_are_named(arguments, message):
     for loss in (nt_xent, nt_xent_tiled):
         with pytest.raises(ValueError, match=message):
             loss(*tensors)
+
+
+# ------------------------------------------------------------- NT-Logistic and margin triplet
+def pairs_by_definition(term, alone, z1, z2, z1_all, z2_all, offset, normalize, semi_hard):
+    """A slow loop over anchors and negatives of ``term(s+, s-)``; ``alone(s+)`` without one."""
+    if normalize:
+        z1, z2, z1_all, z2_all = (F.normalize(z, dim=1) for z in (z1, z2, z1_all, z2_all))
+    loss = z1.new_zeros(())
+    for anchors, others in ((z1, z2_all), (z2, z1_all)):
+        for i, anchor in enumerate(anchors):
+            positive = anchor @ others[offset + i]
+            negatives = [anchor @ others[j] for j in range(len(others)) if j != offset + i]
+            if semi_hard:
+                negatives = sorted((s for s in negatives if s < positive), key=torch.Tensor.item)[-1:]
+            terms = [term(positive, s) for s in negatives] or [alone(positive)]
+            loss = loss + torch.stack(terms).mean()
+    return loss / len(z1)
+
+
+def logistic_by_definition(t, *arguments):
+    def term(p, n):
+        return alone(p) - torch.log(torch.sigmoid(-n / t))
+
+    def alone(p):
+        return -torch.log(torch.sigmoid(p / t))
+
+    return pairs_by_definition(term, alone, *arguments)
+
+
+def triplet_by_definition(m, *arguments):
+    def term(p, n):
+        return n - p + m if n - p + m > 0 else 0 * p
+
+    return pairs_by_definition(term, lambda p: 0 * p, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("loss", "definition"),
+    [(nt_logistic, logistic_by_definition), (margin_triplet, triplet_by_definition)],
+)
+@settings(max_examples=40, deadline=None)
+@given(
+    B=st.integers(1, 6),
+    before=st.integers(0, 3),
+    after=st.integers(0, 3),
+    D=st.integers(1, 6),
+    number=st.floats(0.1, 3.0),
+    normalize=st.booleans(),
+    semi_hard=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_pair_losses_are_their_definition(
+    loss, definition, B, before, after, D, number, normalize, semi_hard, seed
+):
+    """Value and gradients, with the gathered views as separate leaves, and for one process."""
+    views = random_views(before + B + after, before + B + after, D, seed)
+    if D == 1:  # similarities of signs are equal but for rounding, on which mining would turn
+        normalize = False
+    results = []
+    for function in (
+        lambda z, z_all: loss(*z, number, *z_all, before, normalize, semi_hard),
+        lambda z, z_all: definition(number, *z, *z_all, before, normalize, semi_hard),
+        lambda z, _: loss(*z, number, normalize=normalize, semi_hard=semi_hard),
+        lambda z, _: definition(number, *z, *z, 0, normalize, semi_hard),
+    ):
+        z = views[:, before : before + B].clone().requires_grad_()
+        z_all = views.clone().requires_grad_()
+        value = function(z, z_all)
+        value.backward()
+        results.append([value.detach(), z.grad, z_all.grad])
+    for a, b in zip(results[0], results[1], strict=True):
+        assert_close(a, b, 1e-9)
+    for a, b in zip(results[2][:2], results[3][:2], strict=True):
+        assert_close(a, b, 1e-9)
+
+
+def test_gradients_of_table_2():
+    """Of one anchor u with v+ and v-, all of unit length, as the paper's table has them."""
+    u, positive, negative = F.normalize(torch.randn(3, 5, dtype=torch.float64), dim=1)
+    t, m = 0.3, 0.5
+    a, b = torch.sigmoid(-u @ positive / t), torch.sigmoid(u @ negative / t)
+    close = (u @ positive - u @ negative < m).double()
+    for loss, number, ascent in (
+        (nt_logistic, t, (a * positive - b * negative) / t),
+        (margin_triplet, m, close * (positive - negative)),
+    ):
+        anchor = u.clone().requires_grad_()
+        others = torch.stack([positive, negative])
+        zeros = torch.zeros_like(others)  # the other direction has no part in u's gradient
+        loss(anchor[None], zeros[:1], number, zeros, others, 0, normalize=False).backward()
+        assert_close(-anchor.grad, ascent, 1e-9)
+
+
+def test_mined_is_the_most_similar_of_the_less_similar():
+    anchor = torch.tensor([[1.0, 0.0]])
+    others = torch.tensor([[0.5, 0.0], [0.9, 0.0], [0.4, 0.0], [-1.0, 0.0]])  # the first is its own
+    zeros = torch.zeros_like(others)
+
+    def value(margin, others):
+        arguments = (anchor, zeros[:1], margin, zeros[: len(others)], others)
+        # the other direction is that of an anchor 0: the margin, where it is mined at all
+        return margin_triplet(*arguments, normalize=False, semi_hard=True).item()
+
+    assert value(0.3, others) == pytest.approx(0.4 - 0.5 + 0.3)
+    assert value(0.05, others) == 0  # beyond the margin
+    assert value(0.3, others[:2]) == 0  # the only negative is more similar than the positive
+
+
+@pytest.mark.parametrize("loss", [nt_logistic, margin_triplet])
+def test_pair_losses_compute_in_float32(loss):
+    z = random_views(20, 20, 16, 3).float()
+    expected = loss(z[0], z[1], 0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss(z[0], z[1], 0.3).item() == expected.item()
+    assert loss(*z.bfloat16(), 0.3).item() == loss(*z.bfloat16().float(), 0.3).item()
+    assert loss(*z.double(), 0.3).dtype == torch.float64
+
+
+def test_pair_losses_name_what_is_wrong():
+    z = torch.ones(3, 4)
+    with pytest.raises(ValueError, match="temperature must be > 0"):
+        nt_logistic(z, z, 0.0)
+    with pytest.raises(ValueError, match=r"margin must be >= 0, got -0\.1"):
+        margin_triplet(z, z, -0.1)
+    for loss in (nt_logistic, margin_triplet):
+        with pytest.raises(ValueError, match="offset 4"):
+            loss(z, z, 0.1, torch.ones(6, 4), torch.ones(6, 4), 4)
 
 
 @pytest.mark.parametrize("case", [case for case in DISTILL_META if case.startswith("kd")])

@@ -429,7 +429,8 @@ def steps_in_float64(wrap, mode):
         views = random_rows(2, B_ALL, 6, seed=step)
         views[1] = views[0] + 0.3 * views[1]
         images = views[:, offset : offset + b].flatten(0, 1)
-        loss, _, keys = pretrain.contrast_with_memory(net, memory, images, cfg, Accelerator())
+        z, keys = pretrain.embed(net, memory, images, cfg, Accelerator())
+        loss, _, keys = pretrain.contrast(z, keys, memory, cfg)
         loss.backward()
         losses.append(distributed.mean_over_processes(loss).item())
         gradients = torch.cat([p.grad.flatten() for p in model.parameters()])

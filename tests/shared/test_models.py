@@ -15,7 +15,14 @@ from torch import nn
 
 from shared import resnet
 from shared.batchnorm import BatchNorm
-from shared.models import Classifier, ContrastiveModel, ProjectionHead, create_encoder, freeze
+from shared.models import (
+    Classifier,
+    ContrastiveModel,
+    ProjectionHead,
+    checkpoint_activations,
+    create_encoder,
+    freeze,
+)
 from tests import golden
 
 LEAVES = {
@@ -334,6 +341,42 @@ def test_bfloat16_autocast_and_channels_last():
 
 
 # Initialisation
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_checkpointed_activations_of_timm_encoders(name):
+    """Those without batch norm; drop path is the same in both passes. Ours: test_resnet.py."""
+    encoder = create_encoder(name, 32, drop_path_rate=0.3)
+    saved = []
+
+    def gradients(encoder):
+        torch.manual_seed(0)
+        x = torch.rand(3, 3, 32, 32)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: saved.append(t.numel()) or t, lambda t: t
+        ):
+            loss = encoder(x).square().sum()
+        loss.backward()
+        return [p.grad for p in encoder.parameters()]
+
+    plain = gradients(copy.deepcopy(encoder))
+    kept = sum(saved)
+    saved.clear()
+    checkpoint_activations(encoder)
+    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(encoder), strict=True))
+    assert sum(saved) < kept / 2
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (lambda: create_encoder("test_resnet", 32), "ResNet has batch norm"),
+        (lambda: nn.Linear(2, 2), "Linear knows no checkpoint_activations"),
+    ],
+)
+def test_activations_that_cannot_be_checkpointed(encoder, message):
+    with pytest.raises(ValueError, match=message):
+        checkpoint_activations(encoder())
 
 
 def test_initialisation():

@@ -99,6 +99,43 @@ def test_collect(run):
     assert [json.loads(line) for line in lines] == rows
 
 
+def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
+    """Teachers given by path count too; what is gone, and notes of earlier versions, do not."""
+
+    def artifact(name: str, weights: str, parent: str | None = None, of: str = "", **more) -> None:
+        meta = {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": weights,
+                "settings": {"parent": of}, "parent": parent, "stage": name, **more}  # fmt: skip
+        write_atomically(tmp_path / "run" / name / "meta.json", json.dumps(meta))
+
+    def stages() -> list[str]:
+        return [r["stage"] for r in collect(tmp_path / "run")]
+
+    artifact("pretrain", "p1")
+    artifact("../other", "o1")
+    artifact("finetune", "f1", "../pretrain", "p1", result=row("finetune"))
+    artifact("distill", "d1", "../finetune", "f1", result=row("distill"))
+    artifact("linear", "l1", "../../other", "o1", result=row("linear"))
+    artifact("self-distill", "s1", "../../gone", "g1", result=row("self-distill"))
+    artifact("supervised", "u1", result=row("supervised"))
+    everything = ["supervised", "linear", "finetune", "self-distill", "distill"]
+    assert stages() == everything
+    assert capsys.readouterr().err == ""
+    artifact("pretrain", "p2")
+    assert stages() == ["supervised", "linear", "self-distill"]  # the teacher, and its student
+    says = capsys.readouterr().err
+    assert "redone: distill, finetune; redo them with --force distill,finetune and" in says
+    artifact("finetune", "f2", "../pretrain", "p2", result=row("finetune"))
+    assert stages() == ["supervised", "linear", "finetune", "self-distill"]
+    artifact("distill", "d2", "../finetune", "f2", result=row("distill"))
+    assert stages() == everything
+    artifact("../other", "o2")
+    assert stages() == ["supervised", "finetune", "self-distill", "distill"]
+    write_atomically(tmp_path / "run/linear/meta.json", json.dumps(
+        {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": "l1",
+         "settings": {"parent": "o1"}, "result": row("linear")}))  # fmt: skip
+    assert stages() == everything
+
+
 def test_command(run, capsys, tmp_path_factory):
     assert main([str(run)]) == 0
     assert capsys.readouterr().out.rstrip("\n") == table(collect(run))

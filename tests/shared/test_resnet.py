@@ -327,9 +327,12 @@ def test_recomputation_gives_the_same_and_counts_each_batch_once(name):
     for a, b in zip(outcome(recomputing, x), expected, strict=True):
         assert torch.equal(a, b)
     assert len(calls) == 2
-    recomputing.eval()
+    recomputing.eval()  # as fine-tuning with frozen batch norm
     outcome(recomputing, x)
-    assert len(calls) == 3
+    assert len(calls) == 4
+    with torch.no_grad():
+        recomputing(x)
+    assert len(calls) == 5
 
 
 def test_channels_last():

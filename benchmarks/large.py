@@ -1,0 +1,203 @@
+"""Peak memory and speed of what does not fit: batches in parts, activations checkpointed.
+
+    python -m benchmarks.large                     # measures, about 8 CPU minutes on a CPU
+    python -m benchmarks.large --only networks     # one table; the others stay as they are
+    python -m benchmarks.large --table             # the tables of docs/large.md again
+
+Every row is a process of its own, whose peak counts from the end of the imports: resident memory
+on a CPU, what torch allocated on a GPU. Speed is images per CPU second there (the cores may be
+shared), per second on a GPU.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.compare import ROOT, circumstances, replace_between
+from benchmarks.ours import accelerator, read
+from shared.losses import nt_xent
+from shared.networks import build_contrastive, describe
+from shared.training import to_device
+from stages import pretrain
+
+RESULTS = ROOT / "benchmarks" / "results" / "large.json"
+DOCUMENT = ROOT / "docs" / "large.md"
+CUDA = torch.cuda.is_available()
+BUDGET = 12  # GiB, for the batch that fits
+
+# The stage itself on the digits, enlarged to 16 pixels: batch size, micro-batch.
+BATCHES = [(256, None), (1024, None), (4096, None), (256, 128), (1024, 128), (4096, 128),
+           (1024, 32), (1024, 64), (1024, 256), (1024, 512)]  # fmt: skip
+# Forward and backward pass at 224 pixels: encoder, images of the two batches that are measured.
+NETWORKS = [("simclr_resnet50_1x_sk0", (4, 12)), ("simclr_resnet101_2x_sk1", (2, 4)),
+            ("simclr_resnet152_3x_sk1", (1, 2))]  # fmt: skip
+
+
+def resident() -> float:
+    """Highest resident memory of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def now() -> float:
+    """Seconds: of the CPU without a GPU."""
+    if not CUDA:
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measured(imported: float, images: int, seconds: float) -> dict[str, float]:
+    """A row's numbers: GiB and images per second."""
+    peak = torch.cuda.max_memory_allocated() if CUDA else resident() - imported
+    return {"gib": peak / 2**30, "images_per_second": images / seconds}
+
+
+def batch_row(batch_size: int, micro_batch: int | None) -> dict[str, float]:
+    """Two steps of the stage; the time is that of the first one, from its rate to the second's."""
+    imported, began, real = resident(), [], pretrain.set_learning_rate
+
+    def begin_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+        began.append(now())
+        real(optimizer, learning_rate)
+
+    pretrain.set_learning_rate = begin_step
+    with tempfile.TemporaryDirectory() as folder:
+        code = pretrain.main([
+            f"--output={folder}", "--data.image_size=16", "--model.encoder=simclr_resnet8_1x_sk0",
+            "--pretrain.steps=2", f"--pretrain.batch_size={batch_size}",
+            f"--pretrain.micro_batch={micro_batch or 'null'}", "--pretrain.warmup_epochs=0",
+        ])  # fmt: skip
+    if code:
+        raise SystemExit(code)
+    return measured(imported, batch_size, began[1] - began[0])
+
+
+def network_row(encoder: str, images: int, checkpointed: bool) -> dict[str, float]:
+    """Forward pass, loss and backward pass of both views; the first time does not count."""
+    imported = resident()
+    config = read(["--config", str(ROOT / "configs" / "imagenet.yaml"), "--threads=1",
+                   f"--checkpoint_activations={str(checkpointed).lower()}"])  # fmt: skip
+    here = accelerator()
+    meta = describe(config.model, config.data) | {"encoder": encoder}
+    net = here.prepare(to_device(build_contrastive(meta), config, here))
+    x = torch.rand(2 * images, 3, config.data.image_size, config.data.image_size).to(here.device)
+    seconds = 0.0
+    for _ in range(2):
+        began = now()
+        net.zero_grad()
+        z1, z2 = net(x).chunk(2)
+        here.backward(nt_xent(z1, z2, 0.1))
+        seconds = now() - began
+    parameters = sum(p.numel() for p in net.parameters())
+    return measured(imported, images, seconds) | {"parameters": parameters}
+
+
+def child(kind: str, *arguments: object) -> dict[str, Any] | str:
+    """A row, measured in a process of its own; the last line of its error where it fails."""
+    command = [sys.executable, "-m", "benchmarks.large", "--row", json.dumps([kind, *arguments])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure_batches() -> list[dict[str, Any]]:
+    """Rows of the table of batches."""
+    rows = []
+    for batch_size, micro_batch in tqdm(BATCHES, desc="batches", disable=None):
+        row = child("batch", batch_size, micro_batch)
+        rows.append({"batch_size": batch_size, "micro_batch": micro_batch, "row": row})
+    return rows
+
+
+def measure_networks() -> list[dict[str, Any]]:
+    """Rows of the table of networks: two batch sizes each, whose difference is an image's share."""
+    rows = []
+    work = [(e, s, c) for e, sizes in NETWORKS for c in (False, True) for s in [sizes]]
+    for encoder, sizes, checkpointed in tqdm(work, desc="networks", disable=None):
+        few, more = (child("network", encoder, images, checkpointed) for images in sizes)
+        rows.append({"encoder": encoder, "checkpointed": checkpointed, "sizes": sizes,
+                     "few": few, "more": more})  # fmt: skip
+    return rows
+
+
+def batches_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| batch | micro-batch | peak memory, MiB | images per second |", "|--:|--:|--:|--:|"]
+    for row in rows:
+        numbers, micro = row["row"], row["micro_batch"] or "all"
+        cells = f"{numbers} |" if isinstance(numbers, str) else (
+            f"{1024 * numbers['gib']:,.0f} | {numbers['images_per_second']:.0f}"
+        )  # fmt: skip
+        lines.append(f"| {row['batch_size']:,} | {micro} | {cells} |")
+    return "\n".join(lines)
+
+
+def networks_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown; what fits is extrapolated from the two batches."""
+    lines = [f"| encoder | parameters | checkpointed | images | peak memory, GiB | GiB per image |"
+             f" images that fit {BUDGET} GiB | images per second |",
+             "|---|--:|---|--:|--:|--:|--:|--:|"]  # fmt: skip
+    for row in rows:
+        few, more, sizes = row["few"], row["more"], row["sizes"]
+        name = f"| {row['encoder']} |"
+        if isinstance(few, str) or isinstance(more, str):
+            lines.append(f"{name} | {row['checkpointed']} | {sizes} | {few}; {more} | | | |")
+            continue
+        each = (more["gib"] - few["gib"]) / (sizes[1] - sizes[0])
+        fits = max(0, int((BUDGET - few["gib"]) / each + sizes[0]))
+        lines.append(
+            f"{name} {more['parameters'] / 1e6:.0f} M | {'yes' if row['checkpointed'] else 'no'} |"
+            f" {sizes[0]}; {sizes[1]} | {few['gib']:.2f}; {more['gib']:.2f} | {each:.3f} | {fits} |"
+            f" {more['images_per_second']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {
+    "batches": (measure_batches, batches_table),
+    "networks": (measure_networks, networks_table),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, save."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("benchmarks.large", description=__doc__, formatter_class=raw)
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--table", action="store_true", help="only write the tables again")
+    parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.row:
+        kind, *arguments = options.row
+        torch.set_num_threads(1)
+        print(json.dumps({"batch": batch_row, "network": network_row}[kind](*arguments)))
+        return 0
+
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in () if options.table else options.only:
+        device = torch.cuda.get_device_name() if CUDA else "CPU, one thread"
+        results[name] = circumstances(False) | {"device": device, "rows": TABLES[name][0]()}
+        RESULTS.write_text(json.dumps(results, indent=1))
+    text = DOCUMENT.read_text()
+    for name, saved in results.items():
+        versions = ", ".join(f"{k} {v}" for k, v in saved["versions"].items() if k == "torch")
+        about = f"{saved['device']}; {saved['hardware']}; {versions}; commit {saved['commit']}"
+        table = TABLES[name][1](saved["rows"])
+        text = replace_between(text, name, f"{table}\n\n{about}; {saved['date']}.\n")
+        print(f"\n{name}: {about}\n{table}")
+    DOCUMENT.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

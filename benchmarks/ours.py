@@ -1,0 +1,224 @@
+"""Our side of the comparison: the stages themselves, or the functions that they call.
+
+    python -m benchmarks.ours step32 FOLDER      # started by compare.py, one process per contender
+
+Each function prepares, then works lap after lap until it is stopped. ``quick`` makes the work
+tiny, for the tests.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from benchmarks.laps import Laps, PeakMemory
+from shared import augment
+from shared.batches import Batches, normalize
+from shared.command import hardware_precision
+from shared.config import RECIPES, Config, load_config
+from shared.data import open_data
+from shared.losses import nt_xent
+from shared.networks import build_classifier, build_contrastive, describe
+from shared.optim import build_optimizer, set_learning_rate
+from shared.randomness import generator
+from shared.runlog import RunLog
+from shared.training import to_device
+from stages import pretrain
+
+Lap = Callable[..., None]
+
+
+def flags(recipe: str, work: Path, images: str, *more: str) -> list[str]:
+    """The command line of a recipe on the images that compare.py made."""
+    return [
+        "--config", str(RECIPES / f"{recipe}.yaml"), "--output", str(work / "runs"),
+        "--data.train", str(work / images), "--data.test", "null", "--data.workers", "2", *more,
+    ]  # fmt: skip
+
+
+def recipe32(work: Path, quick: bool, batch_size: int) -> list[str]:
+    """CIFAR-10's recipe at another batch size."""
+    size = 8 if quick else batch_size
+    encoder = ["--model.encoder", "simclr_resnet8_1x_sk0"] if quick else []
+    return flags("cifar10", work, "small", "--pretrain.batch_size", str(size), *encoder)
+
+
+def recipe224(work: Path, quick: bool, batch_size: int) -> list[str]:
+    """ImageNet's recipe with ResNet-50 (width 1, no selective kernels)."""
+    layers, size, side = (8, 2, 40) if quick else (50, batch_size, 224)
+    return flags(
+        "imagenet", work, "photos", "--model.encoder", f"simclr_resnet{layers}_1x_sk0",
+        "--pretrain.batch_size", str(size), "--data.image_size", str(side),
+    )  # fmt: skip
+
+
+def read(argv: list[str]) -> Config:
+    """The configuration of a command line."""
+    return load_config(argv, "benchmarks.ours", "")
+
+
+def accelerator(precision: str | None = None) -> Accelerator:
+    """As the commands make it."""
+    cpu = not torch.accelerator.is_available()
+    return Accelerator(cpu=cpu, mixed_precision=precision or hardware_precision())
+
+
+# ---------------------------------------------------------------------------------- whole steps
+def step(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
+    """``python -m stages.pretrain``; a lap ends where one of its steps begins."""
+    config, count, real = read(argv), 0, pretrain.set_learning_rate
+
+    def begin_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+        nonlocal count
+        if count % steps_per_lap == 0:
+            lap(steps_per_lap * config.pretrain.batch_size)
+        count += 1
+        real(optimizer, learning_rate)
+
+    pretrain.set_learning_rate = begin_step
+    try:
+        pretrain.main([*argv, "--pretrain.steps", "1000000", "--run", "step", "--force", "all",
+                       "--pretrain.checkpoint_every_steps", "1000000"])  # fmt: skip
+    finally:
+        pretrain.set_learning_rate = real
+
+
+def waiting(lap: Lap, argv: list[str], steps: int) -> None:
+    """The same, undisturbed; a lap is ``steps`` steps, with what its log says of waiting."""
+
+    class Log(RunLog):
+        def write(self, step: int, **values: float | torch.Tensor) -> None:
+            super().write(step, **values)
+            line = json.loads(self._path.read_text().splitlines()[-1])
+            lap(steps * self.batch_size, waiting=line["waiting_for_data"])
+
+    real, pretrain.RunLog = pretrain.RunLog, Log
+    try:
+        pretrain.main([*argv, "--pretrain.steps", "1000000", "--run", "waiting", "--force", "all",
+                       "--pretrain.log_every_steps", str(steps)])  # fmt: skip
+    finally:
+        pretrain.RunLog = real
+
+
+def bare(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
+    """Network, loss and optimizer of the stage on one fixed batch: no loading, no augmentation."""
+    config, here = read(argv), accelerator()
+    cfg, size = config.pretrain, config.data.image_size
+    model = build_contrastive(describe(config.model, config.data))
+    optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
+    to_device(model, config, here)
+    net, optimizer = here.prepare(model, optimizer)
+    images = torch.rand(2 * cfg.batch_size, 3, size, size, device=here.device)
+    net.train()
+    while True:
+        for _ in range(steps_per_lap):
+            set_learning_rate(optimizer, 1e-3)
+            z1, z2 = net(images).chunk(2)
+            loss = nt_xent(z1, z2, cfg.temperature, z1, z2)
+            loss.item()
+            here.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        lap(steps_per_lap * cfg.batch_size)
+
+
+# ---------------------------------------------------------------------------------- data alone
+def data(lap: Lap, argv: list[str], batches_per_lap: int, augmented: bool = True) -> None:
+    """Batches of the stage, or of images as evaluation shows them, without a network."""
+    config, here = read(argv), accelerator()
+    images = open_data(config.data, config.labels, False).train
+    batches = Batches(
+        images, np.arange(len(images)), config.data, config.augment if augmented else None, here,
+        seed=0, stage="pretrain", batch_size=config.pretrain.batch_size, views=2,
+    )  # fmt: skip
+    for count, _ in enumerate(batches.steps(0, 1_000_000)):
+        if count % batches_per_lap == 0:
+            lap(batches_per_lap * config.pretrain.batch_size)
+
+
+def augmentation(lap: Lap, argv: list[str], batches_per_lap: int) -> None:
+    """One view of each image of a batch that is in memory; items are views."""
+    config = read(argv)
+    images = open_data(config.data, config.labels, False).train
+    policy, size = config.augment, config.data.image_size
+    batch_size, step = config.pretrain.batch_size, 0
+    assert images.pixels is not None
+    pixels = images.pixels[torch.arange(batch_size) % len(images)]  # (B, 3, H, W)
+    sides = np.full(batch_size, size)
+    while True:
+        for _ in range(batches_per_lap):
+            boxes = augment.draw_boxes(policy, generator(0, "crop", step), sides, sides)
+            crops = augment.crop_resize(pixels, boxes, size, policy.antialias)
+            draws = augment.draw(policy, generator(0, "look", step), batch_size)
+            normalize(augment.apply(policy, crops, draws), config.data)
+            step += 1
+        lap(batches_per_lap * batch_size)
+
+
+# ---------------------------------------------------------------------------------- loss, teacher
+def loss(lap: Lap, embeddings: int, times: int) -> None:
+    """Forward and backward of NT-Xent on so many embeddings of width 128."""
+    z1, z2 = (torch.randn(embeddings // 2, 128, requires_grad=True) for _ in range(2))
+    while True:
+        memory = PeakMemory()
+        for _ in range(times):
+            nt_xent(z1, z2, 0.1).backward()
+            z1.grad = z2.grad = None
+        lap(times, extra_mb=memory.rise())
+
+
+def teacher(lap: Lap, argv: list[str], batch_size: int, precision: str | None = None) -> None:
+    """Predictions of the frozen teacher as stages/distill.py makes them, or in float32."""
+    config, here = read(argv), accelerator(precision)
+    meta = describe(config.model, config.data) | {"classes": range(1000), "from_layer": 1}
+    model = to_device(build_classifier(meta), config, here).eval().requires_grad_(False)
+    size = config.data.image_size
+    images = torch.rand(batch_size, 3, size, size, device=here.device)
+    while True:
+        with torch.inference_mode(), here.autocast():
+            model(images)
+        lap(batch_size)
+
+
+def run(line: str, lap: Lap, work: Path, quick: bool) -> None:
+    """Work on a line of the table until ``lap`` raises."""
+    name, _, variant = line.partition(":")
+    few = 1 if quick else 8
+    match name, variant:
+        case "step32", "":
+            step(lap, recipe32(work, quick, 256))
+        case "step32_bf16", "":
+            step(lap, recipe32(work, quick, 64), 1 if quick else 2)
+        case "step32_bf16" | "model32", "bare":
+            bare(lap, recipe32(work, quick, 64), 1 if quick else 2)
+        case "step224", "":
+            step(lap, recipe224(work, quick, 8), 1 if quick else 2)
+        case "step224", "bare":
+            bare(lap, recipe224(work, quick, 8), 1 if quick else 2)
+        case "waiting32", "":
+            waiting(lap, recipe32(work, quick, 64), 2 if quick else 4)
+        case "augment32", "":
+            augmentation(lap, recipe32(work, quick, 256), 2 * few)
+        case "load224", "":
+            data(lap, recipe224(work, quick, 32), few, augmented=False)
+        case "data224", "":
+            data(lap, recipe224(work, quick, 32), few)
+        case "data32", "":
+            data(lap, recipe32(work, quick, 256), 2 * few)
+        case "teacher224", "":
+            teacher(lap, recipe224(work, quick, 16), 2 if quick else 16)
+        case "teacher224", "fp32":
+            teacher(lap, recipe224(work, quick, 16), 2 if quick else 16, "no")
+        case _, "" if name.startswith("loss"):
+            embeddings = int(name.removeprefix("loss"))
+            loss(lap, embeddings, 1 if quick else max(1, (4096 // embeddings) ** 2))
+        case _:
+            raise ValueError(f"no such line: {line}")
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], Laps(), Path(sys.argv[2]), "--quick" in sys.argv)

@@ -1,0 +1,178 @@
+"""The benchmarks at toy size: they run our real code, and what they print follows from the laps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+
+from benchmarks import compare, gpu, ours
+from benchmarks.laps import PeakMemory, cpu_seconds
+from benchmarks.photos import make_photos, make_small
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    make_photos(folder / "photos", 8)
+    make_small(folder / "small", 64)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _any_precision():
+    """One process has one precision; the tests share a process."""
+    yield
+    AcceleratorState._reset_state(True)
+
+
+class EnoughError(Exception):
+    """Two laps were run."""
+
+
+OUR_TASKS = [
+    name + who.removeprefix("ours")
+    for name, line in compare.LINES.items()
+    for who in line.contenders
+    if who.startswith("ours") and name not in ("loss4096", "loss8192")
+]
+
+
+@pytest.mark.parametrize("task", OUR_TASKS)
+def test_our_side_of_every_line_works_lap_after_lap(task, work):
+    laps = []
+
+    def lap(items, **more):
+        laps.append(items)
+        if len(laps) == 3:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        ours.run(task, lap, work, quick=True)
+    assert laps[0] == laps[1] == laps[2] > 0
+
+
+def test_cpu_seconds_count_workers_alive_and_ended():
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
+    before = cpu_seconds()
+    child = subprocess.Popen(
+        [sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    alive = cpu_seconds() - before
+    child.communicate(b"\n")
+    ended = cpu_seconds() - before
+    assert alive >= 0.28  # the clock of a living process ticks in hundredths
+    assert ended >= alive
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells")
+def test_peak_memory_is_that_of_the_call():
+    memory = PeakMemory()
+    np.ones(20_000_000, np.uint8).sum()
+    assert 18 < memory.rise() < 40
+    assert PeakMemory().rise() < 10  # forgets what was before
+
+
+def laps(*cpu, items=10, **more):
+    return [{"items": items, "cpu": seconds, "wall": 9.0, **more} for seconds in cpu]
+
+
+def test_table_takes_ratios_within_turns():
+    # the machine slows down threefold in the last turn: the ratio does not notice
+    found = {"ours": laps(1, 1, 3), "lightly": laps(4, 4, 12), "solo": laps(2, 2, 6)}
+    rows = compare.table({"data224": {"laps": found}}).splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[2:-1]] for row in rows]
+    assert cells == [
+        ["ours", "10", "3.33 to 10", "images / CPU s", "", ""],
+        ["lightly", "2.5", "0.833 to 2.5", "images / CPU s", "4.00 × (4.00 to 4.00)", "≥ 2 ×, met"],
+        ["solo-learn", "5", "1.67 to 5", "images / CPU s", "2.00 × (2.00 to 2.00)", "≥ 2 ×, met"],
+    ]
+
+
+def test_table_turns_ratios_round_where_less_is_better():
+    found = {"ours": laps(1, items=1, extra_mb=100.0), "lightly": laps(3, items=1, extra_mb=700.0)}
+    rows = compare.table({"loss8192": {"laps": found}}).splitlines()[2:]
+    assert "3.00 × (3.00 to 3.00) | ≥ 4 ×, missed" in rows[1]
+    assert "7.00 × (7.00 to 7.00) | ≥ 8 ×, missed" in rows[3]
+    waiting = {"waiting32": {"laps": {"ours": laps(1, waiting=0.031)}}}
+    assert "< 3, missed" in compare.table(waiting)
+
+
+def test_tables_go_between_their_marks():
+    text = "a\n<!-- cpu -->\nold\n<!-- /cpu -->\nb\n"
+    assert compare.replace_between(text, "cpu", "new") == text.replace("old", "new")
+    with pytest.raises(SystemExit, match="no place"):
+        compare.replace_between("a", "cpu", "new")
+
+
+def test_saved_results_belong_to_known_lines():
+    for name, result in json.loads(compare.RESULTS.read_text()).items():
+        line = compare.LINES[name]
+        assert set(result["laps"]) == set(line.contenders)
+        assert all(len(found) >= 5 for found in result["laps"].values())
+
+
+def test_document_shows_the_saved_results():
+    results = json.loads(compare.RESULTS.read_text())
+    assert compare.table(results) in compare.DOCUMENT.read_text()
+
+
+COUNTER = """
+from benchmarks.laps import Laps
+lap, n = Laps(), 0
+print("not a report")
+while True:
+    lap(n)
+    n += 1
+"""
+
+
+def test_contender_works_when_told_and_leaves_when_left(tmp_path):
+    contender = compare.Contender([sys.executable, "-c", COUNTER], tmp_path / "log", threads=1)
+    assert [contender.lap(first=True)["items"], contender.lap()["items"]] == [1, 2]
+    contender.stop()
+    assert contender.process.returncode == 0
+    assert (tmp_path / "log").read_text() == "not a report\n"
+
+
+def test_contender_that_fails_is_quoted(tmp_path):
+    contender = compare.Contender([sys.executable, "-c", "1 / 0"], tmp_path / "it.log", threads=1)
+    with pytest.raises(SystemExit, match=r"it failed:(.|\n)*ZeroDivisionError"):
+        contender.lap(first=True)
+    contender.stop()
+
+
+def test_gpu_script_at_toy_size_without_a_gpu(tmp_path, capsys):
+    assert gpu.main(["--quick", "--output", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    lightly = results.pop("lightly")
+    assert isinstance(lightly, dict) or lightly == "cannot be imported here"
+    assert not [v for v in results.values() if isinstance(v, str) and v.startswith("failed")]
+    table = capsys.readouterr().out
+    for text in ("32 px, in memory: pretrain", "224 px, in memory: distill", "| 256 |", "| 4 |"):
+        assert text in table
+
+
+def test_gpu_script_refuses_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    assert gpu.main([]) == 2
+    assert "no GPU is visible" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_whole_command_at_toy_size(capsys):
+    compare.main(["--quick", "--no_peers", "--repeats", "2", "--only", "loss1024", "data224"])
+    assert "loss alone, 1,024 embeddings" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["augment32", "data32", "data224", "loss1024", "model32"])
+def test_peers_run_the_same_work(line, capsys):
+    """Installs them: needs a package registry."""
+    compare.main(["--quick", "--repeats", "1", "--only", line])
+    assert "lightly" in capsys.readouterr().out
