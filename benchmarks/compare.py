@@ -193,6 +193,7 @@ class Contender:
     def __init__(self, command: Sequence[str], log: Path, threads: int):
         self.log = log
         limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        limits["CUDA_VISIBLE_DEVICES"] = ""  # all of them on the CPU
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, text=True, bufsize=1, env=os.environ | limits,
@@ -342,6 +343,12 @@ def origins(results: Mapping[str, Any]) -> str:
     return "\n".join(f"- {', '.join(names)}: {text}" for text, names in groups.items())
 
 
+def write_document(results: Mapping[str, Any]) -> None:
+    """Put the tables into docs/performance.md."""
+    content = f"{table(results)}\n\n{origins(results)}"
+    DOCUMENT.write_text(replace_between(DOCUMENT.read_text(), "cpu", content))
+
+
 def replace_between(text: str, key: str, content: str) -> str:
     """Put content between ``<!-- key -->`` and ``<!-- /key -->``."""
     start, end = f"<!-- {key} -->\n", f"<!-- /{key} -->"
@@ -379,10 +386,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(table({name: results[name]}), flush=True)
                 if not options.quick:
                     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                    write_document(results)
     print(f"\n{table(results)}\n\n{origins(results)}")
-    if not options.quick:
-        content = f"{table(results)}\n\n{origins(results)}"
-        DOCUMENT.write_text(replace_between(DOCUMENT.read_text(), "cpu", content))
+    if options.table:
+        write_document(results)
     return 0
 
 

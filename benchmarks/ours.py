@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from benchmarks.laps import Laps, PeakMemory
 from shared import augment
 from shared.batches import Batches, normalize
-from shared.command import hardware_precision
+from shared.command import hardware_precision, keep_freed_memory
 from shared.config import RECIPES, Config, load_config
 from shared.data import open_data
 from shared.losses import nt_xent
@@ -26,7 +26,7 @@ from shared.networks import build_classifier, build_contrastive, describe
 from shared.optim import build_optimizer, set_learning_rate
 from shared.randomness import generator
 from shared.runlog import RunLog
-from shared.training import to_device
+from shared.training import to_device, to_inference
 from stages import pretrain
 
 Lap = Callable[..., None]
@@ -175,7 +175,11 @@ def teacher(lap: Lap, argv: list[str], batch_size: int, precision: str | None = 
     """Predictions of the frozen teacher as stages/distill.py makes them, or in float32."""
     config, here = read(argv), accelerator(precision)
     meta = describe(config.model, config.data) | {"classes": range(1000), "from_layer": 1}
-    model = to_device(build_classifier(meta), config, here).eval().requires_grad_(False)
+    model = build_classifier(meta)
+    if precision == "no":
+        model = to_device(model, config, here).eval().requires_grad_(False)
+    else:
+        model = to_inference(model, config, here)
     size = config.data.image_size
     images = torch.rand(batch_size, 3, size, size, device=here.device)
     while True:
@@ -221,4 +225,5 @@ def run(line: str, lap: Lap, work: Path, quick: bool) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as every command does
     run(sys.argv[1], Laps(), Path(sys.argv[2]), "--quick" in sys.argv)

@@ -24,11 +24,21 @@ import torch
 from torch import Tensor
 
 from shared import image_ops as ops
-from shared.image_ops import center_crop, crop_resize
+from shared.image_ops import center_crop, crop_resize, crop_resize_photo
 
-__all__ = ["Augmentation", "Draws", "apply", "center_crop", "crop_resize", "draw", "draw_boxes"]
+__all__ = [
+    "Augmentation",
+    "Draws",
+    "apply",
+    "center_crop",
+    "crop_resize",
+    "crop_resize_photo",
+    "draw",
+    "draw_boxes",
+]
 
 MAX_ATTEMPTS = 100  # draws of a box before the whole image is taken
+LARGE = 2**15  # on CPU, images of more values are jittered one by one: each fits into the cache
 # Half-widths of the jitter at color_strength 1: brightness, contrast, saturation, hue.
 JITTER_RANGES = np.array([0.8, 0.8, 0.8, 0.2])
 BRIGHTNESS = {"multiplicative": ops.adjust_brightness, "additive": ops.shift_brightness}
@@ -252,18 +262,20 @@ def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
     """
     images, device = ops.to_float(images), images.device  # a copy, so in place from here
     chosen = ops.upload(draws.flip.nonzero().squeeze(1), device)
-    images[chosen] = images[chosen].flip(-1)
+    images[chosen] = images.index_select(0, chosen).flip(-1)
     if policy.rotate or policy.shear or policy.translate or policy.zoom_area != (1, 1):
         warp = (draws.angle, draws.shear, draws.scale, draws.shift)
         images = ops.affine_warp(images, *(ops.upload(values, device) for values in warp))
     if policy.color_strength > 0:
         color_jitter_(images, draws, policy.brightness)
     images.clamp_(0, 1)
-    if policy.blur > 0:
+    if policy.blur > 0 and draws.blur.any():
         chosen = ops.upload(draws.blur.nonzero().squeeze(1), device)
         sigma = draws.sigma[:1] if policy.blur_sigma_per == "batch" else draws.sigma[draws.blur]
         radius = images.shape[-1] // 10 // 2  # 224 pixels: 23 taps
-        blurred = ops.gaussian_blur(images[chosen], ops.upload(sigma, device), radius)
+        blurred = ops.gaussian_blur(
+            images.index_select(0, chosen), ops.upload(sigma, device), radius
+        )
         images[chosen] = blurred.clamp_(0, 1)
     return images
 
@@ -288,15 +300,25 @@ def color_jitter_(images: Tensor, draws: Draws, brightness: str = "multiplicativ
         ops.adjust_saturation,
         ops.adjust_hue,
     )
-    factors = ops.upload(draws.factors, device)  # (B, 4)
-    # In each slot of the order, every operation runs once, on the images whose turn it is.
     rows = draws.jitter.nonzero().squeeze(1)  # (J,)
-    order = draws.order[rows]  # (J, 4)
-    counts = [order[:, slot].bincount(minlength=4).tolist() for slot in range(4)]
-    rows = ops.upload(rows[order.argsort(dim=0)], device)  # (J, 4), each column sorted by operation
-    for slot in range(4):
-        for k, chosen in enumerate(rows[:, slot].split(counts[slot])):
-            images[chosen] = operations[k](images[chosen], factors[chosen, k]).clamp_(0, 1)
+    if device.type == "cpu" and images[0].numel() > LARGE:
+        for row, order in zip(rows.tolist(), draws.order[rows].tolist(), strict=True):
+            image, factors = images[row : row + 1], draws.factors[row]
+            for k in order:
+                operations[k](image, factors[k], out=image).clamp_(0, 1)
+    else:
+        # In each slot of the order, every operation runs once, on the images whose turn it is:
+        # they are sorted by operation from slot to slot.
+        jittered = images.index_select(0, ops.upload(rows, device))
+        for slot in range(4):
+            sorting = draws.order[rows, slot].argsort()
+            rows = rows[sorting]
+            counts = draws.order[rows, slot].bincount(minlength=4).tolist()
+            jittered = jittered.index_select(0, ops.upload(sorting, device))
+            factors = ops.upload(draws.factors[rows], device).split(counts)  # 4 of (J_k, 4)
+            for k, part in enumerate(jittered.split(counts)):
+                operations[k](part, factors[k][:, k], out=part).clamp_(0, 1)
+        images[ops.upload(rows, device)] = jittered
     gray = ops.upload(draws.grayscale.nonzero().squeeze(1), device)
-    images[gray] = ops.grayscale(images[gray])
+    images[gray] = ops.grayscale(images.index_select(0, gray))
     return images

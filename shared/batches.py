@@ -4,8 +4,9 @@
 every process takes its rows. So a run resumes at any step without loader state, and two processes
 with 128 images see what one with 256 sees.
 
-Images in memory are cropped in batch on the device. Others are decoded by workers, each once for
-all its views, cropped there and sent on as uint8. Colours and blur always work on the batch.
+Images in memory become views in batch on the device. Others are decoded by workers, each once for
+all its views, cropped there and sent on as uint8. Their colours and blur work on the batch where
+the device is a GPU; on CPU the workers do that too, as one photo at a time fits into the cache.
 """
 
 import traceback
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from shared import augment
-from shared.augment import Augmentation
+from shared.augment import Augmentation, Draws
 from shared.config import Data
 from shared.data import ImageSet
 from shared.errors import UserError
@@ -50,6 +51,12 @@ def positions(seed: int, stage: str, step: int, batch_size: int, n: int) -> np.n
 @lru_cache(maxsize=4)
 def _order(seed: int, stage: str, number: int, n: int) -> np.ndarray:
     return generator(seed, stage, "order", number).permutation(n)
+
+
+@lru_cache(maxsize=4)
+def _draws(policy: Augmentation, B: int, *key: str | int) -> Draws:
+    """What was drawn for the global batch of B images: kept, as a worker takes it row by row."""
+    return augment.draw(policy, generator(*key), B)
 
 
 class Batch(NamedTuple):
@@ -126,6 +133,7 @@ class Batches:
         first = accelerator.process_index * batch_size // world
         self.rows = slice(first, first + batch_size // world)
         self._pixels = None if images.pixels is None else images.pixels.to(self.device)
+        self.workers_finish = images.pixels is None and self.device.type == "cpu"
         self.skipped: set[int] = set()  # positions of unreadable images that were met so far
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
@@ -229,19 +237,30 @@ class Batches:
     def _finish(
         self, step: int, ids: Tensor, crops: list[Tensor], rows: slice | None = None
     ) -> Batch:
-        """Flip, colour and blur on the device, and normalise."""
+        """Flip, colour and blur on the device, where no worker has, and normalise."""
         views = [crop.to(self.device, non_blocking=True) for crop in crops]
-        if self.policy:
+        if self.policy and not self.workers_finish:
             for view in range(self.views):
-                rng = generator(self.seed, self.stage, "look", step, view)
-                draws = augment.draw(self.policy, rng, self.batch_size)[rows or self.rows]
-                views[view] = augment.apply(self.policy, views[view], draws)
+                views[view] = self.look(views[view], step, view, rows or self.rows)
         clean = normalize(views.pop(), self.data) if self.clean else None
         return Batch(normalize(torch.cat(views), self.data), ids, clean)
 
+    def crop_photo(self, image: Tensor, box: Tensor) -> Tensor:
+        """One view's part of an image, (1, 3, S, S), float or uint8."""
+        assert self.policy is not None
+        if self.policy.antialias:
+            return augment.crop_resize_photo(image, box, self.data.image_size)
+        return augment.crop_resize(image, box, self.data.image_size)
+
+    def look(self, crops: Tensor, step: int, view: int, rows: slice) -> Tensor:
+        """Flip, colour and blur the crops of these rows of the global batch."""
+        assert self.policy is not None
+        key = (self.seed, self.stage, "look", step, view)
+        return augment.apply(self.policy, crops, _draws(self.policy, self.batch_size, *key)[rows])
+
 
 class _DecodeAndCrop(torch.utils.data.Dataset):
-    """In a worker: decode one image and crop its views; what a (step, place, id) task asks for."""
+    """In a worker: decode one image and make its views; what a (step, place, id) task asks for."""
 
     def __init__(self, batches: Batches):
         self.batches = batches
@@ -251,11 +270,14 @@ class _DecodeAndCrop(torch.utils.data.Dataset):
         b = self.batches
         id_, image = _readable(b.images, b.ids, id_)
         image, crops = image[None], []  # (1, 3, H, W)
-        for view in range(b.views if b.policy else 0):
-            assert b.policy is not None
-            rng = generator(b.seed, b.stage, "crop", step, view, place)
-            boxes = augment.draw_boxes(b.policy, rng, [image.shape[2]], [image.shape[3]])
-            crops.append(augment.crop_resize(image, boxes, b.data.image_size, b.policy.antialias))
+        if b.policy:
+            rng = generator(b.seed, b.stage, "crop", step, place)
+            sides = (np.full(b.views, side) for side in image.shape[2:])
+            boxes = augment.draw_boxes(b.policy, rng, *sides).split(1)
+            crops = [b.crop_photo(image, box) for box in boxes]
+            if b.workers_finish:
+                row = slice(place, place + 1)
+                crops = [b.look(crop, step, view, row) for view, crop in enumerate(crops)]
         if b.clean or not b.policy:
             crops.append(augment.center_crop(image, b.data.image_size))
         # uint8 again: a quarter of the bytes between processes and to the device
@@ -275,12 +297,14 @@ def _readable(images: ImageSet, ids: np.ndarray, id_: int) -> tuple[int, Tensor]
 
 
 def _to_uint8(images: Tensor) -> Tensor:
-    return images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+    if images.dtype == torch.uint8:
+        return images
+    return images.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)  # rounded
 
 
 def normalize(images: Tensor, data: Data) -> Tensor:
     """Subtract ``data.mean`` and divide by ``data.std`` per channel; (B, 3, S, S) float32."""
-    images = images if images.is_floating_point() else images.float() / 255
+    images = images if images.is_floating_point() else images.float().div_(255)
     if data.mean == (0, 0, 0) and data.std == (1, 1, 1):
         return images
     mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (data.mean, data.std))

@@ -167,8 +167,8 @@ class Pretrain(Training):
     Args:
         batch_size: images per update over all processes; each gives two views.
         micro_batch: images per forward pass over all processes, where batch_size does not fit into
-            memory: the gradient is that of the whole batch, batch norm sees a micro-batch, and a
-            step takes about a third longer. Unset: all in one pass.
+            memory: the gradient is that of the whole batch, batch norm sees a micro-batch, a step
+            takes a third longer or more (docs/large.md). Unset: all in one pass.
         loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet.
         temperature: of nt_xent and nt_logistic; the paper takes 0.1 on ImageNet.
         margin: of margin_triplet.
@@ -393,6 +393,7 @@ class Config:
         channels_last: memory layout of images; auto uses it together with mixed precision.
         checkpoint_activations: keep only what enters each block of the network that is trained, and
             compute the rest again in the backward pass: the same result in less memory, slower.
+        compile: torch.compile for the network that is trained; its first steps take minutes.
         threads: CPU threads of each process; 0 leaves the choice to torch.
         tracker: also log to an experiment tracker that accelerate knows.
         plan: pipeline.py only measures for half a minute and prints what each stage would take:
@@ -419,6 +420,7 @@ class Config:
     precision: Literal["auto", "no", "bf16"] = "auto"
     channels_last: Literal["auto", "yes", "no"] = "auto"
     checkpoint_activations: bool = False
+    compile: bool = False
     threads: int = 0
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
     plan: bool = False

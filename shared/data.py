@@ -58,7 +58,8 @@ def decode_image(source: str | bytes) -> Tensor:
         OSError: and other exceptions of Pillow, where the file cannot be read.
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-        image = ImageOps.exif_transpose(file)
+        ImageOps.exif_transpose(file, in_place=True)  # loads it, and copies no upright one
+        image: Image.Image = file
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
         if image.mode.startswith("I;16") or file.format == "PNG":
@@ -69,7 +70,8 @@ def decode_image(source: str | bytes) -> Tensor:
     elif "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
+    image = image if image.mode == "RGB" else image.convert("RGB")  # without a needless copy
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ policy forbids every request. It is light or dark as the reader has it, and fits
 """
 
 import base64
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -87,13 +88,26 @@ addEventListener("beforeprint", () => {
 """
 
 
-def figure(drawn: Figure, alt: str, caption: str) -> str:
-    """A picture inside the page; ``alt`` says what it shows to those who do not see it."""
+def figure(name: str, drawn: Figure, alt: str, caption: str) -> str:
+    """A picture inside the page.
+
+    Args:
+        name: of this picture alone in the page, letters, digits, "-" and ".".
+        drawn: the picture.
+        alt: what it shows, for those who do not see it.
+        caption: HTML.
+    """
     data = base64.b64encode(pictures.svg(drawn).encode()).decode()
     return (
-        f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<figure id="{escape(name)}"><img src="data:image/svg+xml;base64,{data}"'
+        f' alt="{escape(alt)}"><figcaption>{caption}</figcaption></figure>'
     )
+
+
+def pictures_of(page: str) -> dict[str, str]:
+    """Name -> SVG text of the pictures of a page."""
+    found = re.findall(r'<figure id="(.*?)"><img src="data:image/svg\+xml;base64,(.*?)"', page)
+    return {name: base64.b64decode(data).decode() for name, data in found}
 
 
 def html_table(grid: Sequence[Sequence[str]], caption: str, dots: Sequence[str] = ()) -> str:
@@ -111,10 +125,10 @@ def html_table(grid: Sequence[Sequence[str]], caption: str, dots: Sequence[str] 
     body = ""
     for i, (name, *cells) in enumerate(grid[1:]):
         dot = f'<i class="dot {dots[i]}"></i>' if dots else ""
-        body += f'<tr><th scope="row">{dot}{escape(name)}</th>' + "".join(
-            f"<td{' class=gap' if cell.startswith(('missing', 'failed')) else ''}>{escape(cell)}</td>"
-            for cell in cells
-        )
+        body += f'<tr><th scope="row">{dot}{escape(name)}</th>'
+        for cell in cells:
+            gap = " class=gap" if cell.startswith(("missing", "failed")) else ""
+            body += f"<td{gap}>{escape(cell)}</td>"
         body += "</tr>"
     return (
         f'<figure><div class="scroll" tabindex="0"><table>'

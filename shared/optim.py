@@ -204,7 +204,7 @@ def build_optimizer(
         raise ValueError(f"unknown optimizer {name!r}, choose lars, sgd or adamw")
     groups = parameter_groups(model, name, weight_decay, lr_scales)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999))
+        return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True)
     return LARS(groups, momentum=momentum, nesterov=name == "sgd")
 
 

@@ -1,6 +1,7 @@
 """One HTML file that tells a run: what came out, pictures, tables, and how it was made.
 
-    python -m shared.page runs/digits        # writes runs/digits/page.html
+    python -m shared.page runs/digits                 # writes runs/digits/page.html
+    python -m shared.page runs/digits docs/pictures   # and its pictures, one SVG file each
 
 It shows what lies in the run's folder: the stages' ``meta.json`` and ``metrics.jsonl``, the tables
 of ``pipeline.py --table``, and what ``stages.assess`` measured. What is not there is shown as
@@ -31,7 +32,7 @@ from shared.artifacts import read_meta, write_atomically
 from shared.batches import Batches
 from shared.config import Config, load_config
 from shared.data import UNLABELED, Splits, open_data
-from shared.document import document, figure, html_table, missing, or_missing
+from shared.document import document, figure, html_table, missing, or_missing, pictures_of
 from shared.errors import UserError
 from shared.report import TITLES, collect
 
@@ -79,6 +80,11 @@ class Assessed:
                     self.arrays = dict(file)
         except (OSError, ValueError, BadZipFile) as error:
             raise UserError(f"{folder} is damaged: {error}; run stages.assess again") from error
+
+    @property
+    def labels(self) -> str:
+        """The label set, as in folders' names."""
+        return self.told["about"]["labels"]
 
     def part(self, name: str) -> Any:
         """A part of the assessment; UserError where it failed or was not asked for."""
@@ -268,13 +274,16 @@ def summary(run: Run) -> str:
         else:
             told = "there are no test images with labels"
         lines = [f"<p class=big>{big}</p><p>To deploy: {escape(TITLES[stage])}; {told}.</p>"]
-        others = []
-        for other in ("supervised-student", "finetune"):
-            value = accuracy(by.get((labels, other), []), run.n_test)
-            if value and other != stage:
-                others.append(f"{TITLES[other]} {percent(value['mean'])}%")
-        if others:
-            lines.append(f"<p>For comparison: {escape('; '.join(others))}.</p>")
+        values = {
+            other: value["mean"] for (given, other), several in by.items()
+            if given == labels and other != stage and (value := accuracy(several, run.n_test))
+        }  # fmt: skip
+        compared = {k: v for k, v in values.items() if k in ("supervised-student", "finetune")}
+        better = {k: v for k, v in values.items() if got and v > got["mean"]}
+        for title, some in {"For comparison": compared, "More accurate": better}.items():
+            if some:
+                told = "; ".join(f"{TITLES[k]} {percent(v)}%" for k, v in some.items())
+                lines.append(f"<p>{title}: {escape(told)}.</p>")
         lines.append(or_missing("What these labels are worth", _worth, run, labels, stage))
         folder = run.folder / f"{stage}-{labels}-seed{rows[0]['seed']}"
         lines.append(f"<p>{rows[0]['parameters']:,} parameters, <code>{escape(str(folder))}</code>")
@@ -375,6 +384,7 @@ def efficiency(run: Run) -> str:
             for stage, points in curves.items()
         )
         drawn += figure(
+            "label-efficiency",
             pictures.label_efficiency(curves),
             f"Accuracy against the number of labels: {told_points}",
             f"Accuracy against the number of labels. {bands}",
@@ -389,6 +399,7 @@ def efficiency(run: Run) -> str:
     )
     some = f" {len(kept)} of {len(names)} label sets." if len(kept) < len(names) else ""
     drawn += figure(
+        "parameters",
         pictures.accuracy_against_parameters(kept),
         f"Accuracy against parameters; {told_points}",
         f"Accuracy against the network's parameters.{some} {bands}",
@@ -422,7 +433,8 @@ def learning(run: Run) -> str:
         alt = f"Learning curve, {title}: loss ends at " + ", ".join(
             f"{line['loss']:.3g}" for line in last[:8] if "loss" in line
         )
-        shown += figure(pictures.learning_curves(stage, kept), alt, escape(caption) + ".")
+        drawn = pictures.learning_curves(stage, kept)
+        shown += figure(f"learning-{stage}", drawn, alt, escape(caption) + ".")
     return f'<div class="pictures">{shown}</div>'
 
 
@@ -461,6 +473,7 @@ def views(run: Run, count: int = 6) -> str:
         return (tensor * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
 
     return figure(
+        "views",
         pictures.pairs(shown(batch.clean), shown(first), shown(second)),
         f"{count} training images, each above two augmented views of it",
         f"{count} training images and two views of each, drawn as in pretraining"
@@ -477,7 +490,8 @@ def assessments(run: Run) -> str:
             " --labels ... --seed ... does",
         )
     shown, text = {}, ""
-    for labels, seed in sorted(run.assessed, key=lambda key: key[1]):
+    order = list(dict.fromkeys(row["labels"] for row in run.rows))  # by their number
+    for labels, seed in sorted(run.assessed, key=lambda key: ([*order, key[0]].index(key[0]), key)):
         shown.setdefault(labels, []).append(seed)
     for labels, seeds in shown.items():
         found = run.assessed[labels, seeds[0]]
@@ -521,6 +535,7 @@ def _classifier(found: Assessed) -> str:
     matrix = found.array(where + "confusion")
     name, n, ece = TITLES[stage], len(targets), percent(told[stage]["ece"])
     text = figure(
+        f"reliability-{found.labels}",
         pictures.reliability(stage, confidence, predictions == targets),
         f"Reliability diagram: expected calibration error {ece}%",
         f"Reliability of the {escape(name)}: share of right answers against confidence, 15 bins;"
@@ -528,6 +543,7 @@ def _classifier(found: Assessed) -> str:
     )
     mistakes = int((predictions != targets).sum())
     text += figure(
+        f"confusion-{found.labels}",
         pictures.confusion(matrix, classes),
         f"Confusion matrix of {len(classes)} classes: {mistakes} of {n} wrong",
         f"Confusion of the {escape(name)}: rows are true classes, numbers are images; grey right,"
@@ -538,6 +554,7 @@ def _classifier(found: Assessed) -> str:
     kept = wrong[: len(images)][:12]
     of = [classes[i] for i in targets[kept]], [classes[i] for i in predictions[kept]]
     return text + figure(
+        f"mistakes-{found.labels}",
         pictures.mistakes(_thumbnails(images[: len(kept)]), *of, confidence[kept]),
         "Most confident mistakes: " + "; ".join(
             f"{b} instead of {a}" for a, b in zip(*of, strict=True)),
@@ -560,6 +577,7 @@ def _map(found: Assessed) -> str:
     for method in sorted(told["methods"], key=list(names).index):
         points, targets = found.array(f"map/{method}"), found.array("map/targets")
         text += figure(
+            f"map-{method}-{found.labels}",
             pictures.feature_map(points, targets, classes),
             f"{names[method]}: {len(points)} images as points, coloured by class",
             f"{names[method]}; {len(points):,} test images, coloured and named by class.",
@@ -571,17 +589,19 @@ def _neighbours(found: Assessed) -> str:
     told = found.part("neighbours")
     targets = found.array("neighbours/targets")
     same = targets == found.array("neighbours/query_targets")[:, None]
-    shown = min(len(same), 8)
+    queries = np.linspace(0, len(same) - 1, min(len(same), 8)).astype(int)  # of all classes
+    right = int(same[queries].sum())
     return figure(
+        f"neighbours-{found.labels}",
         pictures.retrieval(
-            _thumbnails(found.array("neighbours/query_images")[:shown]),
-            _thumbnails(found.array("neighbours/images")[:shown]),
-            same[:shown],
+            _thumbnails(found.array("neighbours/query_images")[queries]),
+            _thumbnails(found.array("neighbours/images")[queries]),
+            same[queries],
         ),
-        f"Retrieval sheet: {shown} test images and the {same.shape[1]} nearest training images;"
-        f" {int(same[:shown].sum())} of {same[:shown].size} have the same class",
+        f"Retrieval sheet: {len(queries)} test images and the {same.shape[1]} nearest training"
+        f" images; {right} of {same[queries].size} have the same class",
         f"Test images and the {same.shape[1]} training images nearest in feature space; a cross:"
-        " another class. Over all test images the nearest has the same class in"
+        " another or an unknown class. Over all test images the nearest has the same class in"
         f" {percent(told['same_class_at_1'])}%, the nearest 8 in"
         f" {percent(told['same_class_at_8'])}%.",
     )
@@ -596,6 +616,7 @@ def _corruptions(found: Assessed) -> str:
         for of, share in told["mean"].items()
     )
     return figure(
+        f"corruptions-{found.labels}",
         pictures.robustness(
             np.array([told["accuracy"][stage][name] for name in names]),
             names, told["clean"][stage],
@@ -609,16 +630,17 @@ def _corruptions(found: Assessed) -> str:
 
 def _features(found: Assessed) -> str:
     about = found.told["about"]
-    head = ["features", "width", "labels", "logistic regression, top-1 %", "chosen C",
+    head = ["features", "width", "labels", "logistic regression, top-1 %", "chosen",
             "nearest neighbours, top-1 %"]  # fmt: skip
     grid = [head]
     for row in found.part("linear")["rows"]:
         layer = "encoder" if not row["layer"] else f"projection layer {row['layer']}"
         grid.append([layer, str(row["width"]), f"{row['n_labels']:,} ({spoken(row['labels'])})",
-                     percent(row["top1"]), f"{row['C']:g}", percent(row.get("knn"))])  # fmt: skip
+                     percent(row["top1"]), _chosen(row), percent(row["knn"])])  # fmt: skip
     caption = (
         f"Frozen features of {escape(about['encoder'])}; n = {about['n_test']:,} test images."
-        " C was chosen on a held-out part of the training labels where there are enough."
+        " What was chosen was chosen on a held-out part of the training labels, where these are"
+        " enough for it."
     )
     text = html_table(grid, caption)
 
@@ -629,12 +651,22 @@ def _features(found: Assessed) -> str:
             grid.append([name, percent(values["accuracy"]), f"{values['nmi']:.3f}",
                          f"{values['ari']:.3f}"])  # fmt: skip
         caption = (
-            f"Clusters found without labels, k = {told['k']}, on {told['n_images']:,} test images."
-            " NMI and ARI compare them with the classes: 1 is equal, 0 is chance."
+            f"Clusters found on {told['n_images']:,} training images without labels, k ="
+            f" {told['k']}, and compared with the classes of n = {about['n_test']:,} test images:"
+            " NMI and ARI are 1 where they agree, 0 at chance."
         )
         return html_table(grid, caption)
 
     return text + or_missing("Clusters", clusters)
+
+
+def _chosen(row: Mapping[str, Any]) -> str:
+    """The parameters of a classical method, and whether they were chosen or are the default."""
+    values = ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, int | float) else f"{name} {value}"
+        for name, value in row["hyper"].items()
+    )
+    return f"{values} ({row['chosen_by']})" if values else row["chosen_by"]
 
 
 def _ood(found: Assessed) -> str:
@@ -652,9 +684,9 @@ def _ood(found: Assessed) -> str:
 
 def _transfer(found: Assessed) -> str:
     told = found.part("transfer")
-    grid = [["input", "top-1 %", "NLL", "chosen C"]]
+    grid = [["input", "top-1 %", "NLL", "chosen"]]
     for row in told["rows"]:
-        grid.append([row["input"], percent(row["top1"]), f"{row['nll']:.3f}", f"{row['C']:g}"])
+        grid.append([row["input"], percent(row["top1"]), f"{row['nll']:.3f}", _chosen(row)])
     caption = (
         f"Logistic regression on another data set, {escape(str(told['data']))}:"
         f" {told['n_train']:,} training and {told['n_test']:,} test images,"
@@ -665,10 +697,10 @@ def _transfer(found: Assessed) -> str:
 
 
 def _baselines(found: Assessed) -> str:
-    grid = [["method", "input", "labels", "unlabeled images", "top-1 %", "chosen by"]]
+    grid = [["method", "input", "labels", "unlabeled images", "top-1 %", "chosen"]]
     for row in found.part("baselines")["rows"]:
         numbers = f"{row['n_labels']:,}", f"{row['n_unlabeled']:,}", percent(row["top1"])
-        grid.append([row["method"], row["input"], *numbers, row["chosen_by"]])
+        grid.append([row["method"], row["input"], *numbers, _chosen(row)])
     n = found.told["about"]["n_test"]
     return html_table(grid, f"Classical methods of scikit-learn; n = {n:,} test images.")
 
@@ -721,6 +753,7 @@ def _sizes(told: Mapping[str, Any]) -> str:
         return ""
     kept = dict(list(panels.items())[:3])
     return figure(
+        f"table-{told['name']}",
         pictures.accuracy_against_parameters(kept),
         f"Accuracy against parameters of {', '.join(told['rows'])}; the table has the numbers",
         "Accuracy against the network's parameters, with 95% intervals over the repetitions"
@@ -739,14 +772,14 @@ def provenance(run: Run) -> str:
             f"for seed in {' '.join(map(str, seeds))}; do accelerate launch pipeline.py --config"
             f" {run.folder / 'config.yaml'} --labels {given} --seed $seed; done\n"
         )
-    metas = list(run.metas.values())
+    metas = [meta for meta in run.metas.values() if meta["kind"] in ("encoder", "classifier")]
 
     def several(values: Iterable[str | None]) -> str:
         return escape("; ".join(dict.fromkeys(value or "not recorded" for value in values)))
 
     seconds: dict[str, float] = {}
-    for name, meta in run.metas.items():
-        stage = meta.get("stage", name)
+    for meta in metas:
+        stage = meta.get("stage", "imported")
         seconds[stage] = seconds.get(stage, 0) + meta.get("seconds", 0)
     spent = ", ".join(f"{stage} {value:,.0f} s" for stage, value in seconds.items())
     facts = {
@@ -790,25 +823,32 @@ def page(run: Run) -> str:
     return document(title, summary(run), sections)
 
 
-def write_page(folder: Path) -> Path:
+def write_page(folder: Path, pictures_to: Path | None = None) -> Path:
     """Write ``<run>/page.html`` and return its path.
+
+    Args:
+        folder: ``<output>/<run>``.
+        pictures_to: folder that gets the page's pictures as SVG files too.
 
     Raises:
         UserError: where the folder holds no finished run, or cannot be written.
     """
-    path = folder / "page.html"
-    write_atomically(path, page(read_run(folder)))
+    path, text = folder / "page.html", page(read_run(folder))
+    write_atomically(path, text)
+    if pictures_to:
+        for name, content in pictures_of(text).items():
+            write_atomically(pictures_to / f"{name}.svg", content)
     return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page of a run."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m shared.page runs/NAME", file=sys.stderr)
+    if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
+        print("usage: python -m shared.page runs/NAME [FOLDER FOR THE PICTURES]", file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     try:
-        print(write_page(Path(arguments[0])))
+        print(write_page(*map(Path, arguments)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -40,7 +40,6 @@ STYLE = {
     "savefig.transparent": True,
     "svg.fonttype": "none",  # text stays text: small, sharp, searchable
     "svg.hashsalt": "few-labels",  # the same picture has the same bytes
-    "image.composite_image": False,  # pixels go into the file as they are, and are enlarged there
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -129,7 +128,7 @@ def learning_curves(
         runs: for every label set ("" where there is none) its runs, each the lines of
             ``metrics.jsonl``. One thin line per run; their mean, thick, where they log alike.
     """
-    shares = {"contrastive_top1": "partner found (%)", "top1": "right in training batch (%)",
+    shares = {"contrastive_top1": "partner found (%)", "top1": "right in batch (%)",
               "agreement": "agrees with teacher (%)"}  # fmt: skip
     lines = [line for several in runs.values() for run in several for line in run]
     share = next((key for key in shares if any(key in line for line in lines)), None)
@@ -163,6 +162,7 @@ def learning_curves(
         values = [scale * line[key] for line in lines if key in line]
         if key == "loss" and min(values) > 0 and max(values) > 20 * min(values):
             ax.set_yscale("log")
+            ax.yaxis.set_minor_formatter(NullFormatter())
         chance = {line["loss_of_chance"] for line in lines if "loss_of_chance" in line}
         if key == "loss" and len(chance) == 1:
             level = chance.pop()
@@ -515,6 +515,7 @@ def _put(
 ) -> None:
     """Draw an image in its unit square, with a frame; a cross says so without colour."""
     a, b = 0.04, 0.96
+    # without interpolation the pixels go into the file as they are, and are enlarged on show
     ax.imshow(image, extent=(column + a, column + b, row + b, row + a), interpolation="none",
               aspect="auto", vmin=0, vmax=1)  # fmt: skip
     ax.plot(np.array([a, b, b, a, a]) + column, np.array([a, a, b, b, a]) + row, color=frame, lw=1)

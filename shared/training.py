@@ -1,7 +1,11 @@
 """What the three loops call: the plan of steps and rates, the checks, the rare things."""
 
 import math
+import os
+import shutil
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -16,7 +20,7 @@ from shared.command import Stopped, StopRequest
 from shared.config import STAGES, Config, Training, content, defaults
 from shared.data import Splits
 from shared.errors import UserError
-from shared.models import checkpoint_activations
+from shared.models import Classifier, checkpoint_activations, fold_batch_norm
 from shared.optim import (
     learning_rate_at,
     scaled_learning_rate,
@@ -129,15 +133,23 @@ def policy(augment: Augmentation, kind: str) -> Augmentation | None:
 def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
     """Move a model, in the memory layout that suits the precision, batch norm over processes.
 
-    One that is to be trained also gets its activations checkpointed, where that is asked for.
+    One that is to be trained also gets its activations checkpointed and its encoder compiled, where
+    that is asked for.
+
+    Raises:
+        UserError: where the model or the machine cannot do what is asked for.
     """
     try:
         if accelerator.num_processes > 1:
             synchronize(model)
-        if config.checkpoint_activations:
+        if config.checkpoint_activations or config.compile:
             encoder = model.get_submodule("encoder")
-            if any(p.requires_grad for p in encoder.parameters()):
+            trained = any(p.requires_grad for p in encoder.parameters())
+            if trained and config.checkpoint_activations:
                 checkpoint_activations(encoder)
+            if trained and config.compile:
+                require_compiler()
+                encoder.compile()  # in place: names, and so checkpoints, stay what they are
     except ValueError as error:
         raise UserError(str(error)) from error
     mixed = accelerator.mixed_precision != "no"
@@ -146,13 +158,59 @@ def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
     return model.to(accelerator.device)
 
 
-def require_finite(loss: Tensor, step: int, learning_rate: float, folder: StageFolder) -> None:
-    """Stop before the update where the loss is not a number.
+def require_compiler() -> None:
+    """UserError where there is no C++ compiler, without which torch.compile makes nothing."""
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(name) is None:
+        raise UserError(
+            f"--compile needs a C++ compiler, and there is no {name} here (the environment variable"
+            " CXX may name another); install one or leave --compile out"
+        )
+
+
+def to_inference(model: Classifier, config: Config, accelerator: Accelerator) -> Classifier:
+    """Move a model that only predicts: frozen, batch norm folded, in the precision it computes in.
+
+    Autocast would convert the convolutions' weights again in every pass.
+    """
+    model = model.eval().requires_grad_(False)
+    model.encoder = fold_batch_norm(model.encoder)
+    if accelerator.mixed_precision == "bf16":
+        for module in model.encoder.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(torch.bfloat16)
+    return to_device(model, config, accelerator)
+
+
+def read_later(number: Tensor) -> Callable[[], float]:
+    """Start to copy a number to the host; the function returned gives it.
+
+    That waits until the number is computed, but not for what a GPU was given to do after that: so
+    between the two calls the backward pass can be queued, and the GPU never runs dry.
+    """
+    if number.device.type != "cuda":
+        return number.item
+    host = torch.empty_like(number, device="cpu", requires_grad=False, pin_memory=True)
+    host.copy_(number.detach(), non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> float:
+        arrived.synchronize()
+        return host.item()
+
+    return read
+
+
+def require_finite(
+    loss: Callable[[], float], step: int, learning_rate: float, folder: StageFolder
+) -> None:
+    """Stop before the update where the loss, as given by `read_later`, is not a number.
 
     Raises:
         UserError: naming step, learning rate and the last good checkpoint.
     """
-    if not math.isfinite(value := loss.item()):
+    if not math.isfinite(value := loss()):
         raise UserError(
             f"the loss is {value} at step {step} of {folder.stage} (learning rate"
             f" {learning_rate:.3g}); start another --run with a lower rate or a longer warmup;"

@@ -116,7 +116,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     wanted = wanted_parts(config, inputs)
     path = config.folder / f"assess-{labels_tag(config.labels)}-seed{config.seed}"
     settings = inputs.settings()
-    numbers, arrays = ({}, {}) if forced(config, "assess") else load(path, settings)
+    numbers, arrays = load(path, settings, wanted if forced(config, "assess") else [])
     todo = [part for part in wanted if part not in numbers]
     accelerator.wait_for_everyone()  # all have read before one writes
     if not todo:
@@ -429,14 +429,15 @@ def wanted_parts(config: Config, inputs: Inputs) -> list[str]:
     return [p for p in ASSESSMENTS if p not in impossible and ("all" in asked or p in asked)]
 
 
-def load(path: Path, settings: dict[str, str]) -> Result:
-    """The parts that are there and still hold; nothing where the files are damaged."""
+def load(path: Path, settings: dict[str, str], again: Sequence[str]) -> Result:
+    """The parts that are there, still hold and are not to be done again; none if damaged."""
     try:
         numbers = json.loads((path / "assess.json").read_text())
         with np.load(path / "assess.npz") as file:
             arrays = dict(file)
         made_from = numbers["made_from"]
         stale = {part for part in made_from if made_from[part] != settings[part]}
+        stale |= made_from.keys() & set(again)
     except FileNotFoundError:
         return {}, {}
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
@@ -769,21 +770,19 @@ def table(numbers: dict[str, Any]) -> str:
         blocks.append("nearest training images of the same class: first"
                       f" {percent(part['same_class_at_1'])}, first {part['k']}"
                       f" {percent(part[f'same_class_at_{RETRIEVED}'])}")  # fmt: skip
-    stages = numbers.get("classifiers", {})
-    if stages:
-        harm, ood = numbers.get("corruptions"), numbers.get("ood")
+    own, harm, ood = (numbers.get(part, {}) for part in OF_CLASSIFIERS)
+    if stages := [*dict.fromkeys([*own, *harm.get("mean", ()), *ood.get("auroc", ())])]:
         groups = list(dict.fromkeys(harm["groups"].values())) if harm else []
-        lines = [["classifiers", "clean", *groups, *(["corrupted"] if harm else []),
-                  *(f"AUROC {name}" for name in (ood["sets"] if ood else ()))]]  # fmt: skip
-        for stage, row in stages.items():
-            cells = [percent(row["top1"])]
-            if harm:
-                of_stage = harm["accuracy"][stage]
-                for group in groups:
-                    inside = [of_stage[name] for name in of_stage if harm["groups"][name] == group]
-                    cells.append(percent(float(np.mean(inside))))
-                cells.append(percent(harm["mean"][stage]))
-            cells += [percent(share) for share in (ood["auroc"][stage].values() if ood else ())]
+        lines = [["classifiers", *(["clean"] if own else []), *groups,
+                  *(["corrupted"] if harm else []),
+                  *(f"AUROC {name}" for name in ood.get("sets", ()))]]  # fmt: skip
+        for stage in stages:
+            cells = [percent(own[stage]["top1"])] if own else []
+            for group in groups:
+                inside = [name for name, of in harm["groups"].items() if of == group]
+                cells.append(percent(np.mean([harm["accuracy"][stage][name] for name in inside])))
+            cells += [percent(harm["mean"][stage])] if harm else []
+            cells += [percent(share) for share in ood["auroc"][stage].values()] if ood else []
             lines.append([TITLES[stage], *cells])
         blocks.append(aligned(lines))
     if part := numbers.get("transfer"):
@@ -801,8 +800,8 @@ def table(numbers: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def percent(share: float | None) -> str:
-    """A share in percent with one digit."""
+def percent(share: Any) -> str:
+    """A share in percent with one digit; a dash for None."""
     return "-" if share is None else f"{100 * share:.1f}"
 
 

@@ -35,9 +35,11 @@ from shared.training import (
     open_stage,
     plan,
     policy,
+    read_later,
     require_finite,
     test_fingerprint,
     to_device,
+    to_inference,
 )
 
 
@@ -91,7 +93,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
         return folder.path
 
     teacher, _ = load_classifier(source)
-    teacher = to_device(teacher.requires_grad_(False), config, accelerator).eval()
+    teacher = to_inference(teacher, config, accelerator)
     seed_torch(config.seed, stage)
     description = {
         **{key: teacher_meta[key] for key in ("head", "image_size", "mean", "std", "classes")},
@@ -146,8 +148,9 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
             target = targets[extra.ids].to(loss.device)
             hard = F.cross_entropy(labeled_logits, target)
             loss = (1 - cfg.labeled_weight) * loss + cfg.labeled_weight * hard
-        require_finite(loss, step, learning_rate, folder)
+        value = read_later(loss)
         accelerator.backward(loss)
+        require_finite(value, step, learning_rate, folder)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -48,6 +48,7 @@ from shared.training import (
     open_stage,
     plan,
     policy,
+    read_later,
     require_finite,
     test_fingerprint,
     to_device,
@@ -148,8 +149,9 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         logits = net(batch.images)  # (b, classes)
         target = targets[batch.ids].to(logits.device)  # (b,)
         loss = F.cross_entropy(logits, target)
-        require_finite(loss, step, learning_rate, folder)
+        value = read_later(loss)
         accelerator.backward(loss)
+        require_finite(value, step, learning_rate, folder)
         optimizer.step()
         optimizer.zero_grad()
 

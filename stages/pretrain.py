@@ -35,7 +35,7 @@ from shared.networks import build_contrastive, describe
 from shared.optim import build_optimizer, set_learning_rate
 from shared.randomness import seed_torch
 from shared.runlog import RunLog
-from shared.training import Keeper, open_stage, plan, require_finite, to_device
+from shared.training import Keeper, open_stage, plan, read_later, require_finite, to_device
 
 
 def run(config: Config, accelerator: Accelerator) -> Path:
@@ -96,11 +96,13 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         seed_torch(cfg.seed, "pretrain", step, accelerator.process_index)  # dropout, drop path
         if isinstance(batch, Parts):
             loss, z1, z2_all = backward_in_parts(net, memory, batch, cfg, accelerator, step)
+            value = read_later(loss)
         else:
             z, keys = embed(net, memory, batch.images, cfg, accelerator)  # (2b, D)
             loss, z1, z2_all = contrast(z, keys, memory, cfg)
+            value = read_later(loss)
             accelerator.backward(loss)
-        require_finite(loss, step, learning_rate, folder)
+        require_finite(value, step, learning_rate, folder)
         optimizer.step()
         optimizer.zero_grad()
         if memory is not None:

@@ -77,7 +77,7 @@ def assess(run: Path, labels: str = "1pct", seed: int = 0) -> Path:
             "confusion": matrix, "mistakes": mistakes, "mistake_images": images(len(mistakes)),
         }.items()}  # fmt: skip
     logistic = {"layer": 0, "width": 128, "labels": labels, "n_labels": 14, "top1": 0.95,
-                "top5": 1.0, "nll": 0.2, "ece": 0.03, "C": 0.1, "chosen_by": "default",
+                "top5": 1.0, "nll": 0.2, "ece": 0.03, "hyper": {"C": 0.1}, "chosen_by": "default",
                 "validation": None, "knn": 0.97}  # fmt: skip
     told = {
         "about": {"labels": labels, "n_labels": 14, "n_train": 1437, "n_test": T, "seed": seed,

@@ -24,7 +24,7 @@ def full(config, tmp_path_factory):
     run = make_run(tmp_path_factory.mktemp("runs") / "digits", config)
     assess(run)
     fill_table(run)
-    page.write_page(run)
+    assert page.main([str(run), str(run / "pictures")]) == 0
     return run
 
 
@@ -61,6 +61,9 @@ def test_every_picture_says_what_it_shows(full):
     pictures = re.findall(r"<img [^>]*>", html)
     assert len(pictures) == 16
     assert all(len(re.search(r'alt="(.*?)"', tag)[1]) > 20 for tag in pictures)
+    files = sorted(path.name for path in (full / "pictures").iterdir())
+    assert len(files) == 16  # each under a name of its own
+    assert {"label-efficiency.svg", "confusion-1pct.svg", "learning-distill.svg"} <= set(files)
 
 
 def test_table_cells_that_failed_or_are_missing_are_shown(full):
@@ -148,13 +151,16 @@ def test_views_are_those_of_pretraining(bare, config, monkeypatch):
     assert abs(plain[1] - plain[2]).max() > 0.1  # two views
 
 
+USAGE = "usage: python -m shared.page runs/NAME [FOLDER FOR THE PICTURES]\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["nowhere"], 2, "error: no such run: nowhere\n"),
         (["."], 2, "error: no finished classifier in .; run pipeline.py first\n"),
-        ([], 2, "usage: python -m shared.page runs/NAME\n"),
-        (["--help"], 0, "usage: python -m shared.page runs/NAME\n"),
+        ([], 2, USAGE),
+        (["--help"], 0, USAGE),
     ],
 )
 def test_bad_input(arguments, code, message, tmp_path, monkeypatch, capsys):
@@ -173,9 +179,14 @@ def test_labels_worth():
             row("distill", 10, 0, 0.7)]  # fmt: skip
     found = page.labels_worth(rows, "10perclass", "distill", 1000)
     assert found == "100 labels (10%) (1 label draw; supervised results at 10 and 1,000 labels)"
-    rows += [row("supervised", 10, 1, 0.5), row("supervised", 1000, 1, 0.9),
-             row("distill", 10, 1, 0.7), row("distill", 10, 2, 0.1)]  # fmt: skip
-    found = page.labels_worth(rows, "10perclass", "distill", None)  # seed 2 has no partner
+    rows += [
+        row("supervised", 10, 1, 0.5),
+        row("supervised", 1000, 1, 0.9),
+        row("distill", 10, 1, 0.7),
+        row("distill", 10, 2, 0.1),
+        row("supervised", 10, 2, 0.1),
+    ]
+    found = page.labels_worth(rows, "10perclass", "distill", None)  # seed 2 is not complete
     assert found.startswith("100 labels, in every resample (2 label draws;")
     with pytest.raises(UserError, match="several label counts"):
         page.labels_worth(rows[1:3], "10perclass", "distill", None)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from shared import augment
 from shared import image_ops as ops
 from shared.augment import (
     Augmentation,
@@ -133,6 +134,41 @@ def test_antialias_is_the_usual_one(size):
     assert (crop_resize(images, torch.tensor([[0, 0, 40, 48]]), size) - want).abs().max() > 0.02
 
 
+def test_photos_are_cropped_in_integers_as_in_floats():
+    image = (photos(1, 150, 200) * 255).round().byte()
+    for box in ([0, 0, 150, 200], [20, 30, 100, 90], [100, 150, 20, 25]):
+        box = torch.tensor([box])
+        got = ops.crop_resize_photo(image, box, 64)
+        assert got.dtype == torch.uint8
+        want = crop_resize(image, box, 64, antialias=True).clamp(0, 1) * 255
+        difference = (got - want).abs()
+        assert difference.mean() < 0.5
+        assert difference.flatten().quantile(0.999) < 1.5
+
+
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 11), st.floats(0.1, 3))
+@settings(max_examples=20, deadline=None)
+def test_blur_is_the_convolution_at_every_size(H, W, radius, sigma):
+    images = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(H))
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    taps = (taps / taps.sum()).view(1, 1, 1, -1)
+    want = F.conv2d(images.view(6, 1, H, W), taps, padding=(0, radius))
+    want = F.conv2d(want, taps.mT, padding=(radius, 0)).view(2, 3, H, W)
+    got = ops.gaussian_blur(images, torch.full((2,), sigma), radius)
+    torch.testing.assert_close(got, want, rtol=0, atol=ATOL)
+
+
+def test_operations_may_write_over_their_images():
+    images = photos(4)
+    for name in ("adjust_brightness", "shift_brightness", "adjust_contrast", "adjust_saturation",
+                 "adjust_hue"):  # fmt: skip
+        operation, amount = getattr(ops, name), torch.tensor([0.1, 0.2, 0.3, -0.1])
+        before, want = images.clone(), operation(images, amount)
+        assert torch.equal(images, before)
+        assert operation(before, amount, out=before) is before
+        assert torch.equal(before, want)
+
+
 def test_gray_pixels_survive_saturation_and_hue():
     gray = torch.cat(
         [torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8), torch.rand(1, 1, 8, 8) - 0.2]
@@ -246,6 +282,15 @@ def test_apply_runs_flip_colour_and_blur_in_this_order():
         if one.blur:  # 40 pixels: 2 * int(40 // 10 / 2) + 1 = 5 taps
             image = ops.gaussian_blur(image, one.sigma, radius=2).clamp(0, 1)
         torch.testing.assert_close(got[i : i + 1], image, rtol=0, atol=ATOL)
+
+
+def test_large_images_one_by_one_are_jittered_as_in_a_batch(monkeypatch):
+    images, draws = photos(12, 20, 20), draw(Augmentation(), rng(2), 12)
+    together = color_jitter_(images.clone(), draws)
+    monkeypatch.setattr(augment, "LARGE", 0)
+    alone = color_jitter_(images.clone(), draws)
+    torch.testing.assert_close(alone, together, rtol=0, atol=ATOL)
+    assert not torch.equal(alone, images)
 
 
 def test_apply_leaves_its_input_alone():

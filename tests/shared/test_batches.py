@@ -258,6 +258,21 @@ def test_each_image_is_decoded_once_for_both_views(folder, monkeypatch):
     assert sorted(decoded) == sorted(batch.ids.tolist())
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+def test_views_are_the_same_wherever_they_are_finished(folder, antialias):
+    """By the workers (on CPU) or on the batch (on a GPU); the latter rounds the crop to uint8."""
+    policy = Augmentation(color_strength=0, blur_sigma_per="image", antialias=antialias)
+    here, there = (batches_of(folder, "workers", policy=policy) for _ in range(2))
+    assert here.workers_finish
+    there.workers_finish = False
+    for a, b in zip(here.steps(0, 2), there.steps(0, 2), strict=True):
+        assert torch.equal(a.ids, b.ids)
+        torch.testing.assert_close(a.images, b.images, rtol=0, atol=1.1 / 255)
+    everything = batches_of(folder, "workers", policy=replace(VIEWS, antialias=antialias))
+    for a, b in zip(everything.steps(0, 2), here.steps(0, 2), strict=True):
+        assert not torch.allclose(a.images, b.images, atol=0.1)  # with colours
+
+
 def test_worker_processes_change_nothing(folder):
     here = list(batches_of(folder, "workers").steps(0, 3))
     batches = batches_of(folder, "workers")

@@ -21,6 +21,7 @@ from shared.models import (
     ProjectionHead,
     checkpoint_activations,
     create_encoder,
+    fold_batch_norm,
     freeze,
 )
 from tests import golden
@@ -472,3 +473,50 @@ def test_a_huge_encoder_costs_nothing_on_the_meta_device():
     assert all(p.is_meta for p in model.parameters())
     assert sum(p.numel() for p in encoder.parameters()) == 794_704_160
     assert sum(isinstance(m, BatchNorm) for m in model.layers.modules()) == 1
+
+
+# ------------------------------------------------------------------------------------ batch norm
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("simclr_resnet8_1x_sk0", 0), ("simclr_resnet50_1x_sk1", 0), ("simclr_resnet18_1x_sk0_se", 0),
+     ("resnet18", 0), ("mobilenetv3_small_050", None), ("vit_tiny_patch16_224", 0)],
+)  # fmt: skip
+def test_folded_batch_norm_changes_nothing(name, left):
+    """In ours and timm's; where a norm is no plain one, as in MobileNet, it stays."""
+    torch.manual_seed(0)
+    encoder = create_encoder(name, 32).eval().requires_grad_(False)
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.normal_(0, 0.1)
+    before = copy.deepcopy(encoder.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    folded = fold_batch_norm(encoder)
+    expected = encoder(images)
+    torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
+    kept = [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(kept) == (len(norms) if left is None else left)
+    assert all(torch.equal(encoder.state_dict()[key], value) for key, value in before.items())
+
+
+def test_a_shared_convolution_or_an_unknown_network_is_not_folded():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), BatchNorm(4)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y + self.norm(y)
+
+    class Branching(Shared):
+        def forward(self, x):
+            return self.norm(self.conv(x)) if x.sum() > 0 else x
+
+    images = torch.rand(2, 3, 8, 8)
+    for network in (Shared().eval(), Branching().eval()):
+        torch.nn.init.normal_(network.norm.running_mean)
+        torch.testing.assert_close(fold_batch_norm(network)(images), network(images))
+    assert fold_batch_norm(network) is network

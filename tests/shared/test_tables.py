@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.tables import crossing, interval, render, summarize, worth
 
-accuracies = st.floats(0, 1, allow_nan=False)
+accuracies = st.integers(0, 360).map(lambda right: right / 360)
 
 
 @given(st.lists(accuracies, min_size=2, max_size=20).filter(lambda v: len(set(v)) > 1))
@@ -114,6 +114,14 @@ def test_summary(lines):
     assert [d["n"] for d in summary["differences"]] == [3, 1]
     assert [(w["row"], w["column"]) for w in summary["worth"]] == [("b_1", "1%"), ("b_1", "100%")]
     assert summary["messages"] == ["impossible", "too bad | so sad"]
+
+
+def test_only_draws_that_both_rows_have_are_compared(lines):
+    """Also where the row that is compared with lacks one."""
+    lost = [x for x in lines if (x["row"], x["column"], x["seed"]) != ("a", "1%", 1)]
+    found = summarize(TABLE, lost)["differences"][0]
+    assert (found["row"], found["n"]) == ("b_1", 2)
+    assert summarize(TABLE, lost)["worth"][0]["n"] == 2
 
 
 def test_no_cell_is_left_out(lines):
