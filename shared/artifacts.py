@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shared.errors import CannotWrite, UserError
+from shared.errors import CannotWriteError, UserError
 
 # What it means that a setting which is a hash has changed.
 _HELD_OUT = " or, with labels from a CSV file, which of them are held out for testing"
@@ -60,7 +60,7 @@ def _into_place(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError) as error:
         with suppress(OSError):  # the folder itself may be what is missing
             temporary.unlink(missing_ok=True)
-        raise CannotWrite(
+        raise CannotWriteError(
             f"cannot write {path}: {error}; make room or choose another --output, then run the"
             " same command again (without --force): it goes on from the last checkpoint"
         ) from error

@@ -9,5 +9,5 @@ class UserError(ValueError):
     """
 
 
-class CannotWrite(UserError):
+class CannotWriteError(UserError):
     """The disk is full or not writable: whatever else a grid of runs would do meets it too."""

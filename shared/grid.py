@@ -29,7 +29,7 @@ from shared.artifacts import read_json, read_meta, write_atomically
 from shared.command import Stopped
 from shared.config import RECIPES, SECTIONS, Config, content, dump, load_config, override
 from shared.data import open_data
-from shared.errors import CannotWrite, UserError
+from shared.errors import CannotWriteError, UserError
 from shared.labels import labels_tag
 from shared.tables import METRICS, render, summarize
 
@@ -356,7 +356,7 @@ def fill(
             try:
                 with clock.measure(job):
                     stages[job.method](job.config, accelerator)
-            except CannotWrite:
+            except CannotWriteError:
                 raise
             except UserError as error:
                 if accelerator.num_processes > 1:

@@ -124,8 +124,8 @@ def fold_batch_norm(encoder: nn.Module) -> nn.Module:
     layers = dict(folded.named_modules())
     for node in graph.nodes:
         norm = layers.get(str(node.target)) if node.op == "call_module" else None
-        if type(norm) not in (nn.BatchNorm2d, BatchNorm):
-            continue
+        if not isinstance(norm, nn.BatchNorm2d) or type(norm) not in (nn.BatchNorm2d, BatchNorm):
+            continue  # timm's, with an activation inside, stay
         before = node.args[0]
         conv = layers.get(str(before.target)) if before.op == "call_module" else None
         if isinstance(conv, nn.Conv2d) and len(before.users) == 1:

@@ -80,7 +80,8 @@ def test_made_up_images_stand_in_for_a_hub_out_of_reach(tmp_path, capsys, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = config_of(f"--output={tmp_path}")
     data = replace(config.data, train="zalando-datasets/fashion_mnist")
-    forecast(replace(config, data=data), Accelerator(cpu=True), {"pretrain": pipeline.STAGES["pretrain"]}, 0.1)
+    stages = {"pretrain": pipeline.STAGES["pretrain"]}
+    forecast(replace(config, data=data), Accelerator(cpu=True), stages, seconds=0.1)
     printed = capsys.readouterr().out
     assert "60,000" in printed
     assert "Measured on made-up images: no folder or file is called" in printed
