@@ -74,11 +74,12 @@ def keep_freed_memory() -> None:
     step asks for it: a fifth of the time of a step, and half of that of a crop (n and hardware in
     docs/performance.md). The process then holds on to the most memory that it ever used.
     """
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h
     with suppress(OSError, TypeError, AttributeError):  # no such library, or no such function
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**30)
+        mallopt(arena_max, 1)  # the thread that makes batches would give back its own
 
 
 def run_command(
