@@ -288,10 +288,13 @@ def _flops_per_image(
         return 3 * size.flops + teacher.flops
     if stage != "pretrain":
         return 3 * size.flops
-    if not cfg.memory:  # two views
-        return 6 * size.flops
-    # the averaged network sees one view in MoCo, both in SimCLRv2
-    return (4 if cfg.negatives == "memory" else 8) * size.flops
+    views = 1 if cfg.negatives == "memory" else 2  # that are trained on; MoCo's other is a key
+    passes = 3 * views
+    if cfg.memory:  # of the averaged network
+        passes += views
+    if cfg.micro_batch and cfg.micro_batch < cfg.batch_size:  # embedded once more
+        passes += views
+    return passes * size.flops
 
 
 def _shortened(config: Config, section: str, batch_size: int, steps: int) -> Config:

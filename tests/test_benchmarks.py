@@ -25,6 +25,7 @@ def work(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _any_precision():
     """One process has one precision; the tests share a process."""
+    AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)
 

@@ -331,7 +331,8 @@ def pairs_by_definition(term, alone, z1, z2, z1_all, z2_all, offset, normalize, 
             positive = anchor @ others[offset + i]
             negatives = [anchor @ others[j] for j in range(len(others)) if j != offset + i]
             if semi_hard:
-                negatives = sorted((s for s in negatives if s < positive), key=float)[-1:]
+                farther = [s for s in negatives if s < positive]
+                negatives = sorted(farther, key=torch.Tensor.item)[-1:]
             terms = [term(positive, s) for s in negatives] or [alone(positive)]
             loss = loss + torch.stack(terms).mean()
     return loss / len(z1)
