@@ -227,7 +227,8 @@ def labels_worth(
 
     def words(count: float) -> str:
         inside = min(max(count, counts[0]), counts[-1])
-        share = f" ({100 * inside / n_train:.2g}%)" if n_train else ""
+        percent = float(f"{100 * inside / n_train:.2g}") if n_train else 0
+        share = f" ({percent:g}%)" if n_train else ""
         sign = "fewer than " if count == 0 else "more than " if count == math.inf else ""
         return f"{sign}{inside:,.0f} labels{share}"
 
