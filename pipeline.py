@@ -20,6 +20,7 @@ from shared.forecast import forecast
 from shared.grid import fill
 from shared.labels import draw_labels, labels_tag
 from shared.report import collect, table, write_results
+from shared.training import plan
 from stages import assess, distill, finetune, pretrain
 
 STAGES = {
@@ -48,7 +49,15 @@ def run(config: Config, accelerator: Accelerator, flags: Collection[str] = ()) -
     if config.plan:
         return forecast(config, accelerator, stages)
     splits = open_data(config.data, config.labels, accelerator.is_local_main_process)
-    draw_labels(splits, config.labels, config.seed)  # bad labels stop the run before it pretrains
+    # bad labels and impossible schedules stop the run before it pretrains
+    labels = draw_labels(splits, config.labels, config.seed)
+    images = {"pretrain": len(splits.train), "distill": len(splits.train)}
+    for section in ("pretrain", "supervised", "linear", "finetune", "distill"):
+        plan(getattr(config, section), images.get(section, len(labels.ids)))
+    accelerator.print(
+        f"data: {len(splits.train):,} images for training, {len(labels.ids):,} of them with a"
+        f" label; {len(splits.test) if splits.test else 0:,} for testing"
+    )
     for stage in stages.values():
         stage(config, accelerator)
 

@@ -289,7 +289,10 @@ def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
             kind, or its ``meta.json`` is damaged.
     """
     if not path.is_dir():
-        raise UserError(f"no such artifact folder: {path}")
+        raise UserError(
+            f"no such artifact folder: {path}; run the stage that makes it first, with the same"
+            " --run, --labels and --seed"
+        )
     if not (path / "meta.json").exists():
         raise UserError(
             f"{path} holds no finished artifact (no meta.json); run its stage to the end first"

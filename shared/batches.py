@@ -9,6 +9,7 @@ all its views, cropped there and sent on as uint8. Their colours and blur work o
 the device is a GPU; on CPU the workers do that too, as one photo at a time fits into the cache.
 """
 
+import os
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -219,7 +220,7 @@ class Batches:
         return DataLoader(
             _DecodeAndCrop(self),
             batch_sampler=tasks(),  # type: ignore[arg-type]  # any iterable of lists will do
-            num_workers=self.data.workers,
+            num_workers=_workers(self.data),
             pin_memory=self.device.type == "cuda",
         )
 
@@ -296,6 +297,11 @@ def _readable(images: ImageSet, ids: np.ndarray, id_: int) -> tuple[int, Tensor]
     raise UserError(f"none of the {len(ids)} images can be read")
 
 
+def _workers(data: Data) -> int:
+    """As many as are asked for, but not more than there are processors."""
+    return min(data.workers, os.cpu_count() or 1)
+
+
 def _to_uint8(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images
@@ -368,7 +374,7 @@ def plain_batches(
     loader = DataLoader(
         _Decode(images, data.image_size),
         batch_sampler=[chunk.tolist() for chunk in chunks],  # type: ignore[arg-type]
-        num_workers=data.workers,
+        num_workers=_workers(data),
     )
     seen = 0
     for positions_, pixels in _from_workers(iter(loader)):

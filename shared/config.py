@@ -546,7 +546,11 @@ def _parser(program: str, description: str) -> _Parser:
         prog=program, description=description, default_env=False, allow_abbrev=False,
         formatter_class=_Help,
     )  # fmt: skip
-    parser.add_argument("--config", action="config", help="recipe to start from (a YAML file)")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="recipe to start from (a YAML file); without it configs/digits.yaml",
+    )
     parser.add_class_arguments(Config, None)
     return parser
 

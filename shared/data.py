@@ -9,6 +9,7 @@ import csv
 import glob
 import hashlib
 import io
+import logging
 import math
 import os
 import re
@@ -221,6 +222,7 @@ def _open(source: str) -> dict[str, datasets.Dataset]:
 
 
 def _load(source: str, *args: Any, **options: Any) -> Any:
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its eleven lines of retries
     try:
         return datasets.load_dataset(*args, **options)
     except ConnectionError as error:

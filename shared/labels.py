@@ -97,6 +97,9 @@ def _stratified(images: ImageSet, labels: str, rng: np.random.Generator) -> Labe
     members = [ids for ids in members if len(ids)]
     classes = len(members)
     available = np.array([len(ids) for ids in members])
+    if classes < 2:
+        raise UserError(f"all labeled images are of one class, {some(images.classes)}; give images"
+                        " of two or more")  # fmt: skip
     if labels.endswith("perclass"):
         counts = np.full(classes, int(labels.removesuffix("perclass")))
         if counts[0] < 1 or (counts > available).any():

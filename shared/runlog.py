@@ -48,6 +48,8 @@ class RunLog:
                 tracker.tracker.define_metric(f"{self.stage}/*", step_metric=f"{self.stage}/step")
             kept = [line for line in _lines(self._path) if line["step"] <= start]
             write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            if start:
+                print(f"{folder.stage}: goes on from step {start:,} of {total:,}", flush=True)
             # disable=None: no bar where standard error is not a terminal
             self._bar = tqdm(
                 total=total, initial=start, desc=folder.stage, unit="step", disable=None

@@ -222,3 +222,9 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, capsys):
     assert "the loss is nan at step" in message
     assert "learning rate" in message
     assert ".safetensors" in message  # the last good checkpoint
+
+
+def test_an_impossible_schedule_of_a_late_stage_stops_before_the_first(tmp_path, capsys):
+    assert call(pipeline.main, tmp_path, "--distill.warmup_epochs=500") == 2
+    assert "distill.warmup_epochs=500" in capsys.readouterr().err
+    assert not made(tmp_path)

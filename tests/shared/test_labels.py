@@ -34,7 +34,7 @@ def refusal(splits, labels) -> str:
     return str(caught.value)
 
 
-class_sizes = st.lists(st.integers(1, 60), min_size=1, max_size=12)
+class_sizes = st.lists(st.integers(1, 60), min_size=2, max_size=12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -240,3 +240,8 @@ def test_saved_labels_are_a_label_file(tmp_path, source):
     assert rows[0]["label"] == splits.train.classes[labels.targets[0]]
     again = draw_labels(splits, str(tmp_path / "labels.csv"), 99)
     assert again.hash == labels.hash
+
+
+def test_one_class_is_no_classification():
+    with pytest.raises(UserError, match=r"all labeled images are of one class, .*; give images of"):
+        draw_labels(Splits(images(np.zeros(20)), None), "10pct", 0)

@@ -1,0 +1,66 @@
+"""Use a classifier: a line of class and probability for each image.
+
+python -m shared.predict runs/photos/distill-10pct-seed0 new/*.jpg > predictions.csv
+"""
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from shared.augment import center_crop
+from shared.batches import normalize
+from shared.config import Data
+from shared.data import decode_image
+from shared.errors import UserError
+from shared.networks import load_classifier
+
+
+@torch.inference_mode()
+def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, float]]:
+    """Each file with its most likely class and that class's probability.
+
+    An image is shown as in evaluation: its central part at the classifier's size, normalised as in
+    training (both stand in ``meta.json``).
+
+    Args:
+        folder: artifact of a classifier.
+        files: images in any format that training reads.
+
+    Raises:
+        UserError: where the folder holds no classifier, or a file is no readable image.
+    """
+    model, meta = load_classifier(folder)
+    model.eval()
+    data = Data(image_size=meta["image_size"], mean=tuple(meta["mean"]), std=tuple(meta["std"]))
+    for file in files:
+        try:
+            pixels = decode_image(str(file))  # (3, H, W) uint8
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"cannot read {file}: {error}") from error
+        image = normalize(center_crop(pixels[None], data.image_size), data)  # (1, 3, S, S)
+        probability, index = model(image).softmax(1)[0].max(0)
+        yield file, meta["classes"][int(index)], float(probability)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print ``file,label,probability`` for each image."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if len(arguments) < 2 or arguments[0] in ("-h", "--help"):
+        print("usage: python -m shared.predict runs/NAME/distill-... IMAGE ...", file=sys.stderr)
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    lines = csv.writer(sys.stdout, lineterminator="\n")
+    lines.writerow(["file", "label", "probability"])
+    try:
+        for file, label, probability in predict(Path(arguments[0]), map(Path, arguments[1:])):
+            lines.writerow([file, label, f"{probability:.4f}"])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
