@@ -15,7 +15,8 @@ and everything else runs on the batch, on the device.
 Source: SimCLRv2, appendix A, and "tf2/data_util.py".
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -260,9 +261,9 @@ def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
     Returns:
         (B, 3, S, S) float32 in [0, 1], on the device of the images.
     """
-    images, device = ops.to_float(images), images.device  # a copy, so in place from here
-    chosen = ops.upload(draws.flip.nonzero().squeeze(1), device)
-    images[chosen] = images.index_select(0, chosen).flip(-1)
+    images = ops.to_float(images)  # a copy, so in place from here
+    device = images.device
+    _change_(images, draws.flip, lambda x: x.flip(-1))
     if policy.rotate or policy.shear or policy.translate or policy.zoom_area != (1, 1):
         warp = (draws.angle, draws.shear, draws.scale, draws.shift)
         images = ops.affine_warp(images, *(ops.upload(values, device) for values in warp))
@@ -270,13 +271,13 @@ def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
         color_jitter_(images, draws, policy.brightness)
     images.clamp_(0, 1)
     if policy.blur > 0 and draws.blur.any():
-        chosen = ops.upload(draws.blur.nonzero().squeeze(1), device)
-        sigma = draws.sigma[:1] if policy.blur_sigma_per == "batch" else draws.sigma[draws.blur]
+        per_batch = policy.blur_sigma_per == "batch"
+        sigma = draws.sigma[:1] if per_batch else draws.sigma[draws.blur]
         radius = images.shape[-1] // 10 // 2  # 224 pixels: 23 taps
-        blurred = ops.gaussian_blur(
-            images.index_select(0, chosen), ops.upload(sigma, device), radius
-        )
-        images[chosen] = blurred.clamp_(0, 1)
+        widest = sigma.item() if per_batch else policy.blur_sigma[1]
+        radius = min(radius, math.ceil(ops.GAUSSIAN_REACH * widest))
+        sigma = ops.upload(sigma, device)
+        _change_(images, draws.blur, lambda x: ops.gaussian_blur(x, sigma, radius).clamp_(0, 1))
     return images
 
 
@@ -319,6 +320,15 @@ def color_jitter_(images: Tensor, draws: Draws, brightness: str = "multiplicativ
             for k, part in enumerate(jittered.split(counts)):
                 operations[k](part, factors[k][:, k], out=part).clamp_(0, 1)
         images[ops.upload(rows, device)] = jittered
-    gray = ops.upload(draws.grayscale.nonzero().squeeze(1), device)
-    images[gray] = ops.grayscale(images.index_select(0, gray))
+    _change_(images, draws.grayscale, ops.grayscale)
     return images
+
+
+def _change_(images: Tensor, where: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    """Change in place the images where the (B,) mask says so, and copy no others."""
+    rows = where.nonzero().squeeze(1)
+    if len(rows) == len(images) == 1:  # a photo, in a worker
+        images.copy_(change(images))
+    elif len(rows):
+        rows = ops.upload(rows, images.device)
+        images[rows] = change(images.index_select(0, rows))

@@ -249,9 +249,10 @@ class Batches:
     def crop_photo(self, image: Tensor, box: Tensor) -> Tensor:
         """One view's part of an image, (1, 3, S, S), float or uint8."""
         assert self.policy is not None
+        size = self.data.image_size
         if self.policy.antialias:
-            return augment.crop_resize_photo(image, box, self.data.image_size)
-        return augment.crop_resize(image, box, self.data.image_size)
+            return augment.crop_resize_photo(image, box, size)
+        return augment.crop_resize(image, box, size)
 
     def look(self, crops: Tensor, step: int, view: int, rows: slice) -> Tensor:
         """Flip, colour and blur the crops of these rows of the global batch."""
@@ -305,7 +306,8 @@ def _workers(data: Data) -> int:
 def _to_uint8(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images
-    return images.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)  # rounded
+    half = images.new_tensor(0.5)
+    return torch.add(half, images, alpha=255).clamp_(0, 255).to(torch.uint8)  # rounded
 
 
 def normalize(images: Tensor, data: Data) -> Tensor:
