@@ -70,7 +70,8 @@ class Table:
         columns: likewise.
         base: options changed in every cell.
         seeds: of the label draws and of stages 2 and 3; a number n means 0 to n - 1.
-        vary: option -> values: every seed is repeated with each of them.
+        vary: option -> one value for each seed. So that repetitions differ in their pretraining or
+            their test images too, and remain independent, as the intervals ask for.
         metric: which measurement the table shows, of ``shared.tables.METRICS``.
         against: the row that the others are compared with; unset: the first.
         worth: the row whose accuracy over the number of labels says what the labels are worth.
@@ -141,8 +142,9 @@ def _table(name: str, given: Any) -> Table:
     if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
         raise ValueError(f"seeds must be a number or a list of numbers, got {given['seeds']!r}")
     for key, values in places["vary"].items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"vary: {key} must be a list of values, got {values!r}")
+        if not isinstance(values, list) or len(values) != len(seeds):
+            raise ValueError(f"vary: {key} must be a list of one value for each of the"
+                             f" {len(seeds)} seeds, got {values!r}")  # fmt: skip
     _only([given.get("metric", "top1")], METRICS, "metric")
     for key in ("against", "worth"):
         _only([given[key]] if key in given else [], given["rows"], f"row in {key}")
@@ -205,8 +207,8 @@ def expand(table: Table, config: Config) -> list[Cell]:
     base = replace(config, table=None, plan=False)
     configs: dict[str, Config | str] = {}  # parsed once for all seeds; or the reason of refusal
     cells = []
-    for *repeat, seed in product(*table.vary.values(), table.seeds):
-        vary = dict(zip(table.vary, repeat, strict=True))
+    for seed, *values in zip(table.seeds, *table.vary.values(), strict=True):
+        vary = dict(zip(table.vary, values, strict=True))
         for (row, of_row), (column, of_column) in product(
             table.rows.items(), table.columns.items()
         ):

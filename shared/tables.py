@@ -275,7 +275,7 @@ def blocks(summary: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
             return "-"
         return f"{_number(found['mean'], found['half'], digits, '+')} ({found['n']})"
 
-    repeats = "".join(f" x {len(values)} of {key}" for key, values in summary["vary"].items())
+    repeats = "".join(f", each with its own {key}" for key in summary["vary"])
     parts = [(
         f"{title}, mean ± half its 95% interval (number of runs) over {len(summary['seeds'])}"
         f" label draws{repeats}", grid(main, rows, "parameters"),
