@@ -50,6 +50,9 @@ NAMES = {
     "lightly:bf16": "lightly, bf16",
     "ours:bare": "our network, loss and optimizer alone",
     "ours:fp32": "float32",
+    "ours:nchw": "without channels_last",
+    "ours:returned": "without keep_freed_memory",
+    "ours:compiled": "with torch.compile",
 }
 
 Record = Mapping[str, float]
@@ -138,6 +141,10 @@ LINES = {
     "model32": Line(
         "model, loss and optimizer alone, ResNet-18 at 32 px, batch 64",
         ("ours:bare", "lightly", "lightly:bf16"), rate("images"),
+    ),
+    "settings32": Line(
+        "what our settings are worth: network, loss, optimizer; ResNet-18, 32 px, batch 64",
+        ("ours:bare", "ours:fp32", "ours:nchw", "ours:returned", "ours:compiled"), rate("images"),
     ),
     "loss1024": Line("loss alone, 1,024 embeddings of width 128", THREE, loss_measures()),
     "loss4096": Line("loss alone, 4,096 embeddings", THREE, loss_measures()),

@@ -31,6 +31,15 @@ from stages import pretrain
 
 Lap = Callable[..., None]
 
+# What a setting is worth: our network, loss and optimizer with one of them otherwise.
+SETTINGS = {
+    "bare": [],
+    "fp32": ["--precision", "no"],
+    "nchw": ["--channels_last", "no"],
+    "compiled": ["--compile", "true"],
+    "returned": [],  # freed memory goes back to the system, see the end of this file
+}
+
 
 def flags(recipe: str, work: Path, images: str, *more: str) -> list[str]:
     """The command line of a recipe on the images that compare.py made."""
@@ -106,7 +115,8 @@ def waiting(lap: Lap, argv: list[str], steps: int) -> None:
 
 def bare(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
     """Network, loss and optimizer of the stage on one fixed batch: no loading, no augmentation."""
-    config, here = read(argv), accelerator()
+    config = read(argv)
+    here = accelerator(None if config.precision == "auto" else config.precision)
     cfg, size = config.pretrain, config.data.image_size
     model = build_contrastive(describe(config.model, config.data))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
@@ -199,6 +209,9 @@ def run(line: str, lap: Lap, work: Path, quick: bool) -> None:
             step(lap, recipe32(work, quick, 64), 1 if quick else 2)
         case "step32_bf16" | "model32", "bare":
             bare(lap, recipe32(work, quick, 64), 1 if quick else 2)
+        case "settings32", setting:
+            argv = recipe32(work, quick, 64) + SETTINGS[setting]
+            bare(lap, argv, 1 if quick else 2)
         case "step224", "":
             step(lap, recipe224(work, quick, 8), 1 if quick else 2)
         case "step224", "bare":
@@ -225,5 +238,6 @@ def run(line: str, lap: Lap, work: Path, quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()  # as every command does
+    if not sys.argv[1].endswith(":returned"):
+        keep_freed_memory()  # as every command does
     run(sys.argv[1], Laps(), Path(sys.argv[2]), "--quick" in sys.argv)
