@@ -396,7 +396,10 @@ def open_splits(data: Data, labels: str, progress: bool) -> Splits:
     if test is None:
         train, test = _hold_out(train, data)
         if train.classes and test is None and progress:
-            print("no test images: too few labeled ones to hold some out; give --data.test")
+            counts = np.bincount(train.labels[train.labels != UNLABELED])
+            single = [train.classes[k] for k in np.flatnonzero(counts == 1)]
+            which = f", {some(single)} with one image" if single else ""
+            print(f"no test images: too few labeled ones to hold some out{which}; give --data.test")
     else:
         test = _same_classes(test.in_memory(data.loading, progress), train)
     if data.unlabeled is not None:

@@ -252,7 +252,9 @@ def _probe(
     views = 2 if stage == "pretrain" else 1
     fits = int(0.5 * _free_bytes(accelerator) / (views * size.activations)) // unit * unit
 
-    batch = min(full, max(unit, min(32, fits) // unit * unit))
+    flops = _flops_per_image(stage, size, config, counts, precision)
+    slow = int(1e11 * seconds / flops)  # so many are in time on any machine
+    batch = min(full, max(unit, min(32, fits, slow) // unit * unit))
     each = timed(batch, 2)
     while batch * 2 <= min(full, fits) and 4 * 2 * batch * each < seconds:
         batch *= 2
@@ -261,7 +263,6 @@ def _probe(
     if 4 * batch * each < seconds:
         each = timed(batch, min(200, max(4, int(seconds / (batch * each)))))
 
-    flops = _flops_per_image(stage, size, config, counts, precision)
     evaluation = counts.test * each * size.flops / flops if stage != "pretrain" else 0
     held = getattr(cfg, "micro_batch", None) or full  # images whose activations exist at a time
     more = max(0, held - batch) * views * size.activations / accelerator.num_processes

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from shared.augment import Augmentation
 from shared.batchnorm import synchronize
 from shared.command import Stopped, StopRequest
 from shared.config import STAGES, Config, Training, content, defaults
-from shared.data import Splits
+from shared.data import ImageSet, Splits
 from shared.errors import UserError
 from shared.models import Classifier, checkpoint_activations, fold_batch_norm
 from shared.optim import (
@@ -67,6 +68,24 @@ def plan(training: Training, images: int) -> Plan:
         )
     peak = scaled_learning_rate(training.learning_rate, size, training.learning_rate_scaling)
     return Plan(steps, warmup, peak)
+
+
+def doubts(config: Config, images: ImageSet) -> list[str]:
+    """What pretraining can do but is hardly meant, a line each."""
+    cfg, size, found = config.pretrain, config.data.image_size, []
+    if cfg.batch_size > len(images):
+        found.append(
+            f"note: a batch of {cfg.batch_size} has some of the {len(images)} images more than"
+            f" once, as negatives of themselves; --pretrain.batch_size {max(1, len(images) // 4)}?"
+        )
+    with suppress(UserError):  # an unreadable image is for the batches to report
+        shape = images.decode(0).shape[1:]
+        if size <= 96 and min(shape) >= 3 * size:
+            found.append(
+                f"note: the first image has {shape[1]} x {shape[0]} pixels, and the network sees"
+                f" {size} x {size}; another recipe (--config, see configs/) or --data.image_size?"
+            )
+    return found
 
 
 def open_stage(

@@ -35,7 +35,15 @@ from shared.networks import build_contrastive, describe
 from shared.optim import build_optimizer, set_learning_rate
 from shared.randomness import seed_torch
 from shared.runlog import RunLog
-from shared.training import Keeper, open_stage, plan, read_later, require_finite, to_device
+from shared.training import (
+    Keeper,
+    doubts,
+    open_stage,
+    plan,
+    read_later,
+    require_finite,
+    to_device,
+)
 
 
 def run(config: Config, accelerator: Accelerator) -> Path:
@@ -87,8 +95,9 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     accelerator.print(
         f"pretrain: {len(images):,} images, {schedule.steps:,} steps of {cfg.batch_size} images"
         f"{f' in {parts} parts' if parts > 1 else ''},"
-        f" learning rate {schedule.peak:.4g}, negatives per anchor: {negatives}"
-    )
+        f" learning rate {schedule.peak:.4g}, negatives per anchor: {negatives}",
+        *doubts(config, images), sep="\n",
+    )  # fmt: skip
     net.train()
     for step, batch in enumerate(log.waiting(steps), start):
         learning_rate = schedule.learning_rate(step)

@@ -9,11 +9,12 @@ from torch import nn
 
 from shared import training
 from shared.augment import Augmentation, apply, draw
-from shared.config import Config, Distill, Finetune, Linear
+from shared.config import Config, Data, Distill, Finetune, Linear, Pretrain
 from shared.errors import UserError
 from shared.models import Classifier, create_encoder
 from shared.training import (
     Keeper,
+    doubts,
     policy,
     read_later,
     require_finite,
@@ -60,6 +61,18 @@ def test_what_is_not_finite_is_never_saved(name, value, step):
 
 
 # ------------------------------------------------------------------------------------------- force
+def test_pretraining_on_what_is_hardly_meant_says_so():
+    class Images(list):
+        def decode(self, index: int) -> torch.Tensor:
+            return torch.zeros(3, self[index], self[index] + 2, dtype=torch.uint8)
+
+    config = Config(data=Data(image_size=8), pretrain=Pretrain(batch_size=128))
+    assert doubts(config, Images([8] * 128)) == []
+    few, large = doubts(config, Images([30] * 100))
+    assert "a batch of 128 has some of the 100 images more than once" in few
+    assert "the first image has 32 x 30 pixels, and the network sees 8 x 8" in large
+
+
 @pytest.mark.parametrize(
     ("force", "stage", "says"),
     [
