@@ -76,7 +76,8 @@ class RunLog:
         now = time.perf_counter()
         elapsed = max(now - self._last_time, 1e-9)
         line = {key: float(f"{float(value):.6g}") for key, value in values.items()}
-        line["images_per_second"] = round((step - self._last_step) * self.batch_size / elapsed, 1)
+        rate = (step - self._last_step) * self.batch_size / elapsed
+        line["images_per_second"] = float(f"{rate:.4g}")
         line["waiting_for_data"] = round(self._waited / elapsed, 4)
         self._waited, self._last_step, self._last_time = 0.0, step, now
         tracked = {f"{self.stage}/{k}": v for k, v in line.items()}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from shared import assessment
 from shared.command import StopRequest
 from shared.config import ASSESSMENTS, load_config
 from shared.data import open_data
@@ -208,11 +209,11 @@ def test_the_table_is_printed(assessed, photos, capsys):
 def test_built_in_images_of_no_class():
     images = torch.rand(3, 3, 4, 4)
     images[1] = images[1, :1]
-    shuffled = assess.shuffle_pixels(images, np.random.default_rng(0))
+    shuffled = assessment.shuffle_pixels(images, np.random.default_rng(0))
     colours = [{tuple(p) for p in i.flatten(1).T.tolist()} for i in (images[0], shuffled[0])]
     assert colours[0] == colours[1]
     assert not torch.equal(images, shuffled)
-    noise = assess.noise(images, np.random.default_rng(0))
+    noise = assessment.noise(images, np.random.default_rng(0))
     assert torch.equal(noise[1, 0], noise[1, 2])
     assert not torch.equal(noise[0, 0], noise[0, 2])
 
