@@ -49,6 +49,7 @@ NAMES = {
     "solo": "solo-learn",
     "lightly:bf16": "lightly, bf16",
     "ours:bare": "our network, loss and optimizer alone",
+    "ours:gpu": "ours beside a GPU, which takes colours and blur",
     "ours:fp32": "float32",
     "ours:nchw": "without channels_last",
     "ours:returned": "without keep_freed_memory",
@@ -131,7 +132,7 @@ LINES = {
         rate("images"),
     ),
     "data224": Line(
-        "loading + augmenting two views, 224-px JPEGs, 2 workers", THREE,
+        "loading + augmenting two views, 224-px JPEGs, 2 workers", (*THREE, "ours:gpu"),
         rate("images", lightly=2.0, solo=2.0),
     ),
     "data32": Line(

@@ -137,15 +137,24 @@ def bare(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
 
 
 # ---------------------------------------------------------------------------------- data alone
-def data(lap: Lap, argv: list[str], batches_per_lap: int, augmented: bool = True) -> None:
-    """Batches of the stage, or of images as evaluation shows them, without a network."""
+def data(
+    lap: Lap, argv: list[str], batches_per_lap: int, augmented: bool = True, for_gpu: bool = False
+) -> None:
+    """Batches of the stage, or of images as evaluation shows them, without a network.
+
+    With ``for_gpu`` only what the processor does where a GPU takes colours and blur: decoding,
+    cropping and bringing the crops together as uint8.
+    """
     config, here = read(argv), accelerator()
     images = open_data(config.data, config.labels, False).train
     batches = Batches(
         images, np.arange(len(images)), config.data, config.augment if augmented else None, here,
         seed=0, stage="pretrain", batch_size=config.pretrain.batch_size, views=2,
     )  # fmt: skip
-    for count, _ in enumerate(batches.steps(0, 1_000_000)):
+    batches.workers_finish &= not for_gpu
+    whole = 0, 1_000_000
+    steps = batches._loader(*whole, [batches.rows]) if for_gpu else batches.steps(*whole)
+    for count, _ in enumerate(steps):
         if count % batches_per_lap == 0:
             lap(batches_per_lap * config.pretrain.batch_size)
 
@@ -224,6 +233,8 @@ def run(line: str, lap: Lap, work: Path, quick: bool) -> None:
             data(lap, recipe224(work, quick, 32), few, augmented=False)
         case "data224", "":
             data(lap, recipe224(work, quick, 32), few)
+        case "data224", "gpu":
+            data(lap, recipe224(work, quick, 32), few, for_gpu=True)
         case "data32", "":
             data(lap, recipe32(work, quick, 256), 2 * few)
         case "teacher224", "":

@@ -1,7 +1,8 @@
 """A plan before you pay: what a recipe's stages would take on this machine.
 
 ``pipeline.py --plan`` runs every stage for some seconds, as it is, on the recipe's own data in a
-folder that is deleted afterwards, and scales up what it measured. Where the data are on a hub that
+folder that is deleted afterwards, and scales up what it measured. Where the first stages of a large
+network have taken long, the others are not run: their FLOPs tell. Where the data are on a hub that
 cannot be reached, made-up images of the same size stand in. Parameters, FLOPs and the memory of
 activations are counted on tensors without values.
 """
@@ -15,6 +16,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -111,7 +113,8 @@ class StagePlan:
         seconds: expected, with the evaluation at its end.
         peak_bytes: memory of one process, expected.
         disk_bytes: the artifact, and the checkpoint while it trains.
-        probed_batch_size: of the probe; smaller where the recipe's would have taken too long.
+        probed_batch_size: of the probe; smaller where the recipe's would have taken too long, 0
+            where earlier stages had taken too long already and their FLOP/s were taken.
     """
 
     stage: str
@@ -154,10 +157,13 @@ def forecast(
             counts = known_counts(*HUB_SIZES[name], config.labels)
             note = f"Measured on made-up images: {error}."
             probed = _stand_in(probed, Path(folder) / "images")
-        lines = [
-            _probe(stage, run, probed, config, accelerator, counts, seconds / len(stages))
-            for stage, run in tqdm(stages.items(), "measuring", disable=None, leave=False)
-        ]
+        lines: list[StagePlan] = []
+        began = time.perf_counter()
+        for stage, run in tqdm(stages.items(), "measuring", disable=None, leave=False):
+            late = time.perf_counter() - began > 2 * seconds
+            rate = statistics.median(x.flops / x.seconds for x in lines) if late else None
+            share = seconds / len(stages)
+            lines.append(_probe(stage, run, probed, config, accelerator, counts, share, rate))
     if not accelerator.is_main_process:
         return
     print(_table(lines, accelerator))
@@ -221,10 +227,11 @@ def _probe(
     accelerator: Accelerator,
     counts: Counts,
     seconds: float,
+    rate: float | None,
 ) -> StagePlan:
     """Measure one stage: few images first, then as much of the recipe's batch as time allows.
 
-    And as much as half of the free memory holds.
+    And as much as half of the free memory holds. With a ``rate`` in FLOP/s nothing is measured.
     """
     section = {"supervised-student": "supervised", "self-distill": "distill"}.get(stage, stage)
     cfg: Training = getattr(config, section)
@@ -253,15 +260,18 @@ def _probe(
     fits = int(0.5 * _free_bytes(accelerator) / (views * size.activations)) // unit * unit
 
     flops = _flops_per_image(stage, size, config, counts, precision)
-    slow = int(1e11 * seconds / flops)  # so many are in time on any machine
-    batch = min(full, max(unit, min(32, fits, slow) // unit * unit))
-    each = timed(batch, 2)
-    while batch * 2 <= min(full, fits) and 4 * 2 * batch * each < seconds:
-        batch *= 2
-    if full <= fits and 4 * full * each < seconds:
-        batch = full
-    if 4 * batch * each < seconds:
-        each = timed(batch, min(200, max(4, int(seconds / (batch * each)))))
+    if rate is None:
+        slow = int(1e11 * seconds / flops)  # so many are in time on any machine
+        batch = min(full, max(unit, min(32, fits, slow) // unit * unit))
+        each = timed(batch, 2)
+        while batch * 2 <= min(full, fits) and 4 * 2 * batch * each < seconds:
+            batch *= 2
+        if full <= fits and 4 * full * each < seconds:
+            batch = full
+        if 4 * batch * each < seconds:
+            each = timed(batch, min(200, max(4, int(seconds / (batch * each)))))
+    else:
+        batch, each = 0, flops / rate
 
     evaluation = counts.test * each * size.flops / flops if stage != "pretrain" else 0
     held = getattr(cfg, "micro_batch", None) or full  # images whose activations exist at a time
@@ -358,7 +368,7 @@ def _table(lines: list[StagePlan], accelerator: Accelerator) -> str:
             line.stage, f"{line.images:,}", f"{line.steps:,}", f"{line.batch_size:,}",
             f"{line.parameters:,}", f"{line.flops / 1e15:,.3g}", _duration(line.seconds),
             f"{line.peak_bytes / 2**30:.1f} GiB", f"{line.disk_bytes / 2**20:,.0f} MiB",
-            f"{line.probed_batch_size:,}",
+            f"{line.probed_batch_size:,}" if line.probed_batch_size else "-",
         ])  # fmt: skip
     where = f"{accelerator.num_processes} x {_device(accelerator)}, {accelerator.mixed_precision}"
     return f"{where}\n{aligned(rows)}"
