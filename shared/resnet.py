@@ -6,7 +6,6 @@ CIFAR networks of He et al. 2016 (section 4.2: 6n + 2 layers) built from the sam
 Images are (B, C, H, W) in [0, 1], not normalised by mean and deviation.
 """
 
-import math
 from contextlib import nullcontext
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from shared.batchnorm import BatchNorm, frozen_statistics
+from shared.convolution import Conv2d
 
 BLOCKS = {  # depth -> residual blocks per group
     8: (1, 1, 1),
@@ -32,30 +32,6 @@ BLOCKS = {  # depth -> residual blocks per group
 SMALL_DEPTHS = (8, 14, 20)  # three groups, 16 base filters, the small-image stem only
 SK_RATIO = 0.0625  # the reference's sk_ratio and se_ratio where they are on
 SE_RATIO = 0.25
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution padded by k // 2, with the reference's initialisation.
-
-    That is Keras' VarianceScaling: a normal distribution cut at two standard deviations, scaled to
-    have variance 1 / fan_in after the cut. Biases are 0.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, bias: bool = False
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride, kernel // 2, bias=bias)
-
-    def reset_parameters(self) -> None:
-        """Draw new weights."""
-        fan_in = self.weight[0].numel()
-        sigma = math.sqrt(1 / fan_in) / 0.87962566103423978  # the deviation that the cut leaves
-        # by the inverse distribution function: 40 times as fast as nn.init.trunc_normal_
-        inside = math.erf(math.sqrt(2))  # share of a normal distribution within two deviations
-        with torch.no_grad():
-            self.weight.uniform_(-inside, inside).erfinv_().mul_(math.sqrt(2) * sigma)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
 
 class MaxPool(nn.Module):

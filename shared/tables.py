@@ -275,7 +275,7 @@ def blocks(summary: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
             return "-"
         return f"{_number(found['mean'], found['half'], digits, '+')} ({found['n']})"
 
-    repeats = "".join(f", each with its own {key}" for key in summary["vary"])
+    repeats = f", each with its own {' and '.join(summary['vary'])}" if summary["vary"] else ""
     parts = [(
         f"{title}, mean ± half its 95% interval (number of runs) over {len(summary['seeds'])}"
         f" label draws{repeats}", grid(main, rows, "parameters"),
