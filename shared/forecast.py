@@ -155,7 +155,7 @@ def forecast(
             if name not in HUB_SIZES:
                 raise
             counts = known_counts(*HUB_SIZES[name], config.labels)
-            note = f"Measured on made-up images: {error}."
+            note = f"Measured on made-up images: {error}.\n"
             probed = _stand_in(probed, Path(folder) / "images")
         lines: list[StagePlan] = []
         began = time.perf_counter()
@@ -262,7 +262,7 @@ def _probe(
     flops = _flops_per_image(stage, size, config, counts, precision)
     if rate is None:
         slow = int(1e11 * seconds / flops)  # so many are in time on any machine
-        batch = min(full, max(unit, min(32, fits, slow) // unit * unit))
+        batch = min(full, max(2 * unit, min(32, fits, slow) // unit * unit))
         each = timed(batch, 2)
         while batch * 2 <= min(full, fits) and 4 * 2 * batch * each < seconds:
             batch *= 2
@@ -270,6 +270,11 @@ def _probe(
             batch = full
         if 4 * batch * each < seconds:
             each = timed(batch, min(200, max(4, int(seconds / (batch * each)))))
+        half = batch // 2 // unit * unit
+        if batch < full and half:  # what a step takes besides its images is less in a full batch
+            one_more = (batch * each - half * timed(half, 2)) / (batch - half)
+            one_more = min(max(one_more, each / 5), each)  # the clock trembles
+            each = one_more + (each - one_more) * batch / full
     else:
         batch, each = 0, flops / rate
 
