@@ -50,6 +50,7 @@ NAMES = {
     "lightly:bf16": "lightly, bf16",
     "ours:bare": "our network, loss and optimizer alone",
     "ours:gpu": "ours beside a GPU, which takes colours and blur",
+    "ours:torch": "torch's convolution",
     "ours:fp32": "float32",
     "ours:nchw": "without channels_last",
     "ours:returned": "without keep_freed_memory",
@@ -146,6 +147,11 @@ LINES = {
     "settings32": Line(
         "what our settings are worth: network, loss, optimizer; ResNet-18, 32 px, batch 64",
         ("ours:bare", "ours:fp32", "ours:nchw", "ours:returned", "ours:compiled"), rate("images"),
+    ),
+    "convolution": Line(
+        "3 x 3 convolution of 512 channels on 4 x 4 maps, bf16, 128 views, forward and backward",
+        ("ours", "ours:torch"),
+        (Measure("CPU ms", lambda lap: 1000 * lap["cpu"] / lap["items"], True),),
     ),
     "loss1024": Line("loss alone, 1,024 embeddings of width 128", THREE, loss_measures()),
     "loss4096": Line("loss alone, 4,096 embeddings", THREE, loss_measures()),

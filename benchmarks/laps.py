@@ -49,7 +49,13 @@ class Laps:
             lap = {"items": items, "cpu": cpu - self._cpu, "wall": wall - self._wall, **more}
             self._reports.write(json.dumps(lap) + "\n")
             self._reports.flush()
-            if not sys.stdin.readline():
+            workers = psutil.Process().children(recursive=True)
+            for worker in workers:  # else they would work ahead in the others' time
+                worker.suspend()
+            more_wanted = sys.stdin.readline()
+            for worker in workers:
+                worker.resume()
+            if not more_wanted:
                 raise SystemExit
         self._cpu, self._wall = cpu, time.perf_counter()
 

@@ -16,10 +16,11 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.laps import Laps, PeakMemory
-from shared import augment
+from shared import augment, convolution
 from shared.batches import Batches, normalize
 from shared.command import hardware_precision, keep_freed_memory
 from shared.config import RECIPES, Config, load_config
+from shared.convolution import Conv2d
 from shared.data import open_data
 from shared.losses import nt_xent
 from shared.networks import build_classifier, build_contrastive, describe
@@ -153,7 +154,7 @@ def data(
     )  # fmt: skip
     batches.workers_finish &= not for_gpu
     whole = 0, 1_000_000
-    steps = batches._loader(*whole, [batches.rows]) if for_gpu else batches.steps(*whole)
+    steps = batches.crops(*whole) if for_gpu else batches.steps(*whole)
     for count, _ in enumerate(steps):
         if count % batches_per_lap == 0:
             lap(batches_per_lap * config.pretrain.batch_size)
@@ -179,6 +180,21 @@ def augmentation(lap: Lap, argv: list[str], batches_per_lap: int) -> None:
 
 
 # ---------------------------------------------------------------------------------- loss, teacher
+def convolution_backward(lap: Lap, torchs: bool, quick: bool) -> None:
+    """Forward and backward of the convolutions of ResNet-18's last block, 128 views of 32 px."""
+    if torchs:
+        convolution.WEIGHTS_PER_POSITION = 10**9
+    channels = 64 if quick else 512
+    conv = Conv2d(channels, channels, 3).to(memory_format=torch.channels_last)
+    x = torch.randn(128, channels, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    while True:
+        for _ in range(20):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = conv(x)
+            y.backward(y.detach())
+        lap(20)
+
+
 def loss(lap: Lap, embeddings: int, times: int) -> None:
     """Forward and backward of NT-Xent on so many embeddings of width 128."""
     z1, z2 = (torch.randn(embeddings // 2, 128, requires_grad=True) for _ in range(2))
@@ -241,6 +257,8 @@ def run(line: str, lap: Lap, work: Path, quick: bool) -> None:
             teacher(lap, recipe224(work, quick, 16), 2 if quick else 16)
         case "teacher224", "fp32":
             teacher(lap, recipe224(work, quick, 16), 2 if quick else 16, "no")
+        case "convolution", _:
+            convolution_backward(lap, variant == "torch", quick)
         case _, "" if name.startswith("loss"):
             embeddings = int(name.removeprefix("loss"))
             loss(lap, embeddings, 1 if quick else max(1, (4096 // embeddings) ** 2))

@@ -143,7 +143,7 @@ class Batches:
             return _ahead(lambda step: self._finish(step, *self._crop_in_memory(step)), start, stop)
         # The workers are forked here, in the caller's thread: forked in the pool's, each would at
         # its end wait for the very thread it runs in, and fail.
-        decoded = _from_workers(iter(self._loader(start, stop, [self.rows])))
+        decoded = self.crops(start, stop)
         return _ahead(lambda step: self._finish(step, *self._counted(step, *next(decoded))),
                       start, stop)  # fmt: skip
 
@@ -185,6 +185,10 @@ class Batches:
             return Parts(make, number)
 
         return _ahead(load, start, stop, depth=1)
+
+    def crops(self, start: int, stop: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """What workers make of each batch: (b,) positions, and (b, 3, S, S) uint8 per view."""
+        return _from_workers(iter(self._loader(start, stop, [self.rows])))
 
     def chosen(self, step: int, rows: slice | None = None) -> np.ndarray:
         """(b,) positions of this process's images in the batch of ``step``, or of those rows."""
@@ -306,8 +310,8 @@ def _workers(data: Data) -> int:
 def _to_uint8(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images
-    half = images.new_tensor(0.5)
-    return torch.add(half, images, alpha=255).clamp_(0, 255).to(torch.uint8)  # rounded
+    half = images.new_tensor(0.5)  # rounds; 0.5 + 255 x in one pass
+    return torch.add(half, images, alpha=255).clamp_(0, 255).to(torch.uint8)
 
 
 def normalize(images: Tensor, data: Data) -> Tensor:

@@ -144,8 +144,11 @@ def forecast(
         seconds: roughly how long to measure, in all.
 
     Raises:
-        UserError: where the data cannot be opened, or a stage refuses them.
+        UserError: where the data cannot be opened, or a stage refuses them; on several processes.
     """
+    if accelerator.num_processes > 1:
+        raise UserError("--plan measures one process: python pipeline.py --plan; several share the"
+                        " time of its steps")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         probed = replace(config, output=folder, run="probe", force="")
         try:
@@ -164,9 +167,10 @@ def forecast(
             rate = statistics.median(x.flops / x.seconds for x in lines) if late else None
             share = seconds / len(stages)
             lines.append(_probe(stage, run, probed, config, accelerator, counts, share, rate))
-    if not accelerator.is_main_process:
-        return
     print(_table(lines, accelerator))
+    if not all(line.probed_batch_size for line in lines):
+        note += ("The rows without a batch were not measured: their time is from the FLOP/s of the"
+                 " others, and can be wrong by a factor of 2.\n")  # fmt: skip
     print(note + f"In all {_duration(sum(line.seconds for line in lines))} of training.")
     if config.data.train.startswith("ILSVRC/imagenet-1k"):
         rate = lines[0].flops / lines[0].seconds

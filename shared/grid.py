@@ -71,7 +71,7 @@ class Table:
         base: options changed in every cell.
         seeds: of the label draws and of stages 2 and 3; a number n means 0 to n - 1.
         vary: option -> one value for each seed. So that repetitions differ in their pretraining or
-            their test images too, and remain independent, as the intervals ask for.
+            their test images too.
         metric: which measurement the table shows, of ``shared.tables.METRICS``.
         against: the row that the others are compared with; unset: the first.
         worth: the row whose accuracy over the number of labels says what the labels are worth.
@@ -137,6 +137,9 @@ def _table(name: str, given: Any) -> Table:
     ):
         if twice := of_row.keys() & of_column.keys():
             raise ValueError(f"row {row!r} and column {column!r} both set {', '.join(twice)}")
+        if twice := (of_row.keys() | of_column.keys()) & places["vary"].keys():
+            raise ValueError(f"vary sets {', '.join(twice)}, which row {row!r} or column"
+                             f" {column!r} sets")  # fmt: skip
     seeds = given.get("seeds", 5)
     seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
     if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):

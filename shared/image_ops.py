@@ -15,7 +15,8 @@ from torch import Tensor
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green, blue: tf.image.rgb_to_grayscale
 TINY = 1e-12  # keeps gray pixels (max = min) from dividing by zero
-GAUSSIAN_REACH = (-2 * math.log(TINY)) ** 0.5  # 7.4 standard deviations: where it falls below TINY
+NO_WEIGHT = 1e-12  # what a tap of the blur is not worth computing
+GAUSSIAN_REACH = (-2 * math.log(NO_WEIGHT)) ** 0.5  # 7.4 standard deviations to there
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -274,7 +275,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """
     offsets = torch.arange(radius + 2, device=images.device)  # the last one stands for "too far"
     taps = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)  # (B, radius + 2)
-    taps.masked_fill_(taps < TINY, 0)  # CPUs take 30 times as long with the smallest of floats
+    taps.masked_fill_(taps < NO_WEIGHT, 0)  # CPUs take 30 times as long with the smallest of floats
     taps[:, -1] = 0
     taps = taps / (2 * taps.sum(1, keepdim=True) - taps[:, :1])  # the middle tap counts once
 

@@ -76,7 +76,7 @@ def doubts(config: Config, images: ImageSet) -> list[str]:
     if cfg.batch_size > len(images):
         found.append(
             f"note: a batch of {cfg.batch_size} has some of the {len(images)} images more than"
-            f" once, as negatives of themselves; --pretrain.batch_size {max(1, len(images) // 4)}?"
+            " once, as negatives of themselves; a smaller --pretrain.batch_size?"
         )
     with suppress(UserError):  # an unreadable image is for the batches to report
         shape = images.decode(0).shape[1:]

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from shared import convolution
 from shared.convolution import Conv2d, _ProductForWeights
@@ -46,6 +48,42 @@ def test_only_in_mixed_precision_with_many_weights_on_a_small_map():
     assert not used(4, precision=False)
     assert not used(4, frozen=True)
     assert not used(4, bias=True)
+
+
+@pytest.mark.parametrize("way", ["checkpointed", "compiled"])
+def test_recomputed_and_compiled(way, monkeypatch):
+    """The same bits with activation checkpointing; torch.compile traces it whole."""
+    monkeypatch.setattr(convolution, "WEIGHTS_PER_POSITION", 0)
+    torch.manual_seed(0)
+    net = nn.Sequential(Conv2d(8, 16, 3, 2), nn.ReLU(), Conv2d(16, 16, 3), nn.ReLU())
+    images = torch.randn(4, 8, 6, 6).to(memory_format=torch.channels_last)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    grads = []
+    for other in (False, True):
+        net.zero_grad()
+        x = images.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            if not other:
+                y = net(x)
+            elif way == "compiled":
+                y = compiled(x)
+            else:
+                y = checkpoint(net, x, use_reentrant=False)
+            loss = y.float().square().sum()
+        loss.backward()
+        grads.append([x.grad, *(p.grad.clone() for p in net.parameters() if p.grad is not None)])
+    assert len(grads[0]) == 3
+    for plain, other in zip(*grads, strict=True):
+        if way == "checkpointed":
+            assert torch.equal(plain, other)
+        torch.testing.assert_close(plain, other, rtol=0.02, atol=0.02 * plain.abs().max().item())
+
+
+def test_what_autocast_leaves_alone_it_leaves_alone():
+    conv = Conv2d(64, 128, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(torch.randn(64, 2, 2)).shape == (128, 2, 2)  # no batch
+        assert conv.double()(torch.randn(2, 64, 2, 2).double()).dtype == torch.float64
 
 
 def test_training_in_bfloat16_sees_the_same_gradient(monkeypatch):

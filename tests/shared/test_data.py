@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from dataclasses import replace
 
 import datasets
@@ -383,6 +384,14 @@ def test_too_few_labeled_images_to_hold_out(tmp_path):
     assert opened(class_folders(tmp_path / "one", 1)).test is None
     assert opened(class_folders(tmp_path / "two", 2), test_fraction=0.9).test is None
     assert len(opened(class_folders(tmp_path / "five", 5), test_fraction=0.01).train) == 15
+
+
+def test_classes_of_one_image_are_named_where_none_is_held_out(tmp_path, capsys):
+    folder = class_folders(tmp_path, 5)
+    (folder / "z").mkdir()
+    shutil.copy(next((folder / "a").iterdir()), folder / "z")
+    assert open_data(Data(train=str(folder)), "1pct", progress=True).test is None
+    assert "too few labeled ones to hold some out, z with one image;" in capsys.readouterr().out
 
 
 def test_test_classes_that_training_lacks(tmp_path):

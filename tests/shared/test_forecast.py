@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 import pipeline
 from shared import forecast as forecasting
 from shared.config import load_config
+from shared.errors import UserError
 from shared.forecast import Counts, forecast, known_counts, measure_size, network_size, paper_table
 from shared.networks import build_contrastive, describe
 
@@ -57,7 +59,14 @@ def test_labels_of_a_data_set_that_is_not_here(labels, number):
     assert known_counts(60_000, 10_000, 10, labels) == Counts(60_000, number, 10_000, 10)
 
 
-def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys):
+def clock(monkeypatch, *times: float) -> None:
+    """What the plan takes for the time when it begins, and before each stage."""
+    ticks = iter(times)
+    monkeypatch.setattr(forecasting, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+
+
+def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys, monkeypatch):
+    clock(monkeypatch, *[0] * 4)
     config = config_of(f"--output={tmp_path}", "--distill.self_first=true")
     stages = {name: pipeline.STAGES[name] for name in ("pretrain", "finetune", "self-distill")}
     forecast(config, Accelerator(cpu=True), stages, seconds=0.1)
@@ -66,6 +75,8 @@ def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys):
     assert [line["stage"] for line in lines] == list(stages)
     assert all(stage in printed for stage in stages)
     assert [path.name for path in (tmp_path / config.run).iterdir()] == ["plan.json"]
+    assert [line["probed_batch_size"] for line in lines] == [32, 8, 32]
+    assert "were not measured" not in printed
     first, tuned, distilled = lines
     assert first["steps"] == 1437 * 180 // 32 + 1
     assert (first["images"], tuned["images"], distilled["images"]) == (1437, 14, 1437)
@@ -75,6 +86,25 @@ def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys):
     # two views forward and backward; three passes and the teacher's one
     head = network_size("pretrain", config.model, config, Counts(1437, 14, 360, 10), "no")
     assert first["flops"] == 6 * head.flops * first["steps"] * 32
+
+
+def test_late_stages_are_not_measured_and_the_plan_says_so(tmp_path, capsys, monkeypatch):
+    clock(monkeypatch, 0, 0, 61)
+    config = config_of(f"--output={tmp_path}")
+    stages = {name: pipeline.STAGES[name] for name in ("pretrain", "supervised")}
+    forecast(config, Accelerator(cpu=True), stages, seconds=30)
+    assert "The rows without a batch were not measured" in capsys.readouterr().out
+    first, second = json.loads((tmp_path / config.run / "plan.json").read_text())
+    assert first["probed_batch_size"] > 0
+    assert second["probed_batch_size"] == 0
+    training = second["flops"] * first["seconds"] / first["flops"]
+    assert training < second["seconds"] < 3 * training  # and its evaluation
+
+
+def test_plan_on_several_processes_is_refused(tmp_path):
+    config = config_of(f"--output={tmp_path}")
+    with pytest.raises(UserError, match="measures one process"):
+        forecast(config, SimpleNamespace(num_processes=2), {})
 
 
 def test_made_up_images_stand_in_for_a_hub_out_of_reach(tmp_path, capsys, monkeypatch):

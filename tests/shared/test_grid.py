@@ -146,6 +146,13 @@ def test_vary_gives_every_seed_a_value_of_its_own(config, tmp_path):
         ({"seeds": ["x"]}, "seeds must be a number"),
         ({"metric": "top2"}, "unknown metric: top2; did you mean"),
         ({"against": "b"}, "unknown row in against: b"),
+        (
+            {
+                "rows": {"a": {"pretrain.seed": 1}},
+                "vary": {"pretrain.seed": [0, 1, 2, 3, 4]},
+            },
+            "vary sets pretrain.seed, which row 'a' or column",
+        ),
         ({"vary": {"pretrain.seed": 3}}, "must be a list of one value for each of the 5 seeds"),
     ],
 )
