@@ -154,7 +154,7 @@ class StageFolder:
         accelerator: decides which process writes.
 
     Raises:
-        UserError: where the folder was made with other settings, naming the first that differs and
+        UserError: where the folder was made with other settings, naming those that differ, one with
             both values.
     """
 
@@ -177,16 +177,23 @@ class StageFolder:
             self._compare(read_json(path / "settings.json"))
 
     def _compare(self, made_with: dict[str, Any]) -> None:
-        for key, now in sorted(self.settings.items()):
-            before = made_with.get(key, self.defaults.get(key))
-            if key == "precision" and self.done:
-                continue  # what is finished may be read on other hardware
-            if before != now:
-                raise UserError(
-                    f"{self.path} was made with {key}={before}, now it is {now};"
-                    f"{HASHES.get(key, '')} redo it with --force {self.stage}"
-                    " or choose another --run"
-                )
+        changed = {
+            key: (made_with.get(key, self.defaults.get(key)), now)
+            for key, now in sorted(self.settings.items())
+            # what is finished may be read on other hardware
+            if not (key == "precision" and self.done)
+        }
+        changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
+        if changed:
+            first = sorted(changed, key=lambda key: key not in HASHES)  # other data, above all
+            key, more = first[0], first[1:]
+            before, now = changed[key]
+            also = f" (also changed: {', '.join(more[:5])})" if more else ""
+            raise UserError(
+                f"{self.path} was made with {key}={before}, now it is {now}{also};"
+                f"{HASHES.get(key, '')} redo it with --force {self.stage}"
+                " or choose another --run"
+            )
 
     @property
     def stage(self) -> str:

@@ -71,7 +71,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep what torch frees on CPU for the next step; only glibc has the switch.
 
     By default it gives large blocks back to the system, which clears each page again when the next
-    step asks for it: an eighth of the time of a step of ResNet-18 on small images
+    step asks for it: a tenth of the time of a step of ResNet-18 on small images
     (docs/performance.md). The process then holds on to the most memory that it ever used.
     """
     trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h

@@ -27,7 +27,16 @@ from accelerate import Accelerator
 
 from shared.artifacts import read_json, read_meta, write_atomically
 from shared.command import Stopped
-from shared.config import RECIPES, SECTIONS, Config, content, dump, load_config, override
+from shared.config import (
+    DRAWN_LABELS,
+    RECIPES,
+    SECTIONS,
+    Config,
+    content,
+    dump,
+    load_config,
+    override,
+)
 from shared.data import open_data
 from shared.errors import CannotWriteError, UserError
 from shared.labels import labels_tag
@@ -118,6 +127,13 @@ def _table(name: str, given: Any) -> Table:
     if missing := {"title", "rows", "columns"} - given.keys():
         raise ValueError(f"{', '.join(sorted(missing))} missing")
     given = {key: value for key, value in given.items() if value is not None}
+    if not isinstance(given["title"], str):
+        raise ValueError(f"title must be one line of text, got {given['title']!r}")
+    if "paper" in given:
+        paper = given["paper"]
+        cells = paper.get("cells") if isinstance(paper, dict) and "source" in paper else None
+        if not isinstance(cells, dict) or not all(isinstance(x, dict) for x in cells.values()):
+            raise ValueError("paper must have source, and cells: row -> column -> value")
     for key in ("rows", "columns"):
         if not isinstance(given[key], dict) or not given[key]:
             raise ValueError(f"{key} must be a mapping from labels to options")
@@ -132,6 +148,10 @@ def _table(name: str, given: Any) -> Table:
         _only(changes, options, f"option in {place}")
         if "method" in changes:
             _only([changes["method"]], METHODS, f"method in {place}")
+        labels = str(changes.get("labels", "1pct"))
+        if place != "vary" and not re.fullmatch(rf"{DRAWN_LABELS}|.*\.(txt|csv)", labels):
+            raise ValueError(f"labels in {place} must be <x>pct, <n>perclass or a .txt or .csv"
+                             f" file, got {labels!r}")  # fmt: skip
     for (row, of_row), (column, of_column) in product(
         given["rows"].items(), given["columns"].items()
     ):
@@ -144,6 +164,8 @@ def _table(name: str, given: Any) -> Table:
     seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
     if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
         raise ValueError(f"seeds must be a number or a list of numbers, got {given['seeds']!r}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must differ from each other, got {seeds}")
     for key, values in places["vary"].items():
         if not isinstance(values, list) or len(values) != len(seeds):
             raise ValueError(f"vary: {key} must be a list of one value for each of the"
@@ -157,6 +179,10 @@ def _table(name: str, given: Any) -> Table:
 def _only(given: Collection[str], known: Collection[str], what: str) -> None:
     for name in given:
         if name not in known:
+            if what.startswith("option") and hasattr(Config(), name.partition(".")[0]):
+                section = getattr(Config(), name.partition(".")[0])
+                if not name.partition(".")[2] or hasattr(section, name.partition(".")[2]):
+                    raise ValueError(f"{what}: {name} is for the command line, not for a table")
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise ValueError(f"unknown {what}: {name}; {hint}")
@@ -491,7 +517,7 @@ def write_table(
     """Write ``<run>/tables/<name>/`` and return the table as text.
 
     Raises:
-        UserError: where no cell is finished.
+        UserError: where no cell is finished; a table written before stays then.
     """
     lines = [read_cell(cell, config.folder, failures) for cell in cells]
     first: dict[str, list] = {}  # of equal data options: the images
@@ -503,6 +529,10 @@ def write_table(
         if images != data:
             message = f"{cell.job.path} was made of other images than the first cell"
             line |= {"status": "failed", "result": {}, "message": message}
+    if not any(line["status"] == "done" for line in lines):
+        messages = sorted({line["message"] for line in lines if line["message"]})
+        reason = f": {messages[0]}" if messages else ""
+        raise UserError(f"table {table.name}: no finished cell in {config.folder}{reason}")
     folder = config.folder / "tables" / table.name
     write_atomically(folder / "cells.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write_atomically(folder / "config.yaml", dump(config))
@@ -514,10 +544,6 @@ def write_table(
     texts = render(summary, lines)
     for suffix in ("md", "csv", "tex"):
         write_atomically(folder / f"table.{suffix}", texts[suffix])
-    if not any(line["status"] == "done" for line in lines):
-        messages = sorted({line["message"] for line in lines if line["message"]})
-        reason = f": {messages[0]}" if messages else ""
-        raise UserError(f"table {table.name}: no finished cell in {config.folder}{reason}")
     return f"{texts['txt']}\n\nalso as Markdown, CSV and LaTeX in {folder}"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from shared.augment import center_crop
 from shared.batches import normalize
@@ -52,8 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: python -m shared.predict runs/NAME/distill-... IMAGE ...", file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    lines.writerow(["file", "label", "probability"])
     try:
+        for file in map(Path, arguments[1:]):  # before any line is printed
+            try:
+                with Image.open(file) as image:
+                    image.verify()
+            except Exception as error:  # verify raises whatever its format does
+                raise UserError(f"cannot read {file}: {error}; nothing was predicted") from error
+        lines.writerow(["file", "label", "probability"])
         for file, label, probability in predict(Path(arguments[0]), map(Path, arguments[1:])):
             lines.writerow([file, label, f"{probability:.4f}"])
     except UserError as error:

@@ -133,6 +133,7 @@ def test_nothing_finished(tmp_path, capsys):
     nothing = {**TABLE, "rows": {"deep": TABLE["rows"]["deep"]}, "worth": None}
     assert call(tmp_path, nothing) == 2
     assert "no finished cell" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("cells.jsonl"))
     assert call(tmp_path, {"title": "x"}) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -154,3 +155,11 @@ def test_a_stop_leaves_the_table_so_far(tmp_path, monkeypatch, capsys):
     assert status["supervised", 0] == "done"
     assert status["tuned", 0] == status["supervised", 1] == "missing"
     assert "stopped as asked" in capsys.readouterr().err
+
+
+def test_another_recipe_leaves_a_finished_table_alone(filled, capsys):
+    assert call(filled, TABLE) == 0
+    before = cells(filled)
+    assert call(filled, TABLE, "--data.split_seed=7") == 2
+    assert "no finished cell" in capsys.readouterr().err
+    assert cells(filled) == before

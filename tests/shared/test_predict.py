@@ -44,6 +44,8 @@ def test_as_in_the_evaluation(tmp_path, capsys):
     assert len(lines) == 1 + len(files)
 
     (root / "broken.jpg").write_bytes(b"no image")
-    assert main([str(folder.path), str(root / "broken.jpg")]) == 2
-    assert "cannot read" in capsys.readouterr().err
+    assert main([str(folder.path), str(files[0]), str(root / "broken.jpg")]) == 2
+    out, err = capsys.readouterr()
+    assert "cannot read" in err
+    assert out == ""  # no half table
     assert main([str(tmp_path), "x.jpg"]) == 2
