@@ -253,10 +253,9 @@ class Batches:
     def crop_photo(self, image: Tensor, box: Tensor) -> Tensor:
         """One view's part of an image, (1, 3, S, S), float or uint8."""
         assert self.policy is not None
-        size = self.data.image_size
         if self.policy.antialias:
-            return augment.crop_resize_photo(image, box, size)
-        return augment.crop_resize(image, box, size)
+            return augment.crop_resize_photo(image, box, self.data.image_size)
+        return augment.crop_resize(image, box, self.data.image_size)
 
     def look(self, crops: Tensor, step: int, view: int, rows: slice) -> Tensor:
         """Flip, colour and blur the crops of these rows of the global batch."""

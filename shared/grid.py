@@ -179,10 +179,9 @@ def _table(name: str, given: Any) -> Table:
 def _only(given: Collection[str], known: Collection[str], what: str) -> None:
     for name in given:
         if name not in known:
-            if what.startswith("option") and hasattr(Config(), name.partition(".")[0]):
-                section = getattr(Config(), name.partition(".")[0])
-                if not name.partition(".")[2] or hasattr(section, name.partition(".")[2]):
-                    raise ValueError(f"{what}: {name} is for the command line, not for a table")
+            section, _, option = str(name).partition(".")
+            if what.startswith("option") and hasattr(getattr(Config(), section, None), option):
+                raise ValueError(f"{what}: {name} is for the command line, not for a table")
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise ValueError(f"unknown {what}: {name}; {hint}")

@@ -60,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     image.verify()
             except Exception as error:  # verify raises whatever its format does
                 raise UserError(f"cannot read {file}: {error}; nothing was predicted") from error
-        lines.writerow(["file", "label", "probability"])
-        for file, label, probability in predict(Path(arguments[0]), map(Path, arguments[1:])):
+        found = predict(Path(arguments[0]), map(Path, arguments[1:]))
+        for number, (file, label, probability) in enumerate(found):
+            if number == 0:
+                lines.writerow(["file", "label", "probability"])
             lines.writerow([file, label, f"{probability:.4f}"])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -138,7 +138,7 @@ def test_vary_gives_every_seed_a_value_of_its_own(config, tmp_path):
         ({"rows": {}}, "rows must be a mapping"),
         ({"rows": {"a": 3}}, "rows: a must be a mapping"),
         ({"rows": {"a": {"pretrain.temprature": 1}}}, "did you mean pretrain.temperature?"),
-        ({"rows": {"a": {"seed": 1}}}, "seed is for the command line"),
+        ({"rows": {"a": {"seed": 1}}}, "unknown option in rows: a: seed"),
         ({"rows": {"a": {"distill.teacher": "x"}}}, "distill.teacher is for the command line"),
         ({"rows": {"a": {"method": "finetun"}}}, "did you mean finetune?"),
         ({"rows": {"a": {"labels": "1pct"}}}, "row 'a' and column '1%' both set labels"),
