@@ -105,7 +105,8 @@ def run(config: Config, accelerator: Accelerator) -> Path:
             (path / "meta.json").unlink()
         write_atomically(path / "config.yaml", dump(config))
     before = inputs.hashes()
-    numbers = {"seconds": {}, "made_from": {}, **numbers, "about": inputs.about(), "failed": {}}
+    numbers = {"about": {}, "seconds": {}, "made_from": {}, **numbers}
+    numbers |= {"about": inputs.about(), "failed": {}}  # of now
     hidden = None if inputs.main else True
     for part in (bar := tqdm(todo, "assess", unit="part", disable=hidden)):
         bar.set_postfix_str(part)

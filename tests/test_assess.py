@@ -239,6 +239,16 @@ def test_only_what_changed_is_done_again(copy, photos, quick):
     assert [part for part in ASSESSMENTS if part in read(copy)] == DONE  # the others are kept
 
 
+def test_which_classifiers_there_are_is_told_anew(copy, photos, quick):
+    assert call(copy, photos) == 0
+    file = folder(copy) / "assess.json"
+    numbers = json.loads(file.read_text())
+    known = numbers["about"].pop("classifiers")
+    file.write_text(json.dumps(numbers))
+    assert call(copy, photos, "--force=assess", "--assess.parts=neighbours") == 0
+    assert json.loads(file.read_text())["about"]["classifiers"] == known
+
+
 def test_a_failing_part_costs_itself_alone(copy, photos, quick, monkeypatch, capfd):
     def fails(inputs):
         raise UserError("no such place")
