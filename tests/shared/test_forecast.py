@@ -92,7 +92,7 @@ def test_late_stages_are_not_measured_and_the_plan_says_so(tmp_path, capsys, mon
     clock(monkeypatch, 0, 0, 61)
     config = config_of(f"--output={tmp_path}")
     stages = {name: pipeline.STAGES[name] for name in ("pretrain", "supervised")}
-    forecast(config, Accelerator(cpu=True), stages, seconds=30)
+    forecast(config, Accelerator(cpu=True), stages, seconds=3)
     assert "The rows without a batch were not measured" in capsys.readouterr().out
     first, second = json.loads((tmp_path / config.run / "plan.json").read_text())
     assert first["probed_batch_size"] > 0
