@@ -171,7 +171,7 @@ class Batches:
 
             return (Parts(partial(make, step), number) for step in range(start, stop))
 
-        decoded = _from_workers(iter(self._loader(start, stop, parts)))
+        decoded = self.crops(start, stop, parts)
 
         def load(step: int) -> Parts:
             loaded: list[tuple[Tensor, list[Tensor]]] = []
@@ -186,9 +186,11 @@ class Batches:
 
         return _ahead(load, start, stop, depth=1)
 
-    def crops(self, start: int, stop: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """What workers make of each batch: (b,) positions, and (b, 3, S, S) uint8 per view."""
-        return _from_workers(iter(self._loader(start, stop, [self.rows])))
+    def crops(
+        self, start: int, stop: int, parts: list[slice] | None = None
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """What workers make of each batch, or part: (b,) positions, (b, 3, S, S) uint8 per view."""
+        return _from_workers(iter(self._loader(start, stop, parts or [self.rows])))
 
     def chosen(self, step: int, rows: slice | None = None) -> np.ndarray:
         """(b,) positions of this process's images in the batch of ``step``, or of those rows."""

@@ -25,6 +25,7 @@ RECIPES = Path(__file__).parents[1] / "configs"
 STAGES = ("pretrain", "supervised", "supervised-student", "linear", "finetune", "self-distill",
           "distill", "assess")  # fmt: skip
 DRAWN_LABELS = r"\d+(?:\.\d+)?pct|\d+perclass"  # the values of labels that are no file
+LABELS = rf"{DRAWN_LABELS}|.+\.(csv|txt)"
 
 
 def _no_content(default: Any) -> Any:
@@ -439,7 +440,7 @@ class Config:
         _require(re.fullmatch(r"[^\W_][\w.-]*", self.run) is not None, "run", self.run,
                  "letters, digits, '.', '_' or '-', with a letter or digit first")  # fmt: skip
         _require(
-            re.fullmatch(rf"{DRAWN_LABELS}|.+\.(csv|txt)", self.labels) is not None, "labels",
+            re.fullmatch(LABELS, self.labels) is not None, "labels",
             self.labels, "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv file",
         )  # fmt: skip
         _require_seed("seed", self.seed)

@@ -1,5 +1,12 @@
 """The one exception that is a message to the user rather than a defect of ours."""
 
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
 
 class UserError(ValueError):
     """Bad input or a full disk: one line that says what, which value, what is allowed, what to do.
@@ -11,3 +18,23 @@ class UserError(ValueError):
 
 class CannotWriteError(UserError):
     """The disk is full or not writable: whatever else a grid of runs would do meets it too."""
+
+
+def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
+    """Decorate a ``main`` that uses no Accelerator: a UserError is one line and exit code 2."""
+
+    @wraps(main)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return guarded
+
+
+def usage(text: str, arguments: Sequence[str]) -> int:
+    """Say how a command is called; the exit code: 0 if that was asked for, else 2."""
+    print(f"usage: {text}", file=sys.stderr)
+    return 0 if arguments[:1] in (["-h"], ["--help"]) else 2

@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from shared.artifacts import read_json, read_meta, write_atomically
 from shared.command import Stopped
 from shared.config import (
-    DRAWN_LABELS,
+    LABELS,
     RECIPES,
     SECTIONS,
     Config,
@@ -149,7 +149,7 @@ def _table(name: str, given: Any) -> Table:
         if "method" in changes:
             _only([changes["method"]], METHODS, f"method in {place}")
         labels = str(changes.get("labels", "1pct"))
-        if place != "vary" and not re.fullmatch(rf"{DRAWN_LABELS}|.*\.(txt|csv)", labels):
+        if place != "vary" and not re.fullmatch(LABELS, labels):
             raise ValueError(f"labels in {place} must be <x>pct, <n>perclass or a .txt or .csv"
                              f" file, got {labels!r}")  # fmt: skip
     for (row, of_row), (column, of_column) in product(

@@ -33,7 +33,7 @@ from torch import nn
 
 from shared.artifacts import provenance, save_tensors, sha256, write_atomically
 from shared.config import Data, Model
-from shared.errors import UserError
+from shared.errors import UserError, exit_code_2
 from shared.models import SMALL_IMAGE, Classifier, ContrastiveModel, ProjectionHead
 from shared.networks import build_encoder, describe
 from shared.resnet import BLOCKS, SMALL_DEPTHS, SimCLRResNet, reference_names
@@ -578,24 +578,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Import one checkpoint: 0, or 2 after one line that says what is wrong."""
-    try:
-        given = _parser().parse_args(argv)
-        classes = None
-        if given.classes:
-            try:
-                classes = given.classes.read_text().split("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"cannot read --classes {given.classes}: {error}") from error
-            classes = [name.strip() for name in classes if name.strip()]
-        lines = import_checkpoint(
-            given.checkpoint, given.out, given.kind, given.selector, given.image_size, classes,
-            given.ema, given.drop,
-        )  # fmt: skip
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given = _parser().parse_args(argv)
+    classes = None
+    if given.classes:
+        try:
+            classes = given.classes.read_text().split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read --classes {given.classes}: {error}") from error
+        classes = [name.strip() for name in classes if name.strip()]
+    lines = import_checkpoint(
+        given.checkpoint, given.out, given.kind, given.selector, given.image_size, classes,
+        given.ema, given.drop,
+    )  # fmt: skip
     print("\n".join(lines))
     return 0
 

@@ -33,7 +33,7 @@ from shared.batches import Batches
 from shared.config import Config, load_config
 from shared.data import UNLABELED, Splits, open_data
 from shared.document import document, figure, html_table, missing, or_missing, pictures_of
-from shared.errors import UserError
+from shared.errors import UserError, exit_code_2, usage
 from shared.report import TITLES, collect
 
 COMPARED = ("supervised", "linear", "finetune", "distill")  # the lines of the label efficiency
@@ -842,17 +842,13 @@ def write_page(folder: Path, pictures_to: Path | None = None) -> Path:
     return path
 
 
+@exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page of a run."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if len(arguments) not in (1, 2) or arguments[0].startswith("-"):
-        print("usage: python -m shared.page runs/NAME [FOLDER FOR THE PICTURES]", file=sys.stderr)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    try:
-        print(write_page(*map(Path, arguments)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return usage("python -m shared.page runs/NAME [FOLDER FOR THE PICTURES]", arguments)
+    print(write_page(*map(Path, arguments)))
     return 0
 
 

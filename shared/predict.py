@@ -15,7 +15,7 @@ from shared.augment import center_crop
 from shared.batches import normalize
 from shared.config import Data
 from shared.data import decode_image
-from shared.errors import UserError
+from shared.errors import UserError, exit_code_2, usage
 from shared.networks import load_classifier
 
 
@@ -46,28 +46,24 @@ def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, fl
         yield file, meta["classes"][int(index)], float(probability)
 
 
+@exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Print ``file,label,probability`` for each image."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if len(arguments) < 2 or arguments[0] in ("-h", "--help"):
-        print("usage: python -m shared.predict runs/NAME/distill-... IMAGE ...", file=sys.stderr)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+        return usage("python -m shared.predict runs/NAME/distill-... IMAGE ...", arguments)
+    folder, *files = map(Path, arguments)
+    for file in files:  # before any line is printed
+        try:
+            with Image.open(file) as image:
+                image.verify()
+        except Exception as error:  # verify raises whatever its format does
+            raise UserError(f"cannot read {file}: {error}; nothing was predicted") from error
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    try:
-        for file in map(Path, arguments[1:]):  # before any line is printed
-            try:
-                with Image.open(file) as image:
-                    image.verify()
-            except Exception as error:  # verify raises whatever its format does
-                raise UserError(f"cannot read {file}: {error}; nothing was predicted") from error
-        found = predict(Path(arguments[0]), map(Path, arguments[1:]))
-        for number, (file, label, probability) in enumerate(found):
-            if number == 0:
-                lines.writerow(["file", "label", "probability"])
-            lines.writerow([file, label, f"{probability:.4f}"])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for number, (file, label, probability) in enumerate(predict(folder, files)):
+        if number == 0:
+            lines.writerow(["file", "label", "probability"])
+        lines.writerow([file, label, f"{probability:.4f}"])
     return 0
 
 

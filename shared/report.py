@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.artifacts import is_outdated, read_meta, write_atomically
-from shared.errors import UserError
+from shared.errors import UserError, exit_code_2, usage
 
 # The order of the rows, and what they are called.
 TITLES = {
@@ -91,25 +91,21 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+@exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table of a run."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[2] if len(arguments) == 3 and arguments[1] == "--table" else None
     if (len(arguments) != 1 and not name) or arguments[0] in ("-h", "--help"):
-        print("usage: python -m shared.report runs/NAME [--table TABLE]", file=sys.stderr)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    try:
-        if name:
-            from shared import grid  # which takes its text layout from here
+        return usage("python -m shared.report runs/NAME [--table TABLE]", arguments)
+    if name:
+        from shared import grid  # which takes its text layout from here
 
-            print(grid.report(Path(arguments[0]), name))
-            return 0
-        rows = collect(Path(arguments[0]))
-        if not rows:
-            raise UserError(f"no finished classifier in {arguments[0]}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(grid.report(Path(arguments[0]), name))
+        return 0
+    rows = collect(Path(arguments[0]))
+    if not rows:
+        raise UserError(f"no finished classifier in {arguments[0]}")
     print(table(rows))
     return 0
 

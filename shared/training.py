@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -262,6 +262,12 @@ class Keeper:
     def seconds(self) -> float:
         """Wall time of the stage so far, interruptions left out."""
         return self.spent + time.perf_counter() - self.began
+
+    def say_done(self, result: Mapping[str, Any] | None = None) -> None:
+        """Print how long the stage took and, where it was evaluated, its top-1."""
+        top1 = f", top-1 {100 * result['top1']:.1f} %" if result and "top1" in result else ""
+        stage, path = self.folder.stage, self.folder.path
+        self.accelerator.print(f"{stage}: done in {self.seconds:.0f} s{top1}, {path}")
 
     def after(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Checkpoint after ``step`` updates if it is time; after the last the artifact is saved.

@@ -173,8 +173,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     meta = {"kind": "classifier", "stage": stage, **description, "seed": config.seed,
             "labels": taught_with, "result": result, "seconds": keeper.seconds}  # fmt: skip
     folder.finish(student, meta, parent=source)
-    top1 = f", top-1 {100 * result['top1']:.1f} %" if "top1" in result else ""
-    accelerator.print(f"{stage}: done in {keeper.seconds:.0f} s{top1}, {folder.path}")
+    keeper.say_done(result)
     return folder.path
 
 

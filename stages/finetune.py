@@ -177,8 +177,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
             "labels": {"given": config.labels, "hash": labels.hash, "number": len(labels.ids)},
             "result": result, "seconds": keeper.seconds}  # fmt: skip
     folder.finish(model, meta, parent=source if pretrained else None)
-    top1 = f", top-1 {100 * result['top1']:.1f} %" if "top1" in result else ""
-    accelerator.print(f"{method}: done in {keeper.seconds:.0f} s{top1}, {folder.path}")
+    keeper.say_done(result)
     return folder.path
 
 

@@ -134,7 +134,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     meta = {"kind": "encoder", "stage": "pretrain", **description, "seed": cfg.seed,
             "images": len(images), "seconds": keeper.seconds}  # fmt: skip
     folder.finish(accelerator.unwrap_model(net), meta)
-    accelerator.print(f"pretrain: done in {keeper.seconds:.0f} s, {folder.path}")
+    keeper.say_done()
     return folder.path
 
 
