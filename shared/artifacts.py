@@ -20,7 +20,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -117,17 +117,37 @@ def sha256(path: Path) -> str:
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Hardware and versions that computed a result; the git commit of this code where known."""
+    """Hardware and versions that computed a result; the git commit of this code where known.
+
+    What cannot be told here is None: a result is never lost because of its label.
+    """
     packages = ("torch", "torchvision", "timm", "accelerate", "datasets", "scikit-learn")
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
     return {
-        "versions": {name: version(name) for name in packages},
-        "git": git.stdout.strip() or None,
+        "versions": {name: _version(name) for name in packages},
+        "git": _git_commit(),
         "hardware": hardware(),
     }
+
+
+def _version(package: str) -> str | None:
+    """The version of an installed package; None where its metadata were stripped."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this code; None without git, without a repository, or where git hangs."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    here = Path(__file__).parent
+    try:
+        git = subprocess.run(
+            command, cwd=here, capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return git.stdout.strip() or None
 
 
 def hardware() -> str:
@@ -241,10 +261,11 @@ class StageFolder:
             return 0, 0.0
         tensors, notes = load_tensors(states[-1])
         model.load_state_dict(_under(tensors, "model."))
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in _under(tensors, "optimizer.").items():
             index, slot = name.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
+            slots.setdefault(int(index), {})[slot] = _with_strides_of(weights[int(index)], value)
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": slots, "param_groups": groups})
         return int(notes["step"]), float(notes["seconds"])
@@ -278,6 +299,17 @@ class StageFolder:
             write_atomically(self.path / "meta.json", json.dumps(complete, indent=1))
             shutil.rmtree(self.path / "state", ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+
+def _with_strides_of(weight: Tensor, value: Tensor) -> Tensor:
+    """The value in the memory layout of its weight, as the optimizer made it at first.
+
+    A file holds contiguous tensors. The fused and foreach updates go through weight and moment side
+    by side in memory: with different strides they refuse, or pair the wrong elements.
+    """
+    if value.shape != weight.shape:
+        return value  # AdamW's step is one number
+    return torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

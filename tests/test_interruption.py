@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 import pipeline
 from shared.command import StopRequest
 from shared.training import Keeper
+from stages import pretrain
 from tests.test_pipeline import TINY
 
 SMALL = [
@@ -110,6 +112,57 @@ def test_a_stopped_force_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
     redone = {name for name, digest in weights(tmp_path).items() if digest != first[name]}
     assert redone == {"finetune-1pct-seed0", "distill-1pct-seed0"}
+
+
+LAYOUTS = {
+    "float32": ["--precision=no"],
+    "float32-channels_last": ["--precision=no", "--channels_last=yes"],
+    "bf16": ["--precision=bf16", "--channels_last=no"],
+    "bf16-channels_last": ["--precision=bf16"],
+    "default": ["--precision=auto"],
+}
+UPDATES = {
+    "adamw": ["--pretrain.optimizer=adamw"],
+    "lars": ["--pretrain.optimizer=lars"],
+    "sgd": ["--pretrain.optimizer=sgd"],
+    "memory": ["--pretrain.memory=64"],
+    "micro_batch": ["--pretrain.micro_batch=16"],
+    "memory-micro_batch": ["--pretrain.memory=64", "--pretrain.micro_batch=16"],
+}
+
+
+@pytest.fixture
+def any_precision():
+    """accelerate allows one precision per process; forget the one before, and this one after."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resuming_keeps_every_bit_in_every_layout(
+    update, layout, tmp_path, monkeypatch, any_precision
+):
+    """A file holds contiguous tensors; weights and moments may be channels_last in memory."""
+    tiny = [option for option in TINY if not option.startswith("--precision")]
+    arguments = [*tiny, "--pretrain.optimizer=adamw", *UPDATES[update], *LAYOUTS[layout]]
+    assert pretrain.main([*arguments, f"--output={tmp_path / 'whole'}"]) == 0
+
+    monkeypatch.setattr(StopRequest, "received", None)  # and again at the end
+    after = Keeper.after
+
+    def stop(self, step, model, optimizer):
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        after(self, step, model, optimizer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "after", stop)
+        stopped = pretrain.main([*arguments, f"--output={tmp_path / 'stopped'}"])
+        assert stopped == 128 + signal.SIGTERM
+    assert pretrain.main([*arguments, f"--output={tmp_path / 'stopped'}"]) == 0
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
 def test_sigterm_saves_says_so_and_the_next_call_goes_on(uninterrupted, tmp_path):

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -201,6 +203,73 @@ def test_resuming_is_exact(tmp_path, name):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[slot], after[slot]) for slot in before)
     assert len(optimizer.state) == 6
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars", "sgd"])
+def test_loaded_moments_lie_in_memory_as_their_weights_do(tmp_path, name):
+    """The fused and foreach updates go through both side by side."""
+
+    def channels_last() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)).to(
+            memory_format=torch.channels_last
+        )
+
+    def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        model(torch.ones(2, 3, 5, 5)).square().mean().backward()
+        set_learning_rate(optimizer, 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model, stage = channels_last(), folder(tmp_path)
+    optimizer = build_optimizer(name, model, 0.01)
+    update(model, optimizer)
+    stage.save_state(1, 0.0, model, optimizer)
+    other = channels_last()
+    resumed = build_optimizer(name, other, 0.01)
+    stage.load_state(other, resumed)
+    for weight, moments in resumed.state.items():
+        strides = {value.stride() for value in moments.values() if value.shape == weight.shape}
+        assert strides == {weight.stride()}
+    for both in ((model, optimizer), (other, resumed)):
+        update(*both)
+    for key, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
+
+
+# ------------------------------------------------------------------------------------- provenance
+@pytest.mark.parametrize("git", ["missing", "hangs", "forbidden", "no repository"])
+def test_a_stage_finishes_whatever_git_does(tmp_path, monkeypatch, git):
+    """A slim container has no git: all of pretraining must not be lost for a line of meta.json."""
+
+    def run(command, **options):
+        if git == "missing":
+            raise FileNotFoundError(2, "No such file or directory", "git")
+        if git == "forbidden":
+            raise PermissionError(13, "Permission denied", "git")
+        if git == "hangs":
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        return subprocess.CompletedProcess(command, 128, "", "fatal: not a git repository")
+
+    monkeypatch.setattr(artifacts.subprocess, "run", run)
+    artifacts.provenance.cache_clear()
+    stage = folder(tmp_path)
+    stage.start("")
+    stage.finish(network(), META)
+    artifacts.provenance.cache_clear()
+    assert read_meta(stage.path)["git"] is None
+
+
+def test_versions_that_are_not_known_are_none(monkeypatch):
+    """Metadata of packages are left out of some images too."""
+
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(artifacts, "version", version)
+    artifacts.provenance.cache_clear()
+    assert set(artifacts.provenance()["versions"].values()) == {None}
+    artifacts.provenance.cache_clear()
 
 
 def test_newer_checkpoint_replaces_the_older(tmp_path):
