@@ -13,15 +13,16 @@ from functools import partial
 
 from accelerate import Accelerator
 
-from shared.command import run_command
-from shared.config import Config
-from shared.data import open_data
-from shared.forecast import forecast
-from shared.grid import fill
-from shared.labels import draw_labels, labels_tag
-from shared.report import collect, table, write_results
-from shared.training import plan
-from stages import assess, distill, finetune, pretrain
+from shared.config.command import run_command
+from shared.config.schema import Config
+from shared.data.images import open_data
+from shared.data.labels import draw_labels, labels_tag
+from shared.runs.forecast import forecast
+from shared.runs.grid import fill
+from shared.runs.results import collect, table, write_results
+from shared.training.stage import plan
+from stages import distill, finetune, pretrain
+from stages.assess import assess
 
 STAGES = {
     "pretrain": pretrain.run,
@@ -70,7 +71,7 @@ def run(config: Config, accelerator: Accelerator, flags: Collection[str] = ()) -
             print(f"\non {len(splits.test):,} test images; NLL: mean negative log likelihood, ECE:"
                   " expected calibration error")  # fmt: skip
         print(f"\n{table(now)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
-        print(f"as a page with pictures: python -m shared.page {config.folder}")
+        print(f"as a page with pictures: python -m stages.page {config.folder}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

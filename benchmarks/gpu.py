@@ -31,12 +31,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.compare import DOCUMENT, circumstances, number_, replace_between
 from benchmarks.ours import accelerator, flags, read
 from benchmarks.photos import make_photos, make_small
-from shared import augment, losses
-from shared.config import Config
-from shared.networks import build_contrastive, describe
-from shared.optim import build_optimizer, set_learning_rate
-from shared.randomness import generator
-from shared.training import to_device
+from shared.config.schema import Config
+from shared.data import augment
+from shared.networks.build import build_contrastive, network_meta
+from shared.runtime.randomness import generator
+from shared.training import losses
+from shared.training.optim import build_optimizer, set_learning_rate
+from shared.training.stage import to_device
 from stages import distill, finetune, pretrain
 
 # Dense bf16 FLOP/s of NVIDIA's data sheets, by a part of the card's name; the first that fits.
@@ -128,7 +129,7 @@ def recipe(name: str, work: Path, sizes: Sizes, images: str) -> list[str]:
 
 def flops_per_image(config: Config) -> float:
     """FLOPs of forward and backward of both views of an image, counted on a batch of two."""
-    model = build_contrastive(describe(config.model, config.data)).to(DEVICE)
+    model = build_contrastive(network_meta(config.model, config.data)).to(DEVICE)
     size = config.data.image_size
     with FlopCounterMode(display=False) as counter:
         model(torch.rand(4, 3, size, size, device=DEVICE)).sum().backward()
@@ -159,7 +160,7 @@ def parts(name: str, work: Path, sizes: Sizes) -> dict[str, Any]:
     config, here = read(recipe(name, work, sizes, "small")), accelerator()
     cfg, policy, size = config.pretrain, config.augment, config.data.image_size
     B = cfg.batch_size
-    model = build_contrastive(describe(config.model, config.data))
+    model = build_contrastive(network_meta(config.model, config.data))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
     to_device(model, config, here)
     net, optimizer = here.prepare(model, optimizer)
@@ -250,7 +251,7 @@ def memory(work: Path, sizes: Sizes) -> list[dict[str, Any]]:
     """Peak memory and speed of ResNet-50's update, loading left out, until it does not fit."""
     config, here = read(recipe("224", work, sizes, "small")), accelerator()
     cfg, size, found = config.pretrain, config.data.image_size, []
-    model = build_contrastive(describe(config.model, config.data))
+    model = build_contrastive(network_meta(config.model, config.data))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
     to_device(model, config, here)
     net, optimizer = here.prepare(model, optimizer)

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from benchmarks.compare import ROOT, circumstances, replace_between
 from benchmarks.ours import accelerator, read
-from shared.losses import nt_xent
-from shared.networks import build_contrastive, describe
-from shared.training import to_device
+from shared.networks.build import build_contrastive, network_meta
+from shared.training.losses import nt_xent
+from shared.training.stage import to_device
 from stages import pretrain
 
 RESULTS = ROOT / "benchmarks" / "results" / "large.json"
@@ -87,7 +87,7 @@ def network_row(encoder: str, images: int, checkpointed: bool) -> dict[str, floa
     config = read(["--config", str(ROOT / "configs" / "imagenet.yaml"), "--threads=1",
                    f"--checkpoint_activations={str(checkpointed).lower()}"])  # fmt: skip
     here = accelerator()
-    meta = describe(config.model, config.data) | {"encoder": encoder}
+    meta = network_meta(config.model, config.data) | {"encoder": encoder}
     net = here.prepare(to_device(build_contrastive(meta), config, here))
     seconds = 0.0
     for size in (32, config.data.image_size):

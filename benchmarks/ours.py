@@ -16,18 +16,19 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.laps import Laps, PeakMemory
-from shared import augment, convolution
-from shared.batches import Batches, normalize
-from shared.command import hardware_precision, keep_freed_memory
-from shared.config import RECIPES, Config, load_config
-from shared.convolution import Conv2d
-from shared.data import open_data
-from shared.losses import nt_xent
-from shared.networks import build_classifier, build_contrastive, describe
-from shared.optim import build_optimizer, set_learning_rate
-from shared.randomness import generator
-from shared.runlog import RunLog
-from shared.training import to_device, to_inference
+from shared.config.command import hardware_precision, keep_freed_memory
+from shared.config.schema import RECIPES, Config, load_config
+from shared.data import augment
+from shared.data.batches import Batches, normalize
+from shared.data.images import open_data
+from shared.networks import cpu as convolution
+from shared.networks.build import build_classifier, build_contrastive, network_meta
+from shared.networks.cpu import Conv2d
+from shared.runtime.randomness import generator
+from shared.training.losses import nt_xent
+from shared.training.optim import build_optimizer, set_learning_rate
+from shared.training.runlog import RunLog
+from shared.training.stage import to_device, to_inference
 from stages import pretrain
 
 Lap = Callable[..., None]
@@ -119,7 +120,7 @@ def bare(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
     config = read(argv)
     here = accelerator(None if config.precision == "auto" else config.precision)
     cfg, size = config.pretrain, config.data.image_size
-    model = build_contrastive(describe(config.model, config.data))
+    model = build_contrastive(network_meta(config.model, config.data))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
     to_device(model, config, here)
     net, optimizer = here.prepare(model, optimizer)
@@ -209,7 +210,7 @@ def loss(lap: Lap, embeddings: int, times: int) -> None:
 def teacher(lap: Lap, argv: list[str], batch_size: int, precision: str | None = None) -> None:
     """Predictions of the frozen teacher as stages/distill.py makes them, or in float32."""
     config, here = read(argv), accelerator(precision)
-    meta = describe(config.model, config.data) | {"classes": range(1000), "from_layer": 1}
+    meta = network_meta(config.model, config.data) | {"classes": range(1000), "from_layer": 1}
     model = build_classifier(meta)
     if precision == "no":
         model = to_device(model, config, here).eval().requires_grad_(False)

@@ -16,28 +16,28 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from shared.artifacts import read_meta
-from shared.batches import Batches
-from shared.command import run_command
-from shared.config import Config, content, dump
-from shared.data import UNLABELED, open_data
-from shared.distributed import mean_over_processes
-from shared.errors import UserError
-from shared.evaluate import evaluate
-from shared.labels import draw_labels, labels_tag
-from shared.losses import distillation_loss
-from shared.networks import build_classifier, load_classifier, require_same_input
-from shared.optim import build_optimizer, set_learning_rate
-from shared.randomness import seed_torch
-from shared.runlog import RunLog
-from shared.training import (
+from shared.config.command import run_command
+from shared.config.schema import Config, dump, hashed_settings
+from shared.data.batches import Batches
+from shared.data.images import UNLABELED, open_data
+from shared.data.labels import draw_labels, labels_tag
+from shared.networks.build import build_classifier, load_classifier, require_same_input
+from shared.runtime.artifacts import read_meta
+from shared.runtime.distributed import mean_over_processes
+from shared.runtime.errors import UserError
+from shared.runtime.randomness import seed_torch
+from shared.training.evaluate import evaluate
+from shared.training.losses import distillation_loss
+from shared.training.optim import build_optimizer, set_learning_rate
+from shared.training.runlog import RunLog
+from shared.training.stage import (
     Keeper,
+    augmentation_for,
     open_stage,
     plan,
-    policy,
     read_later,
     require_finite,
-    test_fingerprint,
+    settings_of_test_images,
     to_device,
     to_inference,
 )
@@ -85,8 +85,8 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
         )
     folder = open_stage(
         config, accelerator, stage, f"{stage}-{tag}-seed{config.seed}",
-        {**content(cfg, "distill"), "parent": teacher_meta["weights_sha256"],
-         "images": images.fingerprint, **test_fingerprint(splits),
+        {**hashed_settings(cfg, "distill"), "parent": teacher_meta["weights_sha256"],
+         "images": images.fingerprint, **settings_of_test_images(splits),
          "labels": taught_with["hash"], "seed": config.seed},
     )  # fmt: skip
     if folder.done:
@@ -108,7 +108,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     folder.start(dump(config))
     start, spent = folder.load_state(student, optimizer)
 
-    views = policy(config.augment, cfg.augmentation)
+    views = augmentation_for(config.augment, cfg.augmentation)
     labels = None
     if cfg.labeled_weight or cfg.images == "labeled":
         labels = draw_labels(splits, config.labels, config.seed)

@@ -23,34 +23,34 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from shared.artifacts import read_meta
-from shared.batches import Batches, plain_batches
-from shared.command import run_command
-from shared.config import Config, content, dump
-from shared.data import UNLABELED, ImageSet, open_data
-from shared.distributed import mean_over_processes
-from shared.errors import UserError
-from shared.evaluate import evaluate, state_hash
-from shared.labels import Labels, draw_labels, labels_tag, write_labels
-from shared.models import Classifier, freeze
-from shared.networks import (
+from shared.config.command import run_command
+from shared.config.schema import Config, dump, hashed_settings
+from shared.data.batches import Batches, plain_batches
+from shared.data.images import UNLABELED, ImageSet, open_data
+from shared.data.labels import Labels, draw_labels, labels_tag, write_labels
+from shared.networks.build import (
     build_classifier,
-    describe,
     keep_layers,
     load_contrastive,
+    network_meta,
     require_same_input,
 )
-from shared.optim import build_optimizer, set_learning_rate
-from shared.randomness import seed_torch
-from shared.runlog import RunLog
-from shared.training import (
+from shared.networks.heads import Classifier, freeze
+from shared.runtime.artifacts import read_meta
+from shared.runtime.distributed import mean_over_processes
+from shared.runtime.errors import UserError
+from shared.runtime.randomness import seed_torch
+from shared.training.evaluate import evaluate, state_hash
+from shared.training.optim import build_optimizer, set_learning_rate
+from shared.training.runlog import RunLog
+from shared.training.stage import (
     Keeper,
+    augmentation_for,
     open_stage,
     plan,
-    policy,
     read_later,
     require_finite,
-    test_fingerprint,
+    settings_of_test_images,
     to_device,
 )
 
@@ -85,13 +85,13 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     else:
         of_student = method == "supervised-student"
         encoder = config.distill.student if of_student else config.model.encoder
-        network = describe(replace(config.model, encoder=encoder), config.data)
-        origin = content(replace(config.model, encoder=encoder), "model")
+        network = network_meta(replace(config.model, encoder=encoder), config.data)
+        origin = hashed_settings(replace(config.model, encoder=encoder), "model")
     tag = labels_tag(config.labels)
     folder = open_stage(
         config, accelerator, method, f"{method}-{tag}-seed{config.seed}",
-        {**content(cfg, cfg.section), **origin, "from_layer": from_layer,
-         "images": splits.train.fingerprint, **test_fingerprint(splits),
+        {**hashed_settings(cfg, cfg.section), **origin, "from_layer": from_layer,
+         "images": splits.train.fingerprint, **settings_of_test_images(splits),
          "labels": labels.hash, "classes": splits.train.labels_fingerprint, "seed": config.seed},
     )  # fmt: skip
     if folder.done:
@@ -129,7 +129,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     start, spent = folder.load_state(model, optimizer)
 
     batches = Batches(
-        splits.train, labels.ids, config.data, policy(config.augment, cfg.augmentation),
+        splits.train, labels.ids, config.data, augmentation_for(config.augment, cfg.augmentation),
         accelerator, seed=config.seed, stage=method, batch_size=cfg.batch_size,
     )  # fmt: skip
     log = RunLog(folder, cfg, start, schedule.steps, accelerator)

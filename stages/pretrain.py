@@ -23,26 +23,32 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from shared.batches import Batches, Parts
-from shared.batchnorm import stretch_memory
-from shared.command import run_command
-from shared.config import Config, Pretrain, content, dump
-from shared.data import open_data
-from shared.distributed import gather_with_grad, mean_over_processes, rank
-from shared.losses import contrastive_metrics, info_nce, margin_triplet, nt_logistic, nt_xent
-from shared.memory import Memory
-from shared.networks import build_contrastive, describe
-from shared.optim import build_optimizer, set_learning_rate
-from shared.randomness import seed_torch
-from shared.runlog import RunLog
-from shared.training import (
+from shared.config.command import run_command
+from shared.config.schema import Config, Pretrain, dump, hashed_settings
+from shared.data.batches import Batches, Parts
+from shared.data.images import open_data
+from shared.networks.batchnorm import stretch_memory
+from shared.networks.build import build_contrastive, network_meta
+from shared.networks.negatives_queue import Memory
+from shared.runtime.distributed import gather_with_grad, mean_over_processes, rank
+from shared.runtime.randomness import seed_torch
+from shared.training.losses import (
+    contrastive_metrics,
+    info_nce,
+    margin_triplet,
+    nt_logistic,
+    nt_xent,
+)
+from shared.training.optim import build_optimizer, set_learning_rate
+from shared.training.runlog import RunLog
+from shared.training.stage import (
     Keeper,
-    doubts,
     open_stage,
     plan,
     read_later,
     require_finite,
     to_device,
+    warnings_for,
 )
 
 
@@ -60,14 +66,14 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     images = open_data(data, config.labels, accelerator.is_local_main_process).train
     folder = open_stage(
         config, accelerator, "pretrain", "pretrain",
-        {**content(config.model, "model"), **content(cfg, "pretrain"),
+        {**hashed_settings(config.model, "model"), **hashed_settings(cfg, "pretrain"),
          "images": images.fingerprint},
     )  # fmt: skip
     if folder.done:
         return folder.path
 
     seed_torch(cfg.seed, "pretrain")
-    description = describe(config.model, data)
+    description = network_meta(config.model, data)
     model = build_contrastive(description, config.model.pretrained)
     schedule = plan(cfg, len(images))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
@@ -96,7 +102,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         f"pretrain: {len(images):,} images, {schedule.steps:,} steps of {cfg.batch_size} images"
         f"{f' in {parts} parts' if parts > 1 else ''},"
         f" learning rate {schedule.peak:.4g}, negatives per anchor: {negatives}",
-        *doubts(config, images), sep="\n",
+        *warnings_for(config, images), sep="\n",
     )  # fmt: skip
     net.train()
     for step, batch in enumerate(log.waiting(steps), start):

@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file
 
 import pipeline
-from shared import artifacts
-from shared.data import open_data, open_splits
+from shared.data.images import open_data, open_splits
+from shared.runtime import artifacts
 from stages import distill, finetune, pretrain
-from tests.photos import class_folders, make_folder
+from tests.support.photos import class_folders, make_folder
 
 STEPS = ("pretrain", "finetune", "linear", "supervised", "distill")
 TINY = [
@@ -132,7 +132,7 @@ def spoiled(tmp_path_factory):
     """One cut-off image among 30, in the part that is trained on, and one in the test part."""
     root = class_folders(tmp_path_factory.mktemp("spoiled"), 10)
     open_splits.cache_clear()
-    from shared.config import Data
+    from shared.config.schema import Data
 
     train, test = open_data(Data(train=str(root)), "")
     return spoil(root / train.names[5]), spoil(root / test.names[2]), root

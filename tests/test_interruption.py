@@ -13,8 +13,8 @@ import pytest
 from accelerate.state import AcceleratorState
 
 import pipeline
-from shared.command import StopRequest
-from shared.training import Keeper
+from shared.config.command import StopRequest
+from shared.training.stage import Keeper
 from stages import pretrain
 from tests.test_pipeline import TINY
 

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pipeline
-from shared import report
-from shared.batches import Batches
-from stages import distill, finetune, pretrain
+from shared.data.batches import Batches
+from shared.runs.results import collect
+from stages import distill, finetune, pretrain, report
 
 TINY = [
     "--model.encoder=simclr_resnet8_1x_sk0", "--model.head_width=32", "--model.head_out=16",
@@ -109,7 +109,7 @@ def test_rows_of_a_pretraining_that_was_redone_are_left_out(finished, tmp_path, 
     assert "left out" not in capsys.readouterr().err  # the same bits as before
     assert call(pretrain.main, tmp_path, "--force=pretrain", "--pretrain.seed=1") == 0
     capsys.readouterr()
-    rows = report.collect(tmp_path / "digits")
+    rows = collect(tmp_path / "digits")
     says = capsys.readouterr().err
     assert {row["stage"] for row in rows} == {"supervised", "supervised-student"}
     for name in before:
@@ -118,7 +118,7 @@ def test_rows_of_a_pretraining_that_was_redone_are_left_out(finished, tmp_path, 
     assert "redo them with --force distill,finetune,linear" in says
     assert made(tmp_path).keys() == before.keys()
     assert call(finetune.main, tmp_path, "--method=linear", "--force=linear") == 0
-    assert "linear" in {row["stage"] for row in report.collect(tmp_path / "digits")}
+    assert "linear" in {row["stage"] for row in collect(tmp_path / "digits")}
 
 
 def test_each_stage_alone_from_a_folder_given_by_path(finished, tmp_path):

@@ -25,11 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.batchnorm import BatchNorm
-from shared.evaluate import classification_metrics
-from shared.losses import contrastive_metrics, nt_xent
-from shared.models import Classifier, ContrastiveModel, ProjectionHead, create_encoder, freeze
-from shared.optim import (
+from shared.networks.batchnorm import BatchNorm
+from shared.networks.heads import (
+    Classifier,
+    ContrastiveModel,
+    ProjectionHead,
+    create_encoder,
+    freeze,
+)
+from shared.networks.resnet import reference_names
+from shared.training.evaluate import classification_metrics
+from shared.training.losses import contrastive_metrics, nt_xent
+from shared.training.optim import (
     build_optimizer,
     learning_rate_at,
     parameter_groups,
@@ -38,9 +45,8 @@ from shared.optim import (
     training_steps,
     warmup_steps,
 )
-from shared.resnet import reference_names
-from tests import golden
-from tests.shared.test_models import LEAVES, our_name, to_torch
+from tests.shared.networks.test_heads import LEAVES, our_name, to_torch
+from tests.support import golden
 
 SCENARIOS = sorted(
     {f.stem for folder in (golden.HERE, golden.BESIDE) for f in (folder / "e2e").glob("*.npz")}

@@ -10,12 +10,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 
-from shared import command
-from shared.batchnorm import synchronize
-from shared.distributed import gather_with_grad, rank
-from shared.losses import nt_xent
-from shared.models import ContrastiveModel, ProjectionHead, create_encoder
-from shared.optim import build_optimizer, set_learning_rate
+from shared.config import command
+from shared.networks.batchnorm import synchronize
+from shared.networks.heads import ContrastiveModel, ProjectionHead, create_encoder
+from shared.runtime.distributed import gather_with_grad, rank
+from shared.training.losses import nt_xent
+from shared.training.optim import build_optimizer, set_learning_rate
 
 PROCESSES, B = 2, 4
 UNITS = ["ResidualBlock", "ProjectionHead"]

@@ -4,9 +4,9 @@ import pytest
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from shared import resnet
-from shared.config import load_config
-from shared.errors import UserError
+from shared.config.schema import load_config
+from shared.networks import resnet
+from shared.runtime.errors import UserError
 from stages import distill, finetune, pretrain
 from tests.test_pipeline import TINY
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared import distributed
-from shared.batches import Batch, Parts
-from shared.batchnorm import BatchNorm, stretch_memory, synchronize
-from shared.config import Pretrain, load_config
-from shared.memory import Memory
-from shared.randomness import seed_torch
+from shared.config.schema import Pretrain, load_config
+from shared.data.batches import Batch, Parts
+from shared.networks.batchnorm import BatchNorm, stretch_memory, synchronize
+from shared.networks.negatives_queue import Memory
+from shared.runtime import distributed
+from shared.runtime.randomness import seed_torch
 from stages import pretrain
 from tests.test_pipeline import TINY
 

@@ -1,0 +1,133 @@
+"""What every command does around its stage: configuration, one Accelerator, signals, errors."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import set_seed
+
+from shared.config.schema import SECTIONS, Config, load_config
+from shared.runtime.distributed import any_process, world_size
+from shared.runtime.errors import UserError
+
+
+class Stopped(SystemExit):
+    """SIGTERM or SIGINT was obeyed: the state is saved. The code is 128 + the signal's number."""
+
+
+class StopRequest:
+    """Remembers that SIGTERM (a scheduler's preemption) or SIGINT (Ctrl-C) has arrived.
+
+    The loops ask between two steps, save, and leave. A second signal ends the process at once.
+    """
+
+    received: int | None = None
+
+    @classmethod
+    def listen(cls) -> None:
+        """Install the handlers."""
+        cls.received = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, cls._remember)
+
+    @classmethod
+    def _remember(cls, number: int, frame: FrameType | None) -> None:
+        cls.received = number
+        signal.signal(number, signal.SIG_DFL)
+
+    @classmethod
+    def agreed(cls, step: int) -> bool:
+        """Whether any process was asked to stop; several processes settle it every 10 steps."""
+        if world_size() > 1 and step % 10:
+            return False
+        return any_process(cls.received is not None)
+
+
+def hardware_precision() -> str:
+    """``bf16`` where matrix products in bf16 are fast (recent GPUs, CPUs with AMX), else ``no``."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+
+
+def refuse_sharding(accelerator: Accelerator) -> None:
+    """UserError where accelerate's own configuration asks to shard the model."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UserError(
+            f"accelerate is configured for {kind.value}, but artifacts are written from whole"
+            " models; choose a configuration without it, and --checkpoint_activations=true or"
+            " --pretrain.micro_batch where memory is short (docs/large.md)"
+        )
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what torch frees on CPU for the next step; only glibc has the switch.
+
+    By default it gives large blocks back to the system, which clears each page again when the next
+    step asks for it: a tenth of the time of a step of ResNet-18 on small images
+    (docs/performance.md). The process then holds on to the most memory that it ever used.
+    """
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h
+    with suppress(OSError, TypeError, AttributeError):  # no such library, or no such function
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30)
+        mallopt(arena_max, 1)  # the thread that makes batches would give back its own
+
+
+def run_command(
+    stages: Callable[[Config, Accelerator], object],
+    argv: Sequence[str] | None,
+    program: str,
+    description: str,
+    sections: Sequence[str] = SECTIONS,
+) -> int:
+    """Read the configuration, make the one Accelerator, run the stages, report errors.
+
+    Args:
+        stages: does the work.
+        argv: the command line without the program's name.
+        program: its name for ``--help``.
+        description: what ``--help`` says of it.
+        sections: sections of the configuration that ``--help`` spells out.
+
+    Returns:
+        The exit code: 0; 2 after bad input, with one line on standard error; 128 + the number of a
+        signal that asked the run to stop, after saving.
+    """
+    config = load_config(argv, program, description, sections)
+    main_process = int(os.environ.get("RANK", 0)) == 0
+    try:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        precision = hardware_precision() if config.precision == "auto" else config.precision
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else processes on CPU would not meet
+            mixed_precision=precision,
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=config.folder,
+        )
+        refuse_sharding(accelerator)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
+        accelerator.init_trackers(config.run)
+        StopRequest.listen()
+        set_seed(config.seed)
+        stages(config, accelerator)
+        accelerator.end_training()
+    except UserError as error:
+        who = "" if main_process else f"process {os.environ['RANK']}: "
+        print(f"error: {who}{error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        if main_process:
+            print(stopped.args[0], file=sys.stderr)
+        return 128 + (StopRequest.received or signal.SIGTERM)
+    return 0

@@ -1,0 +1,655 @@
+"""The one schema of all commands: frozen dataclasses, read from a recipe (YAML) and flags.
+
+The defaults are the paper's (ImageNet, ResNet-50); a recipe in ``configs/`` names what differs, and
+flags win over the recipe. Without ``--config`` the embedded recipe ``configs/digits.yaml`` is used.
+Only this file imports the configuration library.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NoReturn
+
+import jsonargparse
+import yaml
+
+from shared.data.augment import Augmentation
+from shared.runtime.errors import UserError
+
+RECIPES = Path(__file__).parents[2] / "configs"
+# As --force names them, in the order in which they run.
+STAGES = ("pretrain", "supervised", "supervised-student", "linear", "finetune", "self-distill",
+          "distill", "assess")  # fmt: skip
+DRAWN_LABELS = r"\d+(?:\.\d+)?pct|\d+perclass"  # the values of labels that are no file
+LABELS = rf"{DRAWN_LABELS}|.+\.(csv|txt)"
+
+
+def not_hashed(default: Any) -> Any:
+    """A field that changes how a run proceeds but not what it computes: left out of the hash."""
+    return field(default=default, metadata={"hashed": False})
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{key} must be {allowed}, got {value!r}")
+
+
+def _require_seed(key: str, value: int) -> None:
+    _require(0 <= value < 2**32, key, value, "0 to 2**32 - 1")  # what NumPy takes
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data: where the images and their labels come from.
+
+    Args:
+        train: training images: digits (embedded), a folder (root/class/*.png, or images only), a
+            .parquet file, or a Hugging Face hub name; name:config and name@split pick a part.
+        test: test images, likewise. Unset: the test or validation split of train, or else a
+            stratified part of its labeled images that no stage trains on. Where a CSV gives the
+            labels, that part, and so the pretraining, depends on it.
+        unlabeled: more images without labels, likewise; used in pretraining and distillation.
+        image_column: column of the images where it cannot be guessed.
+        label_column: column of the labels where it cannot be guessed.
+        image_size: pixels per side that the networks see.
+        mean: subtracted per channel, for images in [0, 1]; the paper subtracts nothing.
+        std: divided by per channel; with timm's pretrained weights give their mean and std.
+        test_fraction: part of train held out where there is no test split.
+        split_seed: seed of that part.
+        on_error: stop at an unreadable image, or skip it and count it.
+        loading: memory keeps all images as uint8 in memory, workers decodes while training; auto
+            takes memory up to 2 GiB of equally large images.
+        workers: processes that decode images.
+    """
+
+    # not the names but the images themselves count (ImageSet.fingerprint): a folder may be moved
+    train: str = not_hashed("digits")
+    test: str | None = not_hashed(None)
+    unlabeled: str | None = not_hashed(None)
+    image_column: str | None = None
+    label_column: str | None = None
+    image_size: int = 224
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    on_error: Literal["stop", "skip"] = "stop"
+    loading: Literal["auto", "memory", "workers"] = "auto"
+    workers: int = not_hashed(8)
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
+        _require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "in (0, 1)")
+        _require(min(self.std) > 0, "data.std", self.std, "greater than 0")
+        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        _require_seed("data.split_seed", self.split_seed)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Model: the network that is pretrained and then fine-tuned as the teacher.
+
+    Args:
+        encoder: any timm model; the paper's are simclr_resnet{18..200}_{1..4}x_sk{0,1}.
+        pretrained: start pretraining from timm's published weights.
+        head_layers: layers of the projection head; the paper takes 3.
+        head_width: width of its hidden layers; unset: that of the encoder's output.
+        head_out: width of its output, on which the contrastive loss works.
+    """
+
+    encoder: str = "simclr_resnet50_1x_sk0"
+    pretrained: bool = False
+    head_layers: int = 3
+    head_width: int | None = None
+    head_out: int = 128
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.head_layers <= 4, "model.head_layers", self.head_layers, "1 to 4")
+        _require(self.head_width is None or self.head_width >= 1, "model.head_width",
+                 self.head_width, "1 or more, or null")  # fmt: skip
+        _require(self.head_out >= 1, "model.head_out", self.head_out, "1 or more")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the loops have in common.
+
+    Args:
+        epochs: passes over the stage's images.
+        steps: number of updates; set, it replaces epochs.
+        batch_size: images per update over all processes; may exceed the number of images.
+        optimizer: lars for large batches, adamw for small networks, sgd (Nesterov).
+        learning_rate: peak rate before scaling.
+        learning_rate_scaling: sqrt is rate x sqrt(batch size), linear is rate x batch size / 256.
+        warmup_epochs: epochs of linear warmup; then half a cosine to 0.
+        weight_decay: of kernels (sgd also decays biases); never of batch norm.
+        momentum: of lars and sgd.
+        log_every_steps: steps between two lines of metrics.jsonl.
+        checkpoint_every_steps: steps between two checkpoints, from which a stopped run goes on.
+    """
+
+    section: ClassVar[str]
+
+    epochs: float = 100
+    steps: int | None = None
+    batch_size: int = 1024
+    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
+    learning_rate: float = 0.1
+    learning_rate_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
+    warmup_epochs: float = 0
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    log_every_steps: int = not_hashed(50)
+    checkpoint_every_steps: int = not_hashed(1000)
+
+    def __post_init__(self) -> None:
+        for key, at_least in (("steps", 1), ("batch_size", 1), ("log_every_steps", 1),
+                              ("checkpoint_every_steps", 1)):  # fmt: skip
+            value = getattr(self, key)
+            if value is not None:
+                _require(value >= at_least, f"{self.section}.{key}", value, f"{at_least} or more")
+        for key in ("epochs", "learning_rate"):
+            value = getattr(self, key)
+            _require(value > 0, f"{self.section}.{key}", value, "greater than 0")
+        for key in ("warmup_epochs", "weight_decay"):
+            value = getattr(self, key)
+            _require(value >= 0, f"{self.section}.{key}", value, "0 or more")
+        _require(0 <= self.momentum < 1, f"{self.section}.momentum", self.momentum, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Pretrain(Training):
+    """Stage 1, pretraining: all images, no labels (SimCLRv2, section 2; appendix B.1).
+
+    Args:
+        batch_size: images per update over all processes; each gives two views.
+        micro_batch: images per forward pass over all processes, where batch_size does not fit into
+            memory: the gradient is that of the whole batch, batch norm sees a micro-batch, a step
+            takes a third longer or more (docs/large.md). Unset: all in one pass.
+        loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet.
+        temperature: of nt_xent and nt_logistic; the paper takes 0.1 on ImageNet.
+        margin: of margin_triplet.
+        semi_hard: nt_logistic and margin_triplet take one negative per anchor, the most similar of
+            those that are less similar than the positive, instead of all.
+        memory: second views of earlier steps kept as further negatives, embedded by a moving
+            average of the network; 0 keeps none, the paper takes 65536. Keep it well below the
+            number of images, or an image has itself among its negatives.
+        memory_momentum: share of the old average in the new one, per update.
+        negatives: batch+memory adds the memory to the batch, as SimCLRv2; memory takes it alone,
+            with first views as queries and second views as keys, as MoCo.
+        seed: of initialisation, order and augmentation; apart from --seed, so that several label
+            draws share one pretraining.
+    """
+
+    section: ClassVar[str] = "pretrain"
+
+    epochs: float = 800
+    batch_size: int = 4096
+    warmup_epochs: float = 40
+    weight_decay: float = 1e-4
+    micro_batch: int | None = None
+    loss: Literal["nt_xent", "nt_logistic", "margin_triplet"] = "nt_xent"
+    temperature: float = 0.1
+    margin: float = 0.8
+    semi_hard: bool = False
+    memory: int = 0
+    memory_momentum: float = 0.999
+    negatives: Literal["batch+memory", "memory"] = "batch+memory"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
+        memory, momentum, size = self.memory, self.memory_momentum, self.batch_size
+        _require(memory >= 0 and memory % size == 0, "pretrain.memory", memory,
+                 f"0 or a multiple of pretrain.batch_size={size}")  # fmt: skip
+        _require(0 <= momentum < 1, "pretrain.memory_momentum", momentum, "in [0, 1)")
+        micro = self.micro_batch
+        _require(micro is None or (micro > 0 and size % micro == 0), "pretrain.micro_batch", micro,
+                 f"a divisor of pretrain.batch_size={size}, or null")  # fmt: skip
+        _require(self.margin >= 0, "pretrain.margin", self.margin, "0 or more")
+        other = self.loss != "nt_xent"
+        _require(not (other and memory), "pretrain.memory", memory,
+                 f"0 with pretrain.loss={self.loss}: the memory is for nt_xent alone")  # fmt: skip
+        _require(other or not self.semi_hard, "pretrain.semi_hard", self.semi_hard,
+                 "false with pretrain.loss=nt_xent, which weighs all negatives")  # fmt: skip
+        _require(memory > 0 or self.negatives != "memory", "pretrain.memory", memory,
+                 "greater than 0 with pretrain.negatives=memory")  # fmt: skip
+        _require_seed("pretrain.seed", self.seed)
+
+
+@dataclass(frozen=True)
+class Finetune(Training):
+    """Stage 2, fine-tuning on the labeled images (SimCLRv2, section 2; appendix B.2).
+
+    Args:
+        init: artifact folder of stage 1; unset: this run's own.
+        from_layer: how many layers of the projection head are kept and tuned; unset: 1 for up to
+            10% of the labels, else 0, as in the paper. More is worth a try with few labels.
+        encoder_rate: learning rate of everything below the new linear layer, as a multiple.
+        freeze_after_block: freeze the beginning of a simclr_resnet, batch norm included: 0 the
+            stem, k also the first k groups of blocks, 4 all of it; unset: nothing, as the paper.
+        linear_init: zero as in the paper, or class_means of the pretrained features, which is
+            robust with very few labels.
+        batch_norm: batch uses the statistics of the batch, frozen those of pretraining (and no
+            dropout), which is better where a batch holds only a handful of different images.
+        augmentation: crop is random crop (and flip, rotation, shear where the recipe has them), as
+            in the paper; full adds the colours of pretraining; none shows the plain image.
+    """
+
+    section: ClassVar[str] = "finetune"
+
+    init: str | None = not_hashed(None)
+    epochs: float = 60
+    learning_rate: float = 0.005
+    from_layer: int | None = None
+    encoder_rate: float = 1.0
+    freeze_after_block: int | None = None
+    linear_init: Literal["zero", "class_means"] = "zero"
+    batch_norm: Literal["batch", "frozen"] = "batch"
+    augmentation: Literal["crop", "full", "none"] = "crop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        key = f"{self.section}.encoder_rate"
+        _require(self.encoder_rate >= 0, key, self.encoder_rate, "0 or more")
+        key = f"{self.section}.freeze_after_block"
+        _require((self.freeze_after_block or 0) >= 0, key, self.freeze_after_block, "0 or more")
+        key = f"{self.section}.from_layer"
+        _require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
+
+
+@dataclass(frozen=True)
+class Linear(Finetune):
+    """Comparison, linear evaluation: the encoder frozen, a linear layer on its output."""
+
+    section: ClassVar[str] = "linear"
+
+    epochs: float = 90
+    optimizer: Literal["lars", "sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    learning_rate_scaling: Literal["sqrt", "linear", "none"] = "linear"
+    from_layer: int | None = 0
+    encoder_rate: float = 0.0
+    batch_norm: Literal["batch", "frozen"] = "frozen"
+
+
+@dataclass(frozen=True)
+class Supervised(Finetune):
+    """Comparison, supervised: the same network from scratch, and the student's, on the labels."""
+
+    section: ClassVar[str] = "supervised"
+
+    epochs: float = 500
+    learning_rate: float = 0.05
+    learning_rate_scaling: Literal["sqrt", "linear", "none"] = "linear"
+    weight_decay: float = 1e-4
+    warmup_epochs: float = 5
+    from_layer: int | None = 0
+    augmentation: Literal["crop", "full", "none"] = "full"
+
+
+@dataclass(frozen=True)
+class Distill(Training):
+    """Stage 3, distillation into a student on all images (SimCLRv2, section 2, eq. 2 and 3).
+
+    Args:
+        teacher: artifact folder of a classifier; unset: this run's fine-tuned one.
+        student: any timm model, as model.encoder.
+        temperature: of both softmaxes; the paper takes 1.0, and 0.1 for a student of the teacher's
+            own architecture.
+        images: all, or labeled, which shows what the unlabeled images are worth (the number of
+            updates stays that of all images).
+        labeled_weight: weight of the cross-entropy on labeled images, the rest goes to distillation
+            (1 - alpha of eq. 3); 0 uses unlabeled images only.
+        labeled_batch_size: labeled images per update where labeled_weight is not 0.
+        teacher_view: same shows the teacher the student's augmented image, clean the plain one.
+        augmentation: as for fine-tuning.
+        self_first: distill the teacher into its own architecture first and that one into the
+            student, as the paper's best results do.
+        self_temperature: temperature of that self-distillation.
+    """
+
+    section: ClassVar[str] = "distill"
+
+    epochs: float = 400
+    batch_size: int = 4096
+    warmup_epochs: float = 20
+    weight_decay: float = 1e-4
+    teacher: str | None = not_hashed(None)
+    student: str = "simclr_resnet50_1x_sk0"
+    temperature: float = 1.0
+    images: Literal["all", "labeled"] = "all"
+    labeled_weight: float = 0.0
+    labeled_batch_size: int = 256
+    teacher_view: Literal["same", "clean"] = "same"
+    augmentation: Literal["crop", "full", "none"] = "crop"
+    self_first: bool = False
+    self_temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("temperature", "self_temperature"):
+            value = getattr(self, key)
+            _require(value > 0, f"distill.{key}", value, "greater than 0")
+        weight, size = self.labeled_weight, self.labeled_batch_size
+        _require(0 <= weight < 1, "distill.labeled_weight", weight, "in [0, 1)")
+        _require(size >= 1, "distill.labeled_batch_size", size, "1 or more")
+
+
+# What stages.assess can measure, in its order.
+ASSESSMENTS = ("linear", "neighbours", "clusters", "map", "classifiers", "corruptions", "ood",
+               "transfer", "baselines")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Assess:
+    """Optional stage 4, assessment: the quality of the features and of the classifiers.
+
+    Args:
+        parts: all, or some of linear, neighbours, clusters, map, classifiers, corruptions, ood,
+            transfer, baselines, separated by commas.
+        ood: out-of-distribution images, given as data.train, on which the classifiers should be
+            less sure than on the test images; besides the test images with their pixels shuffled,
+            and noise.
+        transfer: labeled images of another kind, given as data.train, on which a linear classifier
+            is trained and tested with the frozen features.
+        map_points: test images on the two-dimensional map.
+        max_images: training images whose features are looked at, the labeled ones among them.
+    """
+
+    parts: str = not_hashed("all")
+    ood: str | None = None
+    transfer: str | None = None
+    map_points: int = 3000
+    max_images: int = 50_000
+
+    def __post_init__(self) -> None:
+        for part in self.parts.split(","):
+            _require(part in ("all", *ASSESSMENTS), "assess.parts", part,
+                     "all or of " + ", ".join(ASSESSMENTS))  # fmt: skip
+        _require(self.map_points >= 10, "assess.map_points", self.map_points, "10 or more")
+        _require(self.max_images >= 10, "assess.max_images", self.max_images, "10 or more")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Run: what is trained, on which labels, and where the results go.
+
+    Args:
+        run: name of the run; its artifacts lie in <output>/<run>.
+        output: folder of all runs.
+        labels: labeled training images: 1pct, 10pct, 100pct, any <x>pct, <n>perclass, a text file
+            of image names, or a CSV file with the columns file and label.
+        seed: of the label draw and of stages 2 and 3.
+        method: which row of the table stages.finetune makes; the pipeline makes all of them.
+        force: stages to redo although they are done, with all that is made from them:
+            pretrain, finetune, linear, supervised, supervised-student, self-distill, distill,
+            assess or all, separated by commas.
+        precision: bf16 is mixed precision, no is float32; auto takes bf16 where it is fast.
+        channels_last: memory layout of images; auto uses it together with mixed precision.
+        checkpoint_activations: keep only what enters each block of the network that is trained, and
+            compute the rest again in the backward pass: the same result in less memory, slower.
+        compile: torch.compile for the network that is trained; its first steps take minutes.
+        threads: CPU threads of each process; 0 leaves the choice to torch.
+        tracker: also log to an experiment tracker that accelerate knows.
+        plan: pipeline.py only measures for half a minute and prints what each stage would take:
+            steps, FLOPs, time, memory, disk.
+        table: pipeline.py only fills this grid of runs and prints its table: a name in
+            configs/tables, or a YAML file of that form.
+        data: the images.
+        augment: the random views of an image.
+        model: the networks of stages 1 and 2.
+        pretrain: stage 1.
+        finetune: stage 2.
+        linear: linear evaluation.
+        supervised: supervised training from scratch.
+        distill: stage 3.
+        assess: optional stage 4.
+    """
+
+    run: str = "default"
+    output: str = "runs"
+    labels: str = "1pct"
+    seed: int = 0
+    method: Literal["finetune", "linear", "supervised", "supervised-student"] = "finetune"
+    force: str = ""
+    precision: Literal["auto", "no", "bf16"] = "auto"
+    channels_last: Literal["auto", "yes", "no"] = "auto"
+    checkpoint_activations: bool = False
+    compile: bool = False
+    threads: int = 0
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    plan: bool = False
+    table: str | None = None
+    data: Data = field(default_factory=Data)
+    augment: Augmentation = field(default_factory=Augmentation)
+    model: Model = field(default_factory=Model)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    finetune: Finetune = field(default_factory=Finetune)
+    linear: Linear = field(default_factory=Linear)
+    supervised: Supervised = field(default_factory=Supervised)
+    distill: Distill = field(default_factory=Distill)
+    assess: Assess = field(default_factory=Assess)
+
+    def __post_init__(self) -> None:
+        _require(re.fullmatch(r"[^\W_][\w.-]*", self.run) is not None, "run", self.run,
+                 "letters, digits, '.', '_' or '-', with a letter or digit first")  # fmt: skip
+        _require(
+            re.fullmatch(LABELS, self.labels) is not None, "labels",
+            self.labels, "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv file",
+        )  # fmt: skip
+        _require_seed("seed", self.seed)
+        _require(self.threads >= 0, "threads", self.threads, "0 or more")
+        for stage in filter(None, self.force.split(",")):
+            _require(stage in (*STAGES, "all"), "force", stage, "of " + ", ".join((*STAGES, "all")))
+        for stage in (self.finetune, self.linear, self.supervised):
+            layers = self.model.head_layers
+            if stage.from_layer and not stage.init:  # else the artifact's head decides
+                _require(stage.from_layer <= layers, f"{stage.section}.from_layer",
+                         stage.from_layer, f"0 to {layers} (model.head_layers)")  # fmt: skip
+
+    @property
+    def folder(self) -> Path:
+        """``<output>/<run>``, which holds one folder per stage."""
+        return Path(self.output) / self.run
+
+
+def hashed_settings(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Flat ``{"pretrain.temperature": 1.0, ...}`` of the fields that decide what is computed."""
+    return {
+        f"{prefix}.{f.name}" if prefix else f.name: getattr(section, f.name)
+        for f in fields(section)
+        if f.metadata.get("hashed", True)
+    }
+
+
+def defaults() -> dict[str, Any]:
+    """``hashed_settings`` of all sections with nothing set."""
+    sections = {f.name: f.default_factory for f in fields(Config) if f.name in SECTIONS}
+    return {
+        k: v for name, make in sections.items() for k, v in hashed_settings(make(), name).items()
+    }  # type: ignore[operator]
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML, readable by ``--config``."""
+    plain = asdict(config) | {"force": "", "plan": False, "table": None}  # wishes for one call
+
+    def listed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: listed(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return yaml.safe_dump(listed(plain), sort_keys=False)
+
+
+SECTIONS = tuple(f.name for f in fields(Config) if is_dataclass(f.default_factory))
+
+
+# What an error message calls the types.
+TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false",
+         "NoneType": "null"}  # fmt: skip
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """One line per error, a suggestion for a misspelt option, and help in portions."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(str(message).split()).replace('Parser key "config"', "--config")
+        wrong = re.search(r'key "([\w.]+)":.*? Expected an? (.+)\. Got value: (.*)', text) or (
+            re.search(r'key "([\w.]+)":.*? Subtypes: \[(.+?)\] .* Given value: (.*)', text)
+        )
+        if wrong:
+            kind = re.sub(r"<class '(\w+)'>", lambda match: TYPES.get(match[1], match[1]), wrong[2])
+            kind = kind.replace(", null", " or null")
+            kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
+            text = f"{wrong[1]} must be {kind}, got {wrong[3]}"
+        unknown = re.search(r"(unrecognized arguments?: |[oO]ption ')(--)?([\w.-]+)", text)
+        if unknown and unknown[1].startswith("unrecognized") and not unknown[2]:
+            text = f"{unknown[3]!r} belongs to no option"
+        elif unknown:
+            dashes, name = unknown[2] or "", unknown[3]
+            section = re.search(r"Group '([\w.]+)'", text)
+            name = f"{section[1]}.{name}" if section else name
+            close = [dashes + option for option in _similar(name, self._actions)]
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            text = f"unknown option {dashes}{name}{hint}"
+        elif "Unexpected config" in text or "Problems parsing config" in text:
+            text = f"the recipe is not YAML of the form 'labels: 1pct': {text}"
+        if not self.exit_on_error:
+            raise ValueError(text)
+        sys.stderr.write(f"error: {text} (see --help)\n")
+        raise SystemExit(2)
+
+
+def _similar(name: str, actions: Sequence[Any]) -> list[str]:
+    """Options that somebody who wrote ``name`` may have meant: misspelt, or of any section."""
+    known = [o.removeprefix("--") for action in actions for o in action.option_strings]
+    return (
+        difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        or [option for option in known if option.endswith("." + name.split(".")[-1])]
+        or difflib.get_close_matches(name, known, n=1)
+    )
+
+
+class _Help(jsonargparse.DefaultHelpFormatter):
+    """Leaves out the types: choices are listed, and the default shows what else is meant."""
+
+    def _get_help_string(self, action: Any) -> str:
+        return super()._get_help_string(action).replace("type: %(type)s, ", "")
+
+
+def _parser(program: str, description: str) -> _Parser:
+    parser = _Parser(
+        prog=program, description=description, default_env=False, allow_abbrev=False,
+        formatter_class=_Help,
+    )  # fmt: skip
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="recipe to start from (a YAML file); without it configs/digits.yaml",
+    )
+    parser.add_class_arguments(Config, None)
+    return parser
+
+
+def load_config(
+    argv: Sequence[str] | None, program: str, description: str, sections: Sequence[str] = SECTIONS
+) -> Config:
+    """Read recipe and flags.
+
+    Args:
+        argv: the command line without the program's name; ``None`` takes the process's own.
+        program: its name, for ``--help``.
+        description: one or two sentences for ``--help``.
+        sections: the sections that ``--help`` spells out; the others are named, and
+            ``--help SECTION`` shows any of them.
+
+    Raises:
+        SystemExit: with code 2 and one line for an unknown option, a wrong type or a value out of
+            range; with code 0 after ``--help`` and ``--print_config``.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(program, description)
+    if wanted := {"-h", "--help"} & set(arguments):
+        asked = arguments[arguments.index(wanted.pop()) + 1 :]
+        _print_help(parser, [name for name in asked if name in SECTIONS] or sections)
+        raise SystemExit(0)
+    recipe, arguments = _recipe_first(arguments)
+    try:
+        return _config(parser, parser.parse_args([*recipe, *arguments]))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The configuration with some options changed, checked as flags are.
+
+    Args:
+        config: to start from; not changed.
+        changes: ``{"pretrain.temperature": 0.5, ...}``.
+
+    Raises:
+        UserError: for an unknown option, a wrong type or a value out of range.
+    """
+    parser = _strict_parser()
+    plain = yaml.safe_load(dump(config))
+    try:
+        for key, value in changes.items():
+            section, _, name = key.rpartition(".")
+            (plain.setdefault(section, {}) if section else plain)[name] = value
+        return _config(parser, parser.parse_object(plain))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@cache
+def _strict_parser() -> _Parser:
+    """A parser that raises ValueError rather than leave."""
+    parser = _parser("", "")
+    parser.exit_on_error = False
+    return parser
+
+
+def _config(parser: _Parser, namespace: jsonargparse.Namespace) -> Config:
+    for name in SECTIONS:
+        _require(isinstance(namespace[name], jsonargparse.Namespace), name, namespace[name],
+                 "a section of options")  # fmt: skip
+    values = parser.instantiate(namespace)
+    return Config(**{f.name: values[f.name] for f in fields(Config)})
+
+
+def _recipe_first(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """``--config RECIPE`` (the embedded one by default) and the other flags, which win over it."""
+    recipe, rest = [], []
+    for i, argument in enumerate(arguments):
+        if argument == "--plan" and arguments[i + 1 : i + 2] not in (["true"], ["false"]):
+            argument = "--plan=true"
+        named = argument == "--config" or (i > 0 and arguments[i - 1] == "--config")
+        (recipe if named or argument.startswith("--config=") else rest).append(argument)
+    return recipe or ["--config", str(RECIPES / "digits.yaml")], rest
+
+
+def _print_help(parser: _Parser, sections: Sequence[str]) -> None:
+    """Help for the run and the named sections; one line for each other section."""
+    hidden = []
+    for group in parser._action_groups:
+        destinations = [action.dest for action in group._group_actions]
+        section = next((name for name in SECTIONS if name in destinations), None)
+        group._group_actions = [a for a in group._group_actions if a.dest not in SECTIONS]
+        if section and section not in sections:
+            hidden.append(f"  --{section}.*  {group.title}")
+            group._group_actions = []
+            group.title = None
+        elif section:
+            group.title = f"--{section}.*  {group.title}"
+    parser.usage = f"{parser.prog} [--config RECIPE.yaml] [--labels 1pct] [--OPTION VALUE ...]"
+    parser.epilog = None
+    print(parser.format_help())
+    if hidden:
+        print("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))

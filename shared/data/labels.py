@@ -1,0 +1,139 @@
+"""Which few labels training may see."""
+
+import csv
+import hashlib
+import io
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from shared.config.schema import DRAWN_LABELS
+from shared.data.images import UNLABELED, ImageSet, Splits, find, read_csv, read_text, some
+from shared.runtime.artifacts import write_atomically
+from shared.runtime.errors import UserError
+from shared.runtime.randomness import generator
+
+
+class Labels(NamedTuple):
+    """The labeled images that training may see: positions (k,) and classes (k,), both int64."""
+
+    ids: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def hash(self) -> str:
+        """Hash of which images carry which label."""
+        text = np.stack([self.ids, self.targets]).astype("<i8").tobytes()
+        return hashlib.sha256(text).hexdigest()[:16]
+
+
+def labels_tag(labels: str) -> str:
+    """The part of a folder's name that says which labels: ``1pct``, or a file's name."""
+    return labels if re.fullmatch(DRAWN_LABELS, labels) else Path(labels).stem
+
+
+def draw_labels(splits: Splits, labels: str, seed: int) -> Labels:
+    """Pick the labeled images: stratified, at least one per class, a function of the seed.
+
+    Args:
+        splits: the data; only training images are picked.
+        labels: ``<x>pct`` of the labeled images, ``<n>perclass``, a text file with one image name
+            a line (as the published ImageNet subsets), or a CSV file with the columns file, label.
+            Of a file, the images that were held out for testing are left out.
+        seed: of the draw; without effect for files.
+
+    Raises:
+        UserError: where ``labels`` is none of these, there are fewer labels than classes, or a file
+            names unknown images or classes.
+    """
+    train = splits.train
+    if re.fullmatch(DRAWN_LABELS, labels):
+        if (train.labels == UNLABELED).all():
+            raise UserError(f"labels={labels}, but the images have no labels; give a CSV file with"
+                            " the columns file and label: --labels labels.csv")  # fmt: skip
+        return _stratified(train, labels, generator(seed, "labels"))
+    file = Path(labels)
+    if file.suffix == ".csv":
+        rows = read_csv(file)
+        unknown = sorted({label for _, label in rows} - set(train.classes))
+        if unknown:
+            raise UserError(f"{file} names unknown classes: {some(unknown)}; the images have"
+                            f" {some(train.classes)}")  # fmt: skip
+        ids = find(splits, [name for name, _ in rows], file)
+        number = {name: index for index, name in enumerate(train.classes)}
+        targets = np.array([number[label] for _, label in rows], dtype=np.int64)[ids >= 0]
+    elif file.suffix == ".txt":
+        lines = [line.strip() for line in read_text(file).splitlines()]
+        ids = find(splits, [line for line in lines if line], file)
+        targets = train.labels[ids[ids >= 0]]
+        if (targets == UNLABELED).any():
+            raise UserError(f"{file} lists images without a known label; use a CSV file,label")
+    else:
+        raise UserError("labels must be 1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or"
+                        f" .csv file, got {labels!r}")  # fmt: skip
+    ids = ids[ids >= 0]
+    ids, targets = np.unique(np.stack([ids, targets]), axis=1)  # (k,) each: in order, no repeats
+    twice = ids[1:][ids[1:] == ids[:-1]]
+    if len(twice):
+        raise UserError(f"{file} gives several labels to {some(train.names[twice])}")
+    # classes of which no image is labeled at all need none
+    wanted = np.unique(train.labels[train.labels != UNLABELED])
+    if len(missing := np.setdiff1d(wanted, targets)):
+        raise UserError(
+            f"{file} has {len(ids)} labels of images that training may see, and none of the classes"
+            f" {some(train.classes[k] for k in missing)}; give at least one of each"
+        )
+    if not len(ids):
+        raise UserError(f"{file} labels no image that training may see")
+    return Labels(ids, targets)
+
+
+def _stratified(images: ImageSet, labels: str, rng: np.random.Generator) -> Labels:
+    # classes that have no image at all, as in the first 1% of a sorted data set, get no label
+    members = [np.flatnonzero(images.labels == k) for k in range(len(images.classes))]
+    members = [ids for ids in members if len(ids)]
+    classes = len(members)
+    available = np.array([len(ids) for ids in members])
+    if classes < 2:
+        raise UserError(f"all labeled images are of one class, {some(images.classes)}; give images"
+                        " of two or more")  # fmt: skip
+    if labels.endswith("perclass"):
+        counts = np.full(classes, int(labels.removesuffix("perclass")))
+        if counts[0] < 1 or (counts > available).any():
+            raise UserError(f"labels={labels}: the smallest class has {available.min()} images,"
+                            f" so it must be 1perclass to {available.min()}perclass")  # fmt: skip
+    else:
+        share = float(labels.removesuffix("pct")) / 100
+        wanted = round(share * available.sum())
+        if not 0 < share <= 1:
+            raise UserError(f"labels={labels}: the share must be above 0 and at most 100pct")
+        if wanted < classes:
+            least = math.ceil(1e4 * classes / available.sum()) / 100
+            raise UserError(
+                f"labels={labels} is {wanted} of {available.sum()} images, fewer than the {classes}"
+                f" classes; take at least {least:g}pct or 1perclass"
+            )
+        # one each, the rest by largest remainder; classes with equal remainders by lot
+        quota = share * available
+        counts = np.clip(np.floor(quota).astype(int), 1, available)
+        while counts.sum() != wanted:
+            step = 1 if counts.sum() < wanted else -1
+            open_ = (counts < available) if step > 0 else (counts > 1)
+            need = np.where(open_, step * (quota - counts), -np.inf)
+            counts[rng.choice(np.flatnonzero(need > need.max() - 1e-9 * quota.max()))] += step
+    ids = np.concatenate([rng.permutation(m)[:n] for m, n in zip(members, counts, strict=True)])
+    ids = np.sort(ids)
+    return Labels(ids, images.labels[ids])
+
+
+def write_labels(path: Path, images: ImageSet, labels: Labels) -> None:
+    """Save which image carries which label, as a CSV file that ``--labels`` takes."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["file", "label"])
+    for id_, target in zip(labels.ids, labels.targets, strict=True):
+        rows.writerow([images.names[id_], images.classes[target]])
+    write_atomically(path, text.getvalue())

@@ -1,0 +1,97 @@
+"""Networks from a configuration, and back from an artifact folder."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from shared.config.schema import Data, Model
+from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead, create_encoder
+from shared.runtime.artifacts import load_tensors, read_meta
+from shared.runtime.errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def network_meta(model: Model, data: Data) -> dict[str, Any]:
+    """What ``meta.json`` says of a network, enough to build it again and to feed it."""
+    return {
+        "encoder": model.encoder,
+        "head": {"layers": model.head_layers, "width": model.head_width, "out": model.head_out},
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def build_encoder(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
+    """``create_encoder``, with its refusals as messages to the user."""
+    try:
+        return create_encoder(name, image_size, pretrained=pretrained)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"encoder {name} at {image_size} pixels: {_one_line(error)}") from error
+
+
+def build_contrastive(meta: dict[str, Any], pretrained: bool = False) -> ContrastiveModel:
+    """Encoder and whole projection head, as ``describe`` says."""
+    encoder = build_encoder(meta["encoder"], meta["image_size"], pretrained)
+    head = meta["head"]
+    width: int = encoder.head_hidden_size  # type: ignore[assignment]
+    return ContrastiveModel(
+        encoder, ProjectionHead(width, head["layers"], head["out"], head["width"])
+    )
+
+
+def build_classifier(meta: dict[str, Any]) -> Classifier:
+    """Encoder, the first ``from_layer`` layers of the head, linear layer."""
+    classes = len(meta["classes"])
+    if not meta["from_layer"]:
+        return Classifier(build_encoder(meta["encoder"], meta["image_size"]), classes)
+    whole = build_contrastive(meta)
+    return Classifier(whole.encoder, classes, whole.head, meta["from_layer"])
+
+
+def load_contrastive(path: Path) -> tuple[ContrastiveModel, dict[str, Any]]:
+    """The pretrained network of an artifact folder and its ``meta.json``."""
+    meta = read_meta(path, "encoder")
+    return _fill(build_contrastive(meta), path), meta
+
+
+def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier of an artifact folder and its ``meta.json``."""
+    meta = read_meta(path, "classifier")
+    return _fill(build_classifier(meta), path), meta
+
+
+def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Classifier:
+    """The classifier that fine-tuning starts with; UserError where the head has fewer layers."""
+    try:
+        return Classifier(model.encoder, classes, model.head, from_layer)
+    except ValueError as error:
+        raise UserError(f"from_layer={from_layer}: {error}") from error
+
+
+def require_same_input(meta: dict[str, Any], data: Data, path: Path) -> None:
+    """UserError where an artifact expects other images than the configuration gives."""
+    for key in ("image_size", "mean", "std"):
+        has, given = meta[key], json.loads(json.dumps(getattr(data, key)))
+        if has != given:
+            raise UserError(f"{path} was trained with data.{key}={has}, now it is {given};"
+                            f" give --data.{key} {has}")  # fmt: skip
+
+
+def _fill(model: M, path: Path) -> M:
+    file = path / "model.safetensors"
+    tensors, _ = load_tensors(file)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(
+            f"{file} does not fit the network that meta.json describes: {_one_line(error)}"
+        ) from error
+    return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,370 @@
+"""Artifact folders: how stages hand over, resume, and know that they are done.
+
+    config.yaml          the resolved configuration, and
+    settings.json        what of it (and which parents) the content depends on: written first
+    metrics.jsonl        one line per log interval
+    state/<step>.safetensors   the latest checkpoint: model, optimizer, step, seconds
+    model.safetensors    the result
+    meta.json            written last and atomically: the stage is done
+
+Every file is written beside its name and moved into place, so a process killed at any moment leaves
+the previous version. Everything is read with safetensors or json: nothing loaded is ever executed.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shared.runtime.errors import CannotWriteError, UserError
+
+# What it means that a setting which is a hash has changed.
+_HELD_OUT = " or, with labels from a CSV file, which of them are held out for testing"
+HASHES = {
+    "images": f" the training images have changed,{_HELD_OUT} (not with --data.test);",
+    "test_images": f" the test images have changed,{_HELD_OUT} (not with --data.test);",
+    "classes": " the names of the classes, or which image is in which, have changed;",
+    "labels": " other images are labeled;",
+    "parent": " the artifact that it starts from is another one;",
+}
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Write a text file so that at any moment the old or the new one is there, whole."""
+    _into_place(path, lambda temporary: temporary.write_text(content))
+
+
+def _into_place(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):  # the folder itself may be what is missing
+            temporary.unlink(missing_ok=True)
+        raise CannotWriteError(
+            f"cannot write {path}: {error}; make room or choose another --output, then run the"
+            " same command again (without --force): it goes on from the last checkpoint"
+        ) from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    """Save named tensors and text notes in one safetensors file, atomically.
+
+    Raises:
+        UserError: where the disk is full or not writable.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _into_place(path, lambda temporary: save_file(plain, temporary, dict(notes)))
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Save named arrays in one compressed .npz file, atomically.
+
+    Raises:
+        UserError: where the disk is full or not writable.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # a file, because NumPy would add .npz to a name
+            np.savez_compressed(file, **cast(Any, arrays))
+
+    _into_place(path, write)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what ``save_tensors`` wrote.
+
+    Raises:
+        UserError: where the file is missing, truncated or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; run the stage that makes it again") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is truncated or not a safetensors file ({error});"
+            " delete its folder and run the stage again"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Hardware and versions that computed a result; the git commit of this code where known.
+
+    What cannot be told here is None: a result is never lost because of its label.
+    """
+    packages = ("torch", "torchvision", "timm", "accelerate", "datasets", "scikit-learn")
+    return {
+        "versions": {name: _version(name) for name in packages},
+        "git": _git_commit(),
+        "hardware": hardware(),
+    }
+
+
+def _version(package: str) -> str | None:
+    """The version of an installed package; None where its metadata were stripped."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this code; None without git, without a repository, or where git hangs."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    here = Path(__file__).parent
+    try:
+        git = subprocess.run(
+            command, cwd=here, capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return git.stdout.strip() or None
+
+
+def hardware() -> str:
+    """The GPU's name or, without one, the processor's and its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux tells the model only here
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.partition(":")[2].strip() for x in lines if x[:10] == "model name"), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+class StageFolder:
+    """The folder of one stage under ``runs/<name>``; only the main process writes.
+
+    Args:
+        path: the folder.
+        settings: flat mapping of everything the content depends on, JSON values.
+        force: forget what is there; ``start`` deletes it.
+        go_on: which command continues the stage when it is stopped, for messages.
+        defaults: what an option was before there was the option: an artifact of an earlier version
+            stays good as long as its new options are left alone.
+        accelerator: decides which process writes.
+
+    Raises:
+        UserError: where the folder was made with other settings, naming those that differ, one with
+            both values.
+    """
+
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], *, force: bool, accelerator: Accelerator,
+        go_on: str = "run the same command", defaults: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
+        self.defaults = json.loads(json.dumps(defaults or {}))
+        self.path, self.accelerator, self.go_on = path, accelerator, go_on
+        self.main = accelerator.is_main_process
+        self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
+        self.meta: dict[str, Any] | None = None
+        self.force = force
+        if force:
+            return
+        if (path / "meta.json").exists():
+            self.meta = read_meta(path)
+            self._compare(self.meta.get("settings", {}))
+        elif self._states():  # without a checkpoint nothing is there to lose
+            self._compare(read_json(path / "settings.json"))
+
+    def _compare(self, made_with: dict[str, Any]) -> None:
+        changed = {
+            key: (made_with.get(key, self.defaults.get(key)), now)
+            for key, now in sorted(self.settings.items())
+            # what is finished may be read on other hardware
+            if not (key == "precision" and self.done)
+        }
+        changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
+        if changed:
+            first = sorted(changed, key=lambda key: key not in HASHES)  # other data, above all
+            key, more = first[0], first[1:]
+            before, now = changed[key]
+            also = f" (also changed: {', '.join(more[:5])})" if more else ""
+            raise UserError(
+                f"{self.path} was made with {key}={before}, now it is {now}{also};"
+                f"{HASHES.get(key, '')} redo it with --force {self.stage}"
+                " or choose another --run"
+            )
+
+    @property
+    def stage(self) -> str:
+        """The stage's name, as ``--force`` takes it."""
+        return self.settings["stage"]
+
+    @property
+    def done(self) -> bool:
+        """Whether ``meta.json`` was there when this object was made."""
+        return self.meta is not None
+
+    def start(self, config: str) -> None:
+        """Make the folder and write its settings; the run's folder gets the configuration too."""
+        if self.main:
+            if self.force:
+                shutil.rmtree(self.path, ignore_errors=True)
+            write_atomically(self.path.parent / "config.yaml", config)
+            write_atomically(self.path / "config.yaml", config)
+            write_atomically(self.path / "settings.json", json.dumps(self.settings, indent=1))
+        self.accelerator.wait_for_everyone()
+
+    def _states(self) -> list[Path]:
+        return sorted((self.path / "state").glob("*.safetensors"))
+
+    def save_state(
+        self, step: int, seconds: float, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Checkpoint after ``step`` updates; the previous one goes once this one is there."""
+        if not self.main:
+            return
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        older = self._states()
+        path = self.path / "state" / f"{step:09d}.safetensors"
+        save_tensors(path, tensors, {"step": str(step), "seconds": str(seconds)})
+        for old in older:
+            if old != path:
+                old.unlink()
+
+    def load_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+        """Continue from the last checkpoint: updates done and seconds spent, or 0, 0."""
+        states = self._states()
+        if not states:
+            return 0, 0.0
+        tensors, notes = load_tensors(states[-1])
+        model.load_state_dict(_under(tensors, "model."))
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(tensors, "optimizer.").items():
+            index, slot = name.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = _with_strides_of(weights[int(index)], value)
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        return int(notes["step"]), float(notes["seconds"])
+
+    def last_checkpoint(self) -> str:
+        """The last checkpoint's path, for messages."""
+        states = self._states()
+        return str(states[-1]) if states else "none yet"
+
+    def finish(self, model: nn.Module, meta: Mapping[str, Any], parent: Path | None = None) -> None:
+        """Write the model and, last, ``meta.json``; then the checkpoint is no longer needed.
+
+        Args:
+            model: the result.
+            meta: what it is.
+            parent: folder of the artifact that it was made from; its place relative to this folder
+                is noted, for ``is_outdated``.
+        """
+        if self.main:
+            weights = self.path / "model.safetensors"
+            save_tensors(weights, model.state_dict(), {})
+            place = os.path.relpath(parent.resolve(), self.path.resolve()) if parent else None
+            complete = {
+                **meta,
+                "parent": place,
+                "weights_sha256": sha256(weights),
+                "settings": self.settings,
+                "processes": self.accelerator.num_processes,
+                **provenance(),
+            }
+            write_atomically(self.path / "meta.json", json.dumps(complete, indent=1))
+            shutil.rmtree(self.path / "state", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+
+def _with_strides_of(weight: Tensor, value: Tensor) -> Tensor:
+    """The value in the memory layout of its weight, as the optimizer made it at first.
+
+    A file holds contiguous tensors. The fused and foreach updates go through weight and moment side
+    by side in memory: with different strides they refuse, or pair the wrong elements.
+    """
+    if value.shape != weight.shape:
+        return value  # AdamW's step is one number
+    return torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """``meta.json`` of a finished artifact.
+
+    Args:
+        path: the folder.
+        kind: what the caller needs, encoder or classifier; None takes either.
+
+    Raises:
+        UserError: where the folder does not exist, holds no finished artifact or one of the other
+            kind, or its ``meta.json`` is damaged.
+    """
+    if not path.is_dir():
+        raise UserError(
+            f"no such artifact folder: {path}; run the stage that makes it first, with the same"
+            " --run, --labels and --seed"
+        )
+    if not (path / "meta.json").exists():
+        raise UserError(
+            f"{path} holds no finished artifact (no meta.json); run its stage to the end first"
+        )
+    meta = read_json(path / "meta.json")
+    missing = {"kind", "encoder", "image_size", "weights_sha256"} - meta.keys()
+    if missing:
+        raise UserError(
+            f"{path / 'meta.json'} is not a stage's: it lacks {', '.join(sorted(missing))}"
+        )
+    if kind not in (None, meta["kind"]):
+        raise UserError(f"{path} holds an artifact of kind {meta['kind']}, needed is {kind}")
+    return meta
+
+
+def is_outdated(path: Path, meta: Mapping[str, Any]) -> bool:
+    """Whether an artifact was made from one that has been made anew since, at any remove.
+
+    An artifact whose parent is no longer there is as good as it ever was.
+    """
+    if not meta.get("parent") or not (path / meta["parent"] / "meta.json").exists():
+        return False
+    parent = read_meta(path / meta["parent"])
+    anew = parent["weights_sha256"] != meta["settings"]["parent"]
+    return anew or is_outdated(path / meta["parent"], parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file; UserError where it is damaged."""
+    try:
+        if isinstance(content := json.loads(path.read_text()), dict):
+            return content
+        raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete its folder, or redo the stage with"
+                        " --force") from error  # fmt: skip

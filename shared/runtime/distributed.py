@@ -1,0 +1,72 @@
+"""What one process must know of the others; every function also works without a process group.
+
+With `shared.networks.batchnorm` the only place that talks to torch.distributed. All functions but
+`rank` and `world_size` are collective: every process has to call them, in the same order.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """The rows of all processes in the order of their ranks, (B, D) -> (N, D), with N = B * ranks.
+
+    The backward pass adds up what the losses of all processes say about this process's rows;
+    ``Accelerator.gather`` drops that, so that negatives on other processes are never moved.
+    Averaging the parameter gradients over processes (as DDP does) then gives exactly the gradient
+    of the mean of the losses. B must be the same everywhere. A lone process gets ``x`` itself.
+    """
+    return _Gather.apply(x) if world_size() > 1 else x
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        rows = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(rows, x)
+        return torch.cat(rows)  # (N, D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad = grad.clone(memory_format=torch.contiguous_format)  # (N, D); reduced in place
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]  # (B, D)
+
+
+@torch.no_grad()
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of a tensor over processes, without gradient, for logs and metrics."""
+    if world_size() == 1:
+        return x.detach()
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process, e.g. because a signal asked only that one to stop."""
+    if world_size() == 1:
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # nccl cannot reduce CPU tensors
+    shared_flag = torch.tensor(int(flag), device=device)
+    dist.all_reduce(shared_flag, op=dist.ReduceOp.MAX)
+    return bool(shared_flag.item())
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    any_process(False)  # nobody has the result before all have joined

@@ -1,0 +1,111 @@
+"""What a run shows and writes while people wait: a progress bar, JSON lines, a tracker."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from shared.config.schema import Training
+from shared.runtime.artifacts import StageFolder, write_atomically
+from shared.runtime.errors import UserError
+
+T = TypeVar("T")
+
+
+class RunLog:
+    """One JSON object per line in ``metrics.jsonl``, the same to the tracker, and a progress bar.
+
+    Lines from beyond the step from which an interrupted run continues are dropped, so the file
+    reads as if the run had never stopped.
+
+    Args:
+        folder: the stage's folder.
+        training: its batch size and log interval.
+        start: updates already done.
+        total: updates in all.
+        accelerator: decides which process writes.
+    """
+
+    def __init__(
+        self, folder: StageFolder, training: Training, start: int, total: int,
+        accelerator: Accelerator,
+    ):  # fmt: skip
+        self.stage, self.total, self.every = folder.stage, total, training.log_every_steps
+        self.batch_size, self.accelerator = training.batch_size, accelerator
+        self._path = folder.path / "metrics.jsonl"
+        self._waited, self._last_step, self._last_time = 0.0, start, time.perf_counter()
+        self._bar: tqdm | None = None  # of the main process
+        # wandb counts one step for all stages and drops what goes back; the others count each key
+        self._wandb = [tracker for tracker in accelerator.trackers if tracker.name == "wandb"]
+        if accelerator.is_main_process:
+            for tracker in self._wandb:
+                tracker.tracker.define_metric(f"{self.stage}/*", step_metric=f"{self.stage}/step")
+            kept = [line for line in _lines(self._path) if line["step"] <= start]
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            if start:
+                print(f"{folder.stage}: goes on from step {start:,} of {total:,}", flush=True)
+            # disable=None: no bar where standard error is not a terminal
+            self._bar = tqdm(
+                total=total, initial=start, desc=folder.stage, unit="step", disable=None
+            )
+
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """Pass the batches on and count the time spent waiting for them."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+            if self._bar is not None:
+                self._bar.update()
+
+    def due(self, step: int) -> bool:
+        """Whether a line is to be written after ``step`` updates."""
+        return step % self.every == 0 or step == self.total
+
+    def write(self, step: int, **values: float | Tensor) -> None:
+        """Log numbers after ``step`` updates, with the rate and the share of time spent waiting."""
+        now = time.perf_counter()
+        elapsed = max(now - self._last_time, 1e-9)
+        line = {key: float(f"{float(value):.6g}") for key, value in values.items()}
+        rate = (step - self._last_step) * self.batch_size / elapsed
+        line["images_per_second"] = float(f"{rate:.4g}")
+        line["waiting_for_data"] = round(self._waited / elapsed, 4)
+        self._waited, self._last_step, self._last_time = 0.0, step, now
+        tracked = {f"{self.stage}/{k}": v for k, v in line.items()}
+        if self._wandb:
+            self.accelerator.log({**tracked, f"{self.stage}/step": step})
+        else:
+            self.accelerator.log(tracked, step=step)
+        if self._bar is not None:
+            try:
+                with self._path.open("a") as file:
+                    file.write(json.dumps({"step": step, **line}) + "\n")
+            except OSError as error:
+                raise UserError(f"cannot write {self._path}: {error}; make room, then run the"
+                                " same command again") from error  # fmt: skip
+            self._bar.set_postfix({k: f"{v:.3g}" for k, v in list(line.items())[:2]})
+
+    def close(self) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _lines(path: Path) -> list[dict]:
+    """The readable lines of a metrics file; the last may be half written."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            print(f"{path}: dropped a half-written line", file=sys.stderr)
+    return lines

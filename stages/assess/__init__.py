@@ -1,0 +1,1 @@
+"""Optional stage 4: how good are the features and the classifiers of a run?"""

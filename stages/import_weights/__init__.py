@@ -1,0 +1,1 @@
+"""Published weights as an artifact of stage 1 or 2."""

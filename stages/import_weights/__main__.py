@@ -1,0 +1,8 @@
+"""``python -m stages.import_weights``."""
+
+import sys
+
+from stages.import_weights.reference import main
+
+if __name__ == "__main__":
+    sys.exit(main())

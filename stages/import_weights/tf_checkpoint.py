@@ -1,0 +1,387 @@
+"""TensorFlow's checkpoint files, read without TensorFlow.
+
+A checkpoint is ``PREFIX.index``, a sorted table of named entries in LevelDB's format, and
+``PREFIX.data-00000-of-00001`` (or several), the bytes of the tensors. TF1 calls an entry by its
+variable's name. TF2 calls it by a path through Python objects and adds one entry that holds the
+graph of these objects, with the variables' names; the ``variables`` folder of a SavedModel is such
+a checkpoint too. The formats are those of tensorflow/core/lib/io/format.h, util/tensor_bundle/ and
+protobuf/{tensor_bundle,trackable_object_graph,meta_graph,saved_model}.proto.
+"""
+
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shared.runtime.errors import UserError
+
+OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+FLOAT = 1  # tensorflow/core/framework/types.proto
+MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # the last bytes of an index
+
+
+class Entry(NamedTuple):
+    """Where one tensor lies: ``size`` bytes at ``offset`` of file number ``shard``."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+    checksum: int
+
+
+class Node(NamedTuple):
+    """One operation of a computation graph and the names of the operations it reads."""
+
+    op: str
+    inputs: list[str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; its tensors are read one at a time.
+
+    Attributes:
+        format: TF1 or TF2 checkpoint, TF1 or TF2 SavedModel.
+        prefix: path of its files without ``.index``.
+        shards: number of its data files.
+        entries: key -> where the tensor lies; the object graph is not among them.
+        names: key -> the variable's name; TF1's keys are the names.
+        objects: TF2's object graph: for each object its attributes, name -> number of an object.
+        graph_file: the file that holds the computation graph, if there is one.
+    """
+
+    format: str
+    prefix: Path
+    shards: int
+    entries: dict[str, Entry]
+    names: dict[str, str]
+    objects: list[dict[str, int]]
+    graph_file: Path | None
+
+    def read(self, key: str) -> np.ndarray:
+        """One float32 tensor, as a new array.
+
+        Raises:
+            UserError: where it has another type, or its bytes do not match their checksum.
+        """
+        entry = self.entries[key]
+        if entry.dtype != FLOAT or entry.size != 4 * np.prod(entry.shape, dtype=np.int64):
+            raise UserError(f"{key} in {self.prefix} is not a plain float32 tensor")
+        data = _bytes(self.prefix, self.shards, entry)
+        if _masked(crc32c(data)) != entry.checksum:
+            raise UserError(
+                f"{key} in {_shard(self.prefix, self.shards, entry.shard)} is damaged (its bytes do"
+                " not match their checksum); copy the file again"
+            )
+        return data.view("<f4").reshape(entry.shape)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read everything but the tensors, and check that all their bytes are there.
+
+    Args:
+        path: the folder of a checkpoint or of a SavedModel, the prefix of a checkpoint
+            (``model.ckpt-250228``), or one of its files.
+
+    Raises:
+        UserError: where a file is missing, truncated, damaged or not TensorFlow's.
+    """
+    prefix = _find_prefix(path)
+    index = _with_ending(prefix, ".index")
+    with _damage_to(index):
+        table = dict(_table(index.read_bytes()))
+        header = _message(table.pop(""))
+        shards = _one(header, 1)
+        if _one(header, 2):
+            raise ValueError("its numbers are big-endian")
+        entries = {key: _entry(_message(value)) for key, value in table.items()}
+    for number in {entry.shard for entry in entries.values()}:
+        _check_size(_shard(prefix, shards, number), number, entries.values())
+
+    graph = entries.pop(OBJECT_GRAPH, None)
+    names, objects = {key: key for key in entries}, []
+    if graph is not None:
+        with _damage_to(_shard(prefix, shards, graph.shard)):
+            known, objects = _object_graph(_string(_bytes(prefix, shards, graph), graph.checksum))
+            names |= {key: name for key, name in known.items() if key in entries}
+    saved_model = prefix.parent.parent / "saved_model.pb"
+    in_saved_model = prefix.name == "variables" and saved_model.exists()
+    graph_file = saved_model if in_saved_model else _with_ending(prefix, ".meta")
+    return Checkpoint(
+        format=f"TF{1 if graph is None else 2} {'SavedModel' if in_saved_model else 'checkpoint'}",
+        prefix=prefix,
+        shards=shards,
+        entries=entries,
+        names=names,
+        objects=objects,
+        graph_file=graph_file if graph_file.exists() else None,
+    )
+
+
+def read_graphs(file: Path) -> Iterator[dict[str, Node]]:
+    """The computation graphs of ``saved_model.pb`` or of a ``.meta`` file, name -> operation.
+
+    A graph's functions come as graphs of their own.
+
+    Raises:
+        UserError: where the file is damaged.
+    """
+    with _damage_to(file):
+        content = file.read_bytes()
+        meta_graphs = _message(content)[2] if file.name == "saved_model.pb" else [content]
+        for meta_graph in map(_message, meta_graphs):
+            for graph in map(_message, meta_graph.get(2, [])):
+                yield _nodes(graph.get(1, []))
+                for library in map(_message, graph.get(2, [])):
+                    for function in map(_message, library.get(1, [])):
+                        yield _nodes(function.get(3, []))
+
+
+def crc32c(data: np.ndarray) -> int:
+    """CRC-32C (Castagnoli) of at least 4 bytes, a uint8 array.
+
+    A CRC is linear over GF(2): with A^n the linear map that appends n zero bytes, the remainder of
+    the words w0 w1 w2 w3 is A^4(A^12 w0 + A^8 w1 + A^4 w2 + w3). So neighbours are joined in pairs,
+    then the pairs, and so on, each round in one vectorised step.
+    """
+    rounds = min(18, (-(-len(data) // 4) - 1).bit_length())  # 2^18 words stay in the cache
+    words = np.zeros((-(-len(data) // (4 << rounds)), 1 << rounds), "<u4")
+    padded = words.reshape(-1).view(np.uint8)  # zeros in front do not change the remainder
+    padded[padded.size - len(data) :] = data
+    padded[padded.size - len(data) :][:4] ^= 0xFF  # the register starts with all bits set
+    remainder = np.uint32(0)
+    for chunk in words:
+        for round_ in range(rounds):
+            chunk = _append_zeros(chunk[::2], round_) ^ chunk[1::2]
+        remainder = _append_zeros(remainder, rounds) ^ chunk[0]
+    return int(_append_zeros(remainder, 0)) ^ 0xFFFFFFFF
+
+
+def _append_zeros(remainders: Any, doublings: int) -> Any:
+    """Remainders after 4 * 2^doublings more bytes, all zero; uint32, any shape."""
+    low, high = _tables(doublings)
+    half = np.uint32(16)
+    # "clip" only saves numpy the check of the range
+    return low.take(remainders & np.uint32(0xFFFF), mode="clip") ^ high.take(
+        remainders >> half, mode="clip"
+    )
+
+
+@cache
+def _tables(doublings: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `_append_zeros` makes of every lower and every upper half of a word: (65536,) each."""
+    images = np.uint32(1) << np.arange(32, dtype=np.uint32)  # of the 32 single bits
+    if doublings:
+        for _ in range(2):
+            images = _append_zeros(images, doublings - 1)
+    else:
+        for _ in range(32):
+            images = (images >> np.uint32(1)) ^ np.uint32(0x82F63B78) * (images & np.uint32(1))
+    tables = []
+    for bits in (images[:16], images[16:]):
+        table = np.zeros(1, np.uint32)
+        for image in bits:
+            table = np.concatenate([table, table ^ image])
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+def _masked(crc: int) -> int:
+    """The form in which TensorFlow stores a checksum (tensorflow/core/lib/hash/crc32c.h)."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@contextmanager
+def _damage_to(file: Path) -> Iterator[None]:
+    """Whatever the parsers below stumble over becomes one line that names the file."""
+    try:
+        yield
+    except (LookupError, ValueError, struct.error) as error:
+        reason = f"no {error}" if isinstance(error, LookupError) else error
+        raise UserError(
+            f"{file} is truncated, damaged or not TensorFlow's ({reason}); copy it again"
+        ) from error
+
+
+def _with_ending(prefix: Path, ending: str) -> Path:
+    return prefix.with_name(prefix.name + ending)
+
+
+def _shard(prefix: Path, shards: int, number: int) -> Path:
+    return _with_ending(prefix, f".data-{number:05}-of-{shards:05}")
+
+
+def _bytes(prefix: Path, shards: int, entry: Entry) -> np.ndarray:
+    return np.fromfile(_shard(prefix, shards, entry.shard), np.uint8, entry.size, "", entry.offset)
+
+
+def _find_prefix(path: Path) -> Path:
+    if not path.is_dir():
+        prefix = path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
+        if path.name == "saved_model.pb":
+            prefix = path.parent / "variables" / "variables"
+        if _with_ending(prefix, ".index").is_file():
+            return prefix
+        if not path.exists():
+            raise UserError(f"no such checkpoint: {path} (nor {prefix.name}.index beside it)")
+        raise UserError(
+            f"{path} is no TensorFlow checkpoint: give a folder, a prefix that has an .index file,"
+            " or a SavedModel folder"
+        )
+    if (path / "saved_model.pb").exists():
+        return _find_prefix(path / "saved_model.pb")
+    if (path / "checkpoint").is_file():  # which checkpoint of the folder is the latest
+        latest = re.search(
+            r'^model_checkpoint_path: "(.+)"',
+            (path / "checkpoint").read_text(errors="replace"),
+            re.MULTILINE,
+        )
+        if latest:
+            return _find_prefix(path / latest[1].replace("\\", "/").rpartition("/")[2])
+    indices = sorted(path.glob("*.index"))
+    if len(indices) != 1:
+        raise UserError(
+            f"{path} holds {len(indices)} checkpoints (*.index); "
+            + ("name one of them: " + ", ".join(i.stem for i in indices[:5]) if indices else
+               "give the folder of a TensorFlow checkpoint or SavedModel")
+        )  # fmt: skip
+    return indices[0].with_suffix("")
+
+
+def _check_size(file: Path, number: int, entries: Iterable[Entry]) -> None:
+    needed = max(entry.offset + entry.size for entry in entries if entry.shard == number)
+    if not file.is_file():
+        raise UserError(f"{file} is missing; the tensors are in it")
+    size = file.stat().st_size
+    if size < needed:
+        raise UserError(f"{file} is truncated: {size:,} of {needed:,} bytes; copy it again")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """An integer in groups of 7 bits, and the position after it."""
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return value, at
+
+
+def _table(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Keys and values of a sorted table: a block of blocks, found from the file's last bytes."""
+    footer = data[-48:]
+    if len(footer) < 48 or footer[-8:] != MAGIC:
+        raise ValueError("its last bytes are not those of an index")
+    at = 0
+    for _ in range(2):  # skips the position and size of another block, unused here
+        _, at = _varint(footer, at)
+    for _, handle in _block(data, footer[at:]):
+        for key, value in _block(data, handle):
+            yield key.decode(), value
+
+
+def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Entries of the block whose position and size ``handle`` holds."""
+    start, at = _varint(handle, 0)
+    size, _ = _varint(handle, at)
+    end = start + size
+    kind, checksum = struct.unpack_from("<BI", data, end)  # after the block
+    if _masked(crc32c(np.frombuffer(data, np.uint8, size + 1, start))) != checksum:
+        raise ValueError("a checksum does not match")
+    if kind:
+        raise ValueError("it is compressed, which TensorFlow does not do by default")
+    (restarts,) = struct.unpack_from("<I", data, end - 4)
+    at, end, key = start, end - 4 - 4 * restarts, b""
+    while at < end:  # a key is written as what differs from the one before
+        shared, at = _varint(data, at)
+        rest, at = _varint(data, at)
+        length, at = _varint(data, at)
+        key = key[:shared] + data[at : at + rest]
+        at += rest + length
+        yield key, data[at - length : at]
+
+
+def _message(data: bytes) -> dict[int, list[Any]]:
+    """A protocol buffer message: field number -> its values, integers or bytes."""
+    fields: dict[int, list[Any]] = {}
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+        elif kind == 2:
+            length, at = _varint(data, at)
+            value, at = data[at : at + length], at + length
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+            value, at = int.from_bytes(data[at : at + length], "little"), at + length
+        else:
+            raise ValueError(f"wire type {kind}")
+        if at > len(data):
+            raise ValueError("a field is cut off")
+        fields.setdefault(tag >> 3, []).append(value)
+    return fields
+
+
+def _one(message: dict[int, list[Any]], field: int) -> int:
+    """An integer field; 0 where it is absent."""
+    return message.get(field, [0])[0]
+
+
+def _text(message: dict[int, list[Any]], field: int) -> str:
+    return message.get(field, [b""])[0].decode()
+
+
+def _entry(message: dict[int, list[Any]]) -> Entry:
+    dimensions = _message(message.get(2, [b""])[0]).get(2, [])
+    if 7 in message:
+        raise ValueError("a tensor is stored in slices")
+    return Entry(
+        dtype=_one(message, 1),
+        shape=tuple(_one(_message(dimension), 1) for dimension in dimensions),
+        shard=_one(message, 3),
+        offset=_one(message, 4),
+        size=_one(message, 5),
+        checksum=_one(message, 6),
+    )
+
+
+def _string(data: np.ndarray, checksum: int) -> bytes:
+    """The content of a tensor of one string: its length, a checksum of that, and its bytes."""
+    content = data.tobytes()
+    length, start = _varint(content, 0)
+    if _masked(crc32c(np.frombuffer(struct.pack("<I", length) + content[start:], np.uint8))) != (
+        checksum
+    ):
+        raise ValueError("the checksum of the object graph does not match")
+    return content[start + 4 :]
+
+
+def _object_graph(content: bytes) -> tuple[dict[str, str], list[dict[str, int]]]:
+    """Key -> name of the variables, and the attributes of all objects."""
+    names, objects = {}, []
+    for node in map(_message, _message(content).get(1, [])):
+        children = map(_message, node.get(1, []))
+        objects.append({_text(child, 2): _one(child, 1) for child in children})
+        for attribute in map(_message, node.get(2, [])):
+            if name := _text(attribute, 2):
+                names[_text(attribute, 3)] = name
+    return names, objects
+
+
+def _nodes(definitions: list[bytes]) -> dict[str, Node]:
+    nodes = {}
+    for node in map(_message, definitions):
+        # an input is "node", "node:output", "node:name:output", or "^node", a mere order
+        inputs = [text.decode().split(":")[0] for text in node.get(3, [])]
+        nodes[_text(node, 1)] = Node(_text(node, 2), [i for i in inputs if not i.startswith("^")])
+    return nodes

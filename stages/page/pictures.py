@@ -1,0 +1,523 @@
+"""Pictures of a run: plain numbers and arrays in, a matplotlib ``Figure`` out.
+
+Every function draws at the size at which a phone still shows its text; ``svg`` gives the text of a
+picture that follows the reader's light or dark colours, ``save`` writes a file. Accuracies are
+shares in [0, 1], drawn in percent; images are (N, H, W, 3), uint8 or float in [0, 1].
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+P = ParamSpec("P")
+
+INK, FAINT, PAPER = "#24292f", "#d0d5da", "#ffffff"
+DARK = {INK: "#e3e6e9", FAINT: "#434a52", PAPER: "#16191d"}  # what they become on dark pages
+RIGHT, WRONG = "#6b7280", "#C8372D"
+
+# A method has one name, colour and marker in all pictures. The colours are those of Okabe and Ito,
+# which colour-blind readers can tell apart, some darkened: 3:1 and better on white and on DARK.
+METHODS = {
+    "pretrain": ("pretraining", INK, "o"),
+    "supervised": ("supervised", "#767676", "o"),
+    "supervised-student": ("student, labels alone", "#B97A00", "v"),
+    "linear": ("linear", "#009E73", "^"),
+    "finetune": ("fine-tuned", "#0072B2", "s"),
+    "self-distill": ("self-distilled", "#C0609A", "P"),
+    "distill": ("distilled", "#D55E00", "D"),
+}
+
+STYLE = {
+    "savefig.transparent": True,
+    "svg.fonttype": "none",  # text stays text: small, sharp, searchable
+    "svg.hashsalt": "few-labels",  # the same picture has the same bytes
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+}
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw with ``STYLE``, whatever the reader's own matplotlib is set to."""
+
+    @wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def svg(figure: Figure) -> str:
+    """The picture as SVG text with a transparent ground; it turns light where the page is dark."""
+    buffer = io.BytesIO()
+    _write(figure, buffer, "svg")
+    text = buffer.getvalue().decode()
+    rules = "".join(
+        f'[style*="{part}: {light}"]{{{part}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for part in ("fill", "stroke")
+    )
+    style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
+    head, mark, rest = text[text.index("<svg") :].partition(">")
+    # the reader's own sans-serif; what was measured with is wider than most
+    rest = rest.replace("'DejaVu Sans', ", "system-ui, 'DejaVu Sans', ")
+    return head + mark + style + rest
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as .svg, or as .png with a white ground."""
+    if path.suffix == ".svg":
+        path.write_text(svg(figure))
+    else:
+        with path.open("wb") as file:
+            _write(figure, file, "png", dpi=200, transparent=False)
+
+
+@_styled
+def _write(figure: Figure, file: Any, format_: str, **options: Any) -> Figure:
+    about = {"Date": None} if format_ == "svg" else None
+    figure.savefig(file, format=format_, metadata=about, **options)
+    return figure
+
+
+# --- curves -----------------------------------------------------------------------------------
+
+
+@_styled
+def learning_curves(
+    stage: str, runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
+) -> Figure:
+    """Loss, and what the stage counts as right, while it trained.
+
+    Args:
+        stage: as in ``METHODS``.
+        runs: for every label set ("" where there is none) its runs, each the lines of
+            ``metrics.jsonl``. One thin line per run; their mean, thick, where they log alike.
+    """
+    shares = {"contrastive_top1": "partner found (%)", "top1": "right in batch (%)",
+              "agreement": "agrees with teacher (%)"}  # fmt: skip
+    lines = [line for several in runs.values() for run in several for line in run]
+    share = next((key for key in shares if any(key in line for line in lines)), None)
+    panels = {"loss": ("loss (nats)", 1.0)} | ({share: (shares[share], 100.0)} if share else {})
+    figure = Figure(layout="constrained", figsize=(4.5, 2.2))
+    for ax, (key, (title, scale)) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        ends: list[tuple[float, str, Mapping[str, Any]]] = []
+        for (labels, several), dashes in zip(
+            runs.items(), ["-", (0, (4, 1.5)), (0, (1, 1)), "-."] * len(runs), strict=False
+        ):
+            curves = [
+                np.array([(line["step"], scale * line[key]) for line in run if key in line])
+                for run in several
+            ]
+            curves = [curve for curve in curves if len(curve)]
+            if not curves:
+                continue
+            alike = all(np.array_equal(curve[:, 0], curves[0][:, 0]) for curve in curves)
+            look = {"color": METHODS[stage][1], "ls": dashes}
+            if len(curves[0]) < 4:
+                look |= {"marker": METHODS[stage][2], "clip_on": False}
+            for curve in curves:
+                thin = {"lw": 0.6, "alpha": 0.5, "marker": ""} if len(curves) > 1 else {}
+                ax.plot(*curve.T, **look | thin)
+            if alike and len(curves) > 1:
+                ax.plot(*np.mean(curves, axis=0).T, **look)
+            last = np.mean([curve[-1, 1] for curve in curves])
+            ends.append((float(last), labels, {"color": look["color"], "ls": dashes}))
+        values = [scale * line[key] for line in lines if key in line]
+        if key == "loss" and min(values) > 0 and max(values) > 20 * min(values):
+            ax.set_yscale("log")
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        chance = {line["loss_of_chance"] for line in lines if "loss_of_chance" in line}
+        if key == "loss" and len(chance) == 1:
+            level = chance.pop()
+            ax.axhline(level, color=INK, lw=0.8, ls=":")
+            ax.annotate("chance", (1, level), (-3, -3), ("axes fraction", "data"),
+                        textcoords="offset points", ha="right", va="top")  # fmt: skip
+        ax.set(title=title, xlabel="updates", xlim=(0, max(line["step"] for line in lines)))
+        if len(runs) > 1:
+            _end_labels(ax, ends)
+        ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    return figure
+
+
+def _end_labels(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) -> None:
+    """Name what ends at these heights beside the axes, pushed apart where names would touch.
+
+    Args:
+        ax: with its limits and scales as they will stay.
+        ends: height, name, and the look (as of ``Axes.plot``) of a sample before the name.
+    """
+    figure = ax.get_figure(root=True)
+    assert figure
+    height = figure.get_size_inches()[1] * 72 * ax.get_position().height * 0.95  # points, about
+    transform = ax.transScale + ax.transLimits  # data -> share of the axes, before any layout
+    x = ax.get_xlim()[1]
+    ends = sorted(ends, key=lambda end: end[0])
+    wanted = np.array([transform.transform((x, y))[1] for y, _, _ in ends])
+    gap, places = 11.5 / height, wanted.copy()
+    for _ in range(200):  # neighbours that touch move apart by equal parts
+        overlap = np.clip(gap - np.diff(places), 0, None)
+        places[:-1] -= overlap / 2
+        places[1:] += overlap / 2
+    beside = {"transform": ax.transAxes, "clip_on": False}
+    for (_, name, look), at, place in zip(ends, wanted, places, strict=True):
+        ax.plot([1, 1.05], [at, place], color=FAINT, lw=0.8, **beside)
+        sample = [1.06, 1.13] if look.get("ls") else [1.085]
+        ax.plot(sample, [place] * len(sample), **{"ls": "", **look}, **beside)
+        ax.annotate(
+            name, (sample[-1], place), (6, 0), xycoords="axes fraction",
+            textcoords="offset points", va="center", annotation_clip=False,
+        )  # fmt: skip
+
+
+@_styled
+def label_efficiency(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Accuracy against the number of labels, with the band of the interval.
+
+    Args:
+        curves: for every method its points ``n_labels``, ``mean``, ``low``, ``high``.
+    """
+    figure = Figure(layout="constrained", figsize=(4.5, 3.4))
+    ax = figure.subplots()
+    ends = []
+    for stage, points in curves.items():
+        name, color, marker = METHODS[stage]
+        points = sorted(points, key=lambda point: point["n_labels"])
+        n, mean, low, high = (
+            np.array([point[key] for point in points])
+            for key in ("n_labels", "mean", "low", "high")
+        )
+        ax.plot(n, 100 * mean, color=color, marker=marker)
+        ax.fill_between(n, 100 * low, 100 * high, color=color, alpha=0.18, lw=0)
+        ax.vlines(n, 100 * low, 100 * high, color=color, lw=0.8)
+        ends.append((n[-1], (100 * mean[-1], name, {"color": color, "marker": marker})))
+    counts = sorted({int(point["n_labels"]) for points in curves.values() for point in points})
+    _count_axis(ax, counts, "labels (log scale)")
+    _accuracy_axis(ax)
+    last = max(n for n, _ in ends)
+    _end_labels(ax, [end for n, end in ends if n == last])
+    for n, (y, name, _) in ends:
+        if n != last:
+            ax.annotate(name, (n, y), (6, -9), textcoords="offset points")
+    return figure
+
+
+@_styled
+def accuracy_against_parameters(panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Accuracy against the size of the network, one panel per label set.
+
+    Args:
+        panels: title of the panel -> points ``stage``, ``parameters``, ``mean``, ``low``, ``high``
+            and, where a name other than the method's is wanted, ``name``.
+    """
+    figure = Figure(layout="constrained", figsize=(4.5, 0.2 + 2.1 * len(panels)))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    counts = sorted({point["parameters"] for points in panels.values() for point in points})
+    for ax, (title, points) in zip(axes, panels.items(), strict=True):
+        ends = []
+        for point in points:
+            name, color, marker = METHODS[point["stage"]]
+            x, y = point["parameters"], 100 * point["mean"]
+            ax.vlines(x, 100 * point["low"], 100 * point["high"], color=color, lw=1)
+            ax.plot(x, y, color=color, marker=marker)
+            ends.append((y, point.get("name", name), {"color": color, "marker": marker}))
+        _count_axis(ax, counts, "parameters (log scale)" if ax is axes[-1] else "")
+        _accuracy_axis(ax)
+        _end_labels(ax, ends)
+        ax.set_title(title)
+    return figure
+
+
+def _count_axis(ax: Axes, counts: Sequence[int], title: str) -> None:
+    """A logarithmic axis whose ticks are the numbers that occur, as far as they do not touch."""
+    ticks: list[int] = []
+    spread = max(counts) / min(counts)
+    for count in counts:
+        if not ticks or count / ticks[-1] > max(spread**0.16, 1.1):
+            ticks.append(count)
+    ax.set_xscale("log")
+    ax.set_xticks(ticks)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    margin = max(spread**0.06, 1.15)
+    ax.set(xlim=(min(counts) / margin, max(counts) * margin), xlabel=title)
+
+
+def _accuracy_axis(ax: Axes) -> None:
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, 0), min(high, 100.5))
+    ax.set_ylabel("test accuracy (%)")
+
+
+def short(count: float) -> str:
+    """A count in few characters: 14, 1437, 78k, 24M."""
+    if count >= 1e6:
+        return f"{count / 1e6:.{0 if count >= 1e7 else 1}f}M"
+    return f"{count / 1e3:.0f}k" if count >= 1e4 else f"{count:.0f}"
+
+
+# --- one classifier ----------------------------------------------------------------------------
+
+
+@_styled
+def reliability(stage: str, confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> Figure:
+    """Share of right answers against the confidence with which they were given.
+
+    Args:
+        stage: the method whose answers they are.
+        confidence: (N,) highest class probability.
+        right: (N,) bool, whether that class is the true one.
+        bins: of equal width, as the calibration error of ``shared.training.evaluate`` has them.
+    """
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    there = counts > 0
+    mean = [np.bincount(place, weights=w, minlength=bins)[there] / counts[there]
+            for w in (confidence, right)]  # fmt: skip
+    figure = Figure(layout="constrained", figsize=(4.0, 3.9))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    _, color, marker = METHODS[stage]
+    upper.plot([0, 100], [0, 100], color=INK, lw=0.8, ls=":")
+    upper.plot(100 * mean[0], 100 * mean[1], color=color, marker=marker)
+    upper.text(100, 3, "dotted: perfectly calibrated", ha="right", va="bottom")
+    upper.set(ylabel="right (%)", xlim=(0, 101), ylim=(0, 102))
+    lower.bar((np.arange(bins) + 0.5) * 100 / bins, counts, width=90 / bins, color=color)
+    lower.set(xlabel="confidence (%)", ylabel="images")
+    lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    return figure
+
+
+@_styled
+def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+    """True classes in rows, predicted ones in columns; right answers and mistakes in two colours.
+
+    Args:
+        matrix: (C, C) numbers of images.
+        classes: their C names.
+    """
+    n = len(classes)
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    strength = np.sqrt(share)  # a few mistakes are to be seen
+    side = min(max(3.6, 1.0 + 0.3 * n), 9)
+    figure = Figure(layout="constrained", figsize=(side, side))
+    ax = figure.subplots()
+    ax.imshow(_tinted(WRONG, np.where(np.eye(n) > 0, 0, strength)), interpolation="none")
+    ax.imshow(_tinted(RIGHT, np.eye(n) * strength), interpolation="none")
+    if n <= 20:
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                ax.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=8,
+                        color=_readable(float(strength[row, column])))  # fmt: skip
+    if n <= 40:
+        turn = 90 if max(map(len, classes)) > 2 else 0
+        ax.set_xticks(range(n), [_clip(name) for name in classes], rotation=turn)
+        ax.set_yticks(range(n), [_clip(name) for name in classes])
+    ax.set(xlabel="predicted", ylabel="true")
+    _bare(ax)
+    ax.spines[:].set(visible=True, color=FAINT)
+    return figure
+
+
+@_styled
+def robustness(accuracy: np.ndarray, corruptions: Sequence[str], clean: float) -> Figure:
+    """Accuracy under each corruption and severity, the hardest last; the more lost, the darker.
+
+    Args:
+        accuracy: (K, S) shares; severities 1..S.
+        corruptions: K names.
+        clean: accuracy on the untouched images.
+    """
+    order = np.argsort(-accuracy.mean(1))
+    names = [str(corruptions[i]).replace("_", " ") for i in order]
+    table = np.column_stack([accuracy, accuracy.mean(1)])[order]  # (K, S + 1)
+    K, S = accuracy.shape
+    figure = Figure(layout="constrained", figsize=(4.7, 0.8 + 0.23 * (K + 1)))
+    ax = figure.subplots()
+    lost = np.clip(clean - table, 0, 1)
+    ax.imshow(_tinted(WRONG, lost), aspect="auto", interpolation="none")
+    for (row, column), value in np.ndenumerate(table):
+        ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8.5,
+                color=_readable(float(lost[row, column])))  # fmt: skip
+    ax.set_xticks(range(S + 1), [*map(str, range(1, S + 1)), "mean"])
+    ax.set_yticks(range(K), names)
+    ax.axvline(S - 0.5, color=INK, lw=0.8)
+    ax.set(xlabel="severity", title=f"accuracy (%); on untouched images {100 * clean:.1f}")
+    _bare(ax)
+    return figure
+
+
+def _tinted(color: str, strength: np.ndarray) -> np.ndarray:
+    """(H, W, 4) one colour, the more opaque the stronger; nothing is drawn where it is 0."""
+    return np.dstack([np.broadcast_to(to_rgb(color), (*strength.shape, 3)), strength])
+
+
+def _readable(strength: float) -> str:
+    """Colour of a number on a tinted cell; the light one is not PAPER, which turns dark."""
+    return "#fefefe" if strength > 0.6 else INK
+
+
+def _bare(ax: Axes) -> None:
+    ax.grid(False)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _clip(name: str, length: int = 14) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+@_styled
+def feature_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Images as points in the plane, coloured by class and named at the middle of each class.
+
+    Args:
+        points: (N, 2).
+        labels: (N,) int.
+        classes: names in the order of the labels.
+    """
+    figure = Figure(layout="constrained", figsize=(4.7, 4.3))
+    ax = figure.subplots()
+    # light and dark turns of the hues, so that neighbours differ in more than hue
+    colors = mpl.colormaps["tab20"](np.linspace(0, 1, 20))[:, :3]
+    ax.scatter(
+        *points.T, c=colors[labels % 20], s=max(2.0, min(14.0, 8000 / max(len(points), 1))), lw=0,
+        rasterized=len(points) > 3000,
+    )  # fmt: skip
+    if len(classes) <= 40:
+        for label in np.unique(labels):
+            x, y = np.median(points[labels == label], axis=0)
+            ax.text(
+                x, y, _clip(str(classes[label])), ha="center", va="center", fontweight="bold",
+                bbox={"boxstyle": "round,pad=0.15", "fc": PAPER, "ec": "none", "alpha": 0.8},
+            )  # fmt: skip
+    ax.set(xticks=[], yticks=[], aspect="equal")
+    _bare(ax)
+    return figure
+
+
+# --- sheets of images --------------------------------------------------------------------------
+
+
+@_styled
+def pairs(images: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
+    """Images above the two augmented views that pretraining sees of each; (N, H, W, 3) each."""
+    figure, ax = _sheet(len(images), 3, 0.65, left=0.6)
+    for row, (name, several) in enumerate(
+        {"image": images, "view 1": first, "view 2": second}.items()
+    ):
+        ax.text(-0.1, row + 0.5, name, ha="right", va="center")
+        for column, image in enumerate(several):
+            _put(ax, image, column, row)
+    return figure
+
+
+@_styled
+def mistakes(
+    images: np.ndarray, true: Sequence[str], predicted: Sequence[str], confidence: np.ndarray,
+    columns: int = 4,
+) -> Figure:  # fmt: skip
+    """Images that were put in a wrong class, with that class, its probability and the true one.
+
+    Args:
+        images: (N, H, W, 3).
+        true: N class names.
+        predicted: N class names.
+        confidence: (N,) probability of the predicted class.
+        columns: images in a row.
+    """
+    rows, side, above = -(-len(images) // columns), 0.95, 0.36
+    figure, ax = _sheet(min(columns, len(images)), rows, side, above=above)
+    for i, image in enumerate(images):
+        row, column = i // columns * (1 + above / side), i % columns
+        _put(ax, image, column, row, frame=WRONG)
+        text = f"{_clip(predicted[i], 11)} {100 * confidence[i]:.0f}%\ntrue: {_clip(true[i], 9)}"
+        ax.text(column + 0.03, row - 0.02, text, va="bottom", fontsize=8, linespacing=1.15)
+    return figure
+
+
+@_styled
+def retrieval(queries: np.ndarray, neighbours: np.ndarray, same: np.ndarray) -> Figure:
+    """Test images and, in their rows, the training images nearest in feature space.
+
+    Args:
+        queries: (Q, H, W, 3).
+        neighbours: (Q, K, H, W, 3), nearest first.
+        same: (Q, K) bool, whether the neighbour has the query's class.
+    """
+    Q, K = same.shape
+    figure, ax = _sheet(K + 1.4, Q, 0.55, head=0.25)
+    ax.text(0.5, -0.06, "image", ha="center", va="bottom")
+    ax.text(1.4, -0.06, "nearest first", va="bottom")
+    for row in range(Q):
+        _put(ax, queries[row], 0, row, frame=INK)
+        for column in range(K):
+            right = bool(same[row, column])
+            _put(ax, neighbours[row, column], column + 1.4, row, frame=RIGHT if right else WRONG,
+                 cross=not right)  # fmt: skip
+    return figure
+
+
+def _sheet(
+    columns: float, rows: int, side: float, *, left: float = 0, head: float = 0, above: float = 0
+) -> tuple[Figure, Axes]:
+    """Bare axes in which an image takes one unit, ``side`` inches.
+
+    Inches are kept for text: ``left`` of all, over the whole (``head``), ``above`` every row.
+    """
+    figure = Figure((left + columns * side, head + rows * (side + above)))
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.axis("off")
+    bottom = rows * (1 + above / side) - above / side
+    ax.set(xlim=(-left / side, columns), ylim=(bottom, -(head + above) / side))
+    ax.set_autoscale_on(False)
+    return figure, ax
+
+
+def _put(
+    ax: Axes, image: np.ndarray, column: float, row: float, frame: str = FAINT, cross: bool = False
+) -> None:
+    """Draw an image in its unit square, with a frame; a cross says so without colour."""
+    a, b = 0.04, 0.96
+    # without interpolation the pixels go into the file as they are, and are enlarged on show
+    ax.imshow(image, extent=(column + a, column + b, row + b, row + a), interpolation="none",
+              aspect="auto", vmin=0, vmax=1)  # fmt: skip
+    ax.plot(np.array([a, b, b, a, a]) + column, np.array([a, a, b, b, a]) + row, color=frame, lw=1)
+    if cross:
+        ax.plot(column + 0.88, row + 0.14, "x", color=WRONG, markersize=5, mew=1.6)

@@ -1,0 +1,71 @@
+"""Use a classifier: a line of class and probability for each image.
+
+python -m stages.predict runs/photos/distill-10pct-seed0 new/*.jpg > predictions.csv
+"""
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from shared.config.schema import Data
+from shared.data.augment import center_crop
+from shared.data.batches import normalize
+from shared.data.images import decode_image
+from shared.networks.build import load_classifier
+from shared.runtime.errors import UserError, exit_code_2, usage
+
+
+@torch.inference_mode()
+def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, float]]:
+    """Each file with its most likely class and that class's probability.
+
+    An image is shown as in evaluation: its central part at the classifier's size, normalised as in
+    training (both stand in ``meta.json``).
+
+    Args:
+        folder: artifact of a classifier.
+        files: images in any format that training reads.
+
+    Raises:
+        UserError: where the folder holds no classifier, or a file is no readable image.
+    """
+    model, meta = load_classifier(folder)
+    model.eval()
+    data = Data(image_size=meta["image_size"], mean=tuple(meta["mean"]), std=tuple(meta["std"]))
+    for file in files:
+        try:
+            pixels = decode_image(str(file))  # (3, H, W) uint8
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"cannot read {file}: {error}") from error
+        image = normalize(center_crop(pixels[None], data.image_size), data)  # (1, 3, S, S)
+        probability, index = model(image).softmax(1)[0].max(0)
+        yield file, meta["classes"][int(index)], float(probability)
+
+
+@exit_code_2
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print ``file,label,probability`` for each image."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if len(arguments) < 2 or arguments[0] in ("-h", "--help"):
+        return usage("python -m stages.predict runs/NAME/distill-... IMAGE ...", arguments)
+    folder, *files = map(Path, arguments)
+    for file in files:  # before any line is printed
+        try:
+            with Image.open(file) as image:
+                image.verify()
+        except Exception as error:  # verify raises whatever its format does
+            raise UserError(f"cannot read {file}: {error}; nothing was predicted") from error
+    lines = csv.writer(sys.stdout, lineterminator="\n")
+    for number, (file, label, probability) in enumerate(predict(folder, files)):
+        if number == 0:
+            lines.writerow(["file", "label", "probability"])
+        lines.writerow([file, label, f"{probability:.4f}"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,628 @@
+"""Augmentation against the recorded numbers of the authors' code: values, then distributions."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from shared.data import augment
+from shared.data import image_ops as ops
+from shared.data.augment import (
+    Augmentation,
+    apply,
+    center_crop,
+    color_jitter_,
+    crop_resize,
+    draw,
+    draw_boxes,
+)
+from tests.support import golden
+
+ATOL = 2e-6  # of values in [0, 1]; the largest difference seen is 8.4e-7
+CROP_AND_FLIP = Augmentation(color_strength=0, blur=0)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return golden.load("augment.npz")
+
+
+def cases(prefix, ending):
+    """The names that stand between ``prefix`` and ``ending`` among the recorded arrays."""
+    with np.load(golden.path("augment.npz")) as file:
+        names = [key for key in file.files if key.startswith(prefix) and key.endswith(ending)]
+    return [name[len(prefix) : len(name) - len(ending)] for name in names]
+
+
+def to_torch(images):
+    """(H, W, 3) or (B, H, W, 3) to (B, 3, H, W)."""
+    return torch.from_numpy(images.reshape(-1, *images.shape[-3:])).movedim(-1, 1)
+
+
+def to_numpy(images):
+    return images.movedim(1, -1).numpy()
+
+
+def photos(B, H=32, W=32, name="augment"):
+    return to_torch(golden.image(name, B, H, W))
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+# ------------------------------------------------------------------ values: one operation
+@pytest.mark.parametrize("case", [c for c in cases("color/", "") if not c.endswith("/in")])
+def test_colour_operation(recorded, case):
+    arrays, _ = recorded
+    values, name = case.split("/")
+    images = to_torch(arrays[f"color/{values}/in"])
+    if name == "grayscale":
+        got = ops.grayscale(images)
+    else:
+        operation, amount = name.split("_")
+        got = getattr(ops, f"adjust_{operation}")(images, torch.tensor([float(amount)]))
+    np.testing.assert_allclose(to_numpy(got)[0], arrays[f"color/{case}"], rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("case", cases("blur/", "/in"))
+def test_blur(recorded, case):
+    arrays, meta = recorded
+    images, case_meta = to_torch(arrays[f"blur/{case}/in"]), meta[f"blur/{case}"]
+    sigma = torch.full((len(images),), case_meta["sigma"])
+    got = ops.gaussian_blur(images, sigma, radius=case_meta["actual_taps"] // 2)
+    want = arrays[f"blur/{case}/out"].reshape(to_numpy(got).shape)
+    np.testing.assert_allclose(to_numpy(got), want, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("case", cases("resize/", "/out_strided"))
+def test_crop_resize(recorded, case):
+    arrays, meta = recorded
+    case_meta = meta[f"resize/{case}"]
+    photo, stride = to_torch(arrays[case_meta["image"]]), case_meta["stride"]
+    boxes = torch.tensor([case_meta["box_y_x_h_w"]])
+    got = to_numpy(crop_resize(photo, boxes, tuple(case_meta["out"])))[0]
+    want = arrays[f"resize/{case}/out_strided"]
+    np.testing.assert_allclose(got[::stride, ::stride], want, rtol=0, atol=ATOL)
+    summary = [got.min(), got.max(), got.mean(dtype=np.float64)]
+    np.testing.assert_allclose(summary, arrays[f"resize/{case}/min_max_mean"], atol=ATOL)
+
+
+@pytest.mark.parametrize("case", cases("center_crop/", "/unclipped_strided"))
+def test_center_crop(recorded, case):
+    arrays, meta = recorded
+    case_meta, key = meta[f"center_crop/{case}"], f"center_crop/{case}"
+    photo, stride = to_torch(arrays[case_meta["image"]]), case_meta["stride"]
+    got = to_numpy(center_crop(photo, tuple(case_meta["out"])))[0]
+    want = arrays[f"{key}/unclipped_strided"].clip(0, 1)
+    np.testing.assert_allclose(got[::stride, ::stride], want, rtol=0, atol=ATOL)
+    np.testing.assert_allclose(got.mean((1, 2)), arrays[f"{key}/final_row_mean"], atol=ATOL)
+
+
+def test_center_crop_leaves_small_images_as_they_are():
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(center_crop(images, 32), images / 255, rtol=0, atol=1e-6)
+    assert not torch.equal(center_crop(images, 32, proportion=0.875), images / 255)
+
+
+def test_crop_resize_gives_each_image_its_own_box():
+    images = photos(3, 20, 30)
+    boxes = torch.tensor([[0, 0, 20, 30], [5, 10, 7, 9], [12, 3, 8, 20]])
+    got = crop_resize(images, boxes, 16)
+    for i in range(3):
+        alone = crop_resize(images[i : i + 1], boxes[i : i + 1], 16)
+        torch.testing.assert_close(got[i : i + 1], alone, rtol=0, atol=ATOL)
+        y, x, h, w = boxes[i].tolist()  # nothing from outside the box comes in
+        cut = crop_resize(
+            images[i : i + 1, :, y : y + h, x : x + w], torch.tensor([[0, 0, h, w]]), 16
+        )
+        torch.testing.assert_close(alone, cut, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("size", [(11, 64), (50, 17)])
+def test_antialias_is_the_usual_one(size):
+    images = photos(2, 40, 48)
+    got = crop_resize(images, torch.tensor([[0, 0, 40, 48]]), size, antialias=True)
+    want = F.interpolate(images, size, mode="bicubic", antialias=True)
+    torch.testing.assert_close(got, want, rtol=0, atol=4e-3)  # positions are rounded to 1/1024
+    assert (crop_resize(images, torch.tensor([[0, 0, 40, 48]]), size) - want).abs().max() > 0.02
+
+
+def test_photos_are_cropped_in_integers_as_in_floats():
+    image = (photos(1, 150, 200) * 255).round().byte()
+    for box in ([0, 0, 150, 200], [20, 30, 100, 90], [100, 150, 20, 25]):
+        box = torch.tensor([box])
+        got = ops.crop_resize_photo(image, box, 64)
+        assert got.dtype == torch.uint8
+        want = crop_resize(image, box, 64, antialias=True).clamp(0, 1) * 255
+        difference = (got - want).abs()
+        assert difference.mean() < 0.5
+        assert difference.flatten().quantile(0.999) < 1.5
+
+
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 11), st.floats(0.1, 3))
+@settings(max_examples=20, deadline=None)
+def test_blur_is_the_convolution_at_every_size(H, W, radius, sigma):
+    images = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(H))
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    taps = (taps / taps.sum()).view(1, 1, 1, -1)
+    want = F.conv2d(images.view(6, 1, H, W), taps, padding=(0, radius))
+    want = F.conv2d(want, taps.mT, padding=(radius, 0)).view(2, 3, H, W)
+    got = ops.gaussian_blur(images, torch.full((2,), sigma), radius)
+    torch.testing.assert_close(got, want, rtol=0, atol=ATOL)
+
+
+def test_operations_may_write_over_their_images():
+    images = photos(4)
+    for name in ("adjust_brightness", "shift_brightness", "adjust_contrast", "adjust_saturation",
+                 "adjust_hue"):  # fmt: skip
+        operation, amount = getattr(ops, name), torch.tensor([0.1, 0.2, 0.3, -0.1])
+        before, want = images.clone(), operation(images, amount)
+        assert torch.equal(images, before)
+        assert operation(before, amount, out=before) is before
+        assert torch.equal(before, want)
+
+
+def test_gray_pixels_survive_saturation_and_hue():
+    gray = torch.cat(
+        [torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8), torch.rand(1, 1, 8, 8) - 0.2]
+    )
+    gray = gray.expand(3, 3, 8, 8)
+    for factor in (0.0, 0.5, 1.8):
+        got = ops.adjust_saturation(gray, torch.full((3,), factor))
+        torch.testing.assert_close(got, gray, rtol=0, atol=ATOL)
+    torch.testing.assert_close(ops.adjust_hue(gray, torch.full((3,), 0.2)), gray, rtol=0, atol=ATOL)
+    # Where the resize overshot below black, S counts as 0 and all channels become V.
+    below = torch.tensor([-0.1, -0.3, -0.2]).view(1, 3, 1, 1)
+    got = ops.adjust_saturation(below, torch.tensor([1.8]))
+    torch.testing.assert_close(got, torch.full((1, 3, 1, 1), -0.1))
+
+
+@given(st.floats(-1 / 3, 1 / 3), st.integers(0, 2**16))
+@settings(max_examples=30, deadline=None)
+def test_hue_turns_back_and_keeps_the_extremes(shift, seed):
+    images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    shifts = torch.tensor([shift, shift])
+    turned = ops.adjust_hue(images, shifts)
+    torch.testing.assert_close(turned.amax(1), images.amax(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(turned.amin(1), images.amin(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ops.adjust_hue(turned, -shifts), images, rtol=0, atol=1e-4)
+
+
+def warp(images, angle=0.0, shear=0.0, scale=(1.0, 1.0), shift=(0.0, 0.0)):
+    rows = [torch.tensor([value] * len(images)) for value in (angle, shear, scale, shift)]
+    return ops.affine_warp(images, *rows)
+
+
+def test_affine_warp():
+    images = photos(2, 12, 12)
+    exactly = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(warp(images), images, **exactly)
+    torch.testing.assert_close(warp(images, 90.0), images.rot90(1, (2, 3)), **exactly)
+    torch.testing.assert_close(warp(images, -90.0), images.rot90(-1, (2, 3)), **exactly)
+    line = torch.zeros(1, 3, 9, 9)
+    line[..., 4] = 1  # vertical, through the middle
+    leaning = warp(line, shear=45.0)[0, 0]
+    assert torch.equal(leaning.argmax(1), torch.arange(8, -1, -1))
+
+
+def test_affine_warp_shows_a_window():
+    images = photos(2, 12, 12)
+    # the middle third, three times as large: every third output pixel lies on an input pixel
+    window = warp(images, scale=(1 / 3, 1 / 3))
+    torch.testing.assert_close(window[..., 1::3, 1::3], images[..., 4:8, 4:8], rtol=0, atol=1e-5)
+    # a window two pixels further right and one further down, black where it leaves the image
+    moved = warp(images, shift=(2 / 12, 1 / 12))
+    torch.testing.assert_close(moved[..., :-1, :-2], images[..., 1:, 2:], rtol=0, atol=1e-5)
+    assert moved[..., -1, :].abs().max() < 1e-5
+    assert moved[..., :, -2:].abs().max() < 1e-5
+
+
+def test_warped_windows_are_drawn_inside_the_image():
+    policy = Augmentation(crop_area=(1, 1), zoom_area=(0.3, 0.9), translate=0.05)
+    draws = draw(policy, rng(3), 5000)
+    area = draws.scale.prod(1)
+    assert stats.kstest(area, "uniform", args=(0.3, 0.6)).pvalue > 1e-3
+    aspect = (draws.scale[:, 0] / draws.scale[:, 1]).log()
+    reach = math.log(4 / 3)
+    assert stats.kstest(aspect, "uniform", args=(-reach, 2 * reach)).pvalue > 1e-3
+    beyond = draws.shift.abs() + draws.scale / 2 - 0.5  # how far the window leaves the image
+    assert beyond[draws.scale < 1].max() <= 0.05 + 1e-6
+    assert beyond.max() > 0.049
+    still = draw(Augmentation(), rng(3), 50)
+    assert (still.scale == 1).all()
+    assert (still.shift == 0).all()
+    boxes = draw_boxes(policy, rng(3), [8] * 5, [9] * 5)
+    assert boxes.tolist() == [[0, 0, 8, 9]] * 5  # crop_area (1, 1) crops nothing
+
+
+# ------------------------------------------------------------------ values: the whole chain
+def test_colour_chain_in_one_batch(recorded):
+    """All recorded orders together, so that each image must get its own operations."""
+    arrays, meta = recorded
+    names = cases("chain/", "/in")
+    scripts = [meta[f"chain/{name}"] for name in names]
+    factors = [[s[k] for k in ("brightness", "contrast", "saturation", "hue")] for s in scripts]
+    draws = replace(
+        draw(Augmentation(), rng(), len(names)),
+        jitter=torch.tensor([s["u_apply"] < 0.8 for s in scripts]),
+        order=torch.tensor([s["perm"] for s in scripts]),
+        factors=torch.tensor(factors),
+        grayscale=torch.tensor([s["u_gray"] < 0.2 for s in scripts]),
+    )
+    images = torch.cat([to_torch(arrays[f"chain/{name}/in"]) for name in names])
+    got = to_numpy(color_jitter_(images.clone(), draws))
+    for i, name in enumerate(names):
+        want = arrays[f"chain/{name}/out"]
+        np.testing.assert_allclose(got[i], want, rtol=0, atol=ATOL, err_msg=name)
+    # A view is clipped at the end, jittered or not.
+    plain = replace(draws, flip=torch.zeros(len(names), dtype=torch.bool))
+    view = to_numpy(apply(Augmentation(blur=0), images, plain))
+    np.testing.assert_allclose(view, got.clip(0, 1), rtol=0, atol=ATOL)
+
+
+def test_apply_runs_flip_colour_and_blur_in_this_order():
+    policy = Augmentation(blur_sigma_per="image", rotate=20, shear=10)
+    draws, images = draw(policy, rng(1), 24), photos(24, 40, 40)
+    assert 0 < draws.flip.sum() < 24  # both sides of each coin occur
+    assert 0 < draws.blur.sum() < 24
+    got = apply(policy, images, draws)
+    for i in range(24):
+        one, image = draws[i : i + 1], images[i : i + 1]
+        image = image.flip(-1) if one.flip else image
+        image = color_jitter_(
+            ops.affine_warp(image, one.angle, one.shear, one.scale, one.shift), one
+        ).clamp(0, 1)
+        if one.blur:  # 40 pixels: 2 * int(40 // 10 / 2) + 1 = 5 taps
+            image = ops.gaussian_blur(image, one.sigma, radius=2).clamp(0, 1)
+        torch.testing.assert_close(got[i : i + 1], image, rtol=0, atol=ATOL)
+
+
+def test_large_images_one_by_one_are_jittered_as_in_a_batch(monkeypatch):
+    images, draws = photos(12, 20, 20), draw(Augmentation(), rng(2), 12)
+    together = color_jitter_(images.clone(), draws)
+    monkeypatch.setattr(augment, "LARGE", 0)
+    alone = color_jitter_(images.clone(), draws)
+    torch.testing.assert_close(alone, together, rtol=0, atol=ATOL)
+    assert not torch.equal(alone, images)
+
+
+def test_apply_leaves_its_input_alone():
+    images = photos(8)
+    before = images.clone()
+    apply(Augmentation(), images, draw(Augmentation(), rng(), 8))
+    assert torch.equal(images, before)
+
+
+def test_equal_images_come_out_different():
+    images = photos(1).expand(64, 3, 32, 32)
+    for policy in (Augmentation(), CROP_AND_FLIP):
+        boxes = draw_boxes(policy, rng(), [32] * 64, [32] * 64)
+        views = apply(policy, crop_resize(images, boxes, 32), draw(policy, rng(), 64))
+        assert len(views.flatten(1).unique(dim=0)) == 64
+    # The colour alone differs too: each image has its own factors.
+    colour = apply(
+        Augmentation(flip=0, jitter=1, grayscale=0, blur=0),
+        images,
+        draw(Augmentation(jitter=1), rng(), 64),
+    )
+    assert len(colour.flatten(1).unique(dim=0)) == 64
+
+
+@pytest.mark.parametrize("policy", [Augmentation(), Augmentation(blur_sigma_per="image", rotate=9)])
+def test_a_slice_of_the_global_batch_is_what_one_process_makes(policy):
+    images, mine = photos(24), slice(8, 16)
+    boxes = draw_boxes(policy, rng(), [32] * 24, [32] * 24)
+    draws = draw(policy, rng(), 24)
+    assert len(draws[mine]) == 8
+    everything = apply(policy, crop_resize(images, boxes, 32), draws)
+    part = apply(policy, crop_resize(images[mine], boxes[mine], 32), draws[mine])
+    torch.testing.assert_close(part, everything[mine], rtol=0, atol=ATOL)
+
+
+def test_uint8_and_float_images_give_the_same_view():
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    draws, boxes = (
+        draw(Augmentation(), rng(), 8),
+        draw_boxes(Augmentation(), rng(), [32] * 8, [32] * 8),
+    )
+    for prepare in (lambda x: x, lambda x: crop_resize(x, boxes, 24)):
+        ours, theirs = prepare(images), prepare(images / 255)
+        torch.testing.assert_close(
+            apply(Augmentation(), ours, draws),
+            apply(Augmentation(), theirs, draws),
+            rtol=0,
+            atol=ATOL,
+        )
+
+
+@given(
+    B=st.integers(1, 6),
+    H=st.integers(4, 40),
+    W=st.integers(4, 40),
+    size=st.integers(4, 40),
+    seed=st.integers(0, 2**16),
+    brightness=st.sampled_from(["multiplicative", "additive"]),
+    antialias=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_views_have_their_size_and_range(B, H, W, size, seed, brightness, antialias):
+    policy = Augmentation(
+        rotate=30, shear=15, brightness=brightness, antialias=antialias, color_strength=1.25
+    )
+    images = (torch.rand(B, 3, H, W, generator=torch.Generator().manual_seed(seed)) * 255).byte()
+    boxes = draw_boxes(policy, rng(seed), [H] * B, [W] * B)
+    crops = crop_resize(images, boxes, size, policy.antialias)
+    views = apply(policy, crops, draw(policy, rng(seed), B))
+    assert views.shape == (B, 3, size, size)
+    assert views.dtype == torch.float32
+    assert 0 <= views.min() <= views.max() <= 1  # false if anything is NaN
+
+
+def test_blur_of_white_is_not_whiter():
+    policy = Augmentation(flip=0, jitter=0, grayscale=0, blur=1, blur_sigma_per="image")
+    views = apply(policy, torch.ones(64, 3, 64, 64), draw(policy, rng(), 64))
+    assert views.max() <= 1
+    assert views.min() < 0.6  # beyond the border lies black
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**16))
+@settings(max_examples=30, deadline=None)
+def test_the_whole_image_at_its_own_size_is_the_image(H, W, seed):
+    images = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(seed))
+    for antialias in (False, True):
+        got = crop_resize(images, torch.tensor([[0, 0, H, W]]), (H, W), antialias)
+        torch.testing.assert_close(got, images, rtol=0, atol=1e-6)
+
+
+def test_flipping_twice_gives_the_image_back():
+    policy, images = replace(CROP_AND_FLIP, flip=1.0), photos(4)
+    draws = draw(policy, rng(), 4)
+    once = apply(policy, images, draws)
+    assert torch.equal(once, images.flip(-1))
+    assert torch.equal(apply(policy, once, draws), images)
+
+
+# ------------------------------------------------------------------ distributions
+def assert_same_distribution(ours, theirs, what):
+    """Two-sample Kolmogorov-Smirnov test (our seed is fixed, so the outcome is too)."""
+    # Unchanged images are an atom of the distribution: the last digits must not split it.
+    p = stats.ks_2samp(np.round(ours, 5), np.round(theirs, 5)).pvalue
+    assert p > 1e-3, f"{what}: p = {p:.1e}"
+
+
+@pytest.mark.parametrize("case", cases("boxes/", "/y_x_h_w"))
+def test_boxes_are_distributed_as_recorded(recorded, case):
+    arrays, meta = recorded
+    theirs = arrays[f"boxes/{case}/y_x_h_w"].astype(np.int64)
+    (H, W), n = meta[f"boxes/{case}"]["image_hw"], len(theirs)
+    ours = draw_boxes(Augmentation(), rng(5), [H] * 5 * n, [W] * 5 * n).numpy()
+    views = {
+        "y": lambda y, x, h, w: y,
+        "x": lambda y, x, h, w: x,
+        "height": lambda y, x, h, w: h,
+        "width": lambda y, x, h, w: w,
+        "area": lambda y, x, h, w: h * w,
+        "aspect": lambda y, x, h, w: w / h,
+        "place": lambda y, x, h, w: y / np.maximum(H - h, 1),
+        "right": lambda y, x, h, w: W - w - x,
+    }
+    for name, view in views.items():
+        assert_same_distribution(view(*ours.T), view(*theirs.T), f"{case} {name}")
+    # Heights and widths together, exactly: how often each pair (32 pixels) or bin occurs.
+    edges = [np.linspace(0, side + 1, 17) for side in (H, W)]
+    counts = np.stack(
+        [np.histogram2d(b[:, 2], b[:, 3], bins=edges)[0].ravel() for b in (ours, theirs)]
+    )
+    counts = counts[:, counts.sum(0) >= 10]
+    assert stats.chi2_contingency(counts).pvalue > 1e-3
+
+
+def draw_box_in_words(policy, chance, H, W):
+    """SPEC.md section 10, sentence by sentence, one box at a time."""
+    low, high = (share * H * W for share in policy.crop_area)
+    for _ in range(100):
+        aspect = chance.uniform(*policy.crop_aspect)
+        smallest, largest = round((low / aspect) ** 0.5), round((high / aspect) ** 0.5)
+        while round(largest * aspect) > W or largest > H:
+            largest -= 1
+        h = chance.integers(min(smallest, largest), largest + 1)
+        if h * round(h * aspect) < low:
+            h += 1
+        if h * round(h * aspect) > high:
+            h -= 1
+        w = round(h * aspect)
+        inside = 0 < h <= H and 0 < w <= W and low <= h * w <= high
+        if inside and h * w >= policy.crop_min_covered * H * W:
+            return h, w
+    return H, W
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Augmentation(crop_area=(0.1, 0.15)),
+        Augmentation(crop_area=(0.3, 0.4), crop_aspect=(0.5, 2.5)),
+        Augmentation(crop_area=(0.6, 0.7), crop_aspect=(0.8, 1.2)),
+    ],
+)
+def test_boxes_of_tiny_images(policy):
+    """On 9 x 8 pixels rounding decides everything."""
+    n, chance = 4000, rng(8)
+    ours = draw_boxes(policy, rng(9), [9] * 5 * n, [8] * 5 * n)[:, 2:].tolist()
+    theirs = [draw_box_in_words(policy, chance, 9, 8) for _ in range(n)]
+    shapes = sorted({(h, w) for h, w in theirs} | {(h, w) for h, w in ours})
+    counts = np.array(
+        [[sum((h, w) == shape for h, w in boxes) for shape in shapes] for boxes in (ours, theirs)]
+    )
+    counts = counts[:, counts.sum(0) >= 10]
+    assert stats.chi2_contingency(counts).pvalue > 1e-3
+
+
+@given(
+    H=st.integers(1, 300),
+    W=st.integers(1, 300),
+    low=st.floats(0.01, 1),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=60, deadline=None)
+def test_boxes_lie_in_the_image(H, W, low, seed):
+    policy = Augmentation(crop_area=(low, 1.0))
+    y, x, h, w = draw_boxes(policy, rng(seed), [H] * 20, [W] * 20).unbind(1)
+    assert (y >= 0).all()
+    assert (x >= 0).all()
+    assert (y + h <= H).all()
+    assert (x + w <= W).all()
+    assert (h * w >= max(low, 0.1) * H * W * (1 - 1e-6)).all()
+
+
+def test_boxes_of_images_of_many_sizes():
+    heights, widths = rng(1).integers(20, 200, 500), rng(2).integers(20, 200, 500)
+    boxes = draw_boxes(Augmentation(), rng(), heights, widths)
+    assert boxes.dtype == torch.int64
+    assert (boxes[:, 0] + boxes[:, 2] <= torch.from_numpy(heights)).all()
+    assert (boxes[:, 1] + boxes[:, 3] <= torch.from_numpy(widths)).all()
+    # A shape that no crop can have: after all attempts the whole image is taken.
+    assert draw_boxes(Augmentation(), rng(), [1], [50]).tolist() == [[0, 0, 1, 50]]
+    whole = Augmentation(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
+    assert draw_boxes(whole, rng(), [8, 9], [8, 9]).tolist() == [[0, 0, 8, 8], [0, 0, 9, 9]]
+
+
+@pytest.mark.parametrize("case", cases("jitter/", "/in"))
+def test_jitter_is_distributed_as_recorded(recorded, case):
+    arrays, meta = recorded
+    image, theirs = to_torch(arrays[f"jitter/{case}/in"]), arrays[f"jitter/{case}/per_draw"]
+    n = len(theirs)
+    draws = draw(Augmentation(color_strength=meta[f"jitter/{case}"]["strength"]), rng(3), n)
+    views = torch.cat(
+        [color_jitter_(image.repeat(250, 1, 1, 1), draws[i : i + 250]) for i in range(0, n, 250)]
+    )
+    change = (views - image).abs().flatten(1)
+    ours = np.column_stack(
+        [
+            views.mean((2, 3)),
+            views.flatten(1).std(1, correction=0),
+            change.mean(1),
+            (views[:, 0] - views[:, 1]).abs().flatten(1).amax(1),
+            change.amax(1),
+            (views >= 1).float().flatten(1).mean(1),
+        ]
+    )
+    for k, column in enumerate(meta[f"jitter/{case}"]["columns"]):
+        assert_same_distribution(ours[:, k], theirs[:, k], f"{case} {column}")
+    for column in (5, 6):  # without colour; unchanged: 0.2 and 0.2 * 0.8 of the draws
+        counts = [
+            [(x[:, column] < 1e-6).sum(), (x[:, column] >= 1e-6).sum()] for x in (ours, theirs)
+        ]
+        assert stats.chi2_contingency(counts).pvalue > 1e-3
+
+
+def test_blur_is_distributed_as_recorded(recorded):
+    arrays, _ = recorded
+    images, theirs = (
+        to_torch(arrays["batch_blur/b8_64/in"]),
+        arrays["batch_blur/b8_64/mean_abs_change"],
+    )
+    policy = Augmentation(flip=0, jitter=0, grayscale=0)
+    ours = []
+    for call in range(len(theirs)):
+        views = apply(policy, images, draw(policy, rng(call), len(images)))
+        ours.append((views - images).abs().mean((1, 2, 3)))
+    ours = torch.stack(ours).numpy()  # (300, 8)
+    chosen, recorded_chosen = ours > 1e-6, theirs > 1e-6
+    counts = [[c.sum(), (~c).sum()] for c in (chosen, recorded_chosen)]
+    assert stats.chi2_contingency(counts).pvalue > 1e-3
+    for i in range(8):  # how strongly, image by image
+        assert_same_distribution(
+            ours[chosen[:, i], i], theirs[recorded_chosen[:, i], i], f"image {i}"
+        )
+
+
+def test_draws_of_each_coin_factor_and_order():
+    n, policy = 20000, Augmentation(flip=0.3, rotate=15, shear=5, color_strength=0.5, blur=0.4)
+    draws = draw(policy, rng(11), n)
+    for coin, p in (
+        (draws.flip, 0.3),
+        (draws.jitter, 0.8),
+        (draws.grayscale, 0.2),
+        (draws.blur, 0.4),
+    ):
+        assert stats.binomtest(int(coin.sum()), n, p).pvalue > 1e-3
+    ranges = [(0.6, 1.4)] * 3 + [(-0.1, 0.1)]
+    uniforms = [
+        *zip(draws.factors.T, ranges, strict=True),
+        (draws.angle, (-15, 15)),
+        (draws.shear, (-5, 5)),
+    ]
+    for values, (low, high) in uniforms:
+        assert stats.kstest(values, "uniform", args=(low, high - low)).pvalue > 1e-3
+    _, counts = draws.order.unique(dim=0, return_counts=True)
+    assert len(counts) == 24
+    assert stats.chisquare(counts).pvalue > 1e-3
+    assert len(draws.sigma.unique()) == 1  # one for the batch, as the reference
+    sigma = draw(replace(policy, blur_sigma_per="image"), rng(11), n).sigma
+    assert stats.kstest(sigma, "uniform", args=(0.1, 1.9)).pvalue > 1e-3
+    batch_sigmas = [draw(policy, rng(seed), 2).sigma[0].item() for seed in range(500)]
+    assert stats.kstest(batch_sigmas, "uniform", args=(0.1, 1.9)).pvalue > 1e-3
+
+
+def test_additive_brightness():
+    policy = Augmentation(brightness="additive", flip=0, jitter=1, grayscale=0, blur=0)
+    draws = draw(policy, rng(), 2000)
+    assert stats.kstest(draws.factors[:, 0], "uniform", args=(-0.8, 1.6)).pvalue > 1e-3
+    flat = torch.full((2000, 3, 2, 2), 0.5)  # brightness is all that changes it
+    want = (0.5 + draws.factors[:, 0]).clamp(0, 1)
+    torch.testing.assert_close(apply(policy, flat, draws)[:, 0, 0, 0], want, rtol=0, atol=ATOL)
+
+
+def test_no_colour_at_strength_zero():
+    images = photos(64)
+    draws = draw(CROP_AND_FLIP, rng(), 64)
+    got = apply(CROP_AND_FLIP, images, draws)
+    assert torch.equal(got, torch.where(draws.flip.view(-1, 1, 1, 1), images.flip(-1), images))
+
+
+# ------------------------------------------------------------------ settings
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flip", 2.0),
+        ("flip", float("nan")),
+        ("jitter", -0.1),
+        ("grayscale", 1.5),
+        ("blur", 7),
+        ("crop_area", (0.0, 1.0)),
+        ("crop_area", (0.5, 0.2)),
+        ("crop_area", (0.08, 1.5)),
+        ("crop_aspect", (0.0, 1.0)),
+        ("crop_aspect", (2.0, 1.0)),
+        ("crop_min_covered", 1.1),
+        ("rotate", -1.0),
+        ("shear", 90.0),
+        ("color_strength", 1.3),
+        ("brightness", "darker"),
+        ("blur_sigma", (0.0, 2.0)),
+        ("blur_sigma_per", "epoch"),
+    ],
+)
+def test_a_bad_setting_is_named(name, value):
+    with pytest.raises(ValueError, match=rf"^augment\.{name} must be .*, got ") as error:
+        Augmentation(**{name: value})
+    assert str(error.value).endswith(f"got {value}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_and_cpu_agree():
+    policy = Augmentation(blur_sigma_per="image", rotate=10, shear=5)
+    images = torch.randint(0, 256, (32, 3, 40, 40), dtype=torch.uint8)
+    boxes, draws = draw_boxes(policy, rng(), [40] * 32, [40] * 32), draw(policy, rng(), 32)
+    views = [apply(policy, crop_resize(x, boxes, 32), draws).cpu() for x in (images, images.cuda())]
+    torch.testing.assert_close(*views, rtol=0, atol=1e-5)

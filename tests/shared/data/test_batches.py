@@ -1,0 +1,370 @@
+"""Batches are a function of (seed, stage, step): resuming, processes, passes, views, loading."""
+
+import multiprocessing
+import pickle
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.config.schema import Data
+from shared.data.augment import Augmentation, center_crop
+from shared.data.batches import Batches, _DecodeAndCrop, normalize, plain_batches, positions
+from shared.data.images import ImageSet, open_data, open_splits
+from shared.runtime.errors import UserError
+from tests.support.photos import class_folders, make_folder, process
+
+VIEWS = Augmentation(rotate=10, shear=5, blur_sigma_per="image")
+N = 30
+LOADINGS = ["memory", "workers"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return class_folders(tmp_path_factory.mktemp("images"), N // 3, size=(12, 10))
+
+
+def images_of(folder, loading="memory", **options) -> tuple[ImageSet, Data]:
+    data = Data(train=str(folder), image_size=8, loading=loading, workers=0, test_fraction=0.01,
+                **options)  # fmt: skip
+    open_splits.cache_clear()
+    train, _ = open_data(data, "1pct")
+    assert (train.pixels is None) == (loading == "workers")
+    return train, data
+
+
+def batches_of(folder, loading="memory", accelerator=None, policy=VIEWS, **options) -> Batches:
+    train, data = images_of(folder, loading)
+    arguments = {"seed": 3, "stage": "pretrain", "batch_size": 8, "views": 2} | options
+    return Batches(
+        train, np.arange(len(train)), data, policy, accelerator or process(), **arguments
+    )
+
+
+def same(a, b) -> bool:
+    clean = a.clean is b.clean is None or torch.equal(a.clean, b.clean)
+    return torch.equal(a.images, b.images) and torch.equal(a.ids, b.ids) and clean
+
+
+# ---------------------------------------------------------------------------------------- order
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 100), st.integers(0, 10))
+def test_every_pass_has_every_image_once(n, batch_size, seed):
+    steps = 3 * n // batch_size + 2
+    places = [positions(seed, "s", step, batch_size, n) for step in range(steps)]
+    assert all(len(place) == batch_size for place in places)
+    stream = np.concatenate(places)
+    for start in range(0, len(stream) - n + 1, n):
+        assert sorted(stream[start : start + n]) == list(range(n))
+    # nor does the least filled place get behind by more than one
+    counts = np.bincount(stream, minlength=n)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_order_depends_on_seed_stage_and_pass():
+    def order(*key, step=0):
+        return positions(*key, step, 50, 50).tolist()
+
+    orders = [order(0, "a"), order(1, "a"), order(0, "b"), order(0, "a", step=1)]
+    assert len({tuple(o) for o in orders}) == 4
+    assert order(0, "a") == orders[0]
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_starting_late_gives_the_same_batches(folder, loading):
+    """Over the end of a pass: 30 images, 8 per batch."""
+    from_the_start = list(batches_of(folder, loading).steps(0, 9))
+    for start in (1, 4, 8):
+        late = list(batches_of(folder, loading).steps(start, 9))
+        assert len(late) == 9 - start
+        assert all(same(a, b) for a, b in zip(late, from_the_start[start:], strict=True))
+    assert not same(from_the_start[0], from_the_start[1])
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_together_give_the_rows_of_one(folder, loading, world):
+    options = {"clean": True}
+    whole = list(batches_of(folder, loading, **options).steps(2, 5))
+    parts = [
+        list(batches_of(folder, loading, process(k, world), **options).steps(2, 5))
+        for k in range(world)
+    ]
+    for step, one in enumerate(whole):
+        shares = [part[step] for part in parts]
+        assert torch.equal(torch.cat([share.ids for share in shares]), one.ids)
+        views = zip(*(share.images.chunk(2) for share in shares), strict=True)
+        # not bit for bit: matrix products of other sizes round otherwise (8e-7 was seen)
+        close = {"atol": 2e-6, "rtol": 0}
+        torch.testing.assert_close(torch.cat([torch.cat(v) for v in views]), one.images, **close)
+        clean = torch.cat([share.clean for share in shares])
+        torch.testing.assert_close(clean, one.clean, **close)
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_parts_are_rows_of_the_batch_in_every_pass(folder, loading):
+    """Also where two processes share each part, and over the end of a pass (30 images)."""
+    whole = list(batches_of(folder, loading, batch_size=12).steps(1, 4))
+    halves = [batches_of(folder, loading, process(k, 2), batch_size=12) for k in range(2)]
+    for made in (
+        [[step] for step in batches_of(folder, loading, batch_size=12).steps_in_parts(1, 4, 3)],
+        list(zip(*(half.steps_in_parts(1, 4, 3) for half in halves), strict=True)),
+    ):
+        assert len(made) == 3
+        for batch, processes in zip(whole, made, strict=True):
+            for _ in range(2):  # the second time it is made again
+                for i, shares in enumerate(zip(*processes, strict=True)):
+                    assert torch.equal(torch.cat([s.ids for s in shares]), batch.ids[i::3])
+                    views = zip(*(share.images.chunk(2) for share in shares), strict=True)
+                    expected = torch.cat([view[i::3] for view in batch.images.chunk(2)])
+                    actual = torch.cat([torch.cat(view) for view in views])
+                    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
+                assert i == 2
+
+
+def test_parts_are_made_when_their_turn_comes(folder):
+    """So few of them are in memory at a time, however large the batch."""
+    parts = next(batches_of(folder, batch_size=30).steps_in_parts(0, 1, 10))
+    made = []
+    counted = replace(parts, make=lambda i: made.append(i) or parts.make(i))
+    passing = iter(counted)
+    for i in range(3):
+        next(passing)
+        assert len(made) <= i + 2
+    passing.close()
+
+
+def test_parts_must_divide_among_processes(folder):
+    with pytest.raises(UserError, match="micro_batch 3 must be a multiple of the 2 processes"):
+        batches_of(folder, accelerator=process(0, 2), batch_size=6).steps_in_parts(0, 1, 2)
+
+
+def test_batch_must_divide_among_processes(folder):
+    with pytest.raises(UserError, match="batch_size 8 must be a multiple of the 3 processes"):
+        batches_of(folder, accelerator=process(0, 3))
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_batch_larger_than_the_data(folder, loading):
+    """Drawn over several passes."""
+    batch = next(batches_of(folder, loading, batch_size=70).steps(0, 1))
+    train, _ = images_of(folder)
+    counts = Counter(batch.ids.tolist())
+    assert sum(counts.values()) == 70
+    assert len(counts) == len(train)
+    assert set(counts.values()) <= {2, 3}
+
+
+def test_only_the_chosen_images_take_part(folder):
+    train, data = images_of(folder)
+    ids = np.array([3, 7, 20])
+    batches = Batches(train, ids, data, None, process(), seed=0, stage="s", batch_size=6)
+    assert sorted(next(batches.steps(0, 1)).ids.tolist()) == [3, 3, 7, 7, 20, 20]
+
+
+# ---------------------------------------------------------------------------------------- views
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_views_differ(folder, loading):
+    batch = next(batches_of(folder, loading).steps(0, 1))
+    assert batch.images.shape == (16, 3, 8, 8)
+    assert batch.images.dtype == torch.float32
+    assert 0 <= batch.images.min() < batch.images.max() <= 1
+    first, second = batch.images.chunk(2)
+    assert all(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_views_differ_in_colour_and_not_only_in_the_crop(tmp_path, loading):
+    root = make_folder(tmp_path, ["0.png"], size=(40, 40))
+    whole = Augmentation(crop_area=(1, 1), crop_aspect=(1, 1), flip=0, jitter=1, blur=0)
+    batch = next(batches_of(root, loading, policy=whole, batch_size=3).steps(0, 1))
+    assert len({image.numpy().tobytes() for image in batch.images}) == 6
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+@pytest.mark.parametrize(
+    "policy", [VIEWS, Augmentation(color_strength=0, blur=0, flip=0)], ids=["full", "crop"]
+)
+def test_equal_images_in_a_batch_are_augmented_differently(tmp_path, loading, policy):
+    root = make_folder(tmp_path, ["0.png"], size=(40, 40))
+    for i in range(1, 8):
+        (root / f"{i}.png").write_bytes((root / "0.png").read_bytes())
+    images = next(batches_of(root, loading, policy=policy).steps(0, 1)).images
+    for i in range(16):
+        for j in range(i):
+            assert not torch.equal(images[i], images[j])
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_the_same_image_is_augmented_differently_in_every_pass(tmp_path, loading):
+    root = make_folder(tmp_path, ["0.png"], size=(40, 40))
+    batches = batches_of(root, loading, batch_size=1)
+    images = torch.cat([batch.images for batch in batches.steps(0, 6)])  # (12, 3, 8, 8)
+    assert len({image.numpy().tobytes() for image in images}) == 12
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_seed_and_stage_change_the_views(tmp_path, loading):
+    root = make_folder(tmp_path, ["0.png"], size=(40, 40))
+    batches = [batches_of(root, loading, **options)
+               for options in ({}, {"seed": 4}, {"stage": "other"})]  # fmt: skip
+    images = [next(b.steps(0, 1)).images for b in batches]
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_without_policy_and_clean_show_the_plain_image(folder, loading):
+    train, data = images_of(folder, loading)
+    plain = next(batches_of(folder, loading, policy=None, views=1).steps(0, 1))
+    both = next(batches_of(folder, loading, views=1, clean=True).steps(0, 1))
+    for batch, shown in ((plain, plain.images), (both, both.clean)):
+        pixels = torch.stack([train.decode(int(id_)) for id_ in batch.ids])
+        expected = center_crop(pixels, data.image_size)
+        torch.testing.assert_close(shown, expected, atol=0.5 / 255 + 1e-6, rtol=0)
+    assert plain.clean is None
+    assert both.images.shape == both.clean.shape == (8, 3, 8, 8)
+    assert not torch.equal(both.images, both.clean)
+
+
+def test_normalisation(folder):
+    train, data = images_of(folder)
+    data = replace(data, mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
+    arguments = {"seed": 0, "stage": "s", "batch_size": 4}
+    ids = np.arange(len(train))
+    batch = next(Batches(train, ids, data, None, process(), **arguments).steps(0, 1))
+    data = replace(data, mean=(0, 0, 0), std=(1, 1, 1))
+    plain = next(Batches(train, ids, data, None, process(), **arguments).steps(0, 1))
+    expected = (plain.images - torch.tensor([0.5, 0.25, 0]).view(3, 1, 1)) / torch.tensor(
+        [0.5, 1, 2]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(batch.images, expected)
+    white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    assert (normalize(white, data) == 1).all()
+
+
+# ------------------------------------------------------------------------------- decoding workers
+def test_each_image_is_decoded_once_for_both_views(folder, monkeypatch):
+    decoded = []
+    decode = ImageSet.decode
+    monkeypatch.setattr(
+        ImageSet, "decode", lambda self, index: decoded.append(index) or decode(self, index)
+    )
+    batch = next(batches_of(folder, "workers", clean=True).steps(0, 1))
+    assert sorted(decoded) == sorted(batch.ids.tolist())
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_views_are_the_same_wherever_they_are_finished(folder, antialias):
+    """By the workers (on CPU) or on the batch (on a GPU); the latter rounds the crop to uint8."""
+    policy = Augmentation(color_strength=0, blur_sigma_per="image", antialias=antialias)
+    here, there = (batches_of(folder, "workers", policy=policy) for _ in range(2))
+    assert here.workers_finish
+    there.workers_finish = False
+    for a, b in zip(here.steps(0, 2), there.steps(0, 2), strict=True):
+        assert torch.equal(a.ids, b.ids)
+        torch.testing.assert_close(a.images, b.images, rtol=0, atol=1.1 / 255)
+    everything = batches_of(folder, "workers", policy=replace(VIEWS, antialias=antialias))
+    for a, b in zip(everything.steps(0, 2), here.steps(0, 2), strict=True):
+        assert not torch.allclose(a.images, b.images, atol=0.1)  # with colours
+
+
+def test_worker_processes_change_nothing(folder):
+    here = list(batches_of(folder, "workers").steps(0, 3))
+    batches = batches_of(folder, "workers")
+    batches.data = replace(batches.data, workers=2)
+    assert all(same(a, b) for a, b in zip(here, batches.steps(0, 3), strict=True))
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """One of 30 images is cut off; the held-out part is empty."""
+    root = class_folders(tmp_path, N // 3, size=(12, 10))
+    path = root / "b/3.png"
+    path.write_bytes(path.read_bytes()[:100])
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_image_stops_with_its_name(spoiled, workers):
+    batches = batches_of(spoiled, "workers", batch_size=30)
+    batches.data = replace(batches.data, workers=workers)
+    with pytest.raises(UserError) as caught:
+        list(batches.steps(0, 1))
+    assert str(caught.value).startswith(f"cannot read {spoiled / 'b/3.png'}: ")
+    assert str(caught.value).endswith("remove it or give --data.on_error skip")
+    plain = plain_batches(batches.images, batches.ids, batches.data, 8, "cpu")
+    with pytest.raises(UserError, match=r"^cannot read .*b/3\.png"):
+        list(plain)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_image_is_replaced_and_counted_once(spoiled, workers, capfd):
+    train, data = images_of(spoiled, "workers", on_error="skip")
+    data = replace(data, workers=workers)
+    batches = Batches(train, np.arange(N), data, VIEWS, process(), seed=0, stage="pretrain",
+                      batch_size=15, views=2)  # fmt: skip
+    bad = train.names.tolist().index("b/3.png")
+    ids = torch.cat([batch.ids for batch in batches.steps(0, 4)]).tolist()  # two passes
+    assert len(ids) == 60
+    assert set(ids) == set(range(N)) - {bad}
+    assert batches.skipped == {bad}
+    printed = capfd.readouterr().out
+    assert printed.splitlines() == [
+        "pretrain: skipped 1 unreadable of 30 images, the last is b/3.png"
+    ]
+    # evaluation leaves it out
+    seen = torch.cat([ids for _, ids in plain_batches(train, np.arange(N), data, 8, "cpu")])
+    assert seen.tolist() == [i for i in range(N) if i != bad]
+    assert "left out 1 unreadable of 30 images" in capfd.readouterr().out
+
+
+def test_nothing_readable(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"x")
+    train, data = images_of(tmp_path, "workers", on_error="skip")
+    batches = Batches(train, np.arange(3), data, VIEWS, process(), seed=0, stage="s", batch_size=2)
+    with pytest.raises(UserError, match="none of the 3 images can be read"):
+        list(batches.steps(0, 1))
+
+
+# ------------------------------------------------------------------------------------- evaluation
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_evaluation_sees_each_image_once_in_order(folder, loading):
+    train, data = images_of(folder, loading)
+    ids = np.array([5, 2, 9, 11, 0])
+    shown = list(plain_batches(train, ids, data, 2, "cpu"))
+    assert [len(batch) for batch, _ in shown] == [2, 2, 1]
+    assert torch.cat([positions for _, positions in shown]).tolist() == ids.tolist()
+    in_memory, data = images_of(folder, "memory")
+    expected = torch.cat([batch for batch, _ in plain_batches(in_memory, ids, data, 5, "cpu")])
+    torch.testing.assert_close(
+        torch.cat([batch for batch, _ in shown]), expected, atol=0.5 / 255 + 1e-6, rtol=0
+    )
+
+
+def test_workers_may_be_spawned(folder):
+    """As is the default on macOS and Windows: what they get can be pickled, and is complete."""
+    batches = batches_of(folder, "workers")
+    there = pickle.loads(pickle.dumps(_DecodeAndCrop(batches)))
+    id_, crops = there[(4, 1, 7)]
+    expected_id, expected = _DecodeAndCrop(batches)[(4, 1, 7)]
+    assert id_ == expected_id
+    assert all(torch.equal(a, b) for a, b in zip(crops, expected, strict=True))
+
+
+def test_workers_end_without_an_error(folder):
+    batches = batches_of(folder, "workers")
+    batches.data = replace(batches.data, workers=2)
+    steps = batches.steps(0, 3)
+    next(steps)
+    workers = multiprocessing.active_children()
+    list(steps)
+    for worker in workers:
+        worker.join(10)
+    assert [worker.exitcode for worker in workers] == [0, 0]

@@ -1,0 +1,131 @@
+"""The plan: counts against networks that compute, and a plan of the embedded recipe."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+import pipeline
+from shared.runs import forecast as forecasting
+from shared.config.schema import load_config
+from shared.runtime.errors import UserError
+from shared.runs.forecast import Counts, forecast, known_counts, measure_size, network_size, paper_table
+from shared.networks.build import build_contrastive, network_meta
+
+TINY = ["--pretrain.batch_size=32", "--distill.batch_size=32", "--supervised.batch_size=8",
+        "--linear.batch_size=8", "--finetune.batch_size=8", "--precision=no"]  # fmt: skip
+
+
+def config_of(*flags):
+    return load_config([*TINY, *flags], "test", "")
+
+
+def test_size_of_a_convolution_is_counted_by_hand():
+    size = measure_size(
+        lambda: nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.ReLU(), nn.Flatten()), 6, "no"
+    )
+    assert size.parameters == 5 * 3 * 9
+    assert size.flops == 2 * (5 * 3 * 9) * 16  # a multiplication and an addition at 4 x 4 places
+    # kept: the input (for the kernel's gradient), and the output of the ReLU
+    assert size.activations == 4 * (3 * 36 + 5 * 16)
+
+
+def test_size_of_the_recipe_network():
+    config = config_of()
+    size = network_size("pretrain", config.model, config, Counts(1437, 14, 360, 10), "no")
+    network = build_contrastive(network_meta(config.model, config.data))
+    assert size.parameters == sum(p.numel() for p in network.parameters())
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+        network(torch.rand(2, 3, 8, 8))
+    own = {p.data_ptr() for p in (*network.parameters(), *network.buffers())}
+    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+    real = sum(nbytes for place, nbytes in kept.items() if place not in own) // 2
+    # statistics per channel, which images share, are part of the real sum and small
+    assert size.activations == pytest.approx(real, rel=0.1)
+    half = network_size("pretrain", config.model, config, Counts(1437, 14, 360, 10), "bf16")
+    assert half.activations < 0.6 * size.activations
+    assert half.flops == size.flops
+
+
+@pytest.mark.parametrize(
+    ("labels", "number"), [("1pct", 600), ("0.001pct", 10), ("100pct", 60_000), ("4perclass", 40)]
+)
+def test_labels_of_a_data_set_that_is_not_here(labels, number):
+    assert known_counts(60_000, 10_000, 10, labels) == Counts(60_000, number, 10_000, 10)
+
+
+def clock(monkeypatch, *times: float) -> None:
+    """What the plan takes for the time when it begins, and before each stage."""
+    ticks = iter(times)
+    monkeypatch.setattr(forecasting, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+
+
+def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys, monkeypatch):
+    clock(monkeypatch, *[0] * 4)
+    config = config_of(f"--output={tmp_path}", "--distill.self_first=true")
+    stages = {name: pipeline.STAGES[name] for name in ("pretrain", "finetune", "self-distill")}
+    forecast(config, Accelerator(cpu=True), stages, seconds=0.1)
+    printed = capsys.readouterr().out
+    lines = json.loads((tmp_path / config.run / "plan.json").read_text())
+    assert [line["stage"] for line in lines] == list(stages)
+    assert all(stage in printed for stage in stages)
+    assert [path.name for path in (tmp_path / config.run).iterdir()] == ["plan.json"]
+    assert [line["probed_batch_size"] for line in lines] == [32, 8, 32]
+    assert "were not measured" not in printed
+    first, tuned, distilled = lines
+    assert first["steps"] == 1437 * 180 // 32 + 1
+    assert (first["images"], tuned["images"], distilled["images"]) == (1437, 14, 1437)
+    assert all(line["seconds"] > 0 and line["peak_bytes"] > 2**20 for line in lines)
+    # weights, checkpoint of weights and two moments of AdamW
+    assert first["disk_bytes"] == 4 * 4 * first["parameters"]
+    # two views forward and backward; three passes and the teacher's one
+    head = network_size("pretrain", config.model, config, Counts(1437, 14, 360, 10), "no")
+    assert first["flops"] == 6 * head.flops * first["steps"] * 32
+
+
+def test_late_stages_are_not_measured_and_the_plan_says_so(tmp_path, capsys, monkeypatch):
+    clock(monkeypatch, 0, 0, 61)
+    config = config_of(f"--output={tmp_path}")
+    stages = {name: pipeline.STAGES[name] for name in ("pretrain", "supervised")}
+    forecast(config, Accelerator(cpu=True), stages, seconds=3)
+    assert "The rows without a batch were not measured" in capsys.readouterr().out
+    first, second = json.loads((tmp_path / config.run / "plan.json").read_text())
+    assert first["probed_batch_size"] > 0
+    assert second["probed_batch_size"] == 0
+    training = second["flops"] * first["seconds"] / first["flops"]
+    assert training < second["seconds"] < 3 * training  # and its evaluation
+
+
+def test_plan_on_several_processes_is_refused(tmp_path):
+    config = config_of(f"--output={tmp_path}")
+    with pytest.raises(UserError, match="measures one process"):
+        forecast(config, SimpleNamespace(num_processes=2), {})
+
+
+def test_made_up_images_stand_in_for_a_hub_out_of_reach(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = config_of(f"--output={tmp_path}")
+    data = replace(config.data, train="zalando-datasets/fashion_mnist")
+    stages = {"pretrain": pipeline.STAGES["pretrain"]}
+    forecast(replace(config, data=data), Accelerator(cpu=True), stages, seconds=0.1)
+    printed = capsys.readouterr().out
+    assert "60,000" in printed
+    assert "Measured on made-up images: no folder or file is called" in printed
+
+
+def test_the_papers_networks(monkeypatch):
+    assert len(set(forecasting.PAPER)) == 13
+    monkeypatch.setattr(forecasting, "PAPER", [(50, 1, 0), (50, 1, 1)])
+    config = config_of("--pretrain.epochs=800", "--data.image_size=224", "--model.head_width=null",
+                       "--model.head_out=128")  # fmt: skip
+    text = paper_table(config, Accelerator(cpu=True), 1_281_167, 1e12)
+    assert text.count("simclr_resnet") == 2
+    smallest = next(line for line in text.splitlines() if "resnet50_1x_sk0" in line)
+    # 4.1 GMACs (He et al. 2016 count 3.8 for a strided 1x1) and the head's 2 x 2048^2 + 2048 x 128
+    gflops = float(smallest.split()[2])
+    assert gflops == pytest.approx(8.2, rel=0.03)

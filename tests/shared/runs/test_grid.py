@@ -1,0 +1,190 @@
+"""Tables read, cells expanded, artifacts shared: no training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shared.config.schema import RECIPES, load_config
+from shared.runtime.errors import UserError
+from shared.runs.grid import expand, in_order, load_table, make_job, read_cells
+
+TABLES = sorted(file.stem for file in (RECIPES / "tables").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(["--output=out"], "test", "")
+
+
+def write(folder, **table):
+    file = folder / "mine.yaml"
+    whole = {"title": "T", "rows": {"a": {"method": "finetune"}},
+             "columns": {"1%": {"labels": "1pct"}}, **table}  # fmt: skip
+    file.write_text(
+        yaml.safe_dump({k: v for k, v in whole.items() if v != "left out"}, sort_keys=False)
+    )
+    return str(file)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_our_tables_have_no_impossible_cell(name, config):
+    table = load_table(name)
+    assert table.title
+    cells = expand(table, config)
+    assert len(cells) == len(table.rows) * len(table.columns) * len(table.seeds)
+    assert [cell.impossible for cell in cells if cell.impossible] == []
+    if table.paper:
+        assert table.paper["cells"].keys() <= table.rows.keys()
+
+
+def test_jobs_come_once_and_after_their_parents(config):
+    jobs = in_order(expand(load_table("table3_small"), config))
+    paths = [job.path for job in jobs]
+    assert len(set(paths)) == len(paths)
+    for job in jobs:
+        assert all(paths.index(parent.path) < paths.index(job.path) for parent in job.parents)
+    assert [job.method for job in jobs].count("pretrain") == 1
+
+
+def test_what_is_as_in_the_recipe_lies_in_the_run(config):
+    """So what the pipeline made is used, and it finds what the grid made."""
+    cells = expand(load_table("label_efficiency"), config)
+    for cell in cells:
+        assert cell.job is not None
+        assert cell.job.path == Path(f"out/digits/{cell.method}-{cell.labels}-seed{cell.seed}")
+        assert cell.job.config.finetune == config.finetune
+        assert cell.job.config.distill == config.distill
+
+
+def changed(config, **sections):
+    return replace(config, **{k: replace(getattr(config, k), **v) for k, v in sections.items()})
+
+
+def test_folders_say_what_differs_and_parents_are_shared(config):
+    variant = changed(config, finetune={"from_layer": 2}, distill={"temperature": 0.5})
+    job = make_job("distill", variant, config)
+    folder = Path("out/digits/variants")
+    both = "finetune.from_layer-2_distill.temperature-0.5"
+    assert job.path == folder / both / "distill-1pct-seed0"
+    (teacher,) = job.parents
+    assert teacher.path == folder / "finetune.from_layer-2/finetune-1pct-seed0"
+    assert job.config.distill.teacher == str(teacher.path)
+    (pretrained,) = teacher.parents
+    assert pretrained.path == Path("out/digits/pretrain")
+    assert teacher.config.finetune.init == str(pretrained.path)
+    assert teacher.config.distill == config.distill  # it does not depend on it
+
+
+def test_pretraining_options_do_not_touch_supervised_training(config):
+    variant = changed(config, pretrain={"temperature": 0.3}, linear={"steps": 7})
+    assert make_job("supervised", variant, config).path.parent == config.folder
+    assert make_job("finetune", variant, config).path.parent == (
+        config.folder / "variants/pretrain.temperature-0.3"
+    )
+    job = make_job("finetune", variant, config)
+    assert job.parents[0].path.parent == job.path.parent
+    assert job.config.finetune.init is None  # it lies beside it
+
+
+def test_self_distillation_is_shared_by_all_students(config):
+    jobs = [
+        make_job("distill", changed(config, distill={"self_first": True, "student": s}), config)
+        for s in (config.distill.student, "simclr_resnet14_1x_sk0")
+    ]
+    assert len({job.path for job in jobs}) == 2
+    for job in jobs:
+        (teacher,) = job.parents
+        assert teacher.path == config.folder / "self-distill-1pct-seed0"
+        assert job.config.distill.teacher == str(teacher.path)
+        assert not job.config.distill.self_first
+    recipe = changed(config, distill={"self_first": True})
+    job = make_job("distill", recipe, recipe)  # where it is the recipe's own way
+    assert job.path == config.folder / "distill-1pct-seed0"
+    assert job.config.distill.self_first
+    assert job.config.distill.teacher is None
+
+
+def test_given_pretraining_needs_no_job(config):
+    variant = changed(config, finetune={"init": "runs/r50/pretrain"})
+    job = make_job("finetune", variant, config)
+    assert job.parents == ()
+    assert job.config.finetune.init == "runs/r50/pretrain"
+
+
+def test_impossible_cells_keep_their_reason(config, tmp_path):
+    rows = {"good": {}, "deep": {"finetune.from_layer": 9}, "odd": {"pretrain.temperature": "warm"}}
+    cells = expand(load_table(write(tmp_path, rows=rows, seeds=2)), config)
+    assert [(c.row, c.seed) for c in cells] == [(r, s) for s in (0, 1) for r in rows]
+    assert "from_layer" in cells[1].impossible
+    assert "pretrain.temperature must be a number" in cells[2].impossible
+    assert cells[0].job is not None
+    assert cells[1].job is None
+
+
+def test_vary_gives_every_seed_a_value_of_its_own(config, tmp_path):
+    table = load_table(write(tmp_path, seeds=[3, 4], vary={"pretrain.seed": [0, 1]}))
+    cells = expand(table, config)
+    assert [(c.seed, c.vary["pretrain.seed"]) for c in cells] == [(3, 0), (4, 1)]
+    assert len({c.job.path for c in cells if c.job}) == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"rowz": {}}, "unknown key: rowz; did you mean rows?"),
+        ({"title": "left out"}, "title missing"),
+        ({"rows": {}}, "rows must be a mapping"),
+        ({"rows": {"a": 3}}, "rows: a must be a mapping"),
+        ({"rows": {"a": {"pretrain.temprature": 1}}}, "did you mean pretrain.temperature?"),
+        ({"rows": {"a": {"seed": 1}}}, "unknown option in rows: a: seed"),
+        ({"rows": {"a": {"distill.teacher": "x"}}}, "distill.teacher is for the command line"),
+        ({"rows": {"a": {"method": "finetun"}}}, "did you mean finetune?"),
+        ({"rows": {"a": {"labels": "1pct"}}}, "row 'a' and column '1%' both set labels"),
+        ({"seeds": 0}, "seeds must be a number"),
+        ({"seeds": [1, 1]}, "seeds must differ"),
+        ({"title": ["a"]}, "title must be one line"),
+        ({"paper": 3}, "paper must have source, and cells"),
+        ({"paper": {"source": "x", "cells": {"a": 1}}}, "paper must have source, and cells"),
+        ({"rows": {"a": {"labels": "2perclas"}}}, "labels in rows: a must be"),
+        ({"rows": {"a": {"data.train": "x"}}}, "data.train is for the command line"),
+        ({"seeds": ["x"]}, "seeds must be a number"),
+        ({"metric": "top2"}, "unknown metric: top2; did you mean"),
+        ({"against": "b"}, "unknown row in against: b"),
+        (
+            {
+                "rows": {"a": {"pretrain.seed": 1}},
+                "vary": {"pretrain.seed": [0, 1, 2, 3, 4]},
+            },
+            "vary sets pretrain.seed, which row 'a' or column",
+        ),
+        ({"vary": {"pretrain.seed": 3}}, "must be a list of one value for each of the 5 seeds"),
+    ],
+)
+def test_bad_tables(table, message, tmp_path):
+    with pytest.raises(UserError) as error:
+        load_table(write(tmp_path, **table))
+    assert message in str(error.value)
+    assert "mine.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_table(tmp_path):
+    with pytest.raises(UserError, match=r"no table 'nowhere'; there are .*label_efficiency"):
+        load_table("nowhere")
+    (tmp_path / "broken.yaml").write_text("rows: [")
+    with pytest.raises(UserError, match=r"broken\.yaml is not YAML"):
+        load_table(str(tmp_path / "broken.yaml"))
+
+
+def test_damaged_lines_are_named(tmp_path, capsys):
+    good = ('{"row": "a", "column": "b", "method": "m", "labels": "1pct", "seed": 0, "vary": {},'
+            ' "status": "missing", "message": "", "folder": "", "result": {}}')  # fmt: skip
+    file = tmp_path / "cells.jsonl"
+    file.write_text(f'{good}\n{{"row": \n[1]\n{good}\n')
+    assert len(read_cells(file)) == 2
+    error = capsys.readouterr().err
+    assert "line 2 is damaged" in error
+    assert "line 3 is damaged" in error
+    assert read_cells(tmp_path / "none.jsonl") == []

@@ -1,0 +1,151 @@
+"""The table is a pure function of the rows."""
+
+import copy
+import json
+import random
+import statistics
+
+import pytest
+
+from shared.runtime.artifacts import write_atomically
+from stages.report import main
+from shared.runs.results import TITLES, collect, table, write_results
+
+
+def row(stage="finetune", labels="1pct", seed=0, **changes) -> dict:
+    return {"stage": stage, "labels": labels, "n_labels": 14, "seed": seed, "parameters": 12345,
+            "top1": 0.5, "top5": 0.9, "nll": 1.25, "ece": 0.125, "seconds": 61.4,
+            **changes}  # fmt: skip
+
+
+def cells(text: str) -> list[list[str]]:
+    """The table's lines, cut at two spaces or more."""
+    lines = [line for line in text.splitlines() if not line.startswith("---")]
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+
+
+def test_one_row():
+    head, line = cells(table([row()]))
+    assert head == ["model", "labels", "parameters", "top-1 %", "top-5 %", "NLL", "ECE %",
+                    "seconds"]  # fmt: skip
+    assert line == ["fine-tuned teacher", "1pct (14)", "12,345", "50.0", "90.0", "1.250", "12.5",
+                    "61"]  # fmt: skip
+
+
+def test_several_seeds_become_mean_and_spread():
+    rows = [row(seed=s, top1=t) for s, t in enumerate((0.5, 0.6, 0.8))]
+    rows.append(row("distill", top1=0.7))
+    head, first, second = cells(table(rows))
+    assert head[-1] == "n"
+    assert (first[-1], second[-1]) == ("3", "1")
+    deviation = statistics.stdev([50, 60, 80])  # of the sample
+    assert first[3] == f"63.3 ± {deviation:.1f}"
+    assert first[5] == "1.250 ± 0.000"
+    assert second[3] == "70.0"
+    assert "±" not in " ".join(second)
+
+
+def test_top5_is_missing_for_few_classes():
+    few = {key: value for key, value in row().items() if key != "top5"}
+    head, line = cells(table([few]))
+    assert "top-5 %" not in head
+    assert len(line) == len(head)
+    head, first, second = cells(table([few, row("distill")]))
+    assert first[head.index("top-5 %")] == "-"
+    assert second[head.index("top-5 %")] == "90.0"
+
+
+def test_rows_without_any_measurement():
+    """No test images."""
+    bare = {k: v for k, v in row().items() if k not in ("top1", "top5", "nll", "ece")}
+    assert cells(table([bare]))[0] == ["model", "labels", "parameters", "seconds"]
+
+
+def test_label_sets_stay_apart():
+    rows = [row(labels=labels, top1=top1) for labels, top1 in (("1pct", 0.1), ("mine", 0.3))]
+    assert [line[1] for line in cells(table(rows))[1:]] == ["1pct (14)", "mine (14)"]
+
+
+def test_pure():
+    rows = [row(stage, seed=seed) for seed in (0, 1) for stage in TITLES]
+    before = copy.deepcopy(rows)
+    assert table(rows) == table(rows)
+    assert rows == before
+    assert len(table(rows).splitlines()) == 2 + len(TITLES)
+    assert len({len(line) for line in table(rows).splitlines()[:2]}) == 1
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Finished artifacts as the stages leave them, in no order, one not finished."""
+    rows = [row(stage, labels, seed, n_labels=n) for labels, n in (("10pct", 144), ("1pct", 14))
+            for seed in (1, 0) for stage in TITLES]  # fmt: skip
+    random.Random(0).shuffle(rows)
+    base = {"encoder": "x", "image_size": 8, "weights_sha256": "0"}
+    for r in rows:
+        path = tmp_path / f"{r['stage']}-{r['labels']}-seed{r['seed']}/meta.json"
+        write_atomically(path, json.dumps({"kind": "classifier", **base, "result": r}))
+    write_atomically(tmp_path / "pretrain/meta.json", json.dumps({"kind": "encoder", **base}))
+    write_atomically(tmp_path / "distill-5pct-seed0/settings.json", "{}")
+    return tmp_path
+
+
+def test_collect(run):
+    rows = collect(run)
+    keys = [(r["n_labels"], r["labels"], r["seed"], list(TITLES).index(r["stage"])) for r in rows]
+    assert keys == sorted(keys)
+    assert len(rows) == 4 * len(TITLES)
+    write_results(run, rows)
+    lines = (run / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
+
+
+def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
+    """Teachers given by path count too; what is gone, and notes of earlier versions, do not."""
+
+    def artifact(name: str, weights: str, parent: str | None = None, of: str = "", **more) -> None:
+        meta = {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": weights,
+                "settings": {"parent": of}, "parent": parent, "stage": name, **more}  # fmt: skip
+        write_atomically(tmp_path / "run" / name / "meta.json", json.dumps(meta))
+
+    def stages() -> list[str]:
+        return [r["stage"] for r in collect(tmp_path / "run")]
+
+    artifact("pretrain", "p1")
+    artifact("../other", "o1")
+    artifact("finetune", "f1", "../pretrain", "p1", result=row("finetune"))
+    artifact("distill", "d1", "../finetune", "f1", result=row("distill"))
+    artifact("linear", "l1", "../../other", "o1", result=row("linear"))
+    artifact("self-distill", "s1", "../../gone", "g1", result=row("self-distill"))
+    artifact("supervised", "u1", result=row("supervised"))
+    everything = ["supervised", "linear", "finetune", "self-distill", "distill"]
+    assert stages() == everything
+    assert capsys.readouterr().err == ""
+    artifact("pretrain", "p2")
+    assert stages() == ["supervised", "linear", "self-distill"]  # the teacher, and its student
+    says = capsys.readouterr().err
+    assert "redone: distill, finetune; redo them with --force distill,finetune and" in says
+    artifact("finetune", "f2", "../pretrain", "p2", result=row("finetune"))
+    assert stages() == ["supervised", "linear", "finetune", "self-distill"]
+    artifact("distill", "d2", "../finetune", "f2", result=row("distill"))
+    assert stages() == everything
+    artifact("../other", "o2")
+    assert stages() == ["supervised", "finetune", "self-distill", "distill"]
+    write_atomically(tmp_path / "run/linear/meta.json", json.dumps(
+        {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": "l1",
+         "settings": {"parent": "o1"}, "result": row("linear")}))  # fmt: skip
+    assert stages() == everything
+
+
+def test_command(run, capsys, tmp_path_factory):
+    assert main([str(run)]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == table(collect(run))
+    for wrong in (run / "nowhere", tmp_path_factory.mktemp("empty")):
+        assert main([str(wrong)]) == 2
+        assert capsys.readouterr().err == f"error: no finished classifier in {wrong}\n"
+    (run / "pretrain/meta.json").write_text("{")
+    assert main([str(run)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: ")
+    assert main(["--help"]) == 0

@@ -1,0 +1,155 @@
+"""Statistics against SciPy and by hand; the text of a table holds every cell."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.runs.statistics import crossing, interval, render, summarize, worth
+
+accuracies = st.integers(0, 360).map(lambda right: right / 360)
+
+
+@given(st.lists(accuracies, min_size=2, max_size=20).filter(lambda v: len(set(v)) > 1))
+def test_interval_is_students(values):
+    mean, half = interval(values)
+    low, high = scipy.stats.t.interval(
+        0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values)
+    )
+    assert half is not None
+    assert (mean - half, mean + half) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_interval_of_one():
+    assert interval([0.7]) == (0.7, None)
+
+
+@given(
+    st.lists(accuracies, min_size=2, max_size=7),
+    st.floats(-0.2, 1.2),
+)
+def test_crossing(curve, level):
+    shares = [2.0**k for k in range(len(curve))]
+    found = crossing(shares, curve, level)
+    best = np.maximum.accumulate(curve)
+    if level > max(curve):
+        assert found == math.inf
+    elif level < curve[0]:
+        assert found == 0
+    else:
+        at = np.interp(math.log(found), np.log(shares), best)
+        assert at == pytest.approx(level, abs=1e-6)
+        # the first such place: below it the curve is lower
+        assert np.interp(math.log(found) - 1e-3, np.log(shares), best) <= level + 1e-6
+
+
+def test_crossing_is_linear_in_the_logarithm():
+    assert crossing([1, 100], [0.5, 0.9], 0.7) == pytest.approx(10)
+
+
+def test_worth_brackets_the_point():
+    rng = np.random.default_rng(0)
+    shares = [1.0, 10.0, 100.0]
+    reference = np.array([0.7, 0.9, 0.99]) + rng.normal(0, 0.005, (8, 3))
+    share, bounds = worth(shares, reference, 0.95 + rng.normal(0, 0.005, 8))
+    assert bounds is not None
+    assert bounds[0] < share < bounds[1]
+    assert 10 < bounds[0] < bounds[1] < 100
+    assert worth(shares, reference[:1], np.array([0.8]))[1] is None
+    assert worth(shares, reference, np.full(8, 1.2)) == (math.inf, (math.inf, math.inf))
+
+
+TABLE = {
+    "name": "t", "title": "A title", "rows": {"a": {}, "b_1": {}, "c": {}},
+    "columns": {"1%": {}, "100%": {}}, "seeds": (0, 1, 2), "vary": {}, "metric": "top1",
+    "against": "a", "worth": "a",
+    "paper": {"source": "a paper", "cells": {"a": {"1%": 12.5, "10%": 50.0}}},
+}  # fmt: skip
+
+
+def line(row, column, seed, top1=None, status="done", message=""):
+    result = {"n_labels": 14, "parameters": 1000, "top1": top1} if top1 is not None else {}
+    return {"row": row, "column": column, "method": "finetune", "seed": seed, "vary": {},
+            "labels": column.replace("%", "pct"), "status": status, "message": message,
+            "folder": f"finetune-{seed}", "result": result}  # fmt: skip
+
+
+@pytest.fixture
+def lines():
+    cells = []
+    for seed in range(3):
+        cells += [line("a", "1%", seed, 0.5 + seed / 10), line("a", "100%", seed, 0.9 + seed / 100),
+                  line("b_1", "1%", seed, 0.6 + seed / 10)]  # fmt: skip
+    cells += [line("b_1", "100%", 0, 0.95), line("b_1", "100%", 1, status="missing"),
+              line("b_1", "100%", 2, status="failed", message="too bad | so sad")]  # fmt: skip
+    for seed in range(3):
+        cells.append(line("c", "1%", seed, status="failed", message="impossible"))
+        cells.append(line("c", "100%", seed, status="missing"))
+    return cells
+
+
+def test_summary(lines):
+    summary = summarize(TABLE, lines)
+    assert json.loads(json.dumps(summary)) == summary
+    cells = {(c["row"], c["column"]): c for c in summary["cells"]}
+    assert len(cells) == 6
+    assert cells["a", "1%"]["mean"] == pytest.approx(60)
+    assert cells["a", "1%"]["half"] == pytest.approx(
+        scipy.stats.t.ppf(0.975, 2) * 10 / math.sqrt(3)
+    )
+    part = cells["b_1", "100%"]
+    assert (part["n"], part["of"], part["failed"], part["missing"]) == (1, 3, 1, 1)
+    assert part["half"] is None
+    # pairs have the same draw: the difference has no spread although the rows have
+    difference = summary["differences"][0]
+    assert (difference["row"], difference["column"], difference["n"]) == ("b_1", "1%", 3)
+    assert difference["mean"] == pytest.approx(10)
+    assert difference["half"] == pytest.approx(0, abs=1e-9)
+    assert [d["n"] for d in summary["differences"]] == [3, 1]
+    assert [(w["row"], w["column"]) for w in summary["worth"]] == [("b_1", "1%"), ("b_1", "100%")]
+    assert summary["messages"] == ["impossible", "too bad | so sad"]
+
+
+def test_only_draws_that_both_rows_have_are_compared(lines):
+    """Also where the row that is compared with lacks one."""
+    lost = [x for x in lines if (x["row"], x["column"], x["seed"]) != ("a", "1%", 1)]
+    found = summarize(TABLE, lost)["differences"][0]
+    assert (found["row"], found["n"]) == ("b_1", 2)
+    assert summarize(TABLE, lost)["worth"][0]["n"] == 2
+
+
+def test_no_cell_is_left_out(lines):
+    texts = render(summarize(TABLE, lines), lines)
+    for kind in ("txt", "md"):
+        text = texts[kind]
+        assert "A title" in text
+        assert "60.0 ± 24.8 (3)" in text
+        assert "95.0 (1 of 3) [2]" in text
+        assert "failed [1]" in text
+        assert "missing" in text
+        assert "[1] impossible" in text
+        assert "a paper" in text
+        assert "12.5" in text
+    table = [row for row in texts["md"].splitlines() if row.startswith("|")][:5]
+    assert {row.count("|") for row in table} == {5}
+    tex = texts["tex"]
+    assert r"b\_1 & 1,000 & 70.0 $\pm$ 24.8 (3) & 95.0 (1 of 3) [2] \\" in tex
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\bottomrule") == 4
+    rows = list(csv.DictReader(io.StringIO(texts["csv"])))
+    assert len(rows) == len(lines)
+    assert [r["status"] for r in rows] == [x["status"] for x in lines]
+    assert rows[0]["top1"] == "0.5"
+    assert rows[11]["message"] == "too bad | so sad"
+
+
+def test_nothing_finished():
+    nothing = [line(row, column, 0, status="missing") for row in "a" for column in ("1%", "100%")]
+    summary = summarize({**TABLE, "rows": {"a": {}}}, nothing)
+    assert {cell["mean"] for cell in summary["cells"]} == {None}
+    assert "missing" in render(summary, nothing)["txt"]

@@ -1,0 +1,496 @@
+"""Artifact folders: done or not, other settings, exact resuming, atomicity, nothing executed."""
+
+import errno
+import json
+import os
+import pickle
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from shared.config.schema import Linear
+from shared.runtime import artifacts
+from shared.runtime.artifacts import (
+    StageFolder,
+    load_tensors,
+    read_meta,
+    save_tensors,
+    sha256,
+    write_atomically,
+)
+from shared.runtime.errors import UserError
+from shared.training.optim import build_optimizer, set_learning_rate
+from shared.training.runlog import RunLog
+from tests.support.photos import process
+
+SETTINGS = {"stage": "finetune", "finetune.learning_rate": 0.1, "data.mean": (0.0, 0.0, 0.0)}
+META = {"kind": "encoder", "encoder": "x", "image_size": 8}
+
+
+def folder(path: Path, force=False, of=None, **changes) -> StageFolder:
+    """``changes`` use __ for the dot in a setting's name."""
+    settings = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
+    return StageFolder(path / "run/finetune", settings, force=force, accelerator=of or process())
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        x = torch.randn(16, 5, generator=torch.Generator().manual_seed(step))
+        set_learning_rate(optimizer, 0.1 / (step + 1))
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def files(path: Path) -> dict[str, str]:
+    """Every file below, with its hash."""
+    return {str(f.relative_to(path)): sha256(f) for f in path.rglob("*") if f.is_file()}
+
+
+def message(call, *arguments, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------- done or not
+def test_a_stage_from_start_to_end(tmp_path):
+    stage = folder(tmp_path)
+    assert not stage.done
+    stage.start("labels: 1pct\n")
+    for where in ("run", "run/finetune"):
+        assert (tmp_path / where / "config.yaml").read_text() == "labels: 1pct\n"
+    assert not folder(tmp_path).done
+    model = network()
+    optimizer = build_optimizer("adamw", model, 0.1)
+    stage.save_state(1, 0.5, model, optimizer)
+    stage.finish(model, META)
+    assert not (tmp_path / "run/finetune/state").exists()
+    again = folder(tmp_path)
+    assert again.done
+    meta = read_meta(again.path)
+    assert meta == again.meta
+    assert meta["kind"] == "encoder"
+    assert meta["weights_sha256"] == sha256(again.path / "model.safetensors")
+    assert meta["settings"]["finetune.learning_rate"] == 0.1
+    assert meta["versions"]["torch"] == torch.__version__.partition("+")[0]
+    tensors, _ = load_tensors(again.path / "model.safetensors")
+    assert tensors.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
+
+
+def test_meta_is_written_last(tmp_path, monkeypatch):
+    """Whatever happens before, the stage does not count as done."""
+    written = []
+    into_place = artifacts._into_place
+
+    def watch(path, write):
+        written.append(path.name)
+        into_place(path, write)
+
+    monkeypatch.setattr(artifacts, "_into_place", watch)
+    stage = folder(tmp_path)
+    stage.start("")
+    stage.finish(network(), META)
+    assert written == ["config.yaml", "config.yaml", "settings.json", "model.safetensors",
+                       "meta.json"]  # fmt: skip
+
+
+def test_an_artifact_of_an_earlier_version_lacks_options_that_are_left_alone(tmp_path):
+    made = folder(tmp_path)
+    made.start("")
+    made.finish(network(), META)
+    settings = {**SETTINGS, "finetune.new_option": 3}
+    options = {"force": False, "accelerator": process()}
+    path, known = tmp_path / "run/finetune", {"finetune.new_option": 3}
+    assert StageFolder(path, settings, defaults=known, **options).done
+    changed = settings | {"finetune.new_option": 4}
+    text = message(StageFolder, path, changed, defaults=known, **options)
+    assert "was made with finetune.new_option=3, now it is 4" in text
+
+
+def test_other_settings_are_refused_with_both_values(tmp_path):
+    stage = folder(tmp_path)
+    stage.start("")
+    stage.finish(network(), META)
+    before = files(tmp_path)
+    says = message(folder, tmp_path, finetune__learning_rate=0.2)
+    assert "finetune.learning_rate=0.1, now it is 0.2" in says
+    assert "--force finetune" in says
+    assert "--run" in says
+    assert "labels=None, now it is abc" in message(folder, tmp_path, labels="abc")
+    assert files(tmp_path) == before
+    assert folder(tmp_path, data__mean=(0, 0, 0)).done  # tuple or list, 0 or 0.0
+
+
+def test_interrupted_stage_goes_on_or_is_refused(tmp_path):
+    stage = folder(tmp_path)
+    stage.start("")
+    model = network()
+    optimizer = build_optimizer("lars", model, 0.1)
+    stage.save_state(7, 1.5, model, optimizer)
+    before = files(tmp_path)
+    assert "now it is 0.2" in message(folder, tmp_path, finetune__learning_rate=0.2)
+    assert files(tmp_path) == before
+    again = folder(tmp_path)
+    assert not again.done
+    assert again.load_state(network(), build_optimizer("lars", network(), 0.1)) == (7, 1.5)
+    assert again.last_checkpoint().endswith("000000007.safetensors")
+
+
+def test_settings_that_failed_before_the_first_checkpoint_bind_nobody(tmp_path):
+    """A typo found after the folder was made must not ask for --force."""
+    folder(tmp_path, finetune__learning_rate=99).start("")
+    stage = folder(tmp_path)
+    stage.start("")
+    assert json.loads((stage.path / "settings.json").read_text())["finetune.learning_rate"] == 0.1
+    assert stage.load_state(network(), build_optimizer("lars", network(), 0.1)) == (0, 0.0)
+    assert stage.last_checkpoint() == "none yet"
+
+
+def test_force_deletes_only_when_the_stage_starts(tmp_path):
+    stage = folder(tmp_path)
+    stage.start("")
+    stage.finish(network(), META)
+    before = files(tmp_path)
+    forced = folder(tmp_path, force=True, finetune__learning_rate=0.2)
+    assert not forced.done
+    assert files(tmp_path) == before  # what is checked in between may still fail
+    forced.start("")
+    assert not (stage.path / "model.safetensors").exists()
+    assert not folder(tmp_path, finetune__learning_rate=0.2).done
+
+
+def test_only_the_main_process_writes(tmp_path):
+    stage = folder(tmp_path, of=process(1, 2))
+    model = network()
+    stage.start("")
+    stage.save_state(1, 0.0, model, build_optimizer("lars", model, 0.1))
+    stage.finish(model, META)
+    assert files(tmp_path) == {}
+
+
+# ---------------------------------------------------------------------------------------- resuming
+@pytest.mark.parametrize("name", ["adamw", "lars", "sgd"])
+def test_resuming_is_exact(tmp_path, name):
+    """Bit for bit the uninterrupted run, weights, statistics and optimizer alike."""
+    model = network()
+    optimizer = build_optimizer(name, model, 0.01, lr_scales={"0": 0.5})
+    stage = folder(tmp_path)
+    train(model, optimizer, range(5))
+    stage.save_state(5, 12.5, model, optimizer)
+    train(model, optimizer, range(5, 9))
+
+    torch.manual_seed(1)
+    other = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    resumed = build_optimizer(name, other, 0.01, lr_scales={"0": 0.5})
+    assert stage.load_state(other, resumed) == (5, 12.5)
+    train(other, resumed, range(5, 9))
+    for key, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
+    for before, after in zip(optimizer.state.values(), resumed.state.values(), strict=True):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[slot], after[slot]) for slot in before)
+    assert len(optimizer.state) == 6
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars", "sgd"])
+def test_loaded_moments_lie_in_memory_as_their_weights_do(tmp_path, name):
+    """The fused and foreach updates go through both side by side."""
+
+    def channels_last() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)).to(
+            memory_format=torch.channels_last
+        )
+
+    def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        model(torch.ones(2, 3, 5, 5)).square().mean().backward()
+        set_learning_rate(optimizer, 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model, stage = channels_last(), folder(tmp_path)
+    optimizer = build_optimizer(name, model, 0.01)
+    update(model, optimizer)
+    stage.save_state(1, 0.0, model, optimizer)
+    other = channels_last()
+    resumed = build_optimizer(name, other, 0.01)
+    stage.load_state(other, resumed)
+    for weight, moments in resumed.state.items():
+        strides = {value.stride() for value in moments.values() if value.shape == weight.shape}
+        assert strides == {weight.stride()}
+    for both in ((model, optimizer), (other, resumed)):
+        update(*both)
+    for key, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
+
+
+# ------------------------------------------------------------------------------------- provenance
+@pytest.mark.parametrize("git", ["missing", "hangs", "forbidden", "no repository"])
+def test_a_stage_finishes_whatever_git_does(tmp_path, monkeypatch, git):
+    """A slim container has no git: all of pretraining must not be lost for a line of meta.json."""
+
+    def run(command, **options):
+        if git == "missing":
+            raise FileNotFoundError(2, "No such file or directory", "git")
+        if git == "forbidden":
+            raise PermissionError(13, "Permission denied", "git")
+        if git == "hangs":
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        return subprocess.CompletedProcess(command, 128, "", "fatal: not a git repository")
+
+    monkeypatch.setattr(artifacts.subprocess, "run", run)
+    artifacts.provenance.cache_clear()
+    stage = folder(tmp_path)
+    stage.start("")
+    stage.finish(network(), META)
+    artifacts.provenance.cache_clear()
+    assert read_meta(stage.path)["git"] is None
+
+
+def test_versions_that_are_not_known_are_none(monkeypatch):
+    """Metadata of packages are left out of some images too."""
+
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(artifacts, "version", version)
+    artifacts.provenance.cache_clear()
+    assert set(artifacts.provenance()["versions"].values()) == {None}
+    artifacts.provenance.cache_clear()
+
+
+def test_newer_checkpoint_replaces_the_older(tmp_path):
+    model = network()
+    optimizer = build_optimizer("adamw", model, 0.01)
+    stage = folder(tmp_path)
+    for step in (9, 10, 1_000_000):
+        stage.save_state(step, 0.0, model, optimizer)
+        assert [f.name for f in (stage.path / "state").iterdir()] == [f"{step:09d}.safetensors"]
+    assert stage.load_state(model, optimizer)[0] == 1_000_000
+
+
+# ------------------------------------------------------------------------------- atomic, full disk
+def fill_the_disk(monkeypatch, after: int = 0) -> None:
+    """Every write from the ``after``-th on fails in the middle: half of the bytes are there."""
+    fsync, count = os.fsync, iter(range(10**6))
+
+    def full(descriptor):
+        if next(count) < after:
+            return fsync(descriptor)
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        os.truncate(path, os.path.getsize(path) // 2)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifacts.os, "fsync", full)
+
+
+def test_full_disk_leaves_the_previous_version(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        says = message(write_atomically, path, "new and longer")
+    assert says.startswith(f"cannot write {path}")
+    assert "No space left on device" in says
+    assert "make room or choose another --output, then run the same command again" in says
+    assert path.read_text() == "old"
+    assert files(tmp_path).keys() == {"a.json"}
+
+
+def test_full_disk_at_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatch):
+    model = network()
+    optimizer = build_optimizer("adamw", model, 0.01)
+    stage = folder(tmp_path)
+    train(model, optimizer, range(3))
+    stage.save_state(3, 1.0, model, optimizer)
+    before = files(tmp_path)
+    train(model, optimizer, range(3, 6))
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        message(stage.save_state, 6, 2.0, model, optimizer)
+    assert files(tmp_path) == before
+    with monkeypatch.context() as patch:  # the writer itself may raise, too
+
+        def save_file(tensors, path, notes):
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(artifacts, "save_file", save_file)
+        message(stage.save_state, 6, 2.0, model, optimizer)
+        message(stage.finish, model, META)
+    assert files(tmp_path) == before
+    assert stage.load_state(model, optimizer) == (3, 1.0)
+
+
+def test_full_disk_at_the_end_keeps_the_checkpoint(tmp_path, monkeypatch):
+    """The weights fit, meta.json does not: not done, and the state is still there."""
+    model = network()
+    optimizer = build_optimizer("adamw", model, 0.01)
+    stage = folder(tmp_path)
+    stage.start("")
+    stage.save_state(3, 1.0, model, optimizer)
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch, after=1)
+        assert "meta.json" in message(stage.finish, model, META)
+    again = folder(tmp_path)
+    assert not again.done
+    assert again.load_state(model, optimizer) == (3, 1.0)
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "run").write_text("a file where the folder should be")
+    stage = folder(tmp_path)
+    says = message(stage.start, "")
+    assert says.startswith("cannot write")
+    assert "choose another --output" in says
+
+
+# ----------------------------------------------------------------------------------- metrics.jsonl
+def log_of(stage: StageFolder, start: int) -> RunLog:
+    accelerator = process()
+    accelerator.trackers, accelerator.log = [], lambda values, step: None
+    return RunLog(stage, Linear(batch_size=4, log_every_steps=2), start, 9, accelerator)
+
+
+def steps(stage: StageFolder) -> list[int]:
+    lines = (stage.path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_metrics_read_as_if_the_run_had_never_stopped(tmp_path, capsys):
+    stage = folder(tmp_path)
+    log = log_of(stage, 0)
+    assert [step for step in range(1, 10) if log.due(step)] == [2, 4, 6, 8, 9]
+    for step in (2, 4, 6):
+        log.write(step, loss=torch.tensor(1 / 3))
+    log.close()
+    with (stage.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # killed here
+    log = log_of(stage, 5)  # the last checkpoint
+    assert "dropped a half-written line" in capsys.readouterr().err
+    assert steps(stage) == [2, 4]
+    log.write(6, loss=0.25)
+    assert steps(stage) == [2, 4, 6]
+    first, *_, last = map(json.loads, (stage.path / "metrics.jsonl").read_text().splitlines())
+    assert first["loss"] == 0.333333
+    assert last["images_per_second"] > 0
+    assert 0 <= last["waiting_for_data"] <= 1
+
+
+class Wandb:
+    """What matters of wandb and of its tracker in accelerate: one step, which never goes back."""
+
+    name = "wandb"
+
+    def __init__(self):
+        self.tracker, self.step, self.history, self.axes = self, -1, [], {}
+
+    def define_metric(self, name, step_metric):
+        self.axes[name] = step_metric
+
+    def log(self, values, step=None):
+        step = self.step + 1 if step is None else step
+        if step > self.step:  # else a warning, and the values are dropped
+            self.step = step
+            self.history.append(values)
+
+
+def test_wandb_gets_every_line_of_every_stage(tmp_path):
+    """Each stage counts its steps from 1."""
+    wandb = Wandb()
+    accelerator = process()
+    accelerator.trackers, accelerator.log = [wandb], wandb.log
+    training = Linear(batch_size=4, log_every_steps=2)
+    for stage in ("pretrain", "finetune"):
+        log = RunLog(folder(tmp_path / stage, stage=stage), training, 0, 9, accelerator)
+        for step in (2, 4):
+            log.write(step, loss=step / 8)
+        log.close()
+    shown = [(stage, line[f"{stage}/step"], line[f"{stage}/loss"])
+             for stage, line in zip(["pretrain"] * 2 + ["finetune"] * 2, wandb.history, strict=True)
+             ]  # fmt: skip
+    assert shown == [("pretrain", 2, 0.25), ("pretrain", 4, 0.5), ("finetune", 2, 0.25),
+                     ("finetune", 4, 0.5)]  # fmt: skip
+    assert wandb.axes == {"pretrain/*": "pretrain/step", "finetune/*": "finetune/step"}
+
+
+def test_metrics_on_a_full_disk(tmp_path):
+    stage = folder(tmp_path)
+    log = log_of(stage, 0)
+    (stage.path / "metrics.jsonl").unlink()
+    (stage.path / "metrics.jsonl").symlink_to("/dev/full")
+    assert "No space left on device; make room" in message(log.write, 2, loss=0.1)
+
+
+# ------------------------------------------------------------------------ damaged or hostile files
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("content", ["pickle", "torch.save", "nothing", "huge header"])
+def test_what_is_no_safetensors_file_is_never_executed(tmp_path, content):
+    marker, path = tmp_path / "executed", tmp_path / "model.safetensors"
+    if content == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(marker)))
+    elif content == "torch.save":
+        torch.save({"weight": Bomb(marker)}, path)
+    elif content == "huge header":
+        path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    else:
+        path.write_bytes(b"")
+    says = message(load_tensors, path)
+    assert "model.safetensors is truncated or not a safetensors file" in says
+    assert not marker.exists()
+    if content == "pickle":
+        pickle.loads(path.read_bytes())
+        assert marker.exists()  # it would have worked
+
+
+def test_truncated_weights_at_any_place(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, network().state_dict(), {"step": "1"})
+    whole = path.read_bytes()
+    for length in (1, 7, 8, 50, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert "truncated" in message(load_tensors, path)
+    path.unlink()
+    assert "does not exist" in message(load_tensors, path)
+
+
+def test_read_meta_refuses(tmp_path):
+    assert "no such artifact folder" in message(read_meta, tmp_path / "nowhere")
+    assert "holds no finished artifact" in message(read_meta, tmp_path)
+    for text in ("{", "[]", ""):
+        (tmp_path / "meta.json").write_text(text)
+        assert "is damaged" in message(read_meta, tmp_path)
+    (tmp_path / "meta.json").write_text('{"kind": "encoder"}')
+    assert "it lacks encoder, image_size, weights_sha256" in message(read_meta, tmp_path)
+
+
+def test_nothing_in_the_code_unpickles():
+    root = Path(__file__).parents[3]
+    sources = [root / "pipeline.py", *root.glob("shared/**/*.py"), *root.glob("stages/**/*.py")]
+    assert len(sources) > 40
+    for source in sources:
+        text = source.read_text()
+        for word in ("torch.load", "pickle.load", "allow_pickle=True", "joblib", "eval(", "exec("):
+            assert not re.search(rf"\b{re.escape(word)}(?!\))", text), source

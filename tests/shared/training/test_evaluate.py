@@ -1,0 +1,153 @@
+"""Metrics against scikit-learn, calibration against its definition."""
+
+import os
+from contextlib import nullcontext
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from torch import nn
+
+from shared.config.schema import Data
+from shared.data.images import UNLABELED, ImageSet
+from shared.training.evaluate import classification_metrics, evaluate, predict, state_hash
+from tests.support.photos import process
+
+
+def slow_ece(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Guo et al. 2017, eq. 3: 15 bins of equal width, weighted by how many fall in."""
+    exponents = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = exponents / exponents.sum(1, keepdims=True)
+    total = 0.0
+    for m in range(15):
+        members = []
+        for i in range(len(targets)):
+            confidence = probabilities[i].max()
+            if m / 15 <= confidence < (m + 1) / 15 or (m == 14 and confidence == 1):
+                members.append((probabilities[i].argmax() == targets[i], confidence))
+        if members:
+            right, confidence = np.mean(members, axis=0)
+            total += len(members) / len(targets) * abs(right - confidence)
+    return float(total)
+
+
+@settings(max_examples=40, deadline=None)
+# scale to 3 only: scikit-learn cuts probabilities off at 2e-16, which is 36 nats
+@given(st.integers(2, 12), st.integers(1, 200), st.floats(0.1, 3), st.integers(0, 10**6))
+def test_metrics_are_those_of_scikit_learn(classes, n, scale, seed):
+    rng = np.random.default_rng(seed)
+    logits = scale * rng.standard_normal((n, classes))
+    targets = np.where(rng.random(n) < 0.5, logits.argmax(1), rng.integers(0, classes, n))
+    metrics = classification_metrics(torch.from_numpy(logits), torch.from_numpy(targets))
+    logits = logits.astype(np.float32).astype(np.float64)
+    every = range(classes)
+    assert metrics["top1"] == pytest.approx(accuracy_score(targets, logits.argmax(1)), abs=1e-6)
+    if classes > 5:
+        expected = top_k_accuracy_score(targets, logits, k=5, labels=every)
+        assert metrics["top5"] == pytest.approx(expected, abs=1e-6)
+    else:
+        assert "top5" not in metrics
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = log_loss(targets, probabilities, labels=every)
+    assert metrics["nll"] == pytest.approx(expected, rel=1e-5, abs=1e-6)  # ours is float32
+    assert metrics["ece"] == pytest.approx(slow_ece(logits, targets), abs=1e-5)
+
+
+def test_extremes():
+    sure = torch.eye(7) * 100
+    right = classification_metrics(sure, torch.arange(7))
+    assert right == pytest.approx({"top1": 1, "top5": 1, "nll": 0, "ece": 0}, abs=1e-6)
+    wrong = classification_metrics(sure, (torch.arange(7) + 1) % 7)
+    assert wrong["top1"] == 0
+    assert wrong["ece"] == pytest.approx(1)
+    assert wrong["nll"] == pytest.approx(100)
+    half = classification_metrics(sure.bfloat16(), torch.arange(7))
+    assert half["top1"] == 1
+
+
+class Mean(nn.Module):
+    """Logits that tell which image was seen; wrong in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, images):
+        level = images.mean((1, 2, 3)) * 255  # (B,)
+        return torch.stack([level, -level, 0 * level], 1) * (0 if self.training else 1)
+
+
+def images(labels) -> ImageSet:
+    n = len(labels)
+    pixels = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 4, 4).clone()
+    empty = datasets.Dataset.from_dict({})
+    names = np.arange(n).astype(object)
+    return ImageSet(empty, names, np.array(labels), ("a", "b", "c"), "stop", pixels)
+
+
+def lone():
+    """A lone process: nothing to gather."""
+    accelerator = process()
+    accelerator.autocast = nullcontext
+    accelerator.gather = lambda x: x
+    accelerator.pad_across_processes = lambda x, **options: x
+    return accelerator
+
+
+def test_predict_sees_labeled_images_in_eval_mode():
+    labels = [0, 1, UNLABELED, 2, 0, UNLABELED, 1]
+    data = Data(image_size=4)
+    logits, targets = predict(Mean().train(), images(labels), data, lone(), batch_size=2)
+    assert targets.tolist() == [0, 1, 2, 0, 1]
+    assert logits[:, 0].round().tolist() == [0, 1, 3, 4, 6]
+
+
+def predict_on_one_of_two(rank, folder):
+    """Two processes, three images: the second test set leaves process 1 without any."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # fmt: skip
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    data = Data(image_size=4)
+    for labels in ([0, 1, 2], [UNLABELED, 1, UNLABELED]):
+        logits, targets = predict(Mean(), images(labels), data, accelerator)
+        known = [k for k in labels if k != UNLABELED]
+        assert sorted(targets.tolist()) == known
+        assert logits.shape == (len(known), 3)
+        assert logits[:, 0].round().tolist() == targets.tolist()  # image k shows level k
+    accelerator.end_training()
+
+
+def test_a_process_without_images_still_answers(tmp_path):
+    mp.spawn(predict_on_one_of_two, (str(tmp_path),), nprocs=2)
+
+
+def test_evaluate_counts_parameters_and_measures():
+    data = Data(image_size=4)
+    result = evaluate(Mean(), images([0, 1, 0]), data, lone())
+    assert result["parameters"] == 3
+    assert result["top1"] == pytest.approx(2 / 3)
+    assert evaluate(Mean(), None, data, lone()) == {"parameters": 3}
+
+
+def test_state_hash_sees_parameters_and_buffers():
+    model = nn.BatchNorm1d(3)
+    before = state_hash(model)
+    assert state_hash(model) == before
+    model.eval()(torch.randn(4, 3))
+    assert state_hash(model) == before
+    model.train()(torch.randn(4, 3))  # moves only the statistics
+    after = state_hash(model)
+    assert after != before
+    with torch.no_grad():
+        model.weight[0] += 1e-6
+    assert state_hash(model) != after

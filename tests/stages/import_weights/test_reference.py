@@ -1,0 +1,803 @@
+"""The authors' checkpoints, real ones and ones made on the spot, into artifacts."""
+
+import functools
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from shared.networks.build import load_classifier, load_contrastive
+from shared.networks.resnet import BLOCKS, SMALL_DEPTHS, reference_names
+from stages import distill, finetune
+from stages.import_weights import reference as import_reference
+from stages.import_weights.reference import recognise_encoder
+from stages.import_weights.tf_checkpoint import OBJECT_GRAPH, Entry, crc32c, open_checkpoint
+from tests.support import golden
+
+TF1, TF2, SAVED = "tf1_r18_cifar_ft1", "tf2_r18_cifar", "tf2_r18_cifar_saved_model"
+TOLERANCE = 1e-4
+
+
+# A writer of TensorFlow's formats, as small as the tests need it.
+
+
+def varint(number: int) -> bytes:
+    groups = []
+    while number > 127:
+        groups.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*groups, number])
+
+
+def message(*fields: tuple[int, int | bytes | str]) -> bytes:
+    out = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            out += varint(number << 3) + varint(value)
+        else:
+            content = value.encode() if isinstance(value, str) else value
+            out += varint(number << 3 | 2) + varint(len(content)) + content
+    return out
+
+
+def masked(content: bytes | np.ndarray) -> int:
+    crc = crc32c(np.frombuffer(content, np.uint8))
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def write_index(prefix: Path, entries: dict[str, Entry], shards: int = 1, block: int = 1000):
+    rows = [(b"", message((1, shards)))]
+    for key, entry in sorted(entries.items()):
+        shape = message(*((2, message((1, side))) for side in entry.shape))
+        fields = [(1, entry.dtype), (2, shape), (3, entry.shard), (4, entry.offset)]
+        value = message(*fields, (5, entry.size)) + varint(6 << 3 | 5)
+        rows.append((key.encode(), value + struct.pack("<I", entry.checksum)))
+    out, handles, first = b"", [], 0
+
+    def add_block(rows) -> bytes:
+        nonlocal out
+        content, restarts, before = b"", [], b""
+        for i, (key, value) in enumerate(rows):
+            shared = 0
+            while i % 16 and before[: shared + 1] == key[: shared + 1] and shared < len(before):
+                shared += 1
+            if i % 16 == 0:
+                restarts.append(len(content))
+            content += varint(shared) + varint(len(key) - shared) + varint(len(value))
+            content += key[shared:] + value
+            before = key
+        content += struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
+        handle = varint(len(out)) + varint(len(content))
+        out += content + b"\0" + struct.pack("<I", masked(content + b"\0"))
+        return handle
+
+    while first < len(rows):
+        some = rows[first : first + block]
+        handles.append((some[-1][0], add_block(some)))
+        first += block
+    footer = varint(0) + varint(0) + add_block(handles)
+    magic = struct.pack("<Q", 0xDB4775248B80FB57)
+    prefix.with_name(prefix.name + ".index").write_bytes(out + footer.ljust(40, b"\0") + magic)
+
+
+def write_tensors(prefix: Path, tensors, graph: bytes | None = None) -> Path:
+    """A checkpoint of (key, array) pairs, which may be made one at a time."""
+    entries, offset = {}, 0
+    with prefix.with_name(prefix.name + ".data-00000-of-00001").open("wb") as file:
+        for key, array in tensors:
+            data = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+            file.write(data)
+            entries[key] = Entry(1, array.shape, 0, offset, data.size, masked(data))
+            offset += data.size
+        if graph is not None:
+            content, entries[OBJECT_GRAPH] = string_tensor(graph, 0, offset)
+            file.write(content)
+    write_index(prefix, entries)
+    return prefix
+
+
+def string_tensor(text: bytes, shard: int, offset: int) -> tuple[bytes, Entry]:
+    length = struct.pack("<I", len(text))
+    summed = struct.pack("<I", masked(length)) + text
+    content = varint(len(text)) + summed
+    return content, Entry(7, (), shard, offset, len(content), masked(length + summed))
+
+
+def object_graph(names: dict[str, str], shortcut_layers: int = 2) -> bytes:
+    """Key -> variable name, in objects without structure but for one list of shortcut layers."""
+    variables = [
+        message((2, message((1, "VARIABLE_VALUE"), (2, name), (3, key))))
+        for key, name in names.items()
+    ]
+    layers = [message((1, message((1, 0), (2, str(i))))) for i in range(shortcut_layers)]
+    block = message((1, message((1, 1), (2, "shortcut_layers"))))
+    return message(*((1, node) for node in [block, b"".join(layers), *variables]))
+
+
+def rewrite(folder: Path, source: Path, entries: dict[str, Entry], names=None) -> Path:
+    """A checkpoint with other entries and (TF2) names but the data of ``source``."""
+    original, prefix = open_checkpoint(source), folder / "ckpt"
+    if names is None and original.objects:
+        names = {key: original.names[key] for key in entries}
+    shards = 1 if names is None else 2
+    data = original.prefix.with_name(original.prefix.name + ".data-00000-of-00001")
+    (folder / f"ckpt.data-00000-of-0000{shards}").symlink_to(data)
+    entries = dict(entries)
+    if names is not None:
+        content, entries[OBJECT_GRAPH] = string_tensor(object_graph(names), 1, 0)
+        (folder / "ckpt.data-00001-of-00002").write_bytes(content)
+    write_index(prefix, entries, shards)
+    return prefix
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for tag in (TF1, TF2, SAVED):
+        with tarfile.open(golden.path(f"checkpoints/{tag}.tar.xz")) as archive:
+            archive.extractall(folder, filter="data")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_gigabytes_left(tmp_path):
+    """Every imported network is 45 MB or more, and pytest would keep them of three runs."""
+    yield
+    shutil.rmtree(tmp_path)
+
+
+def run(source, out, *flags: str) -> int:
+    return import_reference.main([str(source), str(out), *flags])
+
+
+def meta_of(out: Path) -> dict:
+    return json.loads((out / "meta.json").read_text())
+
+
+def fails(capsys, source, out, *flags: str) -> str:
+    """The one line of a refusal, after which there is no artifact."""
+    assert run(source, out, *flags) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert not (out / "meta.json").exists()
+    return captured.err
+
+
+def as_images(array: np.ndarray) -> torch.Tensor:
+    """(B, S, S, 3 or 6) -> (B or 2B, 3, S, S), all first views before all second views."""
+    views = [array[..., c : c + 3] for c in range(0, array.shape[-1], 3)]
+    return torch.from_numpy(np.concatenate(views)).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def assert_head(out: Path, arrays, key: str) -> None:
+    """The encoder artifact gives the recorded outputs of every layer of the head."""
+    model, _ = load_contrastive(out)
+    outputs = model.eval().head(model.encoder(as_images(arrays["input"])))
+    assert len(outputs) == 4
+    for k, output in enumerate(outputs):
+        expected = arrays[key.format(k)]
+        np.testing.assert_allclose(output[: len(expected)], expected, atol=TOLERANCE)
+    if "eval/projection" in arrays:
+        np.testing.assert_allclose(outputs[-1], arrays["eval/projection"], atol=TOLERANCE)
+
+
+@torch.no_grad()
+def assert_logits(out: Path, arrays) -> None:
+    model, meta = load_classifier(out)
+    logits = model.eval()(as_images(arrays["input"]))
+    assert len(meta["classes"]) == 10
+    np.testing.assert_allclose(logits, arrays["eval/logits"], atol=TOLERANCE)
+
+
+# The recorded checkpoints.
+
+
+def test_tf1_fine_tuned(golden_checkpoints, tmp_path, capsys):
+    arrays, _ = golden.load(f"checkpoints/{TF1}.npz")
+    assert run(golden_checkpoints / TF1, tmp_path / "a") == 0
+    meta = meta_of(tmp_path / "a")
+    assert (meta["kind"], meta["from_layer"]) == ("classifier", 1)
+    assert meta["encoder"] == "simclr_resnet18_1x_sk0"
+    assert meta["head"] == {"layers": 3, "width": 512, "out": 128}
+    assert (meta["image_size"], meta["mean"], meta["std"]) == (32, [0.0] * 3, [1.0] * 3)
+    account = meta["settings"]
+    assert account["variables"] == len(arrays["ckpt/keys"]) == 187
+    assert account["placed"] + sum(account["dropped"].values()) == 187
+    assert account["dropped"]["memory of the optimizer"] == 65
+    printed = capsys.readouterr().out
+    assert "11,173,056 parameters" in printed
+    assert "a guess" in printed
+    for cause in ("head layer", "class order", "preprocessing"):
+        assert cause in printed
+    assert_logits(tmp_path / "a", arrays)
+
+    assert run(golden_checkpoints / TF1, tmp_path / "b", "--as=encoder") == 0
+    assert_head(tmp_path / "b", arrays, "eval/hiddens_list_{}")
+
+
+@pytest.mark.parametrize("tag", [TF2, SAVED])
+def test_tf2_pretrained(golden_checkpoints, tmp_path, tag):
+    arrays, _ = golden.load(f"checkpoints/{TF2}.npz")
+    assert run(golden_checkpoints / tag, tmp_path / "a") == 0
+    assert meta_of(tmp_path / "a")["kind"] == "encoder"
+    assert_head(tmp_path / "a", arrays, "eval/hiddens_list_{}_view1")
+    assert run(golden_checkpoints / tag, tmp_path / "b", "--as=classifier") == 0
+    assert meta_of(tmp_path / "b")["from_layer"] == 0
+    assert_logits(tmp_path / "b", arrays)
+
+
+def test_every_way_to_name_a_checkpoint(golden_checkpoints):
+    prefix = golden_checkpoints / TF1 / "model.ckpt-1000"
+    for path in (prefix.parent, prefix, f"{prefix}.index", f"{prefix}.data-00000-of-00001"):
+        assert open_checkpoint(Path(path)).prefix == prefix
+    saved = golden_checkpoints / SAVED
+    for path in (saved, saved / "saved_model.pb", saved / "variables"):
+        assert open_checkpoint(path).format == "TF2 SavedModel"
+    assert open_checkpoint(golden_checkpoints / TF2).format == "TF2 checkpoint"
+
+
+def test_no_head_layer_is_wrong_unnoticed(golden_checkpoints, tmp_path):
+    """With the layer that another flag chose, the logits differ: the tests above can fail."""
+    arrays, _ = golden.load(f"checkpoints/{TF1}.npz")
+    assert run(golden_checkpoints / TF1, tmp_path / "a", "--selector=0") == 0
+    with pytest.raises(AssertionError):
+        assert_logits(tmp_path / "a", arrays)
+
+
+# Other architectures, made on the spot.
+
+
+def reference_variables(variant: str) -> tuple[list[str], list[list[int]], dict, dict]:
+    arrays, meta = golden.load(f"resnet/{variant}.npz")
+    shapes = [json.loads(shape) for shape in arrays["var_shapes"].tolist()]
+    return arrays["var_names"].tolist(), shapes, arrays, meta
+
+
+@pytest.mark.parametrize(
+    ("variant", "form"),
+    [
+        ("r18_w1_cifar32_localbn", "TF2"),
+        ("r50_w1_sk1_64", "TF2"),
+        pytest.param("r50_w1_se0.25_64", "TF1", marks=pytest.mark.slow),
+        pytest.param("r50_w1_sk1_cifar32", "TF1", marks=pytest.mark.slow),
+        pytest.param("r50_w2_sk0_64", "TF2", marks=pytest.mark.slow),
+    ],
+)
+def test_trunk_gives_the_recorded_features(tmp_path, variant, form):
+    """The recorded trunk with a projection head of two layers; Keras began to count elsewhere."""
+    names, shapes, arrays, meta = reference_variables(variant)
+    width = arrays["eval/final_avg_pool"].shape[1]
+    keys = {name: name for name in names}
+    if form == "TF1":
+        keys = {n: "base_model/" + "/".join(n.split("/")[-2:]).replace("sync_", "") for n in names}
+    values = {keys[n]: golden.weight(n, s) for n, s in zip(names, shapes, strict=True)}
+    head = "head_contrastive" if form == "TF1" else "projection_head"
+    for j, out in enumerate((width, 8)):
+        values[f"{head}/nl_{j}/dense/kernel"] = golden.weight(f"{j}/kernel", (width, out))
+        for leaf in ("gamma", "beta", "moving_mean", "moving_variance"):
+            if (j, leaf) != (1, "beta"):
+                name = f"{head}/nl_{j}/batch_normalization/{leaf}"
+                values[name] = golden.weight(f"{j}/{leaf}", (out,))
+    graph = None
+    if form == "TF2":
+
+        def shift(name: str) -> str:
+            count = lambda m: f"{m[1]}_{int(m[2] or 0) + 7}/"  # noqa: E731
+            return re.sub(r"(conv2d|batch_normalization)(?:_(\d+))?/(?=\w+$)", count, name)
+
+        named = {f"model/{i}/.ATTRIBUTES/VARIABLE_VALUE": n for i, n in enumerate(values)}
+        graph = object_graph({key: shift(name) for key, name in named.items()})
+        values = {key: values[name] for key, name in named.items()}
+    prefix = write_tensors(tmp_path / "ckpt", values.items(), graph)
+
+    size = [] if meta["cifar_stem"] else ["--image-size=64"]
+    assert run(prefix, tmp_path / "out", *size) == 0
+    model, described = load_contrastive(tmp_path / "out")
+    expected = f"simclr_resnet{meta['depth']}_{meta['width']}x_sk{int(meta['sk'] > 0)}"
+    assert described["encoder"] == expected + ("_se" if meta["se"] else "")
+    assert described["head"] == {"layers": 2, "width": width, "out": 8}
+    x = golden.image(f"resnet/{variant}/input", meta["batch"], meta["size"], meta["size"])
+    with torch.no_grad():
+        features = model.eval().encoder(as_images(x))
+    recorded = arrays["eval/final_avg_pool"]
+    np.testing.assert_allclose(features, recorded, atol=1e-5 * np.abs(recorded).max())
+
+
+def tensorflow_shapes(encoder) -> dict[str, tuple[int, ...]]:
+    state = encoder.state_dict()
+    shapes = {name: tuple(state[ours].shape) for name, ours in reference_names(encoder).items()}
+    return {n: (s[2], s[3], s[1], s[0]) if len(s) == 4 else s for n, s in shapes.items()}
+
+
+@pytest.mark.parametrize("depth", [depth for depth in BLOCKS if depth not in SMALL_DEPTHS])
+def test_every_architecture_is_recognised(depth):
+    for i, variant in enumerate(("sk0", "sk1", "sk0_se", "sk1_se")):
+        for small in (False, True):
+            name = f"simclr_resnet{depth}_{1 + i}x_{variant}"
+            with torch.device("meta"):
+                shapes = tensorflow_shapes(timm.create_model(name, small_stem=small))
+            # here selective kernels are a pooling in the shortcut, which has no tensors
+            hidden = small and depth < 50 and variant.startswith("sk1")
+            assert recognise_encoder(shapes, pooled_shortcuts=hidden) == (name, small)
+            if hidden:
+                assert recognise_encoder(shapes)[0] == name.replace("sk1", "sk0")
+
+
+def test_pooled_shortcuts_are_seen_in_the_object_graph(golden_checkpoints, tmp_path, monkeypatch):
+    checkpoint = open_checkpoint(golden_checkpoints / TF2)
+    graph = functools.partial(object_graph, shortcut_layers=4)  # pad, pool, convolution, norm
+    monkeypatch.setitem(globals(), "object_graph", graph)
+    source = rewrite(tmp_path, golden_checkpoints / TF2, checkpoint.entries)
+    assert run(source, tmp_path / "out") == 0
+    assert meta_of(tmp_path / "out")["encoder"] == "simclr_resnet18_1x_sk1"
+
+
+@pytest.mark.slow
+def test_the_largest_published_network(tmp_path):
+    """152 layers, 3x, selective kernels: every tensor in its place, in less than 16 GB."""
+    with torch.device("meta"):
+        encoder = timm.create_model("simclr_resnet152_3x_sk1")
+    shapes = {f"base_model/{n}": s for n, s in tensorflow_shapes(encoder).items()}
+    width = encoder.num_features
+    for j, out in enumerate((width, width, 128)):
+        scope = f"head_contrastive/nl_{j}"
+        shapes[f"{scope}/dense/kernel"] = (width, out)
+        for leaf in ("gamma", "beta", "moving_mean", "moving_variance"):
+            if (j, leaf) != (2, "beta"):
+                shapes[f"{scope}/batch_normalization/{leaf}"] = (out,)
+    shapes["head_supervised/linear_layer/dense/kernel"] = (width, 1000)
+    shapes["head_supervised/linear_layer/dense/bias"] = (1000,)
+    weights = ((name, golden.weight_tiled(name, shape)) for name, shape in shapes.items())
+    prefix = write_tensors(tmp_path / "model.ckpt-1", weights)
+
+    program = (
+        "import resource, sys, time; from stages.import_weights import reference;"
+        " start = time.time();"
+        " assert reference.main(sys.argv[1:]) == 0;"
+        " print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time() - start)"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", program, str(prefix), str(out)]
+    result = subprocess.run(
+        command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    kilobytes, seconds = map(float, result.stdout.split()[-2:])
+    print(f"peak {kilobytes / 1e6:.1f} GB, {seconds:.0f} s")
+    assert kilobytes < 16e6
+    assert "794,704,160 parameters" in result.stdout
+    assert meta_of(out)["encoder"] == "simclr_resnet152_3x_sk1"
+
+    placed = {f"base_model/{n}": f"encoder.{o}" for n, o in reference_names(encoder).items()}
+    for j in range(3):
+        scope = f"head_contrastive/nl_{j}"
+        placed[f"{scope}/dense/kernel"] = f"head.layers.{j}.dense.weight"
+        for leaf, ours in import_reference.HEAD_LEAVES.items():
+            if f"{scope}/batch_normalization/{leaf}" in shapes:
+                placed[f"{scope}/batch_normalization/{leaf}"] = f"head.layers.{j}.{ours}"
+    with safe_open(out / "model.safetensors", "np") as file:
+        stored = set(file.keys())
+        counts = {name for name in stored if name.endswith("num_batches_tracked")}
+        assert stored - counts == set(placed.values())
+        for name, ours in placed.items():
+            expected = golden.weight_tiled(name, shapes[name])
+            if expected.ndim == 4:
+                expected = expected.transpose(3, 2, 0, 1)
+            np.testing.assert_array_equal(
+                file.get_tensor(ours), expected.T if expected.ndim == 2 else expected
+            )
+
+
+# What the linear layer stands on.
+
+
+def edited(folder: Path, source: Path, change) -> Path:
+    """The checkpoint after ``change(entries)``."""
+    entries = dict(open_checkpoint(source).entries)
+    change(entries)
+    return rewrite(folder, source, entries)
+
+
+def slots_of(entries: dict[str, Entry], *patterns: str) -> list[str]:
+    return [key for key in entries if "Momentum" in key and any(p in key for p in patterns)]
+
+
+@pytest.mark.parametrize(
+    ("tag", "parts", "expected"),
+    [  # with the memory of which parts the optimizer left, the kind and the layer
+        (TF1, ("",), ("classifier", 1)),
+        (TF1, ("head_supervised",), ("classifier", 0)),
+        (TF1, (), ("encoder", None)),
+        (TF2, ("",), ("encoder", None)),
+        (TF2, ("resnet_model", "supervised_head"), ("classifier", 0)),
+        (TF2, ("resnet_model", "supervised_head", "linear_layers/0/"), ("classifier", 1)),
+        (TF2, ("resnet_model", "supervised_head", "layers/0/", "layers/1/"), ("classifier", 2)),
+        (TF2, ("_projection_head", "supervised_head"), ("classifier", 0)),
+    ],
+)
+def test_memory_of_the_optimizer_tells(golden_checkpoints, tmp_path, tag, parts, expected):
+    def change(entries):
+        for key in slots_of(entries, "") if parts != ("",) else ():
+            if key not in slots_of(entries, *parts):
+                del entries[key]
+
+    source = edited(tmp_path, golden_checkpoints / tag, change)
+    assert run(source, tmp_path / "out") == 0
+    meta = meta_of(tmp_path / "out")
+    assert (meta["kind"], meta.get("from_layer")) == expected
+
+
+def test_memory_of_newer_keras_optimizers_is_dropped(golden_checkpoints, tmp_path):
+    """They keep it apart from the variables; linear evaluation leaves none of the trunk."""
+    checkpoint = open_checkpoint(golden_checkpoints / TF2)
+    entries = {k: e for k, e in checkpoint.entries.items() if "Momentum" not in k}
+    names = {key: checkpoint.names[key] for key in entries}
+    heads = [key for key in entries if "head" in key and "moving" not in key]
+    for i, key in enumerate(heads, 1):
+        slot = f"optimizer/_variables/{i}/.ATTRIBUTES/VARIABLE_VALUE"
+        entries[slot], names[slot] = entries[key], f"SGD/m/{names[key]}"
+    assert len(heads) == 10
+    source = rewrite(tmp_path, golden_checkpoints / TF2, entries, names)
+    assert run(source, tmp_path / "out") == 0
+    meta = meta_of(tmp_path / "out")
+    assert (meta["kind"], meta["from_layer"]) == ("classifier", 0)
+    assert meta["settings"]["dropped"]["memory of the optimizer"] == 10
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_computation_graph_tells(golden_checkpoints, tmp_path, layer, stopped):
+    """A .meta file beside a TF1 checkpoint, as the published ones have it."""
+    nodes = [("base_model/final_avg_pool", "Mean", [])]
+    for j in range(3):
+        scope, before = f"head_contrastive/nl_{j}/dense", nodes[-1][0]
+        nodes += [(f"{scope}/MatMul", "MatMul", [f"{before}:0", f"{scope}/kernel/read"]),
+                  (f"{scope}/Relu", "Relu", [f"{scope}/MatMul", "^base_model/init"])]  # fmt: skip
+    top = nodes[2 * layer][0]
+    if stopped:
+        nodes.append(("StopGradient", "StopGradient", [top]))
+        top = "StopGradient"
+    linear = "head_supervised/linear_layer/dense/MatMul"
+    nodes.append((linear, "MatMul", [top, "head_supervised/linear_layer/dense/kernel/read"]))
+    nodes.append((f"gradients/{linear}_grad/MatMul", "MatMul", [nodes[-3][0]]))
+    definitions = [message((1, n), (2, op), *((3, i) for i in inputs)) for n, op, inputs in nodes]
+    graph = message(*((1, node) for node in definitions))
+    entries = open_checkpoint(golden_checkpoints / TF1).entries
+    source = rewrite(tmp_path, golden_checkpoints / TF1, entries)
+    (tmp_path / "ckpt.meta").write_bytes(message((1, message((1, "other"))), (2, graph)))
+    assert run(source, tmp_path / "out") == 0
+    meta = meta_of(tmp_path / "out")
+    assert meta["kind"] == ("encoder" if stopped else "classifier")
+    assert stopped or meta["from_layer"] == layer
+
+
+def test_a_head_that_never_moved_is_not_taken(golden_checkpoints, tmp_path):
+    """Supervised from scratch: the head is there, but as it was initialised."""
+    names = ["head_contrastive/nl_0/batch_normalization/gamma"]
+    source = open_checkpoint(golden_checkpoints / TF1)
+    ones = np.ones(512, np.float32)
+    tensors = [(k, ones if k in names else source.read(k))
+               for k, e in source.entries.items() if e.dtype == 1]  # fmt: skip
+    assert run(write_tensors(tmp_path / "ckpt", tensors), tmp_path / "out") == 0
+    assert meta_of(tmp_path / "out")["from_layer"] == 0
+
+
+def test_selector_and_its_refusals(golden_checkpoints, tmp_path, capsys):
+    source = golden_checkpoints / TF2
+    assert run(source, tmp_path / "a", "--selector=2") == 0
+    meta = meta_of(tmp_path / "a")
+    assert (meta["kind"], meta["from_layer"]) == ("classifier", 2)
+    capsys.readouterr()
+    for wrong in ("3", "-1", "4", "-2"):
+        line = fails(capsys, source, tmp_path / "b", f"--selector={wrong}")
+        assert "512, 512, 512, 128" in line
+        assert "[0, 1, 2]" in line
+
+
+def test_without_a_projection_head(golden_checkpoints, tmp_path, capsys):
+    """As the checkpoints of SimCLR's first version."""
+
+    def change(entries):
+        for key in [key for key in entries if key.startswith("head_contrastive")]:
+            del entries[key]
+
+    source = edited(tmp_path, golden_checkpoints / TF1, change)
+    assert run(source, tmp_path / "out") == 0
+    model, meta = load_classifier(tmp_path / "out")
+    assert meta["from_layer"] == meta["head"]["layers"] == 0
+    arrays, _ = golden.load(f"checkpoints/{TF1}.npz")
+    with torch.no_grad():
+        features = model.eval().features(as_images(arrays["input"]))
+    np.testing.assert_allclose(features, arrays["eval/final_avg_pool"], atol=TOLERANCE)
+    capsys.readouterr()
+    assert "no projection head" in fails(capsys, source, tmp_path / "b", "--as=encoder")
+
+
+def test_only_one_layer_fits_the_linear_one(golden_checkpoints, tmp_path):
+    """A head of one layer, 512 -> 128: what takes 512 features stands before it."""
+
+    def change(entries):
+        for key in [key for key in entries if key.startswith("head_contrastive")]:
+            entry = entries.pop(key)
+            if "nl_2" in key:
+                entries[key.replace("nl_2", "nl_0")] = entry
+
+    source = edited(tmp_path, golden_checkpoints / TF1, change)
+    assert run(source, tmp_path / "out") == 0
+    meta = meta_of(tmp_path / "out")
+    assert (meta["kind"], meta["from_layer"]) == ("classifier", 0)
+
+
+def test_without_a_linear_layer(golden_checkpoints, tmp_path, capsys):
+    """As TF1's pretraining leaves it; its linear head mode calls the only layer l_0."""
+
+    def change(entries):
+        for key in [key for key in entries if key.startswith("head_")]:
+            entry = entries.pop(key)
+            if "nl_2" in key:
+                entries[key.replace("nl_2", "l_0")] = entry
+
+    source = edited(tmp_path, golden_checkpoints / TF1, change)
+    assert run(source, tmp_path / "out") == 0
+    meta = meta_of(tmp_path / "out")
+    assert (meta["kind"], meta["head"]) == ("encoder", {"layers": 1, "width": None, "out": 128})
+    load_contrastive(tmp_path / "out")
+    capsys.readouterr()
+    assert "no linear layer" in fails(capsys, source, tmp_path / "b", "--as=classifier")
+
+
+def test_moving_average_is_a_choice(golden_checkpoints, tmp_path, capsys):
+    """Published pretrained checkpoints hold ema_model/... besides (google-research/simclr#88)."""
+
+    def change(entries):
+        for key in [k for k in entries if "Momentum" not in k and not k.startswith("head_s")]:
+            if key != "global_step":
+                entries[f"ema_model/{key}"] = entries[key]
+        # to tell them apart: the average's first kernel is another one's data
+        first, other = "base_model/conv2d_2/kernel", "base_model/conv2d_3/kernel"
+        entries[f"ema_model/{first}"] = entries[other]
+
+    source = edited(tmp_path, golden_checkpoints / TF1, change)
+    assert run(source, tmp_path / "a", "--as=encoder") == 0
+    assert run(source, tmp_path / "b", "--as=encoder", "--ema") == 0
+    plain, average = (load_file(tmp_path / x / "model.safetensors") for x in "ab")
+    first, other = "encoder.groups.0.0.branch.0.0.weight", "encoder.groups.0.0.branch.1.weight"
+    assert torch.equal(plain[other], average[first])
+    assert not torch.equal(plain[first], average[first])
+    assert torch.equal(plain[other], average[other])
+    placed = [meta_of(tmp_path / x)["settings"]["placed"] for x in "ab"]
+    assert placed[0] == placed[1] == 119
+    assert run(source, tmp_path / "c", "--ema") == 0  # the linear layer has no average
+    assert meta_of(tmp_path / "c")["kind"] == "classifier"
+    capsys.readouterr()
+    line = fails(capsys, golden_checkpoints / TF1, tmp_path / "d", "--ema")
+    assert "no moving average" in line
+
+
+# What is refused, in one line that names it.
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("base_model/conv2d_17/kernel", "conv2d_17/kernel"),
+        ("base_model/conv2d_20/kernel", "conv2d_20/kernel"),
+        ("base_model/conv2d/kernel", "conv2d/kernel"),
+        ("base_model/conv2d_1/kernel", "conv2d_1/kernel"),
+        ("base_model/batch_normalization_9/moving_mean", "batch_normalization_9/moving_mean"),
+        ("head_contrastive/nl_1/dense/kernel", "nl_1/kernel"),
+        ("head_contrastive/nl_0/batch_normalization/beta", "nl_0/beta"),
+        ("head_supervised/linear_layer/dense/bias", "linear/bias"),
+        ("head_supervised/linear_layer/dense/kernel", "linear/kernel"),
+    ],
+)  # fmt: skip
+def test_missing_variable_is_named(golden_checkpoints, tmp_path, capsys, key, named):
+    def change(entries):
+        for name in (key, f"{key}/Momentum"):
+            entries.pop(name, None)
+
+    source = edited(tmp_path, golden_checkpoints / TF1, change)
+    assert re.search(rf"(missing|lacks).*\b{named}\b", fails(capsys, source, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "queue/buffer",
+        "base_model/conv2d_21/kernel",
+        "head_contrastive/nl_2/batch_normalization/beta",
+        "head_supervised/other/dense/kernel",
+        "elsewhere/kernel/Momentum",
+    ],
+)
+def test_left_over_variable_is_named(golden_checkpoints, tmp_path, capsys, key):
+    def change(entries):
+        entries[key] = entries["head_contrastive/nl_2/batch_normalization/gamma"]
+
+    source = edited(tmp_path, golden_checkpoints / TF1, change)
+    line = fails(capsys, source, tmp_path / "out")
+    assert f"1 left over ({key})" in line
+    assert "--drop" in line
+    assert run(source, tmp_path / "out", "--drop", key.replace(key.split("/")[0], "*", 1)) == 0
+    assert meta_of(tmp_path / "out")["settings"]["dropped"]["named by --drop"] >= 1
+
+
+def test_other_shape_is_named(golden_checkpoints, tmp_path, capsys):
+    key = "base_model/batch_normalization_4/beta"
+
+    def change(entries):
+        entries[key] = entries[key]._replace(shape=(8, 8))
+
+    source = edited(tmp_path, golden_checkpoints / TF1, change)
+    line = fails(capsys, source, tmp_path / "out")
+    assert key in line
+    assert "(8, 8)" in line
+    assert "(64,)" in line
+
+
+def test_foreign_files(golden_checkpoints, tmp_path, capsys):
+    out = tmp_path / "out"
+    entries = open_checkpoint(golden_checkpoints / TF1).entries
+    foreign = {f"bert/{i}/kernel": e for i, e in enumerate(entries.values()) if e.dtype == 1}
+    (tmp_path / "bert").mkdir()
+    source = rewrite(tmp_path / "bert", golden_checkpoints / TF1, foreign)
+    assert "no SimCLR network" in fails(capsys, source, out)
+
+    assert "no such checkpoint" in fails(capsys, tmp_path / "nothing", out)
+    (tmp_path / "model.pth").write_bytes(b"PK" + bytes(100))
+    assert "no TensorFlow checkpoint" in fails(capsys, tmp_path / "model.pth", out)
+    (tmp_path / "empty").mkdir()
+    assert "0 checkpoints" in fails(capsys, tmp_path / "empty", out)
+    for step in (1, 2):
+        (tmp_path / f"empty/model.ckpt-{step}.index").write_bytes(b"")
+    line = fails(capsys, tmp_path / "empty", out)
+    assert "model.ckpt-1, model.ckpt-2" in line
+    assert "truncated" in fails(capsys, tmp_path / "empty/model.ckpt-1", out)
+
+
+def test_truncated_and_damaged_files(golden_checkpoints, tmp_path, capsys):
+    out = tmp_path / "out"
+    original = golden_checkpoints / TF1 / "model.ckpt-1000"
+    index = original.with_name("model.ckpt-1000.index").read_bytes()
+    file = original.with_name("model.ckpt-1000.data-00000-of-00001")
+    prefix, data = tmp_path / "ckpt", tmp_path / "ckpt.data-00000-of-00001"
+
+    (tmp_path / "ckpt.index").write_bytes(index)
+    assert "ckpt.data-00000-of-00001 is missing" in fails(capsys, prefix, out)
+    content = bytearray(file.read_bytes())
+    data.write_bytes(content[:-1])
+    line = fails(capsys, prefix, out)
+    assert "truncated: 91,841,623 of 91,841,624 bytes" in line
+    entry = open_checkpoint(original).entries["base_model/conv2d_12/kernel"]
+    content[entry.offset + 1000] ^= 1
+    data.write_bytes(content)
+    assert "base_model/conv2d_12/kernel in" in fails(capsys, prefix, out)
+    content[entry.offset + 1000] ^= 1
+    data.write_bytes(content)
+    for damaged in (index[:-1], index[:1000], index[:100] + b"x" + index[101:]):
+        (tmp_path / "ckpt.index").write_bytes(damaged)
+        assert "ckpt.index is truncated" in fails(capsys, prefix, out)
+    (tmp_path / "ckpt.index").write_bytes(index)
+    assert run(prefix, out) == 0
+
+
+def test_damaged_object_graph(golden_checkpoints, tmp_path, capsys):
+    checkpoint = open_checkpoint(golden_checkpoints / TF2)
+    source = rewrite(tmp_path, golden_checkpoints / TF2, checkpoint.entries)
+    shard = tmp_path / "ckpt.data-00001-of-00002"
+    content = bytearray(shard.read_bytes())
+    content[500] ^= 4
+    shard.write_bytes(content)
+    assert "ckpt.data-00001-of-00002 is truncated, damaged" in fails(capsys, source, tmp_path / "o")
+
+
+def test_output_that_is_no_number(golden_checkpoints, tmp_path, capsys):
+    source = open_checkpoint(golden_checkpoints / TF1)
+    tensors = {k: source.read(k) for k, e in source.entries.items() if e.dtype == 1}
+    tensors["base_model/conv2d_3/kernel"][0, 0, 0, 0] = np.nan
+    prefix = write_tensors(tmp_path / "ckpt", tensors.items())
+    assert "not finite" in fails(capsys, prefix, tmp_path / "out")
+
+
+def test_arguments_are_checked(golden_checkpoints, tmp_path, capsys):
+    source, out = golden_checkpoints / TF1, tmp_path / "out"
+    assert "4 to 32 pixels" in fails(capsys, source, out, "--image-size=64")
+    assert "4 to 32 pixels" in fails(capsys, source, out, "--image-size=-1")
+    classes = tmp_path / "classes.txt"
+    assert "cannot read" in fails(capsys, source, out, f"--classes={classes}")
+    classes.write_text("cat\ndog\n")
+    assert "names 2 classes" in fails(capsys, source, out, f"--classes={classes}")
+    assert "--wrong" in fails(capsys, source, out, "--wrong")
+    classes.write_text("".join(f"n{i}\n" for i in range(10)))
+    assert run(source, out, f"--classes={classes}", "--image-size=8") == 0
+    assert meta_of(out)["classes"] == [f"n{i}" for i in range(10)]
+    assert meta_of(out)["image_size"] == 8
+    before = (out / "meta.json").read_bytes()
+    assert run(source, out) == 2  # never written over
+    assert "holds an artifact" in capsys.readouterr().err
+    assert (out / "meta.json").read_bytes() == before
+
+
+# Where it goes on from here.
+
+
+@pytest.fixture(scope="module")
+def imported(golden_checkpoints, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imported")
+    assert run(golden_checkpoints / TF2, folder / "encoder") == 0
+    assert run(golden_checkpoints / TF1, folder / "classifier") == 0
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_stages_start_from_it(imported, tmp_path):
+    few = [f"--output={tmp_path}", "--data.image_size=32", "--data.test_fraction=0.01",
+           "--labels=1perclass", "--precision=no", "--threads=1"]  # fmt: skip
+    tune = [f"--finetune.init={imported / 'encoder'}", "--finetune.steps=2",
+            "--finetune.batch_size=2", "--finetune.from_layer=1",
+            "--finetune.linear_init=zero"]  # fmt: skip
+    assert finetune.main([*few, *tune]) == 0
+    tuned = meta_of(tmp_path / "digits/finetune-1perclass-seed0")
+    assert tuned["settings"]["parent"] == meta_of(imported / "encoder")["weights_sha256"]
+    teach = [f"--distill.teacher={imported / 'classifier'}", "--distill.steps=2",
+             "--distill.batch_size=4", "--distill.warmup_epochs=0"]  # fmt: skip
+    assert distill.main([*few, *teach]) == 0
+    taught = meta_of(tmp_path / "digits/distill-1perclass-seed0")
+    assert taught["settings"]["parent"] == meta_of(imported / "classifier")["weights_sha256"]
+
+
+def test_timm_starts_from_it(imported):
+    """The lines of the module's description."""
+    meta, path = meta_of(imported / "encoder"), imported / "encoder/model.safetensors"
+    encoder = timm.create_model(meta["encoder"], small_stem=True)
+    tensors = load_file(path)
+    encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor
+                             in tensors.items() if name.startswith("encoder.")})  # fmt: skip
+    arrays, _ = golden.load(f"checkpoints/{TF2}.npz")
+    with torch.no_grad():
+        features = encoder.eval()(as_images(arrays["input"]))[:2]
+    np.testing.assert_allclose(features, arrays["eval/final_avg_pool_view1"], atol=TOLERANCE)
+
+
+# The checksum.
+
+
+def slow_crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+@given(st.binary(min_size=4, max_size=100))
+def test_checksum(data):
+    assert crc32c(np.frombuffer(data, np.uint8)) == slow_crc32c(data)
+
+
+def test_checksum_of_more_than_one_chunk():
+    assert crc32c(np.frombuffer(b"123456789", np.uint8)) == 0xE3069283  # RFC 3720, B.4
+    data = np.zeros((1 << 20) + 5, np.uint8)
+    data[[0, 3, -1]] = 1, 2, 3
+    whole = crc32c(data)
+    data[3] ^= 128
+    assert crc32c(data) != whole
+    assert whole == slow_crc32c(data[:3].tobytes() + b"\2" + data[4:].tobytes())

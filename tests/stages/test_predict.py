@@ -1,0 +1,51 @@
+"""Predictions for files are those of the evaluation."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from shared.config.schema import Data
+from shared.data.images import open_data
+from shared.networks.build import build_classifier
+from shared.runtime.artifacts import StageFolder
+from shared.training.evaluate import predict as evaluate
+from stages.predict import main, predict
+from tests.support.photos import class_folders, process
+
+
+def test_as_in_the_evaluation(tmp_path, capsys):
+    root = class_folders(tmp_path / "photos", 4, size=(50, 40))
+    data = Data(train=str(root), image_size=36, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
+                workers=0, test_fraction=0.4)  # fmt: skip
+    train, test = open_data(data, "1pct")
+    description = {"encoder": "simclr_resnet8_1x_sk0", "image_size": 36, "from_layer": 0,
+                   "head": {"layers": 1, "width": None, "out": 8}, "mean": list(data.mean),
+                   "std": list(data.std), "classes": list(train.classes)}  # fmt: skip
+    torch.manual_seed(0)
+    model = build_classifier(description)
+    torch.nn.init.normal_(model.linear.weight)
+    folder = StageFolder(tmp_path / "run/distill", {"stage": "distill"}, force=False,
+                         accelerator=process())  # fmt: skip
+    folder.start("")
+    folder.finish(model, {"kind": "classifier", **description})
+
+    logits, _ = evaluate(model, test, data, Accelerator(cpu=True))
+    files = [root / name for name in test.names]
+    found = list(predict(folder.path, files))
+    assert [file for file, _, _ in found] == files
+    assert [label for _, label, _ in found] == [train.classes[i] for i in logits.argmax(1)]
+    expected = logits.softmax(1).amax(1).numpy()
+    # one at a time, so not through uint8 again as in a worker
+    np.testing.assert_allclose([p for _, _, p in found], expected, atol=0.02)
+
+    assert main([str(folder.path), *map(str, files)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "file,label,probability"
+    assert len(lines) == 1 + len(files)
+
+    (root / "broken.jpg").write_bytes(b"no image")
+    assert main([str(folder.path), str(files[0]), str(root / "broken.jpg")]) == 2
+    out, err = capsys.readouterr()
+    assert "cannot read" in err
+    assert out == ""  # no half table
+    assert main([str(tmp_path), "x.jpg"]) == 2
