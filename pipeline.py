@@ -68,8 +68,10 @@ def run(config: Config, accelerator: Accelerator, flags: Collection[str] = ()) -
         tag = labels_tag(config.labels)
         now = [row for row in rows if (row["labels"], row["seed"]) == (tag, config.seed)]
         if splits.test:
-            print(f"\non {len(splits.test):,} test images; NLL: mean negative log likelihood, ECE:"
-                  " expected calibration error")  # fmt: skip
+            print(
+                f"\non {len(splits.test):,} test images; NLL: mean negative log likelihood, ECE:"
+                " expected calibration error"
+            )
         print(f"\n{table(now)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
         print(f"as a page with pictures: python -m stages.page {config.folder}")
 

@@ -115,38 +115,48 @@ THREE = ("ours", "lightly", "solo")
 LINES = {
     "step32": Line(
         "whole step, ResNet-18 with small-image stem, 32 px, batch 256, each as it recommends",
-        THREE, rate("images", lightly=2.8, solo=2.4),
+        THREE,
+        rate("images", lightly=2.8, solo=2.4),
     ),
     "step32_bf16": Line(
         "the same, batch 64, peers given bf16 (solo-learn with channels_last)",
-        (*THREE, "ours:bare"), rate("images", lightly=1.25, solo=1.0, ours_bare=0.95),
+        (*THREE, "ours:bare"),
+        rate("images", lightly=1.25, solo=1.0, ours_bare=0.95),
     ),
     "step224": Line(
         "whole step, ResNet-50, 224-px JPEGs, batch 8, 2 workers",
-        (*THREE, "ours:bare"), rate("images", lightly=2.2, solo=2.2),
+        (*THREE, "ours:bare"),
+        rate("images", lightly=2.2, solo=2.2),
     ),
     "augment32": Line(
-        "augmentation alone, 32 px", THREE, rate("views", lightly=4.0, solo=4.0),
+        "augmentation alone, 32 px",
+        THREE,
+        rate("views", lightly=4.0, solo=4.0),
     ),
     "load224": Line(
-        "loading alone: JPEG to 224 px as in evaluation, 2 workers", ("ours", "lightly"),
+        "loading alone: JPEG to 224 px as in evaluation, 2 workers",
+        ("ours", "lightly"),
         rate("images"),
     ),
     "data224": Line(
-        "loading + augmenting two views, 224-px JPEGs, 2 workers", (*THREE, "ours:gpu"),
+        "loading + augmenting two views, 224-px JPEGs, 2 workers",
+        (*THREE, "ours:gpu"),
         rate("images", lightly=2.0, solo=2.0),
     ),
     "data32": Line(
-        "loading + augmenting two views, 32 px, in memory", THREE,
+        "loading + augmenting two views, 32 px, in memory",
+        THREE,
         rate("images", lightly=5.0, solo=5.0),
     ),
     "model32": Line(
         "model, loss and optimizer alone, ResNet-18 at 32 px, batch 64",
-        ("ours:bare", "lightly", "lightly:bf16"), rate("images"),
+        ("ours:bare", "lightly", "lightly:bf16"),
+        rate("images"),
     ),
     "settings32": Line(
         "what our settings are worth: network, loss, optimizer; ResNet-18, 32 px, batch 64",
-        ("ours:bare", "ours:fp32", "ours:nchw", "ours:returned", "ours:compiled"), rate("images"),
+        ("ours:bare", "ours:fp32", "ours:nchw", "ours:returned", "ours:compiled"),
+        rate("images"),
     ),
     "convolution": Line(
         "3 x 3 convolution of 512 channels on 4 x 4 maps, bf16, 128 views, forward and backward",
@@ -157,14 +167,16 @@ LINES = {
     "loss4096": Line("loss alone, 4,096 embeddings", THREE, loss_measures()),
     "loss8192": Line("loss alone, 8,192 embeddings", THREE, loss_measures(4, 8)),
     "teacher224": Line(
-        "predictions of the frozen teacher, ResNet-50, 224 px, batch 16", ("ours", "ours:fp32"),
+        "predictions of the frozen teacher, ResNet-50, 224 px, batch 16",
+        ("ours", "ours:fp32"),
         rate("images", ours_fp32=3.5),
     ),
     "waiting32": Line(
-        "share of the time in which a step at 32 px, batch 64, waits for data", ("ours",),
+        "share of the time in which a step at 32 px, batch 64, waits for data",
+        ("ours",),
         (Measure("% of the step", lambda lap: 100 * lap["waiting"], True, limit=3.0),),
     ),
-}  # fmt: skip
+}
 
 
 # ---------------------------------------------------------------------------------- measuring
@@ -210,9 +222,15 @@ class Contender:
         limits["CUDA_VISIBLE_DEVICES"] = ""  # all of them on the CPU
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, text=True, bufsize=1, env=os.environ | limits,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
-            )  # fmt: skip
+                command,
+                cwd=ROOT,
+                text=True,
+                bufsize=1,
+                env=os.environ | limits,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+            )
         self._to, self._from = cast(IO[str], self.process.stdin), cast(IO[str], self.process.stdout)
 
     def lap(self, first: bool = False) -> dict[str, float]:
@@ -305,8 +323,10 @@ def commit() -> str:
 # ---------------------------------------------------------------------------------- tables
 def table(results: Mapping[str, Any]) -> str:
     """Markdown: median and range over the turns, for each line and contender."""
-    rows = ["| work | | median | min to max | | ours is better by | target |",
-            "|---|---|--:|--:|---|--:|--:|"]  # fmt: skip
+    rows = [
+        "| work | | median | min to max | | ours is better by | target |",
+        "|---|---|--:|--:|---|--:|--:|",
+    ]
     for name, line in LINES.items():
         if name not in results:
             continue
@@ -316,8 +336,13 @@ def table(results: Mapping[str, Any]) -> str:
             for who in filter(laps.get, line.contenders):
                 title = line.title if who == ours and number == 0 else ""
                 values = [m.value(lap) for lap in laps[who]]
-                cells = [title, NAMES[who], number_(statistics.median(values)),
-                         f"{number_(min(values))} to {number_(max(values))}", m.unit]  # fmt: skip
+                cells = [
+                    title,
+                    NAMES[who],
+                    number_(statistics.median(values)),
+                    f"{number_(min(values))} to {number_(max(values))}",
+                    m.unit,
+                ]
                 rows.append("| " + " | ".join([*cells, *verdict(m, laps, ours, who)]) + " |")
     return "\n".join(rows)
 
@@ -378,8 +403,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "benchmarks.compare", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", metavar="LINE", choices=LINES, default=list(LINES),
-                        help=f"of {', '.join(LINES)}")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="LINE",
+        choices=LINES,
+        default=list(LINES),
+        help=f"of {', '.join(LINES)}",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="turns that count")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--quick", action="store_true", help="tiny work, nothing saved")

@@ -41,8 +41,16 @@ from shared.training.stage import to_device
 from stages import distill, finetune, pretrain
 
 # Dense bf16 FLOP/s of NVIDIA's data sheets, by a part of the card's name; the first that fits.
-PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12,
-         "L4": 121e12, "RTX 4090": 165e12, "A10": 125e12}  # fmt: skip
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "A10": 125e12,
+}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -102,8 +110,11 @@ class Sizes:
         self.every32, self.every224 = (1, 1) if quick else (50, 10)  # steps to a line of the log
         self.batch32, self.batch224 = (8, 8) if quick else (512, 256)
         self.side = 40 if quick else 224
-        self.encoders = ("simclr_resnet8_1x_sk0", "simclr_resnet8_1x_sk0") if quick else (
-            "simclr_resnet18_1x_sk0", "simclr_resnet50_1x_sk0")  # fmt: skip
+        self.encoders = (
+            ("simclr_resnet8_1x_sk0", "simclr_resnet8_1x_sk0")
+            if quick
+            else ("simclr_resnet18_1x_sk0", "simclr_resnet50_1x_sk0")
+        )
         self.embeddings = (64, 256) if quick else (1024, 4096, 8192, 16384, 32768)
         self.batches = (2, 4) if quick else (32, 64, 128, 256, 512)
         self.repeats = 2 if quick else 10
@@ -113,18 +124,40 @@ def recipe(name: str, work: Path, sizes: Sizes, images: str) -> list[str]:
     """CIFAR-10's recipe at 32 pixels, or ImageNet's with ResNet-50 at 224, cut short."""
     small = name == "32"
     size = sizes.batch32 if small else sizes.batch224
-    more = ["--run", f"{name}-{images}", "--labels", "100pct", "--distill.student",
-            sizes.encoders[0], "--distill.self_first", "false",
-            "--data.workers", str(os.cpu_count())]  # fmt: skip
+    more = [
+        "--run",
+        f"{name}-{images}",
+        "--labels",
+        "100pct",
+        "--distill.student",
+        sizes.encoders[0],
+        "--distill.self_first",
+        "false",
+        "--data.workers",
+        str(os.cpu_count()),
+    ]
     for section in ("pretrain", "finetune", "distill"):
         every = sizes.every32 if small else sizes.every224
-        more += [f"--{section}.steps", str(4 * every), f"--{section}.warmup_epochs", "0",
-                 f"--{section}.log_every_steps", str(every),
-                 f"--{section}.batch_size", str(size)]  # fmt: skip
+        more += [
+            f"--{section}.steps",
+            str(4 * every),
+            f"--{section}.warmup_epochs",
+            "0",
+            f"--{section}.log_every_steps",
+            str(every),
+            f"--{section}.batch_size",
+            str(size),
+        ]
     if not small:
         more += ["--data.image_size", str(sizes.side)]
-    return flags("cifar10" if small else "imagenet", work, images, *more, "--model.encoder",
-                 sizes.encoders[0 if small else 1])  # fmt: skip
+    return flags(
+        "cifar10" if small else "imagenet",
+        work,
+        images,
+        *more,
+        "--model.encoder",
+        sizes.encoders[0 if small else 1],
+    )
 
 
 def flops_per_image(config: Config) -> float:
@@ -201,8 +234,9 @@ def lightly(work: Path, sizes: Sizes) -> dict[str, Any]:
 
     found = {}
     for name, net, size, batch in (
-        ("32", "resnet18", 32, sizes.batch32), ("224", "resnet50", sizes.side, sizes.batch224),
-    ):  # fmt: skip
+        ("32", "resnet18", 32, sizes.batch32),
+        ("224", "resnet50", sizes.side, sizes.batch224),
+    ):
         views = peers.transform("lightly", size)
         images = peers.small_images(work, views) if name == "32" else peers.photos(work, views)
         workers = os.cpu_count() or 1
@@ -282,8 +316,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     peak = next((flops for part, flops in PEAKS.items() if part in card), None)
     if options.peak_tflops:
         peak = 1e12 * options.peak_tflops
-    results: dict[str, Any] = {**circumstances(peers=False), "card": card, "peak_flops": peak,
-                               "batch": {"32": sizes.batch32, "224": sizes.batch224}}  # fmt: skip
+    results: dict[str, Any] = {
+        **circumstances(peers=False),
+        "card": card,
+        "peak_flops": peak,
+        "batch": {"32": sizes.batch32, "224": sizes.batch224},
+    }
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="few-labels-gpu-") as folder:
         work = Path(folder)
@@ -319,12 +357,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------- tables
 def table(results: dict[str, Any]) -> str:
     """Markdown of what was measured."""
-    rows = [f"Card: {results['card']}; {results['hardware']}; torch {results['versions']['torch']},"
-            f" commit {results['commit']}, {results['date'].split()[0]}. Median (min to max).", "",
-            "| work | images/s | waiting for data | FLOP utilisation | ours is faster by |",
-            "|---|--:|--:|--:|--:|"]  # fmt: skip
-    for name, title in (("32", "ResNet-18, 32 px, in memory"),
-                        ("224", "ResNet-50, 224 px, in memory")):  # fmt: skip
+    rows = [
+        f"Card: {results['card']}; {results['hardware']}; torch {results['versions']['torch']},"
+        f" commit {results['commit']}, {results['date'].split()[0]}. Median (min to max).",
+        "",
+        "| work | images/s | waiting for data | FLOP utilisation | ours is faster by |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, title in (
+        ("32", "ResNet-18, 32 px, in memory"),
+        ("224", "ResNet-50, 224 px, in memory"),
+    ):
         for stage, log in entries(results, f"stages {name}"):
             rows.append(f"| {title}: {stage} | {speed(log)} | {used(results, log)} | |")
     for stage, log in entries(results, "jpegs 224"):
@@ -335,25 +378,35 @@ def table(results: dict[str, Any]) -> str:
         ours = counterpart(results, name)
         faster = f"{ours / rate['median']:.2f} ×" if ours else ""
         rows.append(f"| lightly, {name} | {middle(rate)} | | | {faster} |")
-    rows += ["", "| part of a pretraining step alone, ms | augmentation | network | loss |"
-             " optimizer |", "|---|--:|--:|--:|--:|"]  # fmt: skip
+    rows += [
+        "",
+        "| part of a pretraining step alone, ms | augmentation | network | loss | optimizer |",
+        "|---|--:|--:|--:|--:|",
+    ]
     for name in ("32", "224"):
         found = dict(entries(results, f"parts {name}"))
         total = sum(part["median"] for part in found.values())
         cells = [f"{number_(p['median'])} ({p['median'] / total:.0%})" for p in found.values()]
         if cells:
             rows.append(f"| {name} px | " + " | ".join(cells) + " |")
-    rows += ["", "| NT-Xent, embeddings | plain, ms | GB | tiled, ms | GB |",
-             "|--:|--:|--:|--:|--:|"]  # fmt: skip
+    rows += [
+        "",
+        "| NT-Xent, embeddings | plain, ms | GB | tiled, ms | GB |",
+        "|--:|--:|--:|--:|--:|",
+    ]
     for row in results["loss"] if isinstance(results.get("loss"), list) else ():
-        cells = [f"{middle(row[kind]['ms'])} | {gigabytes(row[kind]['gb'])}"
-                 for kind in ("plain", "tiled")]  # fmt: skip
+        cells = [
+            f"{middle(row[kind]['ms'])} | {gigabytes(row[kind]['gb'])}"
+            for kind in ("plain", "tiled")
+        ]
         rows.append(f"| {row['embeddings']:,} | " + " | ".join(cells) + " |")
     rows += ["", "| ResNet-50, 224 px, images per batch | peak GB | images/s |", "|--:|--:|--:|"]
     for row in results["memory"] if isinstance(results.get("memory"), list) else ():
         rate = row["images_per_second"]
-        rows.append(f"| {row['batch']} | {gigabytes(row['gb'])} |"
-                    f" {'does not fit' if rate is None else number_(rate)} |")  # fmt: skip
+        rows.append(
+            f"| {row['batch']} | {gigabytes(row['gb'])} |"
+            f" {'does not fit' if rate is None else number_(rate)} |"
+        )
     rows.append("")
     for name, text in results.items():
         if isinstance(text, str) and text.startswith(("failed", "no time", "cannot")):

@@ -35,11 +35,24 @@ CUDA = torch.cuda.is_available()
 BUDGET = 12  # GiB, for the batch that fits
 
 # The stage itself on the digits, enlarged to 16 pixels: batch size, micro-batch.
-BATCHES = [(256, None), (1024, None), (4096, None), (256, 128), (1024, 128), (4096, 128),
-           (1024, 32), (1024, 64), (1024, 256), (1024, 512)]  # fmt: skip
+BATCHES = [
+    (256, None),
+    (1024, None),
+    (4096, None),
+    (256, 128),
+    (1024, 128),
+    (4096, 128),
+    (1024, 32),
+    (1024, 64),
+    (1024, 256),
+    (1024, 512),
+]
 # Forward and backward pass at 224 pixels: encoder, images of the two batches that are measured.
-NETWORKS = [("simclr_resnet50_1x_sk0", (4, 12)), ("simclr_resnet101_2x_sk1", (4, 8)),
-            ("simclr_resnet152_3x_sk1", (2, 4))]  # fmt: skip
+NETWORKS = [
+    ("simclr_resnet50_1x_sk0", (4, 12)),
+    ("simclr_resnet101_2x_sk1", (4, 8)),
+    ("simclr_resnet152_3x_sk1", (2, 4)),
+]
 
 
 def resident() -> float:
@@ -71,11 +84,17 @@ def batch_row(batch_size: int, micro_batch: int | None) -> dict[str, float]:
 
     pretrain.set_learning_rate = begin_step
     with tempfile.TemporaryDirectory() as folder:
-        code = pretrain.main([
-            f"--output={folder}", "--data.image_size=16", "--model.encoder=simclr_resnet8_1x_sk0",
-            "--pretrain.steps=2", f"--pretrain.batch_size={batch_size}",
-            f"--pretrain.micro_batch={micro_batch or 'null'}", "--pretrain.warmup_epochs=0",
-        ])  # fmt: skip
+        code = pretrain.main(
+            [
+                f"--output={folder}",
+                "--data.image_size=16",
+                "--model.encoder=simclr_resnet8_1x_sk0",
+                "--pretrain.steps=2",
+                f"--pretrain.batch_size={batch_size}",
+                f"--pretrain.micro_batch={micro_batch or 'null'}",
+                "--pretrain.warmup_epochs=0",
+            ]
+        )
     if code:
         raise SystemExit(code)
     return measured(imported, batch_size, began[1] - began[0])
@@ -84,8 +103,14 @@ def batch_row(batch_size: int, micro_batch: int | None) -> dict[str, float]:
 def network_row(encoder: str, images: int, checkpointed: bool) -> dict[str, float]:
     """Forward pass, loss and backward pass of both views, after those of a small image."""
     imported = resident()
-    config = read(["--config", str(ROOT / "configs" / "imagenet.yaml"), "--threads=1",
-                   f"--checkpoint_activations={str(checkpointed).lower()}"])  # fmt: skip
+    config = read(
+        [
+            "--config",
+            str(ROOT / "configs" / "imagenet.yaml"),
+            "--threads=1",
+            f"--checkpoint_activations={str(checkpointed).lower()}",
+        ]
+    )
     here = accelerator()
     meta = network_meta(config.model, config.data) | {"encoder": encoder}
     net = here.prepare(to_device(build_contrastive(meta), config, here))
@@ -125,8 +150,15 @@ def measure_networks() -> list[dict[str, Any]]:
     work = [(e, s, c) for e, sizes in NETWORKS for c in (False, True) for s in [sizes]]
     for encoder, sizes, checkpointed in tqdm(work, desc="networks", disable=None):
         few, more = (child("network", encoder, images, checkpointed) for images in sizes)
-        rows.append({"encoder": encoder, "checkpointed": checkpointed, "sizes": sizes,
-                     "few": few, "more": more})  # fmt: skip
+        rows.append(
+            {
+                "encoder": encoder,
+                "checkpointed": checkpointed,
+                "sizes": sizes,
+                "few": few,
+                "more": more,
+            }
+        )
     return rows
 
 
@@ -135,18 +167,22 @@ def batches_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| batch | micro-batch | peak memory, MiB | images per second |", "|--:|--:|--:|--:|"]
     for row in rows:
         numbers, micro = row["row"], row["micro_batch"] or "all"
-        cells = f"{numbers} |" if isinstance(numbers, str) else (
-            f"{1024 * numbers['gib']:,.0f} | {numbers['images_per_second']:.0f}"
-        )  # fmt: skip
+        cells = (
+            f"{numbers} |"
+            if isinstance(numbers, str)
+            else (f"{1024 * numbers['gib']:,.0f} | {numbers['images_per_second']:.0f}")
+        )
         lines.append(f"| {row['batch_size']:,} | {micro} | {cells} |")
     return "\n".join(lines)
 
 
 def networks_table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown; what fits is extrapolated from the two batches."""
-    lines = [f"| encoder | parameters | checkpointed | images | peak memory, GiB | GiB per image |"
-             f" images that fit {BUDGET} GiB | images per second |",
-             "|---|--:|---|--:|--:|--:|--:|--:|"]  # fmt: skip
+    lines = [
+        f"| encoder | parameters | checkpointed | images | peak memory, GiB | GiB per image |"
+        f" images that fit {BUDGET} GiB | images per second |",
+        "|---|--:|---|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
         few, more, sizes = row["few"], row["more"], row["sizes"]
         name = f"| {row['encoder']} |"

@@ -46,9 +46,18 @@ SETTINGS = {
 def flags(recipe: str, work: Path, images: str, *more: str) -> list[str]:
     """The command line of a recipe on the images that compare.py made."""
     return [
-        "--config", str(RECIPES / f"{recipe}.yaml"), "--output", str(work / "runs"),
-        "--data.train", str(work / images), "--data.test", "null", "--data.workers", "2", *more,
-    ]  # fmt: skip
+        "--config",
+        str(RECIPES / f"{recipe}.yaml"),
+        "--output",
+        str(work / "runs"),
+        "--data.train",
+        str(work / images),
+        "--data.test",
+        "null",
+        "--data.workers",
+        "2",
+        *more,
+    ]
 
 
 def recipe32(work: Path, quick: bool, batch_size: int) -> list[str]:
@@ -62,9 +71,16 @@ def recipe224(work: Path, quick: bool, batch_size: int) -> list[str]:
     """ImageNet's recipe with ResNet-50 (width 1, no selective kernels)."""
     layers, size, side = (8, 2, 40) if quick else (50, batch_size, 224)
     return flags(
-        "imagenet", work, "photos", "--model.encoder", f"simclr_resnet{layers}_1x_sk0",
-        "--pretrain.batch_size", str(size), "--data.image_size", str(side),
-    )  # fmt: skip
+        "imagenet",
+        work,
+        "photos",
+        "--model.encoder",
+        f"simclr_resnet{layers}_1x_sk0",
+        "--pretrain.batch_size",
+        str(size),
+        "--data.image_size",
+        str(side),
+    )
 
 
 def read(argv: list[str]) -> Config:
@@ -92,8 +108,19 @@ def step(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
 
     pretrain.set_learning_rate = begin_step
     try:
-        pretrain.main([*argv, "--pretrain.steps", "1000000", "--run", "step", "--force", "all",
-                       "--pretrain.checkpoint_every_steps", "1000000"])  # fmt: skip
+        pretrain.main(
+            [
+                *argv,
+                "--pretrain.steps",
+                "1000000",
+                "--run",
+                "step",
+                "--force",
+                "all",
+                "--pretrain.checkpoint_every_steps",
+                "1000000",
+            ]
+        )
     finally:
         pretrain.set_learning_rate = real
 
@@ -109,8 +136,19 @@ def waiting(lap: Lap, argv: list[str], steps: int) -> None:
 
     real, pretrain.RunLog = pretrain.RunLog, Log
     try:
-        pretrain.main([*argv, "--pretrain.steps", "1000000", "--run", "waiting", "--force", "all",
-                       "--pretrain.log_every_steps", str(steps)])  # fmt: skip
+        pretrain.main(
+            [
+                *argv,
+                "--pretrain.steps",
+                "1000000",
+                "--run",
+                "waiting",
+                "--force",
+                "all",
+                "--pretrain.log_every_steps",
+                str(steps),
+            ]
+        )
     finally:
         pretrain.RunLog = real
 
@@ -150,9 +188,16 @@ def data(
     config, here = read(argv), accelerator()
     images = open_data(config.data, config.labels, False).train
     batches = Batches(
-        images, np.arange(len(images)), config.data, config.augment if augmented else None, here,
-        seed=0, stage="pretrain", batch_size=config.pretrain.batch_size, views=2,
-    )  # fmt: skip
+        images,
+        np.arange(len(images)),
+        config.data,
+        config.augment if augmented else None,
+        here,
+        seed=0,
+        stage="pretrain",
+        batch_size=config.pretrain.batch_size,
+        views=2,
+    )
     batches.workers_finish &= not for_gpu
     whole = 0, 1_000_000
     steps = batches.crops(*whole) if for_gpu else batches.steps(*whole)

@@ -56,9 +56,14 @@ def transform(peer: str, size: int) -> Callable[[Image.Image], list[Tensor]]:
         return SimCLRTransform(input_size=size, gaussian_blur=blur)
     loading = solo("utils/pretrain_dataloader")
     view = loading.prepare_transform(
-        "cifar10" if size <= 32 else "imagenet100", brightness=0.8, contrast=0.8, saturation=0.8,
-        hue=0.2, gaussian_prob=blur, crop_size=size,
-    )  # fmt: skip
+        "cifar10" if size <= 32 else "imagenet100",
+        brightness=0.8,
+        contrast=0.8,
+        saturation=0.8,
+        hue=0.2,
+        gaussian_prob=blur,
+        crop_size=size,
+    )
     return loading.prepare_n_crop_transform([view], [2])
 
 
@@ -138,13 +143,19 @@ def solo_steps(data: Iterator, name: str, size: int, bf16: bool) -> Iterator[Ten
     classifier = nn.Linear(width, CLASSES)
     optimizer = solo("utils/lars").LARSWrapper(
         torch.optim.SGD(
-            [{"params": net.parameters()},
-             {"params": classifier.parameters(), "lr": 0.1, "weight_decay": 0},
-             {"params": projector.parameters()}],
-            lr=0.4, momentum=0.9, weight_decay=1e-4,
+            [
+                {"params": net.parameters()},
+                {"params": classifier.parameters(), "lr": 0.1, "weight_decay": 0},
+                {"params": projector.parameters()},
+            ],
+            lr=0.4,
+            momentum=0.9,
+            weight_decay=1e-4,
         ),
-        eta=0.02, clip=True, exclude_bias_n_norm=True,
-    )  # fmt: skip
+        eta=0.02,
+        clip=True,
+        exclude_bias_n_norm=True,
+    )
     for views, targets in data:
         with autocast(bf16):
             features, hard = [], []

@@ -84,11 +84,19 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
             f" {config.labels}; give the same"
         )
     folder = open_stage(
-        config, accelerator, stage, f"{stage}-{tag}-seed{config.seed}",
-        {**hashed_settings(cfg, "distill"), "parent": teacher_meta["weights_sha256"],
-         "images": images.fingerprint, **settings_of_test_images(splits),
-         "labels": taught_with["hash"], "seed": config.seed},
-    )  # fmt: skip
+        config,
+        accelerator,
+        stage,
+        f"{stage}-{tag}-seed{config.seed}",
+        {
+            **hashed_settings(cfg, "distill"),
+            "parent": teacher_meta["weights_sha256"],
+            "images": images.fingerprint,
+            **settings_of_test_images(splits),
+            "labels": taught_with["hash"],
+            "seed": config.seed,
+        },
+    )
     if folder.done:
         return folder.path
 
@@ -114,16 +122,29 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
         labels = draw_labels(splits, config.labels, config.seed)
     shown = labels.ids if labels and cfg.images == "labeled" else np.arange(len(images))
     batches = Batches(
-        images, shown, data, views, accelerator, seed=config.seed, stage=stage,
-        batch_size=cfg.batch_size, clean=cfg.teacher_view == "clean",
-    )  # fmt: skip
+        images,
+        shown,
+        data,
+        views,
+        accelerator,
+        seed=config.seed,
+        stage=stage,
+        batch_size=cfg.batch_size,
+        clean=cfg.teacher_view == "clean",
+    )
     labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
     if labels and cfg.labeled_weight:
         targets[labels.ids] = torch.from_numpy(labels.targets)
         labeled = Batches(
-            images, labels.ids, data, views, accelerator, seed=config.seed,
-            stage=f"{stage}-labeled", batch_size=cfg.labeled_batch_size,
-        ).steps(start, schedule.steps)  # fmt: skip
+            images,
+            labels.ids,
+            data,
+            views,
+            accelerator,
+            seed=config.seed,
+            stage=f"{stage}-labeled",
+            batch_size=cfg.labeled_batch_size,
+        ).steps(start, schedule.steps)
     log = RunLog(folder, cfg, start, schedule.steps, accelerator)
     keeper = Keeper(folder, cfg.checkpoint_every_steps, schedule.steps, log, accelerator, spent)
     accelerator.print(
@@ -166,12 +187,22 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     log.close()
     student = accelerator.unwrap_model(net)
     result = {
-        "stage": stage, "labels": tag, "n_labels": taught_with["number"], "seed": config.seed,
+        "stage": stage,
+        "labels": tag,
+        "n_labels": taught_with["number"],
+        "seed": config.seed,
         **evaluate(student, splits.test, data, accelerator),
         "seconds": round(keeper.seconds, 1),
-    }  # fmt: skip
-    meta = {"kind": "classifier", "stage": stage, **description, "seed": config.seed,
-            "labels": taught_with, "result": result, "seconds": keeper.seconds}  # fmt: skip
+    }
+    meta = {
+        "kind": "classifier",
+        "stage": stage,
+        **description,
+        "seed": config.seed,
+        "labels": taught_with,
+        "result": result,
+        "seconds": keeper.seconds,
+    }
     folder.finish(student, meta, parent=source)
     keeper.say_done(result)
     return folder.path

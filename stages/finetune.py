@@ -89,11 +89,21 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         origin = hashed_settings(replace(config.model, encoder=encoder), "model")
     tag = labels_tag(config.labels)
     folder = open_stage(
-        config, accelerator, method, f"{method}-{tag}-seed{config.seed}",
-        {**hashed_settings(cfg, cfg.section), **origin, "from_layer": from_layer,
-         "images": splits.train.fingerprint, **settings_of_test_images(splits),
-         "labels": labels.hash, "classes": splits.train.labels_fingerprint, "seed": config.seed},
-    )  # fmt: skip
+        config,
+        accelerator,
+        method,
+        f"{method}-{tag}-seed{config.seed}",
+        {
+            **hashed_settings(cfg, cfg.section),
+            **origin,
+            "from_layer": from_layer,
+            "images": splits.train.fingerprint,
+            **settings_of_test_images(splits),
+            "labels": labels.hash,
+            "classes": splits.train.labels_fingerprint,
+            "seed": config.seed,
+        },
+    )
     if folder.done:
         return folder.path
     seed_torch(config.seed, method)
@@ -129,9 +139,15 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     start, spent = folder.load_state(model, optimizer)
 
     batches = Batches(
-        splits.train, labels.ids, config.data, augmentation_for(config.augment, cfg.augmentation),
-        accelerator, seed=config.seed, stage=method, batch_size=cfg.batch_size,
-    )  # fmt: skip
+        splits.train,
+        labels.ids,
+        config.data,
+        augmentation_for(config.augment, cfg.augmentation),
+        accelerator,
+        seed=config.seed,
+        stage=method,
+        batch_size=cfg.batch_size,
+    )
     log = RunLog(folder, cfg, start, schedule.steps, accelerator)
     keeper = Keeper(folder, cfg.checkpoint_every_steps, schedule.steps, log, accelerator, spent)
     targets = torch.full((len(splits.train),), UNLABELED)
@@ -169,13 +185,22 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     if method == "linear" and state_hash(model.encoder) != before:
         raise AssertionError("linear evaluation changed the encoder")
     result = {
-        "stage": method, "labels": tag, "n_labels": len(labels.ids), "seed": config.seed,
+        "stage": method,
+        "labels": tag,
+        "n_labels": len(labels.ids),
+        "seed": config.seed,
         **evaluate(model, splits.test, config.data, accelerator),
         "seconds": round(keeper.seconds, 1),
-    }  # fmt: skip
-    meta = {"kind": "classifier", "stage": method, **description, "seed": config.seed,
-            "labels": {"given": config.labels, "hash": labels.hash, "number": len(labels.ids)},
-            "result": result, "seconds": keeper.seconds}  # fmt: skip
+    }
+    meta = {
+        "kind": "classifier",
+        "stage": method,
+        **description,
+        "seed": config.seed,
+        "labels": {"given": config.labels, "hash": labels.hash, "number": len(labels.ids)},
+        "result": result,
+        "seconds": keeper.seconds,
+    }
     folder.finish(model, meta, parent=source if pretrained else None)
     keeper.say_done(result)
     return folder.path

@@ -65,10 +65,16 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     cfg, data = config.pretrain, config.data
     images = open_data(data, config.labels, accelerator.is_local_main_process).train
     folder = open_stage(
-        config, accelerator, "pretrain", "pretrain",
-        {**hashed_settings(config.model, "model"), **hashed_settings(cfg, "pretrain"),
-         "images": images.fingerprint},
-    )  # fmt: skip
+        config,
+        accelerator,
+        "pretrain",
+        "pretrain",
+        {
+            **hashed_settings(config.model, "model"),
+            **hashed_settings(cfg, "pretrain"),
+            "images": images.fingerprint,
+        },
+    )
     if folder.done:
         return folder.path
 
@@ -90,9 +96,16 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     start, spent = folder.load_state(state, optimizer)
 
     batches = Batches(
-        images, np.arange(len(images)), data, config.augment, accelerator,
-        seed=cfg.seed, stage="pretrain", batch_size=cfg.batch_size, views=2,
-    )  # fmt: skip
+        images,
+        np.arange(len(images)),
+        data,
+        config.augment,
+        accelerator,
+        seed=cfg.seed,
+        stage="pretrain",
+        batch_size=cfg.batch_size,
+        views=2,
+    )
     whole = start, schedule.steps
     steps = batches.steps(*whole) if parts == 1 else batches.steps_in_parts(*whole, parts)
     log = RunLog(folder, cfg, start, schedule.steps, accelerator)
@@ -102,8 +115,9 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         f"pretrain: {len(images):,} images, {schedule.steps:,} steps of {cfg.batch_size} images"
         f"{f' in {parts} parts' if parts > 1 else ''},"
         f" learning rate {schedule.peak:.4g}, negatives per anchor: {negatives}",
-        *warnings_for(config, images), sep="\n",
-    )  # fmt: skip
+        *warnings_for(config, images),
+        sep="\n",
+    )
     net.train()
     for step, batch in enumerate(log.waiting(steps), start):
         learning_rate = schedule.learning_rate(step)
@@ -137,8 +151,14 @@ def run(config: Config, accelerator: Accelerator) -> Path:
             )
         keeper.after(step + 1, state, optimizer)
     log.close()
-    meta = {"kind": "encoder", "stage": "pretrain", **description, "seed": cfg.seed,
-            "images": len(images), "seconds": keeper.seconds}  # fmt: skip
+    meta = {
+        "kind": "encoder",
+        "stage": "pretrain",
+        **description,
+        "seed": cfg.seed,
+        "images": len(images),
+        "seconds": keeper.seconds,
+    }
     folder.finish(accelerator.unwrap_model(net), meta)
     keeper.say_done()
     return folder.path

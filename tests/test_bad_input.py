@@ -19,12 +19,21 @@ from tests.support.photos import class_folders, make_folder
 
 STEPS = ("pretrain", "finetune", "linear", "supervised", "distill")
 TINY = [
-    "--run=r", "--precision=no", "--threads=1", "--data.image_size=8", "--data.workers=0",
-    "--model.encoder=simclr_resnet8_1x_sk0", "--model.head_width=8", "--model.head_out=8",
-    *(f"--{stage}.{option}" for stage in STEPS
-      for option in ("steps=2", "batch_size=8", "warmup_epochs=0", "log_every_steps=1")),
+    "--run=r",
+    "--precision=no",
+    "--threads=1",
+    "--data.image_size=8",
+    "--data.workers=0",
+    "--model.encoder=simclr_resnet8_1x_sk0",
+    "--model.head_width=8",
+    "--model.head_out=8",
+    *(
+        f"--{stage}.{option}"
+        for stage in STEPS
+        for option in ("steps=2", "batch_size=8", "warmup_epochs=0", "log_every_steps=1")
+    ),
     "--labels=2perclass",
-]  # fmt: skip
+]
 COMMANDS = [pipeline.main, pretrain.main, finetune.main, distill.main]
 
 
@@ -114,8 +123,9 @@ def test_no_such_folder_or_nothing_in_it(main, capfd, tmp_path):
     message = refused(capfd, main, *out, f"--data.train={tmp_path / 'bad.parquet'}")
     assert "cannot load" in message
     for option in ("test", "unlabeled"):
-        assert "no such folder" in refused(capfd, main, *out, "--data.train=digits",
-                                           f"--data.{option}=/no/such/folder")  # fmt: skip
+        assert "no such folder" in refused(
+            capfd, main, *out, "--data.train=digits", f"--data.{option}=/no/such/folder"
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -143,9 +153,14 @@ def spoiled(tmp_path_factory):
 def test_one_unreadable_image_stops_and_is_named(capfd, tmp_path, spoiled, loading, workers):
     bad, _, root = spoiled
     message = refused(
-        capfd, pretrain.main, f"--output={tmp_path}", f"--data.train={root}",
-        f"--data.loading={loading}", f"--data.workers={workers}", "--pretrain.batch_size=24",
-    )  # fmt: skip
+        capfd,
+        pretrain.main,
+        f"--output={tmp_path}",
+        f"--data.train={root}",
+        f"--data.loading={loading}",
+        f"--data.workers={workers}",
+        "--pretrain.batch_size=24",
+    )
     names = [str(bad)] if loading == "workers" else [str(path) for path in spoiled[:2]]
     assert any(f"error: cannot read {name}: " in message for name in names)
     assert "remove it or give --data.on_error skip" in message
@@ -156,8 +171,13 @@ def test_unreadable_images_are_skipped_and_counted(capfd, tmp_path, spoiled, loa
     root = spoiled[2]
     bad, bad_test = (path.relative_to(root) for path in spoiled[:2])
     capfd.readouterr()
-    options = [f"--output={tmp_path}", f"--data.train={root}", "--data.on_error=skip",
-               f"--data.loading={loading}", "--pretrain.batch_size=24"]  # fmt: skip
+    options = [
+        f"--output={tmp_path}",
+        f"--data.train={root}",
+        "--data.on_error=skip",
+        f"--data.loading={loading}",
+        "--pretrain.batch_size=24",
+    ]
     assert run(pretrain.main, *options) == 0
     first = capfd.readouterr().out
     assert run(finetune.main, *options, "--labels=100pct") == 0
@@ -206,10 +226,13 @@ def test_labels_that_do_not_fit(capfd, tmp_path, photos, finished):
     for text, says in [
         (good + "a/99.png,a\n", "names 1 unknown images: a/99.png; the images are called like"),
         (good + "a/0.png,zebra\n", "names unknown classes: zebra; the images have a, b, c"),
-        ("\n".join(good.splitlines()[:3]), "has 2 labels of images that training may see, and"
-         " none of the classes b, c; give at least one of each"),
+        (
+            "\n".join(good.splitlines()[:3]),
+            "has 2 labels of images that training may see, and"
+            " none of the classes b, c; give at least one of each",
+        ),
         (good.replace("file,label", "name;class"), "must begin with the line file,label"),
-    ]:  # fmt: skip
+    ]:
         file.write_text(text)
         message = refused(capfd, finetune.main, *out, f"--labels={file}")
         assert f"{file} {says}" in message
@@ -236,10 +259,17 @@ def test_images_without_labels(capfd, tmp_path):
 
 def test_one_label_per_class_and_class_means(tmp_path, photos, finished):
     """No image differs from its class's mean: the spread is that of the means."""
-    assert run(
-        finetune.main, f"--output={tmp_path}", f"--data.train={photos}", "--labels=1perclass",
-        f"--finetune.init={finished / 'pretrain'}", "--finetune.linear_init=class_means",
-    ) == 0  # fmt: skip
+    assert (
+        run(
+            finetune.main,
+            f"--output={tmp_path}",
+            f"--data.train={photos}",
+            "--labels=1perclass",
+            f"--finetune.init={finished / 'pretrain'}",
+            "--finetune.linear_init=class_means",
+        )
+        == 0
+    )
     weights = load_file(tmp_path / "r/finetune-1perclass-seed0/model.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert weights["linear.weight"].any()
@@ -272,8 +302,9 @@ def test_encoder_that_does_not_exist_or_cannot_take_the_images(main, capfd, tmp_
     message = refused(capfd, main, *out, "--model.encoder=simclr_resnet51_1x_sk0")
     assert "unknown encoder" in message
     assert "did you mean simclr_resnet" in message
-    message = refused(capfd, main, *out, "--model.encoder=vit_tiny_patch16_224",
-                      "--data.image_size=20")  # fmt: skip
+    message = refused(
+        capfd, main, *out, "--model.encoder=vit_tiny_patch16_224", "--data.image_size=20"
+    )
     assert "vit_tiny_patch16_224 at 20 pixels" in message
     assert "choose another image size" in message
 
@@ -289,15 +320,22 @@ def test_warmup_longer_than_the_run_and_after(capfd, tmp_path, photos):
 
 def test_head_layer_that_the_artifact_lacks(capfd, tmp_path, photos, finished):
     message = refused(
-        capfd, finetune.main, f"--output={tmp_path}", f"--data.train={photos}",
-        f"--finetune.init={finished / 'pretrain'}", "--finetune.from_layer=4",
-    )  # fmt: skip
+        capfd,
+        finetune.main,
+        f"--output={tmp_path}",
+        f"--data.train={photos}",
+        f"--finetune.init={finished / 'pretrain'}",
+        "--finetune.from_layer=4",
+    )
     assert "from_layer=4: cannot keep 4 layers of a projection head of 3: choose 0 to 3" in message
 
 
 def test_blocks_that_cannot_be_frozen(capfd, tmp_path, photos, finished):
-    out = [f"--output={tmp_path}", f"--data.train={photos}",
-           f"--finetune.init={finished / 'pretrain'}"]  # fmt: skip
+    out = [
+        f"--output={tmp_path}",
+        f"--data.train={photos}",
+        f"--finetune.init={finished / 'pretrain'}",
+    ]
     message = refused(capfd, finetune.main, *out, "--finetune.freeze_after_block=4")
     assert "finetune.freeze_after_block: after_block is 4; this encoder has 3 groups" in message
     message = refused(capfd, finetune.main, *out, "--finetune.freeze_after_block=-2")
@@ -306,9 +344,12 @@ def test_blocks_that_cannot_be_frozen(capfd, tmp_path, photos, finished):
 
 
 def test_images_of_another_kind_than_the_artifact_saw(capfd, tmp_path, photos, finished):
-    out = [f"--output={tmp_path}", f"--data.train={photos}",
-           f"--finetune.init={finished / 'pretrain'}",
-           f"--distill.teacher={finished / 'finetune-2perclass-seed0'}"]  # fmt: skip
+    out = [
+        f"--output={tmp_path}",
+        f"--data.train={photos}",
+        f"--finetune.init={finished / 'pretrain'}",
+        f"--distill.teacher={finished / 'finetune-2perclass-seed0'}",
+    ]
     for main in (finetune.main, distill.main):
         message = refused(capfd, main, *out, "--data.image_size=16")
         assert "was trained with data.image_size=8, now it is 16" in message
@@ -319,8 +360,9 @@ def test_images_of_another_kind_than_the_artifact_saw(capfd, tmp_path, photos, f
 def test_teacher_of_other_classes(capfd, tmp_path, finished):
     teacher = f"--distill.teacher={finished / 'finetune-2perclass-seed0'}"
     other = class_folders(tmp_path / "other", 5, classes="abd")
-    message = refused(capfd, distill.main, f"--output={tmp_path / 'o'}", teacher,
-                      f"--data.train={other}")  # fmt: skip
+    message = refused(
+        capfd, distill.main, f"--output={tmp_path / 'o'}", teacher, f"--data.train={other}"
+    )
     assert "they must be the same" in message
     assert str(finished / "finetune-2perclass-seed0") in message
     # images without classes are all right
@@ -354,8 +396,9 @@ def test_missing_or_unfinished_artifact(capfd, tmp_path, photos, copied):
 
 def test_artifact_of_the_wrong_kind(capfd, tmp_path, photos, finished):
     out = [f"--output={tmp_path}", f"--data.train={photos}"]
-    message = refused(capfd, finetune.main, *out,
-                      f"--finetune.init={finished / 'finetune-2perclass-seed0'}")  # fmt: skip
+    message = refused(
+        capfd, finetune.main, *out, f"--finetune.init={finished / 'finetune-2perclass-seed0'}"
+    )
     assert "holds an artifact of kind classifier, needed is encoder" in message
     message = refused(capfd, distill.main, *out, f"--distill.teacher={finished / 'pretrain'}")
     assert "holds an artifact of kind encoder, needed is classifier" in message
@@ -438,8 +481,9 @@ def test_images_changed_since(capfd, tmp_path, photos):
 def test_output_below_a_file(capfd, tmp_path, photos):
     """As good as a read-only disk."""
     (tmp_path / "file").write_text("not a folder")
-    message = refused(capfd, pipeline.main, f"--output={tmp_path / 'file/x'}",
-                      f"--data.train={photos}")  # fmt: skip
+    message = refused(
+        capfd, pipeline.main, f"--output={tmp_path / 'file/x'}", f"--data.train={photos}"
+    )
     assert f"cannot write {tmp_path / 'file/x/r/config.yaml'}" in message
     assert "choose another --output" in message
     assert (tmp_path / "file").read_text() == "not a folder"
@@ -447,8 +491,11 @@ def test_output_below_a_file(capfd, tmp_path, photos):
 
 def test_full_disk_in_the_middle_of_training(capfd, tmp_path, photos, monkeypatch):
     """The last checkpoint survives, and the same command goes on from it to the same result."""
-    arguments = [f"--data.train={photos}", "--pretrain.steps=6",
-                 "--pretrain.checkpoint_every_steps=2"]  # fmt: skip
+    arguments = [
+        f"--data.train={photos}",
+        "--pretrain.steps=6",
+        "--pretrain.checkpoint_every_steps=2",
+    ]
     assert run(pretrain.main, *arguments, f"--output={tmp_path / 'whole'}") == 0
     save_file = artifacts.save_file
 
@@ -470,14 +517,20 @@ def test_full_disk_in_the_middle_of_training(capfd, tmp_path, photos, monkeypatc
     assert run(pretrain.main, *arguments) == 0
     lines = (tmp_path / "full/r/pretrain/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    weights = [(tmp_path / name / "r/pretrain/model.safetensors").read_bytes()
-               for name in ("whole", "full")]  # fmt: skip
+    weights = [
+        (tmp_path / name / "r/pretrain/model.safetensors").read_bytes()
+        for name in ("whole", "full")
+    ]
     assert weights[0] == weights[1]
 
 
 def test_damaged_checkpoint(capfd, tmp_path, photos, monkeypatch):
-    arguments = [f"--data.train={photos}", f"--output={tmp_path}", "--pretrain.steps=4",
-                 "--pretrain.checkpoint_every_steps=2"]  # fmt: skip
+    arguments = [
+        f"--data.train={photos}",
+        f"--output={tmp_path}",
+        "--pretrain.steps=4",
+        "--pretrain.checkpoint_every_steps=2",
+    ]
 
     def interrupted(self, model, meta):
         raise artifacts.UserError("stopped here")

@@ -19,18 +19,24 @@ from stages import pretrain
 from tests.test_pipeline import TINY
 
 SMALL = [
-    *TINY, "--pretrain.steps=60", "--distill.steps=40", "--finetune.steps=30",
+    *TINY,
+    "--pretrain.steps=60",
+    "--distill.steps=40",
+    "--finetune.steps=30",
     *(f"--{s}.checkpoint_every_steps=3" for s in ("pretrain", "finetune", "distill")),
     *(f"--{s}.log_every_steps=1" for s in ("pretrain", "finetune", "distill")),
-]  # fmt: skip
+]
 
 
 def start(output: Path) -> subprocess.Popen:
     command = [sys.executable, "pipeline.py", *SMALL, f"--output={output}"]
     return subprocess.Popen(
-        command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        command,
+        cwd=Path(__file__).parents[1],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         text=True,
-    )  # fmt: skip
+    )
 
 
 def weights(output: Path) -> dict[str, str]:

@@ -14,12 +14,22 @@ from shared.runs.results import collect
 from stages import distill, finetune, pretrain, report
 
 TINY = [
-    "--model.encoder=simclr_resnet8_1x_sk0", "--model.head_width=32", "--model.head_out=16",
-    "--pretrain.steps=6", "--pretrain.batch_size=32", "--pretrain.warmup_epochs=0",
-    "--finetune.steps=4", "--linear.steps=4", "--supervised.steps=4",
-    "--supervised.warmup_epochs=0", "--distill.steps=4", "--distill.batch_size=32",
-    "--distill.warmup_epochs=0", "--precision=no", "--threads=1",
-]  # fmt: skip
+    "--model.encoder=simclr_resnet8_1x_sk0",
+    "--model.head_width=32",
+    "--model.head_out=16",
+    "--pretrain.steps=6",
+    "--pretrain.batch_size=32",
+    "--pretrain.warmup_epochs=0",
+    "--finetune.steps=4",
+    "--linear.steps=4",
+    "--supervised.steps=4",
+    "--supervised.warmup_epochs=0",
+    "--distill.steps=4",
+    "--distill.batch_size=32",
+    "--distill.warmup_epochs=0",
+    "--precision=no",
+    "--threads=1",
+]
 STEPS = ("pretrain", "finetune", "linear", "supervised", "distill")
 FOLDERS = ["distill", "finetune", "linear", "supervised", "supervised-student"]
 
@@ -45,8 +55,13 @@ def test_writes_every_artifact_and_row(finished):
     names = [f"{stage}-1pct-seed0" for stage in FOLDERS]
     assert sorted(made(finished)) == sorted([*names, "pretrain"])
     rows = [json.loads(line) for line in (finished / "digits/results.jsonl").open()]
-    assert [row["stage"] for row in rows] == ["supervised", "supervised-student", "linear",
-                                              "finetune", "distill"]  # fmt: skip
+    assert [row["stage"] for row in rows] == [
+        "supervised",
+        "supervised-student",
+        "linear",
+        "finetune",
+        "distill",
+    ]
     for row in rows:
         assert row["n_labels"] == 14
         assert 0 <= row["top1"] <= row["top5"] <= 1
@@ -124,28 +139,39 @@ def test_rows_of_a_pretraining_that_was_redone_are_left_out(finished, tmp_path, 
 def test_each_stage_alone_from_a_folder_given_by_path(finished, tmp_path):
     source = finished / "digits"
     assert call(finetune.main, tmp_path, f"--finetune.init={source / 'pretrain'}") == 0
-    assert call(
-        finetune.main, tmp_path, "--method=linear", f"--linear.init={source / 'pretrain'}"
-    ) == 0  # fmt: skip
+    assert (
+        call(finetune.main, tmp_path, "--method=linear", f"--linear.init={source / 'pretrain'}")
+        == 0
+    )
     teacher = source / "finetune-1pct-seed0"
     assert call(distill.main, tmp_path, f"--distill.teacher={teacher}") == 0
     assert sorted(made(tmp_path)) == [
-        "distill-1pct-seed0", "finetune-1pct-seed0", "linear-1pct-seed0",
-    ]  # fmt: skip
+        "distill-1pct-seed0",
+        "finetune-1pct-seed0",
+        "linear-1pct-seed0",
+    ]
 
 
 def test_fine_tuning_with_a_frozen_beginning(finished, tmp_path):
     """Stem and first group keep weights and statistics, everything else is trained."""
     pretrained = finished / "digits/pretrain"
-    options = [f"--finetune.init={pretrained}", "--finetune.freeze_after_block=1",
-               "--finetune.batch_norm=batch", "--finetune.encoder_rate=1"]  # fmt: skip
+    options = [
+        f"--finetune.init={pretrained}",
+        "--finetune.freeze_after_block=1",
+        "--finetune.batch_norm=batch",
+        "--finetune.encoder_rate=1",
+    ]
     assert call(finetune.main, tmp_path, *options) == 0
     before = load_file(pretrained / "model.safetensors")
     after = load_file(tmp_path / "digits/finetune-1pct-seed0/model.safetensors")
-    moved = {name for name in before.keys() & after.keys()
-             if not torch.equal(before[name], after[name])}  # fmt: skip
-    expected = {name for name in before.keys() & after.keys()
-                if not name.startswith(("encoder.stem.", "encoder.groups.0."))}  # fmt: skip
+    moved = {
+        name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])
+    }
+    expected = {
+        name
+        for name in before.keys() & after.keys()
+        if not name.startswith(("encoder.stem.", "encoder.groups.0."))
+    }
     assert moved == expected
     assert len(before.keys() & after.keys()) - len(moved) > 10
 
@@ -153,8 +179,11 @@ def test_fine_tuning_with_a_frozen_beginning(finished, tmp_path):
 def test_distillation_variants(finished, tmp_path):
     """Clean teacher view, labeled loss mixed in, self-distillation first."""
     teacher = finished / "digits/finetune-1pct-seed0"
-    variants = ["--distill.teacher_view=clean", "--distill.labeled_weight=0.3",
-                "--distill.labeled_batch_size=8"]  # fmt: skip
+    variants = [
+        "--distill.teacher_view=clean",
+        "--distill.labeled_weight=0.3",
+        "--distill.labeled_batch_size=8",
+    ]
     assert call(distill.main, tmp_path, f"--distill.teacher={teacher}", *variants) == 0
     assert call(pipeline.main, finished, "--distill.self_first=true", "--force=distill") == 0
     made_now = made(finished)
@@ -171,8 +200,9 @@ def test_self_distillation_first_in_distillation_alone(finished, tmp_path):
     assert call(distill.main, tmp_path, *options) == 0
     names = ["distill-1pct-seed0", "self-distill-1pct-seed0"]
     assert sorted(made(tmp_path)) == names
-    student, itself = (json.loads((tmp_path / "digits" / name / "meta.json").read_text())
-                       for name in names)  # fmt: skip
+    student, itself = (
+        json.loads((tmp_path / "digits" / name / "meta.json").read_text()) for name in names
+    )
     given = json.loads((teacher / "meta.json").read_text())
     assert itself["settings"]["parent"] == given["weights_sha256"]
     assert [meta["from_layer"] for meta in (given, itself, student)] == [1, 1, 0]
@@ -191,10 +221,17 @@ def test_stages_2_and_3_use_no_colour_and_no_blur(finished, tmp_path, monkeypatc
 
     monkeypatch.setattr(Batches, "__init__", remember)
     source = finished / "digits"
-    options = [f"--finetune.init={source / 'pretrain'}", "--finetune.augmentation=crop",
-               f"--distill.teacher={source / 'finetune-1pct-seed0'}", "--distill.augmentation=crop",
-               "--distill.labeled_weight=0.5", "--augment.blur=1", "--augment.grayscale=1",
-               "--augment.color_strength=1", "--augment.rotate=7"]  # fmt: skip
+    options = [
+        f"--finetune.init={source / 'pretrain'}",
+        "--finetune.augmentation=crop",
+        f"--distill.teacher={source / 'finetune-1pct-seed0'}",
+        "--distill.augmentation=crop",
+        "--distill.labeled_weight=0.5",
+        "--augment.blur=1",
+        "--augment.grayscale=1",
+        "--augment.color_strength=1",
+        "--augment.rotate=7",
+    ]
     assert call(finetune.main, tmp_path, *options) == 0
     assert call(distill.main, tmp_path, *options) == 0
     assert policies.keys() == {"finetune", "distill", "distill-labeled"}

@@ -209,8 +209,11 @@ def follow(scenario, dtype, noise):
             outputs.append(torch.cat([z1, z2]).detach().double())
             loss = nt_xent(z1, z2, temperature, normalize=unit)
             accuracy, entropy = contrastive_metrics(z1, z2, temperature, normalize=unit)
-            metrics |= {"train/contrast_loss": loss.detach(), "train/contrast_entropy": entropy,
-                        "train/contrast_acc": accuracy}  # fmt: skip
+            metrics |= {
+                "train/contrast_loss": loss.detach(),
+                "train/contrast_entropy": entropy,
+                "train/contrast_acc": accuracy,
+            }
             labels = torch.cat([labels, labels])
             # Beside it the linear layer learns, without a say in what the network learns.
             logits = model.linear(projections[model.selector].detach())  # (2B, classes)
@@ -226,8 +229,10 @@ def follow(scenario, dtype, noise):
             cross_entropy = F.cross_entropy(logits, labels)
             loss = loss + cross_entropy
             hits = logits.argmax(1) == labels
-            metrics |= {"train/supervised_loss": cross_entropy.detach(),
-                        "train/supervised_acc": hits.float().mean()}  # fmt: skip
+            metrics |= {
+                "train/supervised_loss": cross_entropy.detach(),
+                "train/supervised_acc": hits.float().mean(),
+            }
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)  # those of ``unused`` stay zero, not absent

@@ -42,27 +42,38 @@ def train(net, optimizer, own: slice, backward=torch.Tensor.backward) -> None:
 
 def work(number, folder):
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(PROCESSES),
-                   "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # fmt: skip
+    os.environ |= {
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(PROCESSES),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",
+    }
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=PROCESSES,
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=number,
+        world_size=PROCESSES,
         timeout=timedelta(seconds=120),
-    )  # fmt: skip
+    )
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     # As accelerate does on GPUs; configured for FSDP on CPUs, it trains data parallel instead.
     accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=UNITS, cpu_ram_efficient_loading=False,
-    )  # fmt: skip
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=UNITS,
+        cpu_ram_efficient_loading=False,
+    )
     net = synchronize(network())
     net, optimizer = accelerator.prepare(net, build_optimizer("lars", net, 1e-2))
     train(net, optimizer, slice(number * B, (number + 1) * B), accelerator.backward)
 
     stored = sum(p.to_local().numel() for p in net.parameters())
     assert stored < 0.6 * sum(p.numel() for p in net.parameters())
-    state = {k: t.full_tensor() if hasattr(t, "full_tensor") else t
-             for k, t in net.state_dict().items()}  # fmt: skip
+    state = {
+        k: t.full_tensor() if hasattr(t, "full_tensor") else t for k, t in net.state_dict().items()
+    }
     torch.save(state, f"{folder}/{number}.pt")
     dist.destroy_process_group()
 

@@ -15,8 +15,11 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 
 
 def run(launcher: list[str], output: Path) -> subprocess.CompletedProcess:
-    options = ["--pretrain.log_every_steps=1", "--distill.log_every_steps=1",
-               *(f"--{s}.batch_size=14" for s in ("finetune", "supervised", "linear"))]  # fmt: skip
+    options = [
+        "--pretrain.log_every_steps=1",
+        "--distill.log_every_steps=1",
+        *(f"--{s}.batch_size=14" for s in ("finetune", "supervised", "linear")),
+    ]
     command = [*launcher, "pipeline.py", *TINY, *options, f"--output={output}"]
     return subprocess.run(
         command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
@@ -54,8 +57,10 @@ def test_every_line_is_printed_once(runs):
 
 def test_same_table(runs):
     """Two processes divide the 360 test images and count each once."""
-    tables = [[json.loads(x) for x in (runs[name] / "digits/results.jsonl").open()]
-              for name in ("one", "two")]  # fmt: skip
+    tables = [
+        [json.loads(x) for x in (runs[name] / "digits/results.jsonl").open()]
+        for name in ("one", "two")
+    ]
     for one, two in zip(*tables, strict=True):
         assert abs(one["top1"] - two["top1"]) <= 2 / 360 + 1e-9
         assert two["nll"] == pytest.approx(one["nll"], rel=1e-2)

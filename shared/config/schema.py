@@ -22,8 +22,16 @@ from shared.runtime.errors import UserError
 
 RECIPES = Path(__file__).parents[2] / "configs"
 # As --force names them, in the order in which they run.
-STAGES = ("pretrain", "supervised", "supervised-student", "linear", "finetune", "self-distill",
-          "distill", "assess")  # fmt: skip
+STAGES = (
+    "pretrain",
+    "supervised",
+    "supervised-student",
+    "linear",
+    "finetune",
+    "self-distill",
+    "distill",
+    "assess",
+)
 DRAWN_LABELS = r"\d+(?:\.\d+)?pct|\d+perclass"  # the values of labels that are no file
 LABELS = rf"{DRAWN_LABELS}|.+\.(csv|txt)"
 
@@ -109,8 +117,12 @@ class Model:
 
     def __post_init__(self) -> None:
         _require(1 <= self.head_layers <= 4, "model.head_layers", self.head_layers, "1 to 4")
-        _require(self.head_width is None or self.head_width >= 1, "model.head_width",
-                 self.head_width, "1 or more, or null")  # fmt: skip
+        _require(
+            self.head_width is None or self.head_width >= 1,
+            "model.head_width",
+            self.head_width,
+            "1 or more, or null",
+        )
         _require(self.head_out >= 1, "model.head_out", self.head_out, "1 or more")
 
 
@@ -147,8 +159,12 @@ class Training:
     checkpoint_every_steps: int = not_hashed(1000)
 
     def __post_init__(self) -> None:
-        for key, at_least in (("steps", 1), ("batch_size", 1), ("log_every_steps", 1),
-                              ("checkpoint_every_steps", 1)):  # fmt: skip
+        for key, at_least in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("log_every_steps", 1),
+            ("checkpoint_every_steps", 1),
+        ):
             value = getattr(self, key)
             if value is not None:
                 _require(value >= at_least, f"{self.section}.{key}", value, f"{at_least} or more")
@@ -205,20 +221,40 @@ class Pretrain(Training):
         super().__post_init__()
         _require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
         memory, momentum, size = self.memory, self.memory_momentum, self.batch_size
-        _require(memory >= 0 and memory % size == 0, "pretrain.memory", memory,
-                 f"0 or a multiple of pretrain.batch_size={size}")  # fmt: skip
+        _require(
+            memory >= 0 and memory % size == 0,
+            "pretrain.memory",
+            memory,
+            f"0 or a multiple of pretrain.batch_size={size}",
+        )
         _require(0 <= momentum < 1, "pretrain.memory_momentum", momentum, "in [0, 1)")
         micro = self.micro_batch
-        _require(micro is None or (micro > 0 and size % micro == 0), "pretrain.micro_batch", micro,
-                 f"a divisor of pretrain.batch_size={size}, or null")  # fmt: skip
+        _require(
+            micro is None or (micro > 0 and size % micro == 0),
+            "pretrain.micro_batch",
+            micro,
+            f"a divisor of pretrain.batch_size={size}, or null",
+        )
         _require(self.margin >= 0, "pretrain.margin", self.margin, "0 or more")
         other = self.loss != "nt_xent"
-        _require(not (other and memory), "pretrain.memory", memory,
-                 f"0 with pretrain.loss={self.loss}: the memory is for nt_xent alone")  # fmt: skip
-        _require(other or not self.semi_hard, "pretrain.semi_hard", self.semi_hard,
-                 "false with pretrain.loss=nt_xent, which weighs all negatives")  # fmt: skip
-        _require(memory > 0 or self.negatives != "memory", "pretrain.memory", memory,
-                 "greater than 0 with pretrain.negatives=memory")  # fmt: skip
+        _require(
+            not (other and memory),
+            "pretrain.memory",
+            memory,
+            f"0 with pretrain.loss={self.loss}: the memory is for nt_xent alone",
+        )
+        _require(
+            other or not self.semi_hard,
+            "pretrain.semi_hard",
+            self.semi_hard,
+            "false with pretrain.loss=nt_xent, which weighs all negatives",
+        )
+        _require(
+            memory > 0 or self.negatives != "memory",
+            "pretrain.memory",
+            memory,
+            "greater than 0 with pretrain.negatives=memory",
+        )
         _require_seed("pretrain.seed", self.seed)
 
 
@@ -342,8 +378,17 @@ class Distill(Training):
 
 
 # What stages.assess can measure, in its order.
-ASSESSMENTS = ("linear", "neighbours", "clusters", "map", "classifiers", "corruptions", "ood",
-               "transfer", "baselines")  # fmt: skip
+ASSESSMENTS = (
+    "linear",
+    "neighbours",
+    "clusters",
+    "map",
+    "classifiers",
+    "corruptions",
+    "ood",
+    "transfer",
+    "baselines",
+)
 
 
 @dataclass(frozen=True)
@@ -370,8 +415,12 @@ class Assess:
 
     def __post_init__(self) -> None:
         for part in self.parts.split(","):
-            _require(part in ("all", *ASSESSMENTS), "assess.parts", part,
-                     "all or of " + ", ".join(ASSESSMENTS))  # fmt: skip
+            _require(
+                part in ("all", *ASSESSMENTS),
+                "assess.parts",
+                part,
+                "all or of " + ", ".join(ASSESSMENTS),
+            )
         _require(self.map_points >= 10, "assess.map_points", self.map_points, "10 or more")
         _require(self.max_images >= 10, "assess.max_images", self.max_images, "10 or more")
 
@@ -437,12 +486,18 @@ class Config:
     assess: Assess = field(default_factory=Assess)
 
     def __post_init__(self) -> None:
-        _require(re.fullmatch(r"[^\W_][\w.-]*", self.run) is not None, "run", self.run,
-                 "letters, digits, '.', '_' or '-', with a letter or digit first")  # fmt: skip
         _require(
-            re.fullmatch(LABELS, self.labels) is not None, "labels",
-            self.labels, "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv file",
-        )  # fmt: skip
+            re.fullmatch(r"[^\W_][\w.-]*", self.run) is not None,
+            "run",
+            self.run,
+            "letters, digits, '.', '_' or '-', with a letter or digit first",
+        )
+        _require(
+            re.fullmatch(LABELS, self.labels) is not None,
+            "labels",
+            self.labels,
+            "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv file",
+        )
         _require_seed("seed", self.seed)
         _require(self.threads >= 0, "threads", self.threads, "0 or more")
         for stage in filter(None, self.force.split(",")):
@@ -450,8 +505,12 @@ class Config:
         for stage in (self.finetune, self.linear, self.supervised):
             layers = self.model.head_layers
             if stage.from_layer and not stage.init:  # else the artifact's head decides
-                _require(stage.from_layer <= layers, f"{stage.section}.from_layer",
-                         stage.from_layer, f"0 to {layers} (model.head_layers)")  # fmt: skip
+                _require(
+                    stage.from_layer <= layers,
+                    f"{stage.section}.from_layer",
+                    stage.from_layer,
+                    f"0 to {layers} (model.head_layers)",
+                )
 
     @property
     def folder(self) -> Path:
@@ -470,10 +529,10 @@ def hashed_settings(section: Any, prefix: str = "") -> dict[str, Any]:
 
 def defaults() -> dict[str, Any]:
     """``hashed_settings`` of all sections with nothing set."""
-    sections = {f.name: f.default_factory for f in fields(Config) if f.name in SECTIONS}
-    return {
-        k: v for name, make in sections.items() for k, v in hashed_settings(make(), name).items()
-    }  # type: ignore[operator]
+    settings: dict[str, Any] = {}
+    for name in SECTIONS:
+        settings |= hashed_settings(getattr(Config(), name), name)
+    return settings
 
 
 def dump(config: Config) -> str:
@@ -492,8 +551,13 @@ SECTIONS = tuple(f.name for f in fields(Config) if is_dataclass(f.default_factor
 
 
 # What an error message calls the types.
-TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false",
-         "NoneType": "null"}  # fmt: skip
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "NoneType": "null",
+}
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -546,9 +610,12 @@ class _Help(jsonargparse.DefaultHelpFormatter):
 
 def _parser(program: str, description: str) -> _Parser:
     parser = _Parser(
-        prog=program, description=description, default_env=False, allow_abbrev=False,
+        prog=program,
+        description=description,
+        default_env=False,
+        allow_abbrev=False,
         formatter_class=_Help,
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--config",
         action="config",
@@ -618,8 +685,12 @@ def _strict_parser() -> _Parser:
 
 def _config(parser: _Parser, namespace: jsonargparse.Namespace) -> Config:
     for name in SECTIONS:
-        _require(isinstance(namespace[name], jsonargparse.Namespace), name, namespace[name],
-                 "a section of options")  # fmt: skip
+        _require(
+            isinstance(namespace[name], jsonargparse.Namespace),
+            name,
+            namespace[name],
+            "a section of options",
+        )
     values = parser.instantiate(namespace)
     return Config(**{f.name: values[f.name] for f in fields(Config)})
 

@@ -144,8 +144,9 @@ class Batches:
         # The workers are forked here, in the caller's thread: forked in the pool's, each would at
         # its end wait for the very thread it runs in, and fail.
         decoded = self.crops(start, stop)
-        return _ahead(lambda step: self._finish(step, *self._counted(step, *next(decoded))),
-                      start, stop)  # fmt: skip
+        return _ahead(
+            lambda step: self._finish(step, *self._counted(step, *next(decoded))), start, stop
+        )
 
     def steps_in_parts(self, start: int, stop: int, number: int) -> Iterator[Parts]:
         """The same batches, each in a ``number`` of parts; decoded images wait as uint8.
@@ -237,8 +238,11 @@ class Batches:
         wanted = self.chosen(step, rows)
         for id_ in sorted(set(wanted[wanted != ids.numpy()].tolist()) - self.skipped):
             self.skipped.add(id_)
-            print(f"{self.stage}: skipped {len(self.skipped)} unreadable of {len(self.ids)} images,"
-                  f" the last is {self.images.names[id_]}", flush=True)  # fmt: skip
+            print(
+                f"{self.stage}: skipped {len(self.skipped)} unreadable of {len(self.ids)} images,"
+                f" the last is {self.images.names[id_]}",
+                flush=True,
+            )
         return ids, crops
 
     def _finish(

@@ -38,8 +38,21 @@ from shared.runtime.errors import UserError
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
 FINGERPRINTED = 1000  # files of images not in memory whose bytes are looked at
 UNLABELED = -1
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".jp2", ".avif",
-            ".ppm", ".pgm", ".pbm")  # fmt: skip
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".jp2",
+    ".avif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+)
 _HUB_NAME = re.compile(
     r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>[\w.+-]+))?(@(?P<split>\w.*))?"
 )
@@ -245,13 +258,17 @@ def _open_folder(root: Path, source: str) -> dict[str, datasets.Dataset]:
         if (root / part).is_dir()
     }
     if parts and "train" not in parts:
-        raise UserError(f"{source} has a folder {next(iter(parts))}/ but none called train/; move"
-                        f" the training images into {source}/train/")  # fmt: skip
+        raise UserError(
+            f"{source} has a folder {next(iter(parts))}/ but none called train/; move"
+            f" the training images into {source}/train/"
+        )
     parts = parts or {"train": root}
     found = {part: _folder(folder) for part, folder in parts.items()}
     if not len(found["train"]):
-        raise UserError(f"no images in {source}: expected {source}/<class>/*.png or images"
-                        f" ({' '.join(SUFFIXES)})")  # fmt: skip
+        raise UserError(
+            f"no images in {source}: expected {source}/<class>/*.png or images"
+            f" ({' '.join(SUFFIXES)})"
+        )
     return found
 
 
@@ -293,8 +310,10 @@ def _column(
     if wanted in dataset.column_names:
         return wanted
     if wanted is not None and need:
-        raise UserError(f"data.{kind}_column={wanted} is not a column; there are"
-                        f" {', '.join(dataset.column_names)}")  # fmt: skip
+        raise UserError(
+            f"data.{kind}_column={wanted} is not a column; there are"
+            f" {', '.join(dataset.column_names)}"
+        )
     if len(found) > 1:
         raise UserError(
             f"several {kind} columns: {', '.join(found)}; choose with --data.{kind}_column"
@@ -527,12 +546,16 @@ def find(splits: Splits, names: list[str], file: Path) -> np.ndarray:
                 ends.setdefault(end, []).append(position)
     unknown = [name for name in names if name not in whole and name not in ends]
     if unknown:
-        raise UserError(f"{file} names {len(unknown)} unknown images: {some(unknown)}; the images"
-                        f" are called like {some(train.names)}")  # fmt: skip
+        raise UserError(
+            f"{file} names {len(unknown)} unknown images: {some(unknown)}; the images"
+            f" are called like {some(train.names)}"
+        )
     several = [name for name in names if name not in whole and len(ends[name]) > 1]
     if several:
-        raise UserError(f"{file}: {some(several)} may be several images; write more of the path,"
-                        f" as in {some(train.names)}")  # fmt: skip
+        raise UserError(
+            f"{file}: {some(several)} may be several images; write more of the path,"
+            f" as in {some(train.names)}"
+        )
     return np.array(
         [whole[name] if name in whole else ends[name][0] for name in names], dtype=np.int64
     )

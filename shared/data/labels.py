@@ -52,16 +52,20 @@ def draw_labels(splits: Splits, labels: str, seed: int) -> Labels:
     train = splits.train
     if re.fullmatch(DRAWN_LABELS, labels):
         if (train.labels == UNLABELED).all():
-            raise UserError(f"labels={labels}, but the images have no labels; give a CSV file with"
-                            " the columns file and label: --labels labels.csv")  # fmt: skip
+            raise UserError(
+                f"labels={labels}, but the images have no labels; give a CSV file with"
+                " the columns file and label: --labels labels.csv"
+            )
         return _stratified(train, labels, generator(seed, "labels"))
     file = Path(labels)
     if file.suffix == ".csv":
         rows = read_csv(file)
         unknown = sorted({label for _, label in rows} - set(train.classes))
         if unknown:
-            raise UserError(f"{file} names unknown classes: {some(unknown)}; the images have"
-                            f" {some(train.classes)}")  # fmt: skip
+            raise UserError(
+                f"{file} names unknown classes: {some(unknown)}; the images have"
+                f" {some(train.classes)}"
+            )
         ids = find(splits, [name for name, _ in rows], file)
         number = {name: index for index, name in enumerate(train.classes)}
         targets = np.array([number[label] for _, label in rows], dtype=np.int64)[ids >= 0]
@@ -72,8 +76,10 @@ def draw_labels(splits: Splits, labels: str, seed: int) -> Labels:
         if (targets == UNLABELED).any():
             raise UserError(f"{file} lists images without a known label; use a CSV file,label")
     else:
-        raise UserError("labels must be 1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or"
-                        f" .csv file, got {labels!r}")  # fmt: skip
+        raise UserError(
+            "labels must be 1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or"
+            f" .csv file, got {labels!r}"
+        )
     ids = ids[ids >= 0]
     ids, targets = np.unique(np.stack([ids, targets]), axis=1)  # (k,) each: in order, no repeats
     twice = ids[1:][ids[1:] == ids[:-1]]
@@ -98,13 +104,17 @@ def _stratified(images: ImageSet, labels: str, rng: np.random.Generator) -> Labe
     classes = len(members)
     available = np.array([len(ids) for ids in members])
     if classes < 2:
-        raise UserError(f"all labeled images are of one class, {some(images.classes)}; give images"
-                        " of two or more")  # fmt: skip
+        raise UserError(
+            f"all labeled images are of one class, {some(images.classes)}; give images"
+            " of two or more"
+        )
     if labels.endswith("perclass"):
         counts = np.full(classes, int(labels.removesuffix("perclass")))
         if counts[0] < 1 or (counts > available).any():
-            raise UserError(f"labels={labels}: the smallest class has {available.min()} images,"
-                            f" so it must be 1perclass to {available.min()}perclass")  # fmt: skip
+            raise UserError(
+                f"labels={labels}: the smallest class has {available.min()} images,"
+                f" so it must be 1perclass to {available.min()}perclass"
+            )
     else:
         share = float(labels.removesuffix("pct")) / 100
         wanted = round(share * available.sum())

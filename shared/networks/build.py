@@ -77,8 +77,10 @@ def require_same_input(meta: dict[str, Any], data: Data, path: Path) -> None:
     for key in ("image_size", "mean", "std"):
         has, given = meta[key], json.loads(json.dumps(getattr(data, key)))
         if has != given:
-            raise UserError(f"{path} was trained with data.{key}={has}, now it is {given};"
-                            f" give --data.{key} {has}")  # fmt: skip
+            raise UserError(
+                f"{path} was trained with data.{key}={has}, now it is {given};"
+                f" give --data.{key} {has}"
+            )
 
 
 def _fill(model: M, path: Path) -> M:

@@ -69,9 +69,18 @@ class _ProductForWeights(torch.autograd.Function):
         grad_input = None
         if ctx.needs_input_grad[0]:
             grad_input = torch.ops.aten.convolution_backward(
-                grad, input, weight, None, [stride] * 2, [k // 2] * 2, [1, 1], False, [0, 0], 1,
+                grad,
+                input,
+                weight,
+                None,
+                [stride] * 2,
+                [k // 2] * 2,
+                [1, 1],
+                False,
+                [0, 0],
+                1,
                 [True, False, False],
-            )[0]  # fmt: skip
+            )[0]
         channels_last = input.permute(0, 2, 3, 1)  # (B, H, W, C)
         padded = F.pad(channels_last, (0, 0, k // 2, k // 2, k // 2, k // 2))
         windows = padded.unfold(1, k, stride).unfold(2, k, stride)  # (B, H', W', C, k, k)

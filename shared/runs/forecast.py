@@ -52,7 +52,7 @@ HUB_SIZES = {
 PAPER = [
     (50, 1, 0), (50, 1, 1), (50, 2, 0), (50, 2, 1), (101, 1, 0), (101, 1, 1), (101, 2, 0),
     (101, 2, 1), (152, 1, 0), (152, 1, 1), (152, 2, 0), (152, 2, 1), (152, 3, 1),
-]  # fmt: skip
+]
 H100_FLOPS = 0.4 * 989e12  # 40% of the bf16 peak in NVIDIA's data sheet (dense): an assumption
 SLOTS = {"lars": 1, "sgd": 1, "adamw": 2}  # optimizer states per parameter
 
@@ -148,7 +148,7 @@ def forecast(
     """
     if accelerator.num_processes > 1:
         raise UserError("--plan measures one process: python pipeline.py --plan; several share the"
-                        " time of its steps")  # fmt: skip
+                        " time of its steps")
     with tempfile.TemporaryDirectory() as folder:
         probed = replace(config, output=folder, run="probe", force="")
         try:
@@ -170,7 +170,7 @@ def forecast(
     print(_table(lines, accelerator))
     if not all(line.probed_batch_size for line in lines):
         note += ("The rows without a batch were not measured: their time is from the FLOP/s of the"
-                 " others, and can be wrong by a factor of 2.\n")  # fmt: skip
+                 " others, and can be wrong by a factor of 2.\n")
     print(note + f"In all {_duration(sum(line.seconds for line in lines))} of training.")
     if config.data.train.startswith("ILSVRC/imagenet-1k"):
         rate = lines[0].flops / lines[0].seconds
@@ -219,7 +219,7 @@ def _stand_in(config: Config, folder: Path) -> Config:
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(path)
     data = replace(config.data, train=str(folder), test=None, unlabeled=None,
-                   image_column=None, label_column=None)  # fmt: skip
+                   image_column=None, label_column=None)
     return replace(config, data=data, labels="10perclass")
 
 
@@ -293,7 +293,7 @@ def _probe(
         peak_bytes=_peak_bytes() + more,
         disk_bytes=weights * (2 + SLOTS[cfg.optimizer]),
         probed_batch_size=batch,
-    )  # fmt: skip
+    )
 
 
 def _flops_per_image(
@@ -323,7 +323,7 @@ def _shortened(config: Config, section: str, batch_size: int, steps: int) -> Con
     options: dict[str, Any] = {
         "batch_size": batch_size, "steps": steps, "warmup_epochs": 0.0,
         "log_every_steps": max(1, steps // 4), "checkpoint_every_steps": 10**9,
-    }  # fmt: skip
+    }
     if getattr(cfg, "memory", 0):
         options["memory"] = max(1, cfg.memory // batch_size) * batch_size
     return replace(config, force="all", **{section: replace(cfg, **options)})
@@ -357,11 +357,11 @@ def paper_table(config: Config, accelerator: Accelerator, images: int, rate: flo
         name = f"simclr_resnet{depth}_{width}x_sk{kernels}"
         model = replace(config.model, encoder=name)
         size = network_size("pretrain", model, config, Counts(0, 0, 0, 0),
-                            accelerator.mixed_precision)  # fmt: skip
+                            accelerator.mixed_precision)
         flops = 6.0 * size.flops * images * epochs
         here, there = flops / rate / 86400, flops / H100_FLOPS / 3600
         lines.append([name, f"{size.parameters:,}", f"{size.flops / 1e9:,.1f}",
-                      f"{here:,.0f}", f"{there:,.0f}"])  # fmt: skip
+                      f"{here:,.0f}", f"{there:,.0f}"])
     return (
         f"Pretraining the paper's networks, {epochs:g} epochs, at the {rate / 1e12:.2f} TFLOP/s"
         f" measured here, and at 40% of one H100's bf16 peak (assumed, not measured):\n"
@@ -371,14 +371,14 @@ def paper_table(config: Config, accelerator: Accelerator, images: int, rate: flo
 
 def _table(lines: list[StagePlan], accelerator: Accelerator) -> str:
     rows = [["stage", "images", "steps", "batch", "parameters", "PFLOPs", "time", "peak memory",
-             "disk", "measured at batch"]]  # fmt: skip
+             "disk", "measured at batch"]]
     for line in lines:
         rows.append([
             line.stage, f"{line.images:,}", f"{line.steps:,}", f"{line.batch_size:,}",
             f"{line.parameters:,}", f"{line.flops / 1e15:,.3g}", _duration(line.seconds),
             f"{line.peak_bytes / 2**30:.1f} GiB", f"{line.disk_bytes / 2**20:,.0f} MiB",
             f"{line.probed_batch_size:,}" if line.probed_batch_size else "-",
-        ])  # fmt: skip
+        ])
     where = f"{accelerator.num_processes} x {_device(accelerator)}, {accelerator.mixed_precision}"
     return f"{where}\n{aligned(rows)}"
 

@@ -64,7 +64,7 @@ BASELINES = {
     for rows in ("pixels", "features")
     for method in ("logistic regression", "support vector machine", "self-training",
                    "label spreading")
-}  # fmt: skip
+}
 METHODS = (*(method for method in DEPENDS if method != "pretrain"), *BASELINES)
 
 
@@ -141,7 +141,7 @@ def _table(name: str, given: Any) -> Table:
     options = ["method", "labels", *_flat(Config())]
     places = {"base": given.get("base", {}), "vary": given.get("vary", {})}
     places |= {f"{key}: {label}": value for key in ("rows", "columns")
-               for label, value in given[key].items()}  # fmt: skip
+               for label, value in given[key].items()}
     for place, changes in places.items():
         if not isinstance(changes, dict):
             raise ValueError(f"{place} must be a mapping from options to values, got {changes!r}")
@@ -151,7 +151,7 @@ def _table(name: str, given: Any) -> Table:
         labels = str(changes.get("labels", "1pct"))
         if place != "vary" and not re.fullmatch(LABELS, labels):
             raise ValueError(f"labels in {place} must be <x>pct, <n>perclass or a .txt or .csv"
-                             f" file, got {labels!r}")  # fmt: skip
+                             f" file, got {labels!r}")
     for (row, of_row), (column, of_column) in product(
         given["rows"].items(), given["columns"].items()
     ):
@@ -159,7 +159,7 @@ def _table(name: str, given: Any) -> Table:
             raise ValueError(f"row {row!r} and column {column!r} both set {', '.join(twice)}")
         if twice := (of_row.keys() | of_column.keys()) & places["vary"].keys():
             raise ValueError(f"vary sets {', '.join(twice)}, which row {row!r} or column"
-                             f" {column!r} sets")  # fmt: skip
+                             f" {column!r} sets")
     seeds = given.get("seeds", 5)
     seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
     if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
@@ -169,7 +169,7 @@ def _table(name: str, given: Any) -> Table:
     for key, values in places["vary"].items():
         if not isinstance(values, list) or len(values) != len(seeds):
             raise ValueError(f"vary: {key} must be a list of one value for each of the"
-                             f" {len(seeds)} seeds, got {values!r}")  # fmt: skip
+                             f" {len(seeds)} seeds, got {values!r}")
     _only([given.get("metric", "top1")], METRICS, "metric")
     for key in ("against", "worth"):
         _only([given[key]] if key in given else [], given["rows"], f"row in {key}")
@@ -449,7 +449,7 @@ def read_cell(cell: Cell, run: Path, failures: Mapping[Path, str]) -> dict[str, 
         "row": cell.row, "column": cell.column, "method": cell.method,
         "labels": labels_tag(cell.labels), "seed": cell.seed, "vary": cell.vary,
         "status": "missing", "message": "", "folder": "", "result": {},
-    }  # fmt: skip
+    }
     if cell.job is None:
         return {**line, "status": "failed", "message": cell.impossible}
     line["folder"] = os.path.relpath(cell.job.path, run)
@@ -554,7 +554,7 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
             lines.append({key: line[key] for key in
                           ("row", "column", "method", "labels", "seed", "vary", "status",
-                           "message", "folder", "result")})  # fmt: skip
+                           "message", "folder", "result")})
         except (ValueError, KeyError, TypeError):
             print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
     return lines
@@ -576,9 +576,9 @@ def report(run: Path, name: str) -> str:
     config = replace(config, output=str(run.parent), run=run.name)
     recorded = {run / line["folder"]: line["message"]
                 for line in read_cells(folder / "cells.jsonl")
-                if line["status"] == "failed" and line["folder"]}  # fmt: skip
+                if line["status"] == "failed" and line["folder"]}
     cells = expand(table, config)
     jobs = {cell.job.path: cell.job for cell in cells if cell.job}
     failures = {path: why for path, why in recorded.items()
-                if path in jobs and not jobs[path].done}  # fmt: skip
+                if path in jobs and not jobs[path].done}
     return write_table(config, table, cells, failures)

@@ -33,7 +33,7 @@ def collect(run: Path) -> list[dict[str, Any]]:
         print(f"left out, because what they were made from has been redone:"
               f" {', '.join(path.name for path in old)}; redo them with --force"
               f" {','.join(dict.fromkeys(metas[path]['stage'] for path in old))} and their --labels"
-              " and --seed", file=sys.stderr)  # fmt: skip
+              " and --seed", file=sys.stderr)
     rows = [meta["result"] for path, meta in metas.items() if path not in old]
     order = list(TITLES)
     rows.sort(key=lambda r: (r["n_labels"], r["labels"], r["seed"], order.index(r["stage"])))
@@ -51,7 +51,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         groups.setdefault((row["labels"], row["stage"]), []).append(row)
     columns = {"top1": ("top-1 %", 100, 1), "top5": ("top-5 %", 100, 1), "nll": ("NLL", 1, 3),
-               "ece": ("ECE %", 100, 1), "seconds": ("seconds", 1, 0)}  # fmt: skip
+               "ece": ("ECE %", 100, 1), "seconds": ("seconds", 1, 0)}
     columns = {key: value for key, value in columns.items() if any(key in row for row in rows)}
     several = any(len(group) > 1 for group in groups.values())
     head = ["model", "labels", "parameters", *(title for title, _, _ in columns.values())]
@@ -59,7 +59,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for group in groups.values():
         first = group[0]
         cells = [TITLES[first["stage"]], f"{first['labels']} ({first['n_labels']})",
-                 f"{first['parameters']:,}"]  # fmt: skip
+                 f"{first['parameters']:,}"]
         for key, (_, scale, digits) in columns.items():
             cells.append(_spread([row[key] * scale for row in group if key in row], digits))
         lines.append([*cells, str(len(group))] if several else cells)

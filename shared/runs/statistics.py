@@ -119,7 +119,7 @@ def summarize(table: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> d
             for line in group if table["metric"] in line["result"]
         }
         for place, group in groups.items()
-    }  # fmt: skip
+    }
     messages = sorted({line["message"] for line in lines if line["message"]})
     cells = []
     for (row, column), group in groups.items():
@@ -137,7 +137,7 @@ def summarize(table: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> d
                                   if "parameters" in x["result"]}),
             "n_labels": sorted({x["result"]["n_labels"] for x in group
                                 if "n_labels" in x["result"]}),
-        })  # fmt: skip
+        })
     against = table["against"] or rows[0]
     return {
         "name": table["name"], "title": table["title"], "metric": table["metric"],
@@ -146,7 +146,7 @@ def summarize(table: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> d
         "differences": _differences(values, rows, columns, against),
         "worth": _worth(values, groups, rows, columns, table["worth"]) if table["worth"] else [],
         "worth_of": table["worth"], "paper": table["paper"],
-    }  # fmt: skip
+    }
 
 
 Values = Mapping[tuple[str, str], Mapping[str, float]]
@@ -172,7 +172,7 @@ def _differences(
 def _worth(
     values: Values, groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
     rows: Sequence[str], columns: Sequence[str], reference: str,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     share = {}  # column -> per cent of the labels
     for column in columns:
         tag = groups[reference, column][0]["labels"] if groups[reference, column] else ""
@@ -185,7 +185,7 @@ def _worth(
             if row == reference or len(curve) < 2 or column not in share:
                 continue
             shared = [k for k in values[row, column]
-                      if all(k in values[reference, c] for c in curve)]  # fmt: skip
+                      if all(k in values[reference, c] for c in curve)]
             if not shared:
                 continue
             of_reference = np.array([[values[reference, c][k] for c in curve] for k in shared])
@@ -198,7 +198,7 @@ def _worth(
                 text += f" [{_share(bounds[0], shares)} to {_share(bounds[1], shares)}]"
             found.append({"row": row, "column": column, "share": _finite(point),
                           "low": _finite(low), "high": _finite(high), "text": text,
-                          "n": len(shared)})  # fmt: skip
+                          "n": len(shared)})
     return found
 
 
@@ -279,18 +279,18 @@ def blocks(summary: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
     parts = [(
         f"{title}, mean ± half its 95% interval (number of runs) over {len(summary['seeds'])}"
         f" label draws{repeats}", grid(main, rows, "parameters"),
-    )]  # fmt: skip
+    )]
     others = [row for row in rows if row != summary["against"]]
     if summary["differences"]:
         parts.append((f"Difference to \"{summary['against']}\" on the same label draws, mean ± half"
-                       " its 95% interval (pairs)", grid(difference, others)))  # fmt: skip
+                       " its 95% interval (pairs)", grid(difference, others)))
     if summary["worth"]:
         parts.append((
             f"What the labels are worth: \"{summary['worth_of']}\" needs this share of the labels"
             " for the same result (95% interval from a bootstrap over the label draws)",
             grid(lambda r, c: (find("worth", r, c) or {"text": "-"})["text"],
                  [row for row in rows if row != summary["worth_of"]]),
-        ))  # fmt: skip
+        ))
     if paper := summary["paper"]:
         shown = paper["cells"]
         wide = list(dict.fromkeys(column for cells in shown.values() for column in cells))
@@ -298,7 +298,7 @@ def blocks(summary: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
             f"Published figures: {paper['source']}",
             [["", *wide]] + [[row, *(str(cells.get(c, "-")) for c in wide)]
                              for row, cells in shown.items()],
-        ))  # fmt: skip
+        ))
     return parts
 
 
@@ -325,7 +325,7 @@ def _latex(caption: str, grid: Sequence[Sequence[str]]) -> str:
     return "\n".join([
         f"% {caption}", rf"\begin{{tabular}}{{l{'r' * (len(grid[0]) - 1)}}}", r"\toprule", lines[0],
         r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}",
-    ])  # fmt: skip
+    ])
 
 
 def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -335,11 +335,11 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
     out.writerow(["row", "column", "method", "labels", "seed", *vary, "status", *measured,
-                  "message", "folder"])  # fmt: skip
+                  "message", "folder"])
     for line in lines:
         out.writerow([
             line["row"], line["column"], line["method"], line["labels"], line["seed"],
             *line["vary"].values(), line["status"],
             *(line["result"].get(key, "") for key in measured), line["message"], line["folder"],
-        ])  # fmt: skip
+        ])
     return text.getvalue()

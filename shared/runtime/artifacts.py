@@ -179,9 +179,15 @@ class StageFolder:
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], *, force: bool, accelerator: Accelerator,
-        go_on: str = "run the same command", defaults: Mapping[str, Any] | None = None,
-    ):  # fmt: skip
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        force: bool,
+        accelerator: Accelerator,
+        go_on: str = "run the same command",
+        defaults: Mapping[str, Any] | None = None,
+    ):
         self.defaults = json.loads(json.dumps(defaults or {}))
         self.path, self.accelerator, self.go_on = path, accelerator, go_on
         self.main = accelerator.is_main_process
@@ -366,5 +372,6 @@ def read_json(path: Path) -> dict[str, Any]:
             return content
         raise ValueError("not an object")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete its folder, or redo the stage with"
-                        " --force") from error  # fmt: skip
+        raise UserError(
+            f"{path} is damaged ({error}); delete its folder, or redo the stage with --force"
+        ) from error

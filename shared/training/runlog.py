@@ -33,9 +33,13 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: StageFolder, training: Training, start: int, total: int,
+        self,
+        folder: StageFolder,
+        training: Training,
+        start: int,
+        total: int,
         accelerator: Accelerator,
-    ):  # fmt: skip
+    ):
         self.stage, self.total, self.every = folder.stage, total, training.log_every_steps
         self.batch_size, self.accelerator = training.batch_size, accelerator
         self._path = folder.path / "metrics.jsonl"
@@ -90,8 +94,10 @@ class RunLog:
                 with self._path.open("a") as file:
                     file.write(json.dumps({"step": step, **line}) + "\n")
             except OSError as error:
-                raise UserError(f"cannot write {self._path}: {error}; make room, then run the"
-                                " same command again") from error  # fmt: skip
+                raise UserError(
+                    f"cannot write {self._path}: {error}; make room, then run the"
+                    " same command again"
+                ) from error
             self._bar.set_postfix({k: f"{v:.3g}" for k, v in list(line.items())[:2]})
 
     def close(self) -> None:

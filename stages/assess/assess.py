@@ -126,8 +126,10 @@ def run(config: Config, accelerator: Accelerator) -> Path:
                 arrays |= {f"{part}/{name}": array for name, array in more.items()}
             save(path, numbers, arrays)
         if StopRequest.agreed(0):
-            raise Stopped("stopped as asked after a part of assess, which is saved: run the same"
-                          " command to go on")  # fmt: skip
+            raise Stopped(
+                "stopped as asked after a part of assess, which is saved: run the same"
+                " command to go on"
+            )
     after = inputs.hashes()
     if after != before:
         raise AssertionError("the assessment changed a network")
@@ -136,16 +138,27 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         numbers["hashes"] = {name: {"before": before[name], "after": after[name]} for name in after}
         save(path, numbers, arrays)
         if not failed:
-            meta = {"kind": "assessment", "stage": "assess", "seed": config.seed, **inputs.network,
-                    "labels": {"given": config.labels, "hash": inputs.labels.hash,
-                               "number": len(inputs.labels.ids)},
-                    "settings": settings, **provenance()}  # fmt: skip
+            meta = {
+                "kind": "assessment",
+                "stage": "assess",
+                "seed": config.seed,
+                **inputs.network,
+                "labels": {
+                    "given": config.labels,
+                    "hash": inputs.labels.hash,
+                    "number": len(inputs.labels.ids),
+                },
+                "settings": settings,
+                **provenance(),
+            }
             write_atomically(path / "meta.json", json.dumps(meta, indent=1))
         print(f"{table(numbers)}\n\nnumbers and arrays: {path / 'assess'}.json, .npz")
     if failed:
         which = "; ".join(f"{part}: {message}" for part, message in failed.items())
-        raise UserError(f"{len(failed)} of {len(todo)} parts failed, the others are saved, and the"
-                        f" same command tries again: {which}")  # fmt: skip
+        raise UserError(
+            f"{len(failed)} of {len(todo)} parts failed, the others are saved, and the"
+            f" same command tries again: {which}"
+        )
     return path
 
 
@@ -205,8 +218,14 @@ def table(numbers: dict[str, Any]) -> str:
     if part := numbers.get("linear"):
         tags = list(dict.fromkeys(row["labels"] for row in part["rows"]))
         count = {row["labels"]: row["n_labels"] for row in part["rows"]}
-        head = ["frozen features", *(f"{how}, {count[tag]:,} labels" for tag in tags
-                                     for how in ("logistic", "neighbours"))]  # fmt: skip
+        head = [
+            "frozen features",
+            *(
+                f"{how}, {count[tag]:,} labels"
+                for tag in tags
+                for how in ("logistic", "neighbours")
+            ),
+        ]
         lines = [head]
         for layer in sorted({row["layer"] for row in part["rows"]}):
             of_layer = [row for row in part["rows"] if row["layer"] == layer]
@@ -220,15 +239,23 @@ def table(numbers: dict[str, Any]) -> str:
             lines.append([name, *(percent(row[key]) for key in ("nmi", "ari", "accuracy"))])
         blocks.append(aligned(lines))
     if part := numbers.get("neighbours"):
-        blocks.append("nearest training images of the same class: first"
-                      f" {percent(part['same_class_at_1'])}, first {part['k']}"
-                      f" {percent(part[f'same_class_at_{RETRIEVED}'])}")  # fmt: skip
+        blocks.append(
+            "nearest training images of the same class: first"
+            f" {percent(part['same_class_at_1'])}, first {part['k']}"
+            f" {percent(part[f'same_class_at_{RETRIEVED}'])}"
+        )
     own, harm, ood = (numbers.get(part, {}) for part in OF_CLASSIFIERS)
     if stages := [*dict.fromkeys([*own, *harm.get("mean", ()), *ood.get("auroc", ())])]:
         groups = list(dict.fromkeys(harm["groups"].values())) if harm else []
-        lines = [["classifiers", *(["clean"] if own else []), *groups,
-                  *(["corrupted"] if harm else []),
-                  *(f"AUROC {name}" for name in ood.get("sets", ()))]]  # fmt: skip
+        lines = [
+            [
+                "classifiers",
+                *(["clean"] if own else []),
+                *groups,
+                *(["corrupted"] if harm else []),
+                *(f"AUROC {name}" for name in ood.get("sets", ())),
+            ]
+        ]
         for stage in stages:
             cells = [percent(own[stage]["top1"])] if own else []
             for group in groups:

@@ -41,11 +41,16 @@ _SMALL = {
     "zoom_blur": (1.05, 1.10, 1.15, 1.20, 1.25),
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
-    "elastic": ((0, 0, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6),
-                (3.2, 0.96, 0.96)),
+    "elastic": (
+        (0, 0, 2.56),
+        (1.6, 6.4, 2.24),
+        (2.56, 1.92, 1.92),
+        (3.2, 1.28, 1.6),
+        (3.2, 0.96, 0.96),
+    ),
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     "jpeg": (80, 65, 58, 50, 40),
-}  # fmt: skip
+}
 _LARGE = {
     "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),
     "shot_noise": (60, 25, 12, 5, 3),
@@ -55,11 +60,16 @@ _LARGE = {
     "zoom_blur": (1.10, 1.15, 1.20, 1.25, 1.30),
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
-    "elastic": ((488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88),
-                (29.28, 2.44, 4.88)),
+    "elastic": (
+        (488, 170.8, 24.4),
+        (488, 19.52, 48.8),
+        (12.2, 2.44, 4.88),
+        (17.08, 2.44, 4.88),
+        (29.28, 2.44, 4.88),
+    ),
     "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
     "jpeg": (25, 18, 15, 10, 7),
-}  # fmt: skip
+}
 
 
 def corrupt(images: Tensor, name: str, severity: int, rng: np.random.Generator) -> Tensor:
@@ -78,8 +88,9 @@ def corrupt(images: Tensor, name: str, severity: int, rng: np.random.Generator) 
         ValueError: an unknown name or severity.
     """
     if name not in NAMES or severity not in SEVERITIES:
-        raise ValueError(f"corruption {name!r} at severity {severity!r}: choose of"
-                         f" {', '.join(NAMES)} at 1 to 5")  # fmt: skip
+        raise ValueError(
+            f"corruption {name!r} at severity {severity!r}: choose of {', '.join(NAMES)} at 1 to 5"
+        )
     B, _, S, _ = images.shape
     small = S <= 32
     strength = (_SMALL if small else _LARGE)[name][severity - 1]

@@ -246,15 +246,31 @@ def classical_baselines(
     regression = LogisticRegression(C=10, max_iter=500)
     methods: list[tuple[str, BaseEstimator, list[dict[str, list]], int, bool]] = [
         ("logistic regression", regression, [{"C": list(REGULARISATION)}], len(train), False),
-        ("support vector machine", SVC(C=10, gamma=0.3 * unit),
-         [{"C": [1.0, 10.0, 100.0], "gamma": [0.3 * unit, unit]}], SVM_IMAGES, False),
-        ("self-training", SelfTrainingClassifier(regression, threshold=0.9),
-         [{"estimator__C": [0.1, 1.0, 10.0], "threshold": [0.75, 0.9]}], SPREADING_IMAGES, True),
-        ("label spreading", LabelSpreading("rbf", gamma=30 * unit, alpha=0.99, max_iter=100),
-         [{"kernel": ["rbf"], "gamma": [10 * unit, 30 * unit], "alpha": [0.2, 0.99]},
-          {"kernel": ["knn"], "n_neighbors": [7, 20], "alpha": [0.2, 0.99]}],
-         SPREADING_IMAGES, True),
-    ]  # fmt: skip
+        (
+            "support vector machine",
+            SVC(C=10, gamma=0.3 * unit),
+            [{"C": [1.0, 10.0, 100.0], "gamma": [0.3 * unit, unit]}],
+            SVM_IMAGES,
+            False,
+        ),
+        (
+            "self-training",
+            SelfTrainingClassifier(regression, threshold=0.9),
+            [{"estimator__C": [0.1, 1.0, 10.0], "threshold": [0.75, 0.9]}],
+            SPREADING_IMAGES,
+            True,
+        ),
+        (
+            "label spreading",
+            LabelSpreading("rbf", gamma=30 * unit, alpha=0.99, max_iter=100),
+            [
+                {"kernel": ["rbf"], "gamma": [10 * unit, 30 * unit], "alpha": [0.2, 0.99]},
+                {"kernel": ["knn"], "n_neighbors": [7, 20], "alpha": [0.2, 0.99]},
+            ],
+            SPREADING_IMAGES,
+            True,
+        ),
+    ]
     table = []
     for name, estimator, grid, most, semi_supervised in methods:
         labeled, rest = np.flatnonzero(known != UNLABELED), np.flatnonzero(known == UNLABELED)
@@ -266,8 +282,15 @@ def classical_baselines(
         found = fit(estimator, grid, train[seen], known[seen], seed)
         right = found.model.predict(test) == targets
         n_labels = int((known[seen] != UNLABELED).sum())
-        table.append({"method": name, "top1": float(right.mean()), "n_labels": n_labels,
-                      "n_unlabeled": len(seen) - n_labels, **found.row()})  # fmt: skip
+        table.append(
+            {
+                "method": name,
+                "top1": float(right.mean()),
+                "n_labels": n_labels,
+                "n_unlabeled": len(seen) - n_labels,
+                **found.row(),
+            }
+        )
     return table
 
 

@@ -92,29 +92,45 @@ class Inputs:
     def about(self) -> dict[str, Any]:
         """As ``assess.json`` has it."""
         return {
-            "labels": labels_tag(self.config.labels), "n_labels": len(self.labels.ids),
-            "n_train": len(self.splits.train), "n_train_seen": len(self.seen),
-            "n_test": len(self.known_test), "seed": self.config.seed,
-            "classes": list(self.splits.train.classes), "encoder": self.network["encoder"],
+            "labels": labels_tag(self.config.labels),
+            "n_labels": len(self.labels.ids),
+            "n_train": len(self.splits.train),
+            "n_train_seen": len(self.seen),
+            "n_test": len(self.known_test),
+            "seed": self.config.seed,
+            "classes": list(self.splits.train.classes),
+            "encoder": self.network["encoder"],
             "image_size": self.config.data.image_size,
             "classifiers": {stage: meta["folder"] for stage, meta in self.metas.items()},
-        }  # fmt: skip
+        }
 
     def settings(self) -> dict[str, str]:
         """For each part a hash of all that its numbers depend on."""
         options, train, test = self.config.assess, self.splits.train, self.test_images
-        common = [hashed_settings(self.config.data, "data"), train.fingerprint, train.labels_fingerprint,
-                  test.fingerprint, test.labels_fingerprint, self.labels.hash,
-                  self.config.seed]  # fmt: skip
+        common = [
+            hashed_settings(self.config.data, "data"),
+            train.fingerprint,
+            train.labels_fingerprint,
+            test.fingerprint,
+            test.labels_fingerprint,
+            self.labels.hash,
+            self.config.seed,
+        ]
         of_features = [self.network["weights_sha256"], options.max_images]
         of_classifiers = {stage: meta["weights_sha256"] for stage, meta in self.metas.items()}
         own = {"map": options.map_points, "ood": options.ood, "transfer": options.transfer}
         return {
-            part: hashlib.sha256(json.dumps([
-                common, of_classifiers if part in OF_CLASSIFIERS else of_features, own.get(part),
-            ]).encode()).hexdigest()[:16]
+            part: hashlib.sha256(
+                json.dumps(
+                    [
+                        common,
+                        of_classifiers if part in OF_CLASSIFIERS else of_features,
+                        own.get(part),
+                    ]
+                ).encode()
+            ).hexdigest()[:16]
             for part in ASSESSMENTS
-        }  # fmt: skip
+        }
 
     def hashes(self) -> dict[str, str]:
         """Of all parameters and buffers, to prove that nothing was trained."""
@@ -127,18 +143,25 @@ class Inputs:
             return network(images).float()
 
     def rows(
-        self, function: Callable[[Tensor, int], Tensor], images: ImageSet, ids: np.ndarray,
-        data: Data, title: str,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        self,
+        function: Callable[[Tensor, int], Tensor],
+        images: ImageSet,
+        ids: np.ndarray,
+        data: Data,
+        title: str,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """``features.over_images`` on this run's processes."""
         return features.over_images(function, images, ids, data, self.accelerator, title=title)
 
     def all_layers(self, images: ImageSet, ids: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """The encoder's output and that of each layer of the head, and the images' positions."""
         rows, positions = self.rows(
-            lambda batch, _: self.apply(_AllLayers(self.pretrained), batch), images, ids,
-            self.config.data, "features",
-        )  # fmt: skip
+            lambda batch, _: self.apply(_AllLayers(self.pretrained), batch),
+            images,
+            ids,
+            self.config.data,
+            "features",
+        )
         edges = np.cumsum(self.pretrained.head.widths)[:-1]
         return np.split(rows, edges, axis=1), positions
 
@@ -175,10 +198,11 @@ class Inputs:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Of any images; of grey ones one channel."""
         pair = [
-            self.rows(lambda batch, _: features.as_pixels(batch), images, ids, self.unit_data,
-                      "pixels")[0]
+            self.rows(
+                lambda batch, _: features.as_pixels(batch), images, ids, self.unit_data, "pixels"
+            )[0]
             for images, ids in ((train, train_ids), (test, test_ids))
-        ]  # fmt: skip
+        ]
         channels = [rows.reshape(len(rows), 3, -1) for rows in pair]
         if all((c == c[:, :1]).all() for c in channels):
             pair = [np.ascontiguousarray(c[:, 0]) for c in channels]
@@ -199,11 +223,14 @@ class Inputs:
         """Logits (T, C) of each classifier and positions (T,) of the test images."""
         return {
             stage: self.rows(
-                lambda batch, _, network=network: self.apply(network, batch), self.test_images,
-                self.known_test, self.config.data, stage,
+                lambda batch, _, network=network: self.apply(network, batch),
+                self.test_images,
+                self.known_test,
+                self.config.data,
+                stage,
             )
             for stage, network in self.classifiers.items()
-        }  # fmt: skip
+        }
 
     def some(self, ids: np.ndarray, most: int, what: str) -> np.ndarray:
         """At most so many of the ids, by lot, ascending."""
@@ -261,8 +288,10 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
         require_same_input(metas[stage], config.data, folder)
         require_same_images(metas[stage], splits, folder)
         if metas[stage]["classes"] != list(splits.train.classes):
-            raise UserError(f"{folder} knows other classes than the images have; give the --data"
-                            " options with which it was made")  # fmt: skip
+            raise UserError(
+                f"{folder} knows other classes than the images have; give the --data"
+                " options with which it was made"
+            )
     if not config.linear.init:
         require_same_images(meta, splits, source)
     for network in (pretrained, *networks.values()):
@@ -298,12 +327,17 @@ def linear(inputs: Inputs) -> Result:
             found = features.fit_logistic_regression(a[labeled], known[labeled], seed)
             near, similarity = features.nearest(keys[labeled], queries, NEIGHBOURS)
             voted = features.vote(similarity, known[labeled][near])
-            rows.append({
-                "layer": layer, "width": keys.shape[1], "labels": tag,
-                "n_labels": int(labeled.sum()),
-                **features.scores(found.model, b, targets, inputs.classes),
-                "knn": float((voted == targets).mean()), **found.row(),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "layer": layer,
+                    "width": keys.shape[1],
+                    "labels": tag,
+                    "n_labels": int(labeled.sum()),
+                    **features.scores(found.model, b, targets, inputs.classes),
+                    "knn": float((voted == targets).mean()),
+                    **found.row(),
+                }
+            )
         of_tag = [row for row in rows if row["labels"] == tag]
         if of_tag[0]["validation"] is not None:
             best[tag] = max(of_tag, key=lambda row: row["validation"])["layer"]
@@ -334,12 +368,14 @@ def neighbours(inputs: Inputs) -> Result:
         shown += [index for it in turn.values() if (index := next(it, None)) is not None]
     chosen = np.array(sorted(shown[:QUERIES], key=lambda i: (targets[i], i)))
     return {"k": RETRIEVED, **shares}, {
-        "query_positions": positions[chosen], "query_targets": targets[chosen],
-        "positions": seen[near[chosen]], "targets": classes[chosen],
+        "query_positions": positions[chosen],
+        "query_targets": targets[chosen],
+        "positions": seen[near[chosen]],
+        "targets": classes[chosen],
         "similarity": similarity[chosen].astype(np.float32),
         "query_images": inputs.pictures(inputs.test_images, positions[chosen]),
         "images": inputs.pictures(inputs.splits.train, seen[near[chosen]]),
-    }  # fmt: skip
+    }
 
 
 def clusters(inputs: Inputs) -> Result:
@@ -354,8 +390,12 @@ def clusters(inputs: Inputs) -> Result:
     def quality(keys: np.ndarray, queries: np.ndarray) -> dict[str, float]:
         return features.cluster_quality(keys[some], queries, targets, k, inputs.config.seed)
 
-    return {"k": k, "n_images": len(some), **quality(train[0], test[0]),
-            "pixels": quality(*pixels)}, {}  # fmt: skip
+    return {
+        "k": k,
+        "n_images": len(some),
+        **quality(train[0], test[0]),
+        "pixels": quality(*pixels),
+    }, {}
 
 
 def map_(inputs: Inputs) -> Result:
@@ -365,15 +405,18 @@ def map_(inputs: Inputs) -> Result:
         return {}, {}
     some = inputs.some(np.arange(len(positions)), inputs.config.assess.map_points, "map")
     seed = inputs.config.seed
-    maps = {"tsne": features.tsne(test[0][some], seed),
-            "tsne_pixels": features.tsne(pixels[1][some], seed, metric="euclidean")}  # fmt: skip
+    maps = {
+        "tsne": features.tsne(test[0][some], seed),
+        "tsne_pixels": features.tsne(pixels[1][some], seed, metric="euclidean"),
+    }
     if (places := features.umap(test[0][some], seed)) is not None:
         maps["umap"] = places
     targets = inputs.test_images.labels[positions[some]]
     return {"n": len(some), "methods": list(maps)}, {
-        "positions": positions[some], "targets": targets,
+        "positions": positions[some],
+        "targets": targets,
         **{name: places.astype(np.float32) for name, places in maps.items()},
-    }  # fmt: skip
+    }
 
 
 def classifiers(inputs: Inputs) -> Result:
@@ -388,16 +431,23 @@ def classifiers(inputs: Inputs) -> Result:
         mistakes = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].numpy()
         meta = inputs.metas[stage]
         numbers[stage] = {
-            "title": TITLES[stage], **classification_metrics(torch.from_numpy(logits), targets),
+            "title": TITLES[stage],
+            **classification_metrics(torch.from_numpy(logits), targets),
             "parameters": sum(p.numel() for p in inputs.classifiers[stage].parameters()),
             "n_labels": meta["labels"]["number"],
-        }  # fmt: skip
-        arrays |= {f"{stage}/{name}": array for name, array in {
-            "positions": positions, "targets": targets.numpy(), "predictions": predictions.numpy(),
-            "confidence": confidence.numpy(), "mistakes": mistakes,
-            "confusion": confusion_matrix(targets, predictions, labels=range(inputs.classes)),
-            "mistake_images": inputs.pictures(inputs.test_images, positions[mistakes]),
-        }.items()}  # fmt: skip
+        }
+        arrays |= {
+            f"{stage}/{name}": array
+            for name, array in {
+                "positions": positions,
+                "targets": targets.numpy(),
+                "predictions": predictions.numpy(),
+                "confidence": confidence.numpy(),
+                "mistakes": mistakes,
+                "confusion": confusion_matrix(targets, predictions, labels=range(inputs.classes)),
+                "mistake_images": inputs.pictures(inputs.test_images, positions[mistakes]),
+            }.items()
+        }
     return numbers, arrays
 
 
@@ -413,8 +463,11 @@ def corrupted(inputs: Inputs) -> Result:
 
     def predictions(batch: Tensor, number: int) -> Tensor:
         shown = [batch, *(variant(batch, *kind, number) for kind in kinds)]
-        answers = [inputs.apply(network, normalize(view, data)).argmax(1)
-                   for view in shown for network in networks]  # fmt: skip
+        answers = [
+            inputs.apply(network, normalize(view, data)).argmax(1)
+            for view in shown
+            for network in networks
+        ]
         return torch.stack(answers, dim=1)
 
     ids = inputs.some(inputs.known_test, TEST_IMAGES, "corruptions")
@@ -427,7 +480,8 @@ def corrupted(inputs: Inputs) -> Result:
     views = torch.cat([variant(clean, *kind, 0) for kind in kinds])
     each = shares[1:].reshape(len(corruptions.NAMES), len(corruptions.SEVERITIES), -1)
     return {
-        "n_images": len(rows), "names": list(corruptions.NAMES),
+        "n_images": len(rows),
+        "names": list(corruptions.NAMES),
         "groups": {name: group for group, names in corruptions.GROUPS.items() for name in names},
         "severities": list(corruptions.SEVERITIES),
         "clean": {stage: float(shares[0, i]) for i, stage in enumerate(inputs.classifiers)},
@@ -439,7 +493,7 @@ def corrupted(inputs: Inputs) -> Result:
     }, {
         "clean": thumbnails(clean)[0],
         "examples": thumbnails(views).reshape(*each.shape[:2], *thumbnails(clean).shape[1:]),
-    }  # fmt: skip
+    }
 
 
 def shuffle_pixels(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -470,16 +524,19 @@ def out_of_distribution(inputs: Inputs) -> Result:
         other = open_other(config, config.assess.ood, inputs.accelerator)
         images = other.test or other.train
         sets[config.assess.ood] = (
-            images, inputs.some(np.arange(len(images)), OOD_IMAGES, "ood"), lambda batch, _: batch,
-        )  # fmt: skip
+            images,
+            inputs.some(np.arange(len(images)), OOD_IMAGES, "ood"),
+            lambda batch, _: batch,
+        )
     inside = {
         stage: torch.from_numpy(logits).softmax(1).amax(1).numpy()
         for stage, (logits, _) in inputs.logits.items()
     }
     numbers: dict[str, Any] = {
-        "sets": {}, "auroc": {stage: {} for stage in inside},
+        "sets": {},
+        "auroc": {stage: {} for stage in inside},
         "confidence": {stage: {"test": float(sure.mean())} for stage, sure in inside.items()},
-    }  # fmt: skip
+    }
     arrays = {}
     for name, (images, ids, change) in sets.items():
 
@@ -505,8 +562,9 @@ def out_of_distribution(inputs: Inputs) -> Result:
 
 def open_other(config: Config, source: str, accelerator: Accelerator) -> Splits:
     """Another data set, shown as the run's images are."""
-    data = replace(config.data, train=source, test=None, unlabeled=None, image_column=None,
-                   label_column=None)  # fmt: skip
+    data = replace(
+        config.data, train=source, test=None, unlabeled=None, image_column=None, label_column=None
+    )
     return open_data(data, "100pct", accelerator.is_local_main_process)
 
 
@@ -536,8 +594,13 @@ def transfer(inputs: Inputs) -> Result:
             found.model, queries, test.labels[b_positions], len(train.classes)
         )
         rows.append({"input": name, **metrics, **found.row()})
-    return {"data": source, "classes": len(train.classes), "n_train": len(a_positions),
-            "n_test": len(b_positions), "rows": rows}, {}  # fmt: skip
+    return {
+        "data": source,
+        "classes": len(train.classes),
+        "n_train": len(a_positions),
+        "n_test": len(b_positions),
+        "rows": rows,
+    }, {}
 
 
 def baselines(inputs: Inputs) -> Result:

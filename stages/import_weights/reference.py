@@ -309,8 +309,12 @@ def find_linear_input(
     elif (checkpoint.read(contents.network["nl_0/gamma"]) == 1).all():
         found = LinearInput(0, True, "the head was never trained")
     else:
-        found = LinearInput(1, True, "a guess: TF1 checkpoints do not say it; the paper takes 1 for"
-                            " 1% and 10% of the labels, 0 for 100%: --selector 0")  # fmt: skip
+        found = LinearInput(
+            1,
+            True,
+            "a guess: TF1 checkpoints do not say it; the paper takes 1 for"
+            " 1% and 10% of the labels, 0 for 100%: --selector 0",
+        )
     if len(fits) > 1 and found.layer in fits:
         return found
     return LinearInput(fits[0], found.fine_tuned, "the one that fits")
@@ -355,8 +359,10 @@ def recognise(checkpoint: Checkpoint, contents: Contents, image_size: int | None
         raise UserError(f"the variables are not those of {name}: {', '.join(faults)}{advice}")
     for short, (_, shape) in expected.items():
         if shapes[short] != _tensorflow_order(shape):
-            raise UserError(f"{contents.network[short]} has shape {shapes[short]}; in {name} it is"
-                            f" {_tensorflow_order(shape)}")  # fmt: skip
+            raise UserError(
+                f"{contents.network[short]} has shape {shapes[short]}; in {name} it is"
+                f" {_tensorflow_order(shape)}"
+            )
     return parts
 
 
@@ -493,8 +499,10 @@ def import_checkpoint(
         f"  encoder {parts.name}: {_size(parts.encoder)} parameters",
     ]
     if parts.head:
-        lines.append(f"  projection head {' -> '.join(map(str, parts.head.widths))}:"
-                     f" {_size(parts.head)} parameters")  # fmt: skip
+        lines.append(
+            f"  projection head {' -> '.join(map(str, parts.head.widths))}:"
+            f" {_size(parts.head)} parameters"
+        )
     if parts.linear and found:
         lines.append(
             f"  linear layer {parts.linear.in_features} -> {parts.linear.out_features}:"
@@ -527,8 +535,10 @@ def check_output(model: nn.Module, image_size: int) -> None:
     """UserError where the network makes something else than numbers of a random image."""
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     if not model.eval()(image).isfinite().all():
-        raise UserError("self-check failed: the network's output is not finite; are these weights"
-                        " of a run that diverged?")  # fmt: skip
+        raise UserError(
+            "self-check failed: the network's output is not finite; are these weights"
+            " of a run that diverged?"
+        )
 
 
 def write_artifact(out: Path, model: nn.Module, meta: Mapping[str, Any]) -> None:
@@ -555,26 +565,50 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", type=Path, help="folder or prefix of a checkpoint, or folder of a SavedModel")
     add("out", type=Path, help="folder to make")
-    add("--as", dest="kind", choices=("encoder", "classifier"),
+    add(
+        "--as",
+        dest="kind",
+        choices=("encoder", "classifier"),
         help="encoder: with the whole projection head, for stages.finetune; classifier: with the"
         " linear layer and the head's layers below it, for stages.distill. Default: classifier for"
         " what was fine-tuned, distilled or trained with labels; encoder for what was pretrained,"
-        " which often holds a linear layer too, and where nothing tells")  # fmt: skip
-    add("--selector", type=int, metavar="LAYER",
+        " which often holds a linear layer too, and where nothing tells",
+    )
+    add(
+        "--selector",
+        type=int,
+        metavar="LAYER",
         help="after how many layers of the head the linear layer stands (the reference's"
         " ft_proj_selector; -1: all). No checkpoint stores it. Default: what the computation graph"
         " beside the weights says (saved_model.pb, .meta); else what the optimizer has trained;"
-        " else 1 for fine-tuned networks, 0 for others")  # fmt: skip
-    add("--image-size", type=int, metavar="PIXELS",
-        help="of training; not stored. Default: 224, or 32 for the small-image stem")  # fmt: skip
-    add("--classes", type=Path, metavar="FILE",
+        " else 1 for fine-tuned networks, 0 for others",
+    )
+    add(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="of training; not stored. Default: 224, or 32 for the small-image stem",
+    )
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
         help="names of the classes, one a line, as your data set has them; default: 0, 1, ..."
         " ImageNet's 1000 are in the order of their synset ids; of 1001 the first is the"
-        " background")  # fmt: skip
-    add("--ema", action="store_true",
-        help="take the moving average (ema_model/...) where there are both")  # fmt: skip
-    add("--drop", action="append", default=[], metavar="PATTERN",
-        help="leave out the variables of this name, such as 'queue/*'")  # fmt: skip
+        " background",
+    )
+    add(
+        "--ema",
+        action="store_true",
+        help="take the moving average (ema_model/...) where there are both",
+    )
+    add(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out the variables of this name, such as 'queue/*'",
+    )
     return parser
 
 
@@ -590,9 +624,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"cannot read --classes {given.classes}: {error}") from error
         classes = [name.strip() for name in classes if name.strip()]
     lines = import_checkpoint(
-        given.checkpoint, given.out, given.kind, given.selector, given.image_size, classes,
-        given.ema, given.drop,
-    )  # fmt: skip
+        given.checkpoint,
+        given.out,
+        given.kind,
+        given.selector,
+        given.image_size,
+        classes,
+        given.ema,
+        given.drop,
+    )
     print("\n".join(lines))
     return 0
 

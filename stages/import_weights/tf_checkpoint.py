@@ -250,9 +250,12 @@ def _find_prefix(path: Path) -> Path:
     if len(indices) != 1:
         raise UserError(
             f"{path} holds {len(indices)} checkpoints (*.index); "
-            + ("name one of them: " + ", ".join(i.stem for i in indices[:5]) if indices else
-               "give the folder of a TensorFlow checkpoint or SavedModel")
-        )  # fmt: skip
+            + (
+                "name one of them: " + ", ".join(i.stem for i in indices[:5])
+                if indices
+                else "give the folder of a TensorFlow checkpoint or SavedModel"
+            )
+        )
     return indices[0].with_suffix("")
 
 

@@ -160,8 +160,9 @@ def document(title: str, summary: str, sections: Mapping[str, str]) -> str:
         summary: what comes first, HTML.
         sections: heading -> HTML; the page begins with links to them.
     """
-    dots = "".join(f".{stage}{{background:{color}}}"
-                   for stage, (_, color, _) in pictures.METHODS.items())  # fmt: skip
+    dots = "".join(
+        f".{stage}{{background:{color}}}" for stage, (_, color, _) in pictures.METHODS.items()
+    )
     parts, links = "", ""
     for number, (heading, content) in enumerate(sections.items(), 1):
         parts += f'<section id="s{number}"><h2>{escape(heading)}</h2>{content}</section>'

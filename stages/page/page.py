@@ -216,12 +216,16 @@ def labels_worth(
     counts = sorted(numbers)
     sets = [numbers[count] for count in counts]
     seeds = sorted(
-        seed for of, name, seed in by if (of, name) == (stage, labels)
+        seed
+        for of, name, seed in by
+        if (of, name) == (stage, labels)
         and all(("supervised", other, seed) in by for other in sets)
-    )  # fmt: skip
+    )
     if len(sets) < 2 or not seeds:
-        raise UserError("supervised results at several label counts are needed; run pipeline.py"
-                        " with other --labels, or --table label_efficiency")  # fmt: skip
+        raise UserError(
+            "supervised results at several label counts are needed; run pipeline.py"
+            " with other --labels, or --table label_efficiency"
+        )
     reference = np.array([[by["supervised", name, seed] for name in sets] for seed in seeds])
     values = np.array([by[stage, labels, seed] for seed in seeds])
     point, bounds = tables.worth(counts, reference, values)
@@ -263,9 +267,11 @@ def summary(run: Run) -> str:
     cards = ""
     by = groups(run.rows)
     for labels in dict.fromkeys(row["labels"] for row in run.rows):
-        stage = best if (labels, best) in by else winner(
-            [row for row in run.rows if row["labels"] == labels]
-        )  # fmt: skip
+        stage = (
+            best
+            if (labels, best) in by
+            else winner([row for row in run.rows if row["labels"] == labels])
+        )
         rows = by[labels, stage]
         name = f"{rows[0]['n_labels']:,} labels"
         got = accuracy(rows, run.n_test)
@@ -277,9 +283,10 @@ def summary(run: Run) -> str:
             told = "there are no test images with labels"
         lines = [f"<p class=big>{big}</p><p>To deploy: {escape(TITLES[stage])}; {told}.</p>"]
         values = {
-            other: value["mean"] for (given, other), several in by.items()
+            other: value["mean"]
+            for (given, other), several in by.items()
             if given == labels and other != stage and (value := accuracy(several, run.n_test))
-        }  # fmt: skip
+        }
         compared = {k: v for k, v in values.items() if k in ("supervised-student", "finetune")}
         better = {k: v for k, v in values.items() if got and v > got["mean"]}
         for title, some in {"For comparison": compared, "More accurate": better}.items():
@@ -320,20 +327,25 @@ def _data(run: Run) -> str:
 
 def results(run: Run) -> str:
     """The table of all label sets, mean and interval over the draws."""
-    columns = {key: value for key, value in tables.METRICS.items()
-               if any(key in row for row in run.rows)}  # fmt: skip
+    columns = {
+        key: value for key, value in tables.METRICS.items() if any(key in row for row in run.rows)
+    }
     grid = [["model", "labels", "parameters", *(title for title, _, _ in columns.values()), "n"]]
     dots = []
     for (labels, stage), rows in groups(run.rows).items():
-        line = [TITLES[stage], f"{rows[0]['n_labels']:,} ({spoken(labels)})",
-                f"{rows[0]['parameters']:,}"]  # fmt: skip
+        line = [
+            TITLES[stage],
+            f"{rows[0]['n_labels']:,} ({spoken(labels)})",
+            f"{rows[0]['parameters']:,}",
+        ]
         for key, (_, factor, digits) in columns.items():
             values = [factor * row[key] for row in rows if key in row]
             mean, half = tables.interval(values) if values else (None, None)
             line.append(
-                "missing" if mean is None else f"{mean:.{digits}f}"
-                + (f" ± {half:.{digits}f}" if half is not None else "")
-            )  # fmt: skip
+                "missing"
+                if mean is None
+                else f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")
+            )
         grid.append([*line, str(len(rows))])
         dots.append(stage)
     caption = (
@@ -347,10 +359,16 @@ def results(run: Run) -> str:
 def _left_out(run: Run) -> str:
     """The stage folders that are no row of the table although they were begun."""
     begun = sorted(path.parent.name for path in run.folder.glob("*/settings.json"))
-    text = "".join(missing(name, "unfinished; run the same command again")
-                   for name in begun if name not in run.metas)  # fmt: skip
-    old = [name for name, meta in run.metas.items()
-           if "result" in meta and meta["result"] not in run.rows]  # fmt: skip
+    text = "".join(
+        missing(name, "unfinished; run the same command again")
+        for name in begun
+        if name not in run.metas
+    )
+    old = [
+        name
+        for name, meta in run.metas.items()
+        if "result" in meta and meta["result"] not in run.rows
+    ]
     return text + "".join(
         missing(name, "left out, because what it was made from has been redone; redo it too")
         for name in sorted(old)
@@ -463,9 +481,17 @@ def views(run: Run, count: int = 6) -> str:
     count = min(count, len(images))
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     batches = Batches(
-        images, np.arange(len(images)), data, cfg.augment, accelerator,
-        seed=cfg.pretrain.seed, stage="pretrain", batch_size=count, views=2, clean=True,
-    )  # fmt: skip
+        images,
+        np.arange(len(images)),
+        data,
+        cfg.augment,
+        accelerator,
+        seed=cfg.pretrain.seed,
+        stage="pretrain",
+        batch_size=count,
+        views=2,
+        clean=True,
+    )
     batch = next(iter(batches.steps(0, 1)))
     assert batch.clean is not None
     first, second = batch.images.chunk(2)
@@ -558,10 +584,10 @@ def _classifier(found: Assessed) -> str:
     return text + figure(
         f"mistakes-{found.labels}",
         pictures.mistakes(_thumbnails(images[: len(kept)]), *of, confidence[kept]),
-        "Most confident mistakes: " + "; ".join(
-            f"{b} instead of {a}" for a, b in zip(*of, strict=True)),
+        "Most confident mistakes: "
+        + "; ".join(f"{b} instead of {a}" for a, b in zip(*of, strict=True)),
         f"The {len(kept)} most confident of {mistakes} mistakes of the {escape(name)}.",
-    )  # fmt: skip
+    )
 
 
 def _thumbnails(images: np.ndarray, side: int = 96) -> np.ndarray:
@@ -573,8 +599,11 @@ def _thumbnails(images: np.ndarray, side: int = 96) -> np.ndarray:
 def _map(found: Assessed) -> str:
     told = found.part("map")
     classes = list(found.told["about"]["classes"])
-    names = {"tsne": "t-SNE of the features", "umap": "UMAP of the features",
-             "tsne_pixels": "t-SNE of the pixels, to compare with"}  # fmt: skip
+    names = {
+        "tsne": "t-SNE of the features",
+        "umap": "UMAP of the features",
+        "tsne_pixels": "t-SNE of the pixels, to compare with",
+    }
     text = ""
     for method in sorted(told["methods"], key=list(names).index):
         points, targets = found.array(f"map/{method}"), found.array("map/targets")
@@ -621,24 +650,39 @@ def _corruptions(found: Assessed) -> str:
         f"corruptions-{found.labels}",
         pictures.robustness(
             np.array([told["accuracy"][stage][name] for name in names]),
-            names, told["clean"][stage],
+            names,
+            told["clean"][stage],
         ),
         f"Accuracy of the {TITLES[stage]} under {len(names)} corruptions at 5 severities,"
         f" mean {percent(told['mean'][stage])}%",
         f"The {escape(TITLES[stage])} on corrupted test images, n = {told['n_images']:,}; the"
         f" stronger the colour, the more is lost. Mean over all corruptions: {escape(means)}.",
-    )  # fmt: skip
+    )
 
 
 def _features(found: Assessed) -> str:
     about = found.told["about"]
-    head = ["features", "width", "labels", "logistic regression, top-1 %", "chosen",
-            "nearest neighbours, top-1 %"]  # fmt: skip
+    head = [
+        "features",
+        "width",
+        "labels",
+        "logistic regression, top-1 %",
+        "chosen",
+        "nearest neighbours, top-1 %",
+    ]
     grid = [head]
     for row in found.part("linear")["rows"]:
         layer = "encoder" if not row["layer"] else f"projection layer {row['layer']}"
-        grid.append([layer, str(row["width"]), f"{row['n_labels']:,} ({spoken(row['labels'])})",
-                     percent(row["top1"]), _chosen(row), percent(row["knn"])])  # fmt: skip
+        grid.append(
+            [
+                layer,
+                str(row["width"]),
+                f"{row['n_labels']:,} ({spoken(row['labels'])})",
+                percent(row["top1"]),
+                _chosen(row),
+                percent(row["knn"]),
+            ]
+        )
     caption = (
         f"Frozen features of {escape(about['encoder'])}; n = {about['n_test']:,} test images."
         " What was chosen was chosen on a held-out part of the training labels, where these are"
@@ -650,8 +694,9 @@ def _features(found: Assessed) -> str:
         told = found.part("clusters")
         grid = [["k-means on", "accuracy by matching %", "NMI", "ARI"]]
         for name, values in {"features": told, "pixels": told["pixels"]}.items():
-            grid.append([name, percent(values["accuracy"]), f"{values['nmi']:.3f}",
-                         f"{values['ari']:.3f}"])  # fmt: skip
+            grid.append(
+                [name, percent(values["accuracy"]), f"{values['nmi']:.3f}", f"{values['ari']:.3f}"]
+            )
         caption = (
             f"Clusters found on {told['n_images']:,} training images without labels, k ="
             f" {told['k']}, and compared with the classes of n = {about['n_test']:,} test images:"
@@ -714,16 +759,21 @@ def _unchanged(found: Assessed) -> str:
         return missing("Frozen networks", f"the assessment changed {', '.join(changed)}")
     return (
         f"<p>Hashes before and after the assessment are equal ({escape(', '.join(hashes))}):"
-        " nothing was trained.</p>" if hashes else ""
-    )  # fmt: skip
+        " nothing was trained.</p>"
+        if hashes
+        else ""
+    )
 
 
 def grids(run: Run) -> str:
     """The tables that ``pipeline.py --table`` filled."""
     folders = sorted(path.parent for path in run.folder.glob("tables/*/summary.json"))
     if not folders:
-        return missing("Tables", f"none was filled; pipeline.py --config"
-                       f" {run.folder / 'config.yaml'} --table label_efficiency does")  # fmt: skip
+        return missing(
+            "Tables",
+            f"none was filled; pipeline.py --config"
+            f" {run.folder / 'config.yaml'} --table label_efficiency does",
+        )
     return "".join(or_missing(f"Table {path.name}", _grid, path) for path in folders)
 
 
@@ -748,9 +798,15 @@ def _sizes(told: Mapping[str, Any]) -> str:
             continue
         mean, half = cell["mean"] / 100, (cell["half"] or 0) / 100
         panels.setdefault(cell["column"], []).append(
-            {"stage": cell["method"], "name": cell["row"], "parameters": cell["parameters"][0],
-             "mean": mean, "low": mean - half, "high": mean + half}
-        )  # fmt: skip
+            {
+                "stage": cell["method"],
+                "name": cell["row"],
+                "parameters": cell["parameters"][0],
+                "mean": mean,
+                "low": mean - half,
+                "high": mean + half,
+            }
+        )
     if len({p["parameters"] for points in panels.values() for p in points}) < 3:
         return ""
     kept = dict(list(panels.items())[:3])
@@ -768,8 +824,14 @@ def provenance(run: Run) -> str:
     commands = ""
     for labels in dict.fromkeys(row["labels"] for row in run.rows):
         seeds = sorted({row["seed"] for row in run.rows if row["labels"] == labels})
-        given = next((m["labels"]["given"] for m in run.metas.values()
-                      if m.get("result", {}).get("labels") == labels), labels)  # fmt: skip
+        given = next(
+            (
+                m["labels"]["given"]
+                for m in run.metas.values()
+                if m.get("result", {}).get("labels") == labels
+            ),
+            labels,
+        )
         commands += (
             f"for seed in {' '.join(map(str, seeds))}; do accelerate launch pipeline.py --config"
             f" {run.folder / 'config.yaml'} --labels {given} --seed $seed; done\n"

@@ -128,8 +128,11 @@ def learning_curves(
         runs: for every label set ("" where there is none) its runs, each the lines of
             ``metrics.jsonl``. One thin line per run; their mean, thick, where they log alike.
     """
-    shares = {"contrastive_top1": "partner found (%)", "top1": "right in batch (%)",
-              "agreement": "agrees with teacher (%)"}  # fmt: skip
+    shares = {
+        "contrastive_top1": "partner found (%)",
+        "top1": "right in batch (%)",
+        "agreement": "agrees with teacher (%)",
+    }
     lines = [line for several in runs.values() for run in several for line in run]
     share = next((key for key in shares if any(key in line for line in lines)), None)
     panels = {"loss": ("loss (nats)", 1.0)} | ({share: (shares[share], 100.0)} if share else {})
@@ -167,8 +170,15 @@ def learning_curves(
         if key == "loss" and len(chance) == 1:
             level = chance.pop()
             ax.axhline(level, color=INK, lw=0.8, ls=":")
-            ax.annotate("chance", (1, level), (-3, -3), ("axes fraction", "data"),
-                        textcoords="offset points", ha="right", va="top")  # fmt: skip
+            ax.annotate(
+                "chance",
+                (1, level),
+                (-3, -3),
+                ("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+            )
         ax.set(title=title, xlabel="updates", xlim=(0, max(line["step"] for line in lines)))
         if len(runs) > 1:
             _end_labels(ax, ends)
@@ -201,9 +211,14 @@ def _end_labels(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) 
         sample = [1.06, 1.13] if look.get("ls") else [1.085]
         ax.plot(sample, [place] * len(sample), **{"ls": "", **look}, **beside)
         ax.annotate(
-            name, (sample[-1], place), (6, 0), xycoords="axes fraction",
-            textcoords="offset points", va="center", annotation_clip=False,
-        )  # fmt: skip
+            name,
+            (sample[-1], place),
+            (6, 0),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="center",
+            annotation_clip=False,
+        )
 
 
 @_styled
@@ -309,8 +324,10 @@ def reliability(stage: str, confidence: np.ndarray, right: np.ndarray, bins: int
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
     there = counts > 0
-    mean = [np.bincount(place, weights=w, minlength=bins)[there] / counts[there]
-            for w in (confidence, right)]  # fmt: skip
+    mean = [
+        np.bincount(place, weights=w, minlength=bins)[there] / counts[there]
+        for w in (confidence, right)
+    ]
     figure = Figure(layout="constrained", figsize=(4.0, 3.9))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     _, color, marker = METHODS[stage]
@@ -343,8 +360,15 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     if n <= 20:
         for (row, column), count in np.ndenumerate(matrix):
             if count:
-                ax.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=8,
-                        color=_readable(float(strength[row, column])))  # fmt: skip
+                ax.text(
+                    column,
+                    row,
+                    f"{count:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=_readable(float(strength[row, column])),
+                )
     if n <= 40:
         turn = 90 if max(map(len, classes)) > 2 else 0
         ax.set_xticks(range(n), [_clip(name) for name in classes], rotation=turn)
@@ -373,8 +397,15 @@ def robustness(accuracy: np.ndarray, corruptions: Sequence[str], clean: float) -
     lost = np.clip(clean - table, 0, 1)
     ax.imshow(_tinted(WRONG, lost), aspect="auto", interpolation="none")
     for (row, column), value in np.ndenumerate(table):
-        ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8.5,
-                color=_readable(float(lost[row, column])))  # fmt: skip
+        ax.text(
+            column,
+            row,
+            f"{100 * value:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            color=_readable(float(lost[row, column])),
+        )
     ax.set_xticks(range(S + 1), [*map(str, range(1, S + 1)), "mean"])
     ax.set_yticks(range(K), names)
     ax.axvline(S - 0.5, color=INK, lw=0.8)
@@ -417,16 +448,24 @@ def feature_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) 
     # light and dark turns of the hues, so that neighbours differ in more than hue
     colors = mpl.colormaps["tab20"](np.linspace(0, 1, 20))[:, :3]
     ax.scatter(
-        *points.T, c=colors[labels % 20], s=max(2.0, min(14.0, 8000 / max(len(points), 1))), lw=0,
+        *points.T,
+        c=colors[labels % 20],
+        s=max(2.0, min(14.0, 8000 / max(len(points), 1))),
+        lw=0,
         rasterized=len(points) > 3000,
-    )  # fmt: skip
+    )
     if len(classes) <= 40:
         for label in np.unique(labels):
             x, y = np.median(points[labels == label], axis=0)
             ax.text(
-                x, y, _clip(str(classes[label])), ha="center", va="center", fontweight="bold",
+                x,
+                y,
+                _clip(str(classes[label])),
+                ha="center",
+                va="center",
+                fontweight="bold",
                 bbox={"boxstyle": "round,pad=0.15", "fc": PAPER, "ec": "none", "alpha": 0.8},
-            )  # fmt: skip
+            )
     ax.set(xticks=[], yticks=[], aspect="equal")
     _bare(ax)
     return figure
@@ -450,9 +489,12 @@ def pairs(images: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
 
 @_styled
 def mistakes(
-    images: np.ndarray, true: Sequence[str], predicted: Sequence[str], confidence: np.ndarray,
+    images: np.ndarray,
+    true: Sequence[str],
+    predicted: Sequence[str],
+    confidence: np.ndarray,
     columns: int = 4,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Images that were put in a wrong class, with that class, its probability and the true one.
 
     Args:
@@ -489,8 +531,14 @@ def retrieval(queries: np.ndarray, neighbours: np.ndarray, same: np.ndarray) -> 
         _put(ax, queries[row], 0, row, frame=INK)
         for column in range(K):
             right = bool(same[row, column])
-            _put(ax, neighbours[row, column], column + 1.4, row, frame=RIGHT if right else WRONG,
-                 cross=not right)  # fmt: skip
+            _put(
+                ax,
+                neighbours[row, column],
+                column + 1.4,
+                row,
+                frame=RIGHT if right else WRONG,
+                cross=not right,
+            )
     return figure
 
 
@@ -516,8 +564,14 @@ def _put(
     """Draw an image in its unit square, with a frame; a cross says so without colour."""
     a, b = 0.04, 0.96
     # without interpolation the pixels go into the file as they are, and are enlarged on show
-    ax.imshow(image, extent=(column + a, column + b, row + b, row + a), interpolation="none",
-              aspect="auto", vmin=0, vmax=1)  # fmt: skip
+    ax.imshow(
+        image,
+        extent=(column + a, column + b, row + b, row + a),
+        interpolation="none",
+        aspect="auto",
+        vmin=0,
+        vmax=1,
+    )
     ax.plot(np.array([a, b, b, a, a]) + column, np.array([a, a, b, b, a]) + row, color=frame, lw=1)
     if cross:
         ax.plot(column + 0.88, row + 0.14, "x", color=WRONG, markersize=5, mew=1.6)

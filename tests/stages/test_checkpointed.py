@@ -39,5 +39,9 @@ def test_no_bit_changes(tmp_path):
 
 def test_an_encoder_that_cannot_is_named(tmp_path):
     with pytest.raises(UserError, match="ResNet has batch norm, which checkpoint_activations"):
-        run(tmp_path, "--checkpoint_activations=true", "--model.encoder=test_resnet",
-            "--data.image_size=32")  # fmt: skip
+        run(
+            tmp_path,
+            "--checkpoint_activations=true",
+            "--model.encoder=test_resnet",
+            "--data.image_size=32",
+        )

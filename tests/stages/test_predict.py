@@ -15,17 +15,30 @@ from tests.support.photos import class_folders, process
 
 def test_as_in_the_evaluation(tmp_path, capsys):
     root = class_folders(tmp_path / "photos", 4, size=(50, 40))
-    data = Data(train=str(root), image_size=36, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
-                workers=0, test_fraction=0.4)  # fmt: skip
+    data = Data(
+        train=str(root),
+        image_size=36,
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.3, 0.4),
+        workers=0,
+        test_fraction=0.4,
+    )
     train, test = open_data(data, "1pct")
-    description = {"encoder": "simclr_resnet8_1x_sk0", "image_size": 36, "from_layer": 0,
-                   "head": {"layers": 1, "width": None, "out": 8}, "mean": list(data.mean),
-                   "std": list(data.std), "classes": list(train.classes)}  # fmt: skip
+    description = {
+        "encoder": "simclr_resnet8_1x_sk0",
+        "image_size": 36,
+        "from_layer": 0,
+        "head": {"layers": 1, "width": None, "out": 8},
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "classes": list(train.classes),
+    }
     torch.manual_seed(0)
     model = build_classifier(description)
     torch.nn.init.normal_(model.linear.weight)
-    folder = StageFolder(tmp_path / "run/distill", {"stage": "distill"}, force=False,
-                         accelerator=process())  # fmt: skip
+    folder = StageFolder(
+        tmp_path / "run/distill", {"stage": "distill"}, force=False, accelerator=process()
+    )
     folder.start("")
     folder.finish(model, {"kind": "classifier", **description})
 

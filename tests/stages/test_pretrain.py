@@ -169,8 +169,14 @@ def test_losses_of_the_stage(tmp_path):
         lines, _ = run_stage(tmp_path, accelerator, *options)
         assert lines[0]["negatives_per_anchor"] == negatives
         assert lines[0]["loss"] == pytest.approx(lines[0]["loss_of_chance"], rel=0.25)
-    lines, _ = run_stage(tmp_path, accelerator, "--run=sh", "--pretrain.loss=margin_triplet",
-                         "--pretrain.semi_hard=true", "--pretrain.margin=0.4")  # fmt: skip
+    lines, _ = run_stage(
+        tmp_path,
+        accelerator,
+        "--run=sh",
+        "--pretrain.loss=margin_triplet",
+        "--pretrain.semi_hard=true",
+        "--pretrain.margin=0.4",
+    )
     assert lines[0]["negatives_per_anchor"] == 1
     assert 0 < lines[0]["loss"] <= lines[0]["loss_of_chance"] == 0.8
 
@@ -194,12 +200,20 @@ STAGE = ["--pretrain.micro_batch=8", "--pretrain.loss=nt_logistic", "--pretrain.
 
 def work(rank, processes, folder):
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                   "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",
+    }
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes,
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=processes,
         timeout=timedelta(seconds=60),
-    )  # fmt: skip
+    )
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     b = B_ALL // processes
     own = views()[:, distributed.rank() * b : (distributed.rank() + 1) * b]

@@ -27,6 +27,9 @@ def class_folders(root: Path, per_class: int, classes: str = "abc", **options) -
 def process(index: int = 0, of: int = 1) -> SimpleNamespace:
     """What rooms ask of an Accelerator, as process ``index``."""
     return SimpleNamespace(
-        num_processes=of, process_index=index, is_main_process=index == 0,
-        device=torch.device("cpu"), wait_for_everyone=lambda: None,
-    )  # fmt: skip
+        num_processes=of,
+        process_index=index,
+        is_main_process=index == 0,
+        device=torch.device("cpu"),
+        wait_for_everyone=lambda: None,
+    )

@@ -16,11 +16,26 @@ def make_run(folder: Path, config: Config, *, draws: int = 3, labels=("1pct", "1
     """All methods at some label sets: ``meta.json``, ``metrics.jsonl``, ``config.yaml``."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump(config))
-    encoder = {"kind": "encoder", "stage": "pretrain", "encoder": "simclr_resnet8_2x_sk0",
-               "image_size": 8, "weights_sha256": "0", "seconds": 60.0, "git": "abc123",
-               "versions": {"torch": "2.15.0"}, "settings": {"precision": "no"}}  # fmt: skip
-    lines = [{"step": step, "loss": 10 - step / 100, "contrastive_top1": step / 400,
-              "loss_of_chance": 11.0} for step in (50, 100, 150)]  # fmt: skip
+    encoder = {
+        "kind": "encoder",
+        "stage": "pretrain",
+        "encoder": "simclr_resnet8_2x_sk0",
+        "image_size": 8,
+        "weights_sha256": "0",
+        "seconds": 60.0,
+        "git": "abc123",
+        "versions": {"torch": "2.15.0"},
+        "settings": {"precision": "no"},
+    }
+    lines = [
+        {
+            "step": step,
+            "loss": 10 - step / 100,
+            "contrastive_top1": step / 400,
+            "loss_of_chance": 11.0,
+        }
+        for step in (50, 100, 150)
+    ]
     _write(folder / "pretrain", encoder, lines)
     for stage in TITLES:
         for tag in labels if stage != "self-distill" else ():
@@ -30,13 +45,25 @@ def make_run(folder: Path, config: Config, *, draws: int = 3, labels=("1pct", "1
                 level = 0.98 if stage in ("finetune", "distill") else 0.72 if few else 0.96
                 small = stage in ("distill", "supervised-student")
                 result = {
-                    "stage": stage, "labels": tag, "n_labels": 14 if few else 144, "seed": seed,
+                    "stage": stage,
+                    "labels": tag,
+                    "n_labels": 14 if few else 144,
+                    "seed": seed,
                     "parameters": 78330 if small else 326378,
-                    "top1": level + 0.01 * rng.random(), "top5": 1.0, "nll": 0.1, "ece": 0.02,
+                    "top1": level + 0.01 * rng.random(),
+                    "top5": 1.0,
+                    "nll": 0.1,
+                    "ece": 0.02,
                     "seconds": 3.0,
-                }  # fmt: skip
-                meta = {**encoder, "kind": "classifier", "stage": stage, "classes": CLASSES,
-                        "labels": {"given": tag}, "result": result}  # fmt: skip
+                }
+                meta = {
+                    **encoder,
+                    "kind": "classifier",
+                    "stage": stage,
+                    "classes": CLASSES,
+                    "labels": {"given": tag},
+                    "result": result,
+                }
                 share = "agreement" if stage == "distill" else "top1"
                 lines = [{"step": step, "loss": 20 / step, share: 0.8} for step in (50, 100)]
                 _write(folder / f"{stage}-{tag}-seed{seed}", meta, lines)
@@ -62,8 +89,9 @@ def assess(run: Path, labels: str = "1pct", seed: int = 0) -> Path:
         "neighbours/query_positions": np.arange(12),
         "neighbours/query_targets": np.arange(12) % C,
         "neighbours/targets": (np.arange(12) % C)[:, None] + (rng.random((12, 8)) < 0.1),
-        "neighbours/query_images": images(12), "neighbours/images": images(12, 8),
-    }  # fmt: skip
+        "neighbours/query_images": images(12),
+        "neighbours/images": images(12, 8),
+    }
     for stage in stages:
         targets = rng.integers(0, C, T)
         wrong = rng.random(T) < 0.05
@@ -72,39 +100,97 @@ def assess(run: Path, labels: str = "1pct", seed: int = 0) -> Path:
         np.add.at(matrix, (targets, predictions), 1)
         confidence = rng.beta(9, 1, T)
         mistakes = np.flatnonzero(wrong)[np.argsort(-confidence[wrong])]
-        arrays |= {f"classifiers/{stage}/{name}": value for name, value in {
-            "targets": targets, "predictions": predictions, "confidence": confidence,
-            "confusion": matrix, "mistakes": mistakes, "mistake_images": images(len(mistakes)),
-        }.items()}  # fmt: skip
-    logistic = {"layer": 0, "width": 128, "labels": labels, "n_labels": 14, "top1": 0.95,
-                "top5": 1.0, "nll": 0.2, "ece": 0.03, "hyper": {"C": 0.1}, "chosen_by": "default",
-                "validation": None, "knn": 0.97}  # fmt: skip
+        arrays |= {
+            f"classifiers/{stage}/{name}": value
+            for name, value in {
+                "targets": targets,
+                "predictions": predictions,
+                "confidence": confidence,
+                "confusion": matrix,
+                "mistakes": mistakes,
+                "mistake_images": images(len(mistakes)),
+            }.items()
+        }
+    logistic = {
+        "layer": 0,
+        "width": 128,
+        "labels": labels,
+        "n_labels": 14,
+        "top1": 0.95,
+        "top5": 1.0,
+        "nll": 0.2,
+        "ece": 0.03,
+        "hyper": {"C": 0.1},
+        "chosen_by": "default",
+        "validation": None,
+        "knn": 0.97,
+    }
     told = {
-        "about": {"labels": labels, "n_labels": 14, "n_train": 1437, "n_test": T, "seed": seed,
-                  "classes": CLASSES, "encoder": "simclr_resnet8_2x_sk0", "image_size": 8},
-        "hashes": {"encoder": {"before": "a", "after": "a"}},
-        "seconds": {}, "failed": {"transfer": "no such folder or file: elsewhere"},
-        "linear": {"rows": [logistic, {**logistic, "layer": 1}], "best_layer": {labels: 0}},
-        "neighbours": {"k": 20, "temperature": 0.1, "same_class_at_1": 0.97,
-                       "same_class_at_8": 0.95},
-        "clusters": {"k": C, "n_images": T, "nmi": 0.9, "ari": 0.88, "accuracy": 0.93,
-                     "pixels": {"nmi": 0.7, "ari": 0.6, "accuracy": 0.75}},
-        "map": {"n": T, "methods": ["tsne", "tsne_pixels"]},
-        "classifiers": {stage: {"title": TITLES[stage], "top1": 0.95, "ece": 0.02}
-                        for stage in stages},
-        "corruptions": {
-            "n_images": T, "names": corruptions, "severities": [1, 2, 3, 4, 5],
-            "clean": dict.fromkeys(stages, 0.95), "mean": dict.fromkeys(stages, 0.8),
-            "accuracy": {stage: {name: sorted(rng.uniform(0.4, 0.95, 5), reverse=True)
-                                 for name in corruptions} for stage in stages},
+        "about": {
+            "labels": labels,
+            "n_labels": 14,
+            "n_train": 1437,
+            "n_test": T,
+            "seed": seed,
+            "classes": CLASSES,
+            "encoder": "simclr_resnet8_2x_sk0",
+            "image_size": 8,
         },
-        "ood": {"sets": {"noise": 360},
-                "auroc": {stage: {"noise": 0.91} for stage in stages},
-                "confidence": {stage: {"noise": 0.5, "test": 0.9} for stage in stages}},
-        "baselines": {"rows": [{"method": "label spreading", "input": "pixels", "top1": 0.85,
-                                "n_labels": 14, "n_unlabeled": 1423, "hyper": {},
-                                "chosen_by": "default", "validation": None}]},
-    }  # fmt: skip
+        "hashes": {"encoder": {"before": "a", "after": "a"}},
+        "seconds": {},
+        "failed": {"transfer": "no such folder or file: elsewhere"},
+        "linear": {"rows": [logistic, {**logistic, "layer": 1}], "best_layer": {labels: 0}},
+        "neighbours": {
+            "k": 20,
+            "temperature": 0.1,
+            "same_class_at_1": 0.97,
+            "same_class_at_8": 0.95,
+        },
+        "clusters": {
+            "k": C,
+            "n_images": T,
+            "nmi": 0.9,
+            "ari": 0.88,
+            "accuracy": 0.93,
+            "pixels": {"nmi": 0.7, "ari": 0.6, "accuracy": 0.75},
+        },
+        "map": {"n": T, "methods": ["tsne", "tsne_pixels"]},
+        "classifiers": {
+            stage: {"title": TITLES[stage], "top1": 0.95, "ece": 0.02} for stage in stages
+        },
+        "corruptions": {
+            "n_images": T,
+            "names": corruptions,
+            "severities": [1, 2, 3, 4, 5],
+            "clean": dict.fromkeys(stages, 0.95),
+            "mean": dict.fromkeys(stages, 0.8),
+            "accuracy": {
+                stage: {
+                    name: sorted(rng.uniform(0.4, 0.95, 5), reverse=True) for name in corruptions
+                }
+                for stage in stages
+            },
+        },
+        "ood": {
+            "sets": {"noise": 360},
+            "auroc": {stage: {"noise": 0.91} for stage in stages},
+            "confidence": {stage: {"noise": 0.5, "test": 0.9} for stage in stages},
+        },
+        "baselines": {
+            "rows": [
+                {
+                    "method": "label spreading",
+                    "input": "pixels",
+                    "top1": 0.85,
+                    "n_labels": 14,
+                    "n_unlabeled": 1423,
+                    "hyper": {},
+                    "chosen_by": "default",
+                    "validation": None,
+                }
+            ]
+        },
+    }
     folder = run / f"assess-{labels}-seed{seed}"
     folder.mkdir()
     (folder / "assess.json").write_text(json.dumps(told))
@@ -116,18 +202,38 @@ def fill_table(run: Path) -> Path:
     """What ``pipeline.py --table`` leaves, with a cell that failed and one that is missing."""
     rows, columns = ["supervised", "student"], ["1%", "10%"]
     lines = [
-        {"row": row, "column": column, "method": "distill", "labels": f"{column[:-1]}pct",
-         "seed": seed, "vary": {}, "folder": "", "message": "", "status": "done",
-         "result": {"top1": 0.9 + 0.01 * seed, "parameters": 78330, "n_labels": 14}}
-        for row in rows for column in columns for seed in (0, 1, 2)
-    ]  # fmt: skip
+        {
+            "row": row,
+            "column": column,
+            "method": "distill",
+            "labels": f"{column[:-1]}pct",
+            "seed": seed,
+            "vary": {},
+            "folder": "",
+            "message": "",
+            "status": "done",
+            "result": {"top1": 0.9 + 0.01 * seed, "parameters": 78330, "n_labels": 14},
+        }
+        for row in rows
+        for column in columns
+        for seed in (0, 1, 2)
+    ]
     for line in lines[-3:]:
         line |= {"status": "failed", "message": "the loss is nan <at> step 3", "result": {}}
     for line in lines[3:6]:
         line |= {"status": "missing", "result": {}}
-    table = {"name": "small", "title": "A small table", "metric": "top1", "rows": rows,
-             "columns": columns, "seeds": [0, 1, 2], "vary": {}, "against": "supervised",
-             "worth": None, "paper": None}  # fmt: skip
+    table = {
+        "name": "small",
+        "title": "A small table",
+        "metric": "top1",
+        "rows": rows,
+        "columns": columns,
+        "seeds": [0, 1, 2],
+        "vary": {},
+        "against": "supervised",
+        "worth": None,
+        "paper": None,
+    }
     folder = run / "tables" / "small"
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps(summarize(table, lines)))

@@ -100,15 +100,17 @@ def test_dump_and_print_config_can_be_loaded_again(tmp_path, path, capsys):
 # ---------------------------------------------------------------------------------------- refusals
 @pytest.mark.parametrize(
     ("wrong", "hint"),
-    [("--labls=1pct", "did you mean --labels?"),
-     ("--lab=1pct", "did you mean --labels?"),  # no abbreviations
-     ("--pretrain.tempature=1", "did you mean --pretrain.temperature?"),
-     ("--pretran.temperature=1", "did you mean --pretrain.temperature?"),
-     ("--modle.encoder=x", "did you mean --model.encoder?"),
-     ("--batch_size=64", "did you mean --pretrain.batch_size or --finetune.batch_size or"),
-     ("--pretrain.section=x", "unknown option --pretrain.section"),
-     ("--print_confg", "did you mean --print_config?")],
-)  # fmt: skip
+    [
+        ("--labls=1pct", "did you mean --labels?"),
+        ("--lab=1pct", "did you mean --labels?"),  # no abbreviations
+        ("--pretrain.tempature=1", "did you mean --pretrain.temperature?"),
+        ("--pretran.temperature=1", "did you mean --pretrain.temperature?"),
+        ("--modle.encoder=x", "did you mean --model.encoder?"),
+        ("--batch_size=64", "did you mean --pretrain.batch_size or --finetune.batch_size or"),
+        ("--pretrain.section=x", "unknown option --pretrain.section"),
+        ("--print_confg", "did you mean --print_config?"),
+    ],
+)
 def test_misspelt_flag(capsys, wrong, hint):
     message = refusal(capsys, wrong)
     assert f"unknown option {wrong.partition('=')[0]}" in message
@@ -117,32 +119,42 @@ def test_misspelt_flag(capsys, wrong, hint):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("labls: 1pct", "unknown option labls; did you mean labels?"),
-     ("pretrain:\n  tempature: 1", "unknown option pretrain.tempature; did you mean"
-                                   " pretrain.temperature?"),
-     ("pretran:\n  temperature: 1", "unknown option pretran.temperature; did you mean"
-                                    " pretrain.temperature?")],
-)  # fmt: skip
+    [
+        ("labls: 1pct", "unknown option labls; did you mean labels?"),
+        (
+            "pretrain:\n  tempature: 1",
+            "unknown option pretrain.tempature; did you mean pretrain.temperature?",
+        ),
+        (
+            "pretran:\n  temperature: 1",
+            "unknown option pretran.temperature; did you mean pretrain.temperature?",
+        ),
+    ],
+)
 def test_misspelt_key_in_a_recipe(capsys, tmp_path, text, says):
     assert says in refusal(capsys, "--config", recipe(tmp_path, text))
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("seed: three", "seed must be a whole number, got three"),
-     ("seed: true", "seed must be a whole number, got True"),
-     ("labels: 10", "labels must be text, got 10"),
-     ("pretrain:\n  batch_size: 3.7", "pretrain.batch_size must be a whole number, got 3.7"),
-     ("pretrain:\n  temperature: hot", "pretrain.temperature must be a number, got hot"),
-     ("finetune:\n  steps: many", "finetune.steps must be a whole number or null, got many"),
-     ("pretrain:\n  optimizer: adam", "pretrain.optimizer must be one of 'lars', 'sgd', 'adamw',"
-                                      " got adam"),
-     ("precision: no", "precision must be one of 'auto', 'no', 'bf16', got False"),
-     ("distill:\n  self_first: 3", "distill.self_first must be true or false, got 3"),
-     ("data:\n  mean: [1, 2]", "data.mean must be tuple with 3 elements"),
-     ("pretrain: 3", "pretrain must be a section of options, got 3"),
-     ("labels: 1pct\npretrain:", "pretrain must be a section of options, got None")],
-)  # fmt: skip
+    [
+        ("seed: three", "seed must be a whole number, got three"),
+        ("seed: true", "seed must be a whole number, got True"),
+        ("labels: 10", "labels must be text, got 10"),
+        ("pretrain:\n  batch_size: 3.7", "pretrain.batch_size must be a whole number, got 3.7"),
+        ("pretrain:\n  temperature: hot", "pretrain.temperature must be a number, got hot"),
+        ("finetune:\n  steps: many", "finetune.steps must be a whole number or null, got many"),
+        (
+            "pretrain:\n  optimizer: adam",
+            "pretrain.optimizer must be one of 'lars', 'sgd', 'adamw', got adam",
+        ),
+        ("precision: no", "precision must be one of 'auto', 'no', 'bf16', got False"),
+        ("distill:\n  self_first: 3", "distill.self_first must be true or false, got 3"),
+        ("data:\n  mean: [1, 2]", "data.mean must be tuple with 3 elements"),
+        ("pretrain: 3", "pretrain must be a section of options, got 3"),
+        ("labels: 1pct\npretrain:", "pretrain must be a section of options, got None"),
+    ],
+)
 def test_wrong_type(capsys, tmp_path, text, says):
     assert says in refusal(capsys, "--config", recipe(tmp_path, text))
 

@@ -160,8 +160,13 @@ def test_blur_is_the_convolution_at_every_size(H, W, radius, sigma):
 
 def test_operations_may_write_over_their_images():
     images = photos(4)
-    for name in ("adjust_brightness", "shift_brightness", "adjust_contrast", "adjust_saturation",
-                 "adjust_hue"):  # fmt: skip
+    for name in (
+        "adjust_brightness",
+        "shift_brightness",
+        "adjust_contrast",
+        "adjust_saturation",
+        "adjust_hue",
+    ):
         operation, amount = getattr(ops, name), torch.tensor([0.1, 0.2, 0.3, -0.1])
         before, want = images.clone(), operation(images, amount)
         assert torch.equal(images, before)

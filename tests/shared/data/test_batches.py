@@ -29,8 +29,9 @@ def folder(tmp_path_factory):
 
 
 def images_of(folder, loading="memory", **options) -> tuple[ImageSet, Data]:
-    data = Data(train=str(folder), image_size=8, loading=loading, workers=0, test_fraction=0.01,
-                **options)  # fmt: skip
+    data = Data(
+        train=str(folder), image_size=8, loading=loading, workers=0, test_fraction=0.01, **options
+    )
     open_splits.cache_clear()
     train, _ = open_data(data, "1pct")
     assert (train.pixels is None) == (loading == "workers")
@@ -210,8 +211,9 @@ def test_the_same_image_is_augmented_differently_in_every_pass(tmp_path, loading
 @pytest.mark.parametrize("loading", LOADINGS)
 def test_seed_and_stage_change_the_views(tmp_path, loading):
     root = make_folder(tmp_path, ["0.png"], size=(40, 40))
-    batches = [batches_of(root, loading, **options)
-               for options in ({}, {"seed": 4}, {"stage": "other"})]  # fmt: skip
+    batches = [
+        batches_of(root, loading, **options) for options in ({}, {"seed": 4}, {"stage": "other"})
+    ]
     images = [next(b.steps(0, 1)).images for b in batches]
     assert not torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])
@@ -307,8 +309,17 @@ def test_unreadable_image_stops_with_its_name(spoiled, workers):
 def test_unreadable_image_is_replaced_and_counted_once(spoiled, workers, capfd):
     train, data = images_of(spoiled, "workers", on_error="skip")
     data = replace(data, workers=workers)
-    batches = Batches(train, np.arange(N), data, VIEWS, process(), seed=0, stage="pretrain",
-                      batch_size=15, views=2)  # fmt: skip
+    batches = Batches(
+        train,
+        np.arange(N),
+        data,
+        VIEWS,
+        process(),
+        seed=0,
+        stage="pretrain",
+        batch_size=15,
+        views=2,
+    )
     bad = train.names.tolist().index("b/3.png")
     ids = torch.cat([batch.ids for batch in batches.steps(0, 4)]).tolist()  # two passes
     assert len(ids) == 60

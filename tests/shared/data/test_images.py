@@ -104,8 +104,16 @@ def test_exif_orientation_is_undone(orientation):
     upright = np.kron(COLOUR, np.ones((16, 16, 1), np.uint8))
     turned = upright.swapaxes(0, 1)
     # what is stored, so that showing it as EXIF 2.3 (table 6) says gives the upright image
-    ways = [upright, upright[:, ::-1], upright[::-1, ::-1], upright[::-1],
-            turned, turned[::-1], turned[::-1, ::-1], turned[:, ::-1]]  # fmt: skip
+    ways = [
+        upright,
+        upright[:, ::-1],
+        upright[::-1, ::-1],
+        upright[::-1],
+        turned,
+        turned[::-1],
+        turned[::-1, ::-1],
+        turned[:, ::-1],
+    ]
     stored = ways[orientation - 1]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -203,11 +211,17 @@ def test_metadata_csv_of_the_hub_gives_the_labels(tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [("nowhere/at/all", "no such folder or file"), ("./nowhere", "no such folder or file"),
-     ("missing.parquet", "no such folder or file"), ("", "is not a"),
-     ("no-such/data-set", "no folder or file is called 'no-such/data-set', and the hub cannot be"
-                          " reached")],
-)  # fmt: skip
+    [
+        ("nowhere/at/all", "no such folder or file"),
+        ("./nowhere", "no such folder or file"),
+        ("missing.parquet", "no such folder or file"),
+        ("", "is not a"),
+        (
+            "no-such/data-set",
+            "no folder or file is called 'no-such/data-set', and the hub cannot be reached",
+        ),
+    ],
+)
 def test_no_such_source(source, says):
     assert says in error_of(source)
 
@@ -291,10 +305,12 @@ def hub(monkeypatch, labels: dict[str, dict[str, datasets.ClassLabel]], rows: di
     """Let the hub have this data set; what it was asked for is returned."""
     asked = []
     features = datasets.Features({image: datasets.Image(), **labels})
-    splits = datasets.DatasetDict({
-        split: datasets.Dataset.from_dict({image: STRUCTS, **columns}, features=features)
-        for split, columns in rows.items()
-    })  # fmt: skip
+    splits = datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict({image: STRUCTS, **columns}, features=features)
+            for split, columns in rows.items()
+        }
+    )
 
     def load_dataset(*args, split=None, **options):
         asked.append((*args, split))
@@ -319,8 +335,11 @@ def test_hub_with_other_column_names(monkeypatch):
 def test_hub_test_split_without_labels_is_passed_over(monkeypatch):
     """As ILSVRC/imagenet-1k: the test labels are all -1, validation has them."""
     kinds = {"label": datasets.ClassLabel(names=["cat", "dog"])}
-    rows = {"train": {"label": HALVES}, "test": {"label": [-1] * 20},
-            "validation": {"label": HALVES[::-1]}}  # fmt: skip
+    rows = {
+        "train": {"label": HALVES},
+        "test": {"label": [-1] * 20},
+        "validation": {"label": HALVES[::-1]},
+    }
     hub(monkeypatch, kinds, rows)
     train, test = opened("ILSVRC/imagenet-1k")
     assert len(train) == 20
@@ -339,8 +358,10 @@ def test_hub_without_any_labeled_test_split_holds_some_out(monkeypatch):
 
 def test_hub_with_two_label_columns(monkeypatch):
     """As cifar100: fine_label, coarse_label."""
-    kinds = {"fine_label": datasets.ClassLabel(names=["cat", "dog"]),
-             "coarse_label": datasets.ClassLabel(names=["animal"])}  # fmt: skip
+    kinds = {
+        "fine_label": datasets.ClassLabel(names=["cat", "dog"]),
+        "coarse_label": datasets.ClassLabel(names=["animal"]),
+    }
     hub(monkeypatch, kinds, {"train": {"fine_label": HALVES, "coarse_label": [0] * 20}})
     message = error_of("cifar100")
     assert "several label columns: fine_label, coarse_label" in message
@@ -542,8 +563,11 @@ def test_images_are_found_by_the_end_of_their_path(tmp_path):
 def test_held_out_images_are_known_but_not_for_training(tmp_path):
     splits = opened(class_folders(tmp_path, 10))
     assert find(splits, [splits.test.names[0]], tmp_path).tolist() == [-1]
-    flat = opened(make_folder(tmp_path / "t", ["train/a/0.png", "train/b/1.png", "test/a/0.png",
-                                               "test/b/2.png"]))  # fmt: skip
+    flat = opened(
+        make_folder(
+            tmp_path / "t", ["train/a/0.png", "train/b/1.png", "test/a/0.png", "test/b/2.png"]
+        )
+    )
     with pytest.raises(UserError, match="several"):
         find(flat, ["0.png"], tmp_path)
 

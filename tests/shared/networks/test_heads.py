@@ -478,9 +478,15 @@ def test_a_huge_encoder_costs_nothing_on_the_meta_device():
 # ------------------------------------------------------------------------------------ batch norm
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("simclr_resnet8_1x_sk0", 0), ("simclr_resnet50_1x_sk1", 0), ("simclr_resnet18_1x_sk0_se", 0),
-     ("resnet18", 0), ("mobilenetv3_small_050", None), ("vit_tiny_patch16_224", 0)],
-)  # fmt: skip
+    [
+        ("simclr_resnet8_1x_sk0", 0),
+        ("simclr_resnet50_1x_sk1", 0),
+        ("simclr_resnet18_1x_sk0_se", 0),
+        ("resnet18", 0),
+        ("mobilenetv3_small_050", None),
+        ("vit_tiny_patch16_224", 0),
+    ],
+)
 def test_folded_batch_norm_changes_nothing(name, left):
     """In ours and timm's; where a norm is no plain one, as in MobileNet, it stays."""
     torch.manual_seed(0)

@@ -33,12 +33,21 @@ from stages import pretrain
 
 BOTH, ALONE = "batch+memory", "memory"
 TINY = [
-    "--model.encoder=simclr_resnet8_1x_sk0", "--model.head_layers=2", "--model.head_width=32",
-    "--model.head_out=16", "--pretrain.batch_size=32", "--pretrain.warmup_epochs=0",
-    "--pretrain.optimizer=sgd", "--pretrain.learning_rate=0.05", "--pretrain.temperature=0.2",
-    "--pretrain.log_every_steps=1", "--pretrain.memory=64", "--pretrain.memory_momentum=0.9",
-    "--precision=no", "--threads=1",
-]  # fmt: skip
+    "--model.encoder=simclr_resnet8_1x_sk0",
+    "--model.head_layers=2",
+    "--model.head_width=32",
+    "--model.head_out=16",
+    "--pretrain.batch_size=32",
+    "--pretrain.warmup_epochs=0",
+    "--pretrain.optimizer=sgd",
+    "--pretrain.learning_rate=0.05",
+    "--pretrain.temperature=0.2",
+    "--pretrain.log_every_steps=1",
+    "--pretrain.memory=64",
+    "--pretrain.memory_momentum=0.9",
+    "--precision=no",
+    "--threads=1",
+]
 
 
 class Recorder(Memory):
@@ -289,9 +298,16 @@ def test_the_stage_is_the_method_written_by_hand(negatives, tmp_path, monkeypatc
     images = open_data(config.data, config.labels).train
     accelerator = Accelerator(cpu=True)
     batches = Batches(
-        images, np.arange(len(images)), config.data, config.augment, accelerator,
-        seed=cfg.seed, stage="pretrain", batch_size=32, views=2,
-    )  # fmt: skip
+        images,
+        np.arange(len(images)),
+        config.data,
+        config.augment,
+        accelerator,
+        seed=cfg.seed,
+        stage="pretrain",
+        batch_size=32,
+        views=2,
+    )
     seed_torch(cfg.seed, "pretrain")
     f_q = build_contrastive(network_meta(config.model, config.data)).train()
     f_k = copy.deepcopy(f_q)
@@ -337,8 +353,11 @@ def test_the_stage_is_the_method_written_by_hand(negatives, tmp_path, monkeypatc
 @pytest.mark.parametrize("negatives", [BOTH, ALONE])
 def test_an_interrupted_run_goes_on_to_the_same_bits(negatives, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "Memory", Recorder)
-    arguments = ["--pretrain.steps=10", "--pretrain.checkpoint_every_steps=5",
-                 f"--pretrain.negatives={negatives}"]  # fmt: skip
+    arguments = [
+        "--pretrain.steps=10",
+        "--pretrain.checkpoint_every_steps=5",
+        f"--pretrain.negatives={negatives}",
+    ]
     whole = run(tmp_path / "whole", *arguments)
     memory = Recorder.made.state_dict()
 
@@ -376,15 +395,19 @@ def test_the_artifact_depends_on_the_memory(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pretrain.memory=50"], "pretrain.memory must be 0 or a multiple of"
-         " pretrain.batch_size=32, got 50"),
+        (
+            ["--pretrain.memory=50"],
+            "pretrain.memory must be 0 or a multiple of pretrain.batch_size=32, got 50",
+        ),
         (["--pretrain.memory=-32"], "got -32"),
         (["--pretrain.memory_momentum=1"], "pretrain.memory_momentum must be in [0, 1), got 1"),
-        (["--pretrain.memory=0", "--pretrain.negatives=memory"],
-         "greater than 0 with pretrain.negatives=memory"),
+        (
+            ["--pretrain.memory=0", "--pretrain.negatives=memory"],
+            "greater than 0 with pretrain.negatives=memory",
+        ),
         (["--pretrain.negatives=queue"], "pretrain.negatives must be one of"),
     ],
-)  # fmt: skip
+)
 def test_wrong_options_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
         pretrain.main([*TINY, *arguments])
@@ -443,8 +466,13 @@ def steps_in_float64(wrap, mode):
 
 
 def stage_in_float32(output, mode, accelerator):
-    arguments = [*TINY, f"--output={output}", "--pretrain.steps=4", f"--pretrain.negatives={mode}",
-                 f"--run={mode.replace('+', '-')}"]  # fmt: skip
+    arguments = [
+        *TINY,
+        f"--output={output}",
+        "--pretrain.steps=4",
+        f"--pretrain.negatives={mode}",
+        f"--run={mode.replace('+', '-')}",
+    ]
     folder = pretrain.run(load_config(arguments, "", ""), accelerator)
     return {
         "losses": torch.tensor([line["loss"] for line in logged(folder)]),
@@ -455,12 +483,20 @@ def stage_in_float32(output, mode, accelerator):
 
 def work(rank, processes, folder):
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-                   "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",
+    }
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes,
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=processes,
         timeout=timedelta(seconds=60),
-    )  # fmt: skip
+    )
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     assert accelerator.num_processes == processes
     pretrain.Memory = Recorder

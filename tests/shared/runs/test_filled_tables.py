@@ -15,7 +15,7 @@ TINY = [
     "--finetune.steps=2", "--supervised.steps=2", "--supervised.warmup_epochs=0",
     "--distill.steps=2", "--distill.batch_size=32", "--distill.warmup_epochs=0", "--precision=no",
     "--threads=1",
-]  # fmt: skip
+]
 TABLE = {
     "title": "Toy",
     "base": {"supervised.steps": 1},  # the flag above wins
@@ -62,9 +62,9 @@ def test_fills_and_shares(filled):
         "finetune.from_layer must be 0 to 3 (model.head_layers), got 7"
     }
     names = [f"{m}-{t}-seed{s}" for m in ("finetune", "supervised") for t in ("1pct", "10pct")
-             for s in (0, 1)]  # fmt: skip
+             for s in (0, 1)]
     students = [f"variants/distill.images-labeled/distill-{t}-seed{s}" for t in ("1pct", "10pct")
-                for s in (0, 1)]  # fmt: skip
+                for s in (0, 1)]
     assert sorted(made(filled)) == sorted(f"digits/{n}" for n in ["pretrain", *names, *students])
     folder = filled / "digits/tables/toy"
     assert "failed [1]" in (folder / "table.md").read_text()

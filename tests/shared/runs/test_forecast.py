@@ -17,7 +17,7 @@ from shared.runs.forecast import Counts, forecast, known_counts, measure_size, n
 from shared.networks.build import build_contrastive, network_meta
 
 TINY = ["--pretrain.batch_size=32", "--distill.batch_size=32", "--supervised.batch_size=8",
-        "--linear.batch_size=8", "--finetune.batch_size=8", "--precision=no"]  # fmt: skip
+        "--linear.batch_size=8", "--finetune.batch_size=8", "--precision=no"]
 
 
 def config_of(*flags):
@@ -122,7 +122,7 @@ def test_the_papers_networks(monkeypatch):
     assert len(set(forecasting.PAPER)) == 13
     monkeypatch.setattr(forecasting, "PAPER", [(50, 1, 0), (50, 1, 1)])
     config = config_of("--pretrain.epochs=800", "--data.image_size=224", "--model.head_width=null",
-                       "--model.head_out=128")  # fmt: skip
+                       "--model.head_out=128")
     text = paper_table(config, Accelerator(cpu=True), 1_281_167, 1e12)
     assert text.count("simclr_resnet") == 2
     smallest = next(line for line in text.splitlines() if "resnet50_1x_sk0" in line)

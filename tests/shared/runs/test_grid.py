@@ -21,7 +21,7 @@ def config():
 def write(folder, **table):
     file = folder / "mine.yaml"
     whole = {"title": "T", "rows": {"a": {"method": "finetune"}},
-             "columns": {"1%": {"labels": "1pct"}}, **table}  # fmt: skip
+             "columns": {"1%": {"labels": "1pct"}}, **table}
     file.write_text(
         yaml.safe_dump({k: v for k, v in whole.items() if v != "left out"}, sort_keys=False)
     )
@@ -180,7 +180,7 @@ def test_unknown_table(tmp_path):
 
 def test_damaged_lines_are_named(tmp_path, capsys):
     good = ('{"row": "a", "column": "b", "method": "m", "labels": "1pct", "seed": 0, "vary": {},'
-            ' "status": "missing", "message": "", "folder": "", "result": {}}')  # fmt: skip
+            ' "status": "missing", "message": "", "folder": "", "result": {}}')
     file = tmp_path / "cells.jsonl"
     file.write_text(f'{good}\n{{"row": \n[1]\n{good}\n')
     assert len(read_cells(file)) == 2

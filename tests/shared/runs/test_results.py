@@ -15,7 +15,7 @@ from shared.runs.results import TITLES, collect, table, write_results
 def row(stage="finetune", labels="1pct", seed=0, **changes) -> dict:
     return {"stage": stage, "labels": labels, "n_labels": 14, "seed": seed, "parameters": 12345,
             "top1": 0.5, "top5": 0.9, "nll": 1.25, "ece": 0.125, "seconds": 61.4,
-            **changes}  # fmt: skip
+            **changes}
 
 
 def cells(text: str) -> list[list[str]]:
@@ -27,9 +27,9 @@ def cells(text: str) -> list[list[str]]:
 def test_one_row():
     head, line = cells(table([row()]))
     assert head == ["model", "labels", "parameters", "top-1 %", "top-5 %", "NLL", "ECE %",
-                    "seconds"]  # fmt: skip
+                    "seconds"]
     assert line == ["fine-tuned teacher", "1pct (14)", "12,345", "50.0", "90.0", "1.250", "12.5",
-                    "61"]  # fmt: skip
+                    "61"]
 
 
 def test_several_seeds_become_mean_and_spread():
@@ -79,7 +79,7 @@ def test_pure():
 def run(tmp_path):
     """Finished artifacts as the stages leave them, in no order, one not finished."""
     rows = [row(stage, labels, seed, n_labels=n) for labels, n in (("10pct", 144), ("1pct", 14))
-            for seed in (1, 0) for stage in TITLES]  # fmt: skip
+            for seed in (1, 0) for stage in TITLES]
     random.Random(0).shuffle(rows)
     base = {"encoder": "x", "image_size": 8, "weights_sha256": "0"}
     for r in rows:
@@ -105,7 +105,7 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
 
     def artifact(name: str, weights: str, parent: str | None = None, of: str = "", **more) -> None:
         meta = {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": weights,
-                "settings": {"parent": of}, "parent": parent, "stage": name, **more}  # fmt: skip
+                "settings": {"parent": of}, "parent": parent, "stage": name, **more}
         write_atomically(tmp_path / "run" / name / "meta.json", json.dumps(meta))
 
     def stages() -> list[str]:
@@ -133,7 +133,7 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
     assert stages() == ["supervised", "finetune", "self-distill", "distill"]
     write_atomically(tmp_path / "run/linear/meta.json", json.dumps(
         {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": "l1",
-         "settings": {"parent": "o1"}, "result": row("linear")}))  # fmt: skip
+         "settings": {"parent": "o1"}, "result": row("linear")}))
     assert stages() == everything
 
 

@@ -70,14 +70,14 @@ TABLE = {
     "columns": {"1%": {}, "100%": {}}, "seeds": (0, 1, 2), "vary": {}, "metric": "top1",
     "against": "a", "worth": "a",
     "paper": {"source": "a paper", "cells": {"a": {"1%": 12.5, "10%": 50.0}}},
-}  # fmt: skip
+}
 
 
 def line(row, column, seed, top1=None, status="done", message=""):
     result = {"n_labels": 14, "parameters": 1000, "top1": top1} if top1 is not None else {}
     return {"row": row, "column": column, "method": "finetune", "seed": seed, "vary": {},
             "labels": column.replace("%", "pct"), "status": status, "message": message,
-            "folder": f"finetune-{seed}", "result": result}  # fmt: skip
+            "folder": f"finetune-{seed}", "result": result}
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def lines():
     cells = []
     for seed in range(3):
         cells += [line("a", "1%", seed, 0.5 + seed / 10), line("a", "100%", seed, 0.9 + seed / 100),
-                  line("b_1", "1%", seed, 0.6 + seed / 10)]  # fmt: skip
+                  line("b_1", "1%", seed, 0.6 + seed / 10)]
     cells += [line("b_1", "100%", 0, 0.95), line("b_1", "100%", 1, status="missing"),
-              line("b_1", "100%", 2, status="failed", message="too bad | so sad")]  # fmt: skip
+              line("b_1", "100%", 2, status="failed", message="too bad | so sad")]
     for seed in range(3):
         cells.append(line("c", "1%", seed, status="failed", message="impossible"))
         cells.append(line("c", "100%", seed, status="missing"))

@@ -103,8 +103,13 @@ def test_meta_is_written_last(tmp_path, monkeypatch):
     stage = folder(tmp_path)
     stage.start("")
     stage.finish(network(), META)
-    assert written == ["config.yaml", "config.yaml", "settings.json", "model.safetensors",
-                       "meta.json"]  # fmt: skip
+    assert written == [
+        "config.yaml",
+        "config.yaml",
+        "settings.json",
+        "model.safetensors",
+        "meta.json",
+    ]
 
 
 def test_an_artifact_of_an_earlier_version_lacks_options_that_are_left_alone(tmp_path):
@@ -419,11 +424,16 @@ def test_wandb_gets_every_line_of_every_stage(tmp_path):
         for step in (2, 4):
             log.write(step, loss=step / 8)
         log.close()
-    shown = [(stage, line[f"{stage}/step"], line[f"{stage}/loss"])
-             for stage, line in zip(["pretrain"] * 2 + ["finetune"] * 2, wandb.history, strict=True)
-             ]  # fmt: skip
-    assert shown == [("pretrain", 2, 0.25), ("pretrain", 4, 0.5), ("finetune", 2, 0.25),
-                     ("finetune", 4, 0.5)]  # fmt: skip
+    shown = [
+        (stage, line[f"{stage}/step"], line[f"{stage}/loss"])
+        for stage, line in zip(["pretrain"] * 2 + ["finetune"] * 2, wandb.history, strict=True)
+    ]
+    assert shown == [
+        ("pretrain", 2, 0.25),
+        ("pretrain", 4, 0.5),
+        ("finetune", 2, 0.25),
+        ("finetune", 4, 0.5),
+    ]
     assert wandb.axes == {"pretrain/*": "pretrain/step", "finetune/*": "finetune/step"}
 
 

@@ -114,8 +114,10 @@ def work(rank, processes, folder):
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_together_equal_one(processes, tmp_path):
     mp.spawn(work, (processes, str(tmp_path)), nprocs=processes)
-    alone = {loss: train_step(loss, distributed.gather_with_grad, *model_and_views())
-             for loss in (nt_xent, nt_logistic, mined_triplet)}  # fmt: skip
+    alone = {
+        loss: train_step(loss, distributed.gather_with_grad, *model_and_views())
+        for loss in (nt_xent, nt_logistic, mined_triplet)
+    }
     expected_loss, expected = alone[nt_xent]
     arrays, _ = golden.load("multi_replica.npz")
     case = {2: "r2_b4_d16_t0.1", 4: "r4_b2_d8_t0.5"}[processes]

@@ -112,8 +112,13 @@ def test_predict_sees_labeled_images_in_eval_mode():
 def predict_on_one_of_two(rank, folder):
     """Two processes, three images: the second test set leaves process 1 without any."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2

@@ -27,9 +27,10 @@ from shared.training.stage import (
 # -------------------------------------------------------------------------------------- checkpoints
 def keeper(saved: list[int], every: int = 2, total: int = 5) -> Keeper:
     folder = SimpleNamespace(
-        stage="finetune", last_checkpoint=lambda: "state/2.safetensors",
+        stage="finetune",
+        last_checkpoint=lambda: "state/2.safetensors",
         save_state=lambda step, *rest: saved.append(step),
-    )  # fmt: skip
+    )
     accelerator = SimpleNamespace(unwrap_model=lambda model: model)
     return Keeper(folder, every, total, SimpleNamespace(), accelerator, 0.0)
 
@@ -92,7 +93,7 @@ def test_fine_tuning_and_distillation_crop_and_flip_alone():
     """No colour and no blur (SPEC 10), whatever the recipe says of pretraining's."""
     assert {Finetune().augmentation, Linear().augmentation, Distill().augmentation} == {"crop"}
     recipe = Augmentation(jitter=1.0, grayscale=1.0, blur=1.0, rotate=10, crop_area=(0.3, 1.0))
-    ours = policy(recipe, "crop")
+    ours = augmentation_for(recipe, "crop")
     assert (ours.flip, ours.rotate, ours.crop_area) == (0.5, 10, (0.3, 1.0))
     images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     still = augmentation_for(Augmentation(jitter=1.0, grayscale=1.0, blur=1.0), "crop")
@@ -101,8 +102,8 @@ def test_fine_tuning_and_distillation_crop_and_flip_alone():
     same = [torch.equal(view, image) for view, image in zip(views, images, strict=True)]
     assert sum(flipped) + sum(same) == 64
     assert 10 < sum(flipped) < 54
-    assert policy(recipe, "full") == recipe
-    assert policy(recipe, "none") is None
+    assert augmentation_for(recipe, "full") == recipe
+    assert augmentation_for(recipe, "none") is None
 
 
 # ------------------------------------------------------------------------------------------ models

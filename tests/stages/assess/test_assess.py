@@ -23,13 +23,23 @@ from tests.support.photos import class_folders
 
 STAGES = ("pretrain", "finetune", "supervised", "linear", "distill")
 TINY = [
-    "--run=r", "--precision=no", "--threads=1", "--data.image_size=8", "--data.workers=0",
-    "--model.encoder=simclr_resnet8_1x_sk0", "--model.head_width=8", "--model.head_out=8",
-    "--model.head_layers=2", "--distill.student=simclr_resnet8_1x_sk0",
-    *(f"--{stage}.{option}" for stage in STAGES
-      for option in ("steps=2", "batch_size=8", "warmup_epochs=0")),
+    "--run=r",
+    "--precision=no",
+    "--threads=1",
+    "--data.image_size=8",
+    "--data.workers=0",
+    "--model.encoder=simclr_resnet8_1x_sk0",
+    "--model.head_width=8",
+    "--model.head_out=8",
+    "--model.head_layers=2",
+    "--distill.student=simclr_resnet8_1x_sk0",
+    *(
+        f"--{stage}.{option}"
+        for stage in STAGES
+        for option in ("steps=2", "batch_size=8", "warmup_epochs=0")
+    ),
     "--labels=3perclass",
-]  # fmt: skip
+]
 DONE = [part for part in ASSESSMENTS if part != "transfer"]  # by default
 
 
@@ -201,8 +211,14 @@ def test_the_table_is_printed(assessed, photos, capsys):
     assert call(assessed, photos, *other) == 0
     printed = capsys.readouterr().out
     assert "assess: already done" in printed
-    for words in ("head, layer 2 (8)", "k-means", "AUROC noise", "fine-tuned teacher",
-                  "label spreading", "linear evaluation on"):  # fmt: skip
+    for words in (
+        "head, layer 2 (8)",
+        "k-means",
+        "AUROC noise",
+        "fine-tuned teacher",
+        "label spreading",
+        "linear evaluation on",
+    ):
         assert words in printed
     assert (folder(assessed) / "assess.json").read_bytes() == before
 
@@ -382,8 +398,13 @@ def test_two_processes_measure_the_same(assessed, photos, copy):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     other = photos.parent / "other"
     (copy / "r").rename(copy / "digits")  # the recipe's name: torchrun takes --run for its own
-    options = [*TINY[1:], f"--data.train={photos}", f"--output={copy}", f"--assess.ood={other}",
-               f"--assess.transfer={other}"]  # fmt: skip
+    options = [
+        *TINY[1:],
+        f"--data.train={photos}",
+        f"--output={copy}",
+        f"--assess.ood={other}",
+        f"--assess.transfer={other}",
+    ]
     command = [*launcher, "-m", "stages.assess", *options]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False

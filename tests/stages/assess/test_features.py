@@ -52,9 +52,13 @@ class Group:
             return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
 
         return SimpleNamespace(
-            num_processes=self.of, process_index=index, is_main_process=index == 0,
-            device=torch.device("cpu"), pad_across_processes=pad, gather=gather,
-        )  # fmt: skip
+            num_processes=self.of,
+            process_index=index,
+            is_main_process=index == 0,
+            device=torch.device("cpu"),
+            pad_across_processes=pad,
+            gather=gather,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -193,12 +197,18 @@ def test_baselines_are_four_and_say_what_they_saw(monkeypatch):
     monkeypatch.setattr(features, "SVM_IMAGES", 5)
     table = features.classical_baselines(train, known, test, wanted, 0)
     assert [(row["method"], row["n_labels"], row["n_unlabeled"]) for row in table] == [
-        ("logistic regression", 6, 0), ("support vector machine", 5, 0),
-        ("self-training", 6, 34), ("label spreading", 6, 34),
-    ]  # fmt: skip
+        ("logistic regression", 6, 0),
+        ("support vector machine", 5, 0),
+        ("self-training", 6, 34),
+        ("label spreading", 6, 34),
+    ]
     assert all(row["top1"] > 0.9 for row in table)
-    assert [row["chosen_by"] for row in table] == ["validation", "default", "validation",
-                                                   "validation"]  # fmt: skip
+    assert [row["chosen_by"] for row in table] == [
+        "validation",
+        "default",
+        "validation",
+        "validation",
+    ]
     full = features.classical_baselines(train, targets, test, wanted, 0)
     assert [row["method"] for row in full] == ["logistic regression", "support vector machine"]
     # test labels score and nothing else

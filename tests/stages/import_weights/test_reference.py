@@ -468,8 +468,10 @@ def test_computation_graph_tells(golden_checkpoints, tmp_path, layer, stopped):
     nodes = [("base_model/final_avg_pool", "Mean", [])]
     for j in range(3):
         scope, before = f"head_contrastive/nl_{j}/dense", nodes[-1][0]
-        nodes += [(f"{scope}/MatMul", "MatMul", [f"{before}:0", f"{scope}/kernel/read"]),
-                  (f"{scope}/Relu", "Relu", [f"{scope}/MatMul", "^base_model/init"])]  # fmt: skip
+        nodes += [
+            (f"{scope}/MatMul", "MatMul", [f"{before}:0", f"{scope}/kernel/read"]),
+            (f"{scope}/Relu", "Relu", [f"{scope}/MatMul", "^base_model/init"]),
+        ]
     top = nodes[2 * layer][0]
     if stopped:
         nodes.append(("StopGradient", "StopGradient", [top]))
@@ -493,8 +495,11 @@ def test_a_head_that_never_moved_is_not_taken(golden_checkpoints, tmp_path):
     names = ["head_contrastive/nl_0/batch_normalization/gamma"]
     source = open_checkpoint(golden_checkpoints / TF1)
     ones = np.ones(512, np.float32)
-    tensors = [(k, ones if k in names else source.read(k))
-               for k, e in source.entries.items() if e.dtype == 1]  # fmt: skip
+    tensors = [
+        (k, ones if k in names else source.read(k))
+        for k, e in source.entries.items()
+        if e.dtype == 1
+    ]
     assert run(write_tensors(tmp_path / "ckpt", tensors), tmp_path / "out") == 0
     assert meta_of(tmp_path / "out")["from_layer"] == 0
 
@@ -607,7 +612,7 @@ def test_moving_average_is_a_choice(golden_checkpoints, tmp_path, capsys):
         ("head_supervised/linear_layer/dense/bias", "linear/bias"),
         ("head_supervised/linear_layer/dense/kernel", "linear/kernel"),
     ],
-)  # fmt: skip
+)
 def test_missing_variable_is_named(golden_checkpoints, tmp_path, capsys, key, named):
     def change(entries):
         for name in (key, f"{key}/Momentum"):
@@ -748,16 +753,30 @@ def imported(golden_checkpoints, tmp_path_factory):
 
 
 def test_stages_start_from_it(imported, tmp_path):
-    few = [f"--output={tmp_path}", "--data.image_size=32", "--data.test_fraction=0.01",
-           "--labels=1perclass", "--precision=no", "--threads=1"]  # fmt: skip
-    tune = [f"--finetune.init={imported / 'encoder'}", "--finetune.steps=2",
-            "--finetune.batch_size=2", "--finetune.from_layer=1",
-            "--finetune.linear_init=zero"]  # fmt: skip
+    few = [
+        f"--output={tmp_path}",
+        "--data.image_size=32",
+        "--data.test_fraction=0.01",
+        "--labels=1perclass",
+        "--precision=no",
+        "--threads=1",
+    ]
+    tune = [
+        f"--finetune.init={imported / 'encoder'}",
+        "--finetune.steps=2",
+        "--finetune.batch_size=2",
+        "--finetune.from_layer=1",
+        "--finetune.linear_init=zero",
+    ]
     assert finetune.main([*few, *tune]) == 0
     tuned = meta_of(tmp_path / "digits/finetune-1perclass-seed0")
     assert tuned["settings"]["parent"] == meta_of(imported / "encoder")["weights_sha256"]
-    teach = [f"--distill.teacher={imported / 'classifier'}", "--distill.steps=2",
-             "--distill.batch_size=4", "--distill.warmup_epochs=0"]  # fmt: skip
+    teach = [
+        f"--distill.teacher={imported / 'classifier'}",
+        "--distill.steps=2",
+        "--distill.batch_size=4",
+        "--distill.warmup_epochs=0",
+    ]
     assert distill.main([*few, *teach]) == 0
     taught = meta_of(tmp_path / "digits/distill-1perclass-seed0")
     assert taught["settings"]["parent"] == meta_of(imported / "classifier")["weights_sha256"]
@@ -768,8 +787,13 @@ def test_timm_starts_from_it(imported):
     meta, path = meta_of(imported / "encoder"), imported / "encoder/model.safetensors"
     encoder = timm.create_model(meta["encoder"], small_stem=True)
     tensors = load_file(path)
-    encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor
-                             in tensors.items() if name.startswith("encoder.")})  # fmt: skip
+    encoder.load_state_dict(
+        {
+            name.removeprefix("encoder."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("encoder.")
+        }
+    )
     arrays, _ = golden.load(f"checkpoints/{TF2}.npz")
     with torch.no_grad():
         features = encoder.eval()(as_images(arrays["input"]))[:2]

@@ -89,10 +89,13 @@ def test_what_is_missing_is_said(bare):
     (bare / "distill-1pct-seed1/settings.json").write_text("{}")
     html = page.page(page.read_run(bare))
     assert missing(html) == [
-        "What these labels are worth", "distill-1pct-seed1", "A curve", "Tables",
+        "What these labels are worth",
+        "distill-1pct-seed1",
+        "A curve",
+        "Tables",
         "Calibration, confusion, mistakes, map, retrieval, robustness, transfer",
         "Learning curve, distilled student",
-    ]  # fmt: skip
+    ]
     assert "1 label draw, 360 test images" in html
 
 
@@ -175,8 +178,11 @@ def row(stage: str, n: int, seed: int, top1: float) -> dict:
 
 def test_labels_worth():
     """Half way between 10 and 1000 labels, on the logarithm, are 100."""
-    rows = [row("supervised", 10, 0, 0.5), row("supervised", 1000, 0, 0.9),
-            row("distill", 10, 0, 0.7)]  # fmt: skip
+    rows = [
+        row("supervised", 10, 0, 0.5),
+        row("supervised", 1000, 0, 0.9),
+        row("distill", 10, 0, 0.7),
+    ]
     found = page.labels_worth(rows, "10perclass", "distill", 1000)
     assert found == "100 labels (10%) (1 label draw; supervised results at 10 and 1,000 labels)"
     rows += [

@@ -17,8 +17,15 @@ IMAGES = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 
 
 def point(stage: str, n: int, mean: float, **more) -> dict:
-    return {"stage": stage, "n_labels": n, "mean": mean, "low": mean - 0.1, "high": mean + 0.1,
-            "parameters": 1000 * n, **more}  # fmt: skip
+    return {
+        "stage": stage,
+        "n_labels": n,
+        "mean": mean,
+        "low": mean - 0.1,
+        "high": mean + 0.1,
+        "parameters": 1000 * n,
+        **more,
+    }
 
 
 def texts(figure) -> list[str]:
@@ -34,8 +41,10 @@ def test_methods_are_those_of_the_table_each_with_its_own_look():
 
 def luminance(color: str) -> float:
     """WCAG 2's relative luminance."""
-    values = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
-              for v in mpl.colors.to_rgb(color)]  # fmt: skip
+    values = [
+        v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+        for v in mpl.colors.to_rgb(color)
+    ]
     return float(np.dot([0.2126, 0.7152, 0.0722], values))
 
 
@@ -83,8 +92,10 @@ def test_label_efficiency_draws_means_and_bands():
 
 
 def test_accuracy_against_parameters_has_a_panel_per_label_set():
-    panels = {"1%": [point("finetune", 1, 0.9), point("distill", 2, 0.8)],
-              "10%": [point("distill", 2, 0.95)]}  # fmt: skip
+    panels = {
+        "1%": [point("finetune", 1, 0.9), point("distill", 2, 0.8)],
+        "10%": [point("distill", 2, 0.95)],
+    }
     figure = pictures.accuracy_against_parameters(panels)
     assert [ax.get_title("left") for ax in figure.axes] == ["1%", "10%"]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_xydata(), [[1000, 90]])
@@ -94,8 +105,10 @@ def test_accuracy_against_parameters_has_a_panel_per_label_set():
 @pytest.mark.parametrize("stage", METHODS)
 def test_learning_curves(stage):
     share = {"pretrain": "contrastive_top1", "distill": "agreement"}.get(stage, "top1")
-    run = [{"step": step, "loss": 9.0 / step, share: 0.5, "loss_of_chance": 5.0}
-           for step in (1, 2, 3, 4, 5)]  # fmt: skip
+    run = [
+        {"step": step, "loss": 9.0 / step, share: 0.5, "loss_of_chance": 5.0}
+        for step in (1, 2, 3, 4, 5)
+    ]
     other = [{**line, "loss": 3 * line["loss"]} for line in run]
     loss, right = pictures.learning_curves(stage, {"1%": [run, other], "10%": [run]}).axes
     np.testing.assert_allclose(loss.lines[2].get_ydata(), [18, 9, 6, 4.5, 3.6])  # the mean
@@ -150,9 +163,10 @@ def test_sheets_hold_every_image():
     sheets = {
         12: pictures.pairs(*IMAGES.reshape(3, 4, 8, 8, 3)),
         5: pictures.mistakes(IMAGES[:5], ["a"] * 5, ["b"] * 5, np.full(5, 0.9)),
-        9: pictures.retrieval(IMAGES[:3], IMAGES[3:9].reshape(3, 2, 8, 8, 3),
-                              np.array([[1, 1], [0, 1], [0, 0]]) > 0),
-    }  # fmt: skip
+        9: pictures.retrieval(
+            IMAGES[:3], IMAGES[3:9].reshape(3, 2, 8, 8, 3), np.array([[1, 1], [0, 1], [0, 0]]) > 0
+        ),
+    }
     for number, figure in sheets.items():
         assert len(figure.axes[0].images) == number
         assert pictures.svg(figure).count("<image") == number
@@ -175,9 +189,15 @@ def test_names_at_the_end_never_touch(heights):
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(14, "14"), (1437, "1437"), (10_000, "10k"), (326_378, "326k"), (1_500_000, "1.5M"),
-     (23_500_000, "24M")],
-)  # fmt: skip
+    [
+        (14, "14"),
+        (1437, "1437"),
+        (10_000, "10k"),
+        (326_378, "326k"),
+        (1_500_000, "1.5M"),
+        (23_500_000, "24M"),
+    ],
+)
 def test_short(count, text):
     assert pictures.short(count) == text
 
