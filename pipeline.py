@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from shared.config.command import run_command
 from shared.config.schema import Config
 from shared.data.images import open_data
-from shared.data.labels import draw_labels, labels_tag
+from shared.data.labels import draw_labels
 from shared.runs.forecast import forecast
 from shared.runs.grid import fill
 from shared.runs.results import collect, table, write_results
@@ -49,9 +49,9 @@ def run(config: Config, accelerator: Accelerator, flags: Collection[str] = ()) -
     stages = {name: stage for name, stage in STAGES.items() if name not in skip}
     if config.plan:
         return forecast(config, accelerator, stages)
-    splits = open_data(config.data, config.labels, accelerator.is_local_main_process)
+    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     # bad labels and impossible schedules stop the run before it pretrains
-    labels = draw_labels(splits, config.labels, config.seed)
+    labels = draw_labels(splits, config.label_set, config.seed)
     images = {"pretrain": len(splits.train), "distill": len(splits.train)}
     for section in ("pretrain", "supervised", "linear", "finetune", "distill"):
         plan(getattr(config, section), images.get(section, len(labels.ids)))
@@ -65,7 +65,7 @@ def run(config: Config, accelerator: Accelerator, flags: Collection[str] = ()) -
     if accelerator.is_main_process:
         rows = collect(config.folder)
         write_results(config.folder, rows)
-        tag = labels_tag(config.labels)
+        tag = config.label_set.tag
         now = [row for row in rows if (row["labels"], row["seed"]) == (tag, config.seed)]
         if splits.test:
             print(

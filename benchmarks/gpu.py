@@ -32,7 +32,7 @@ from benchmarks.compare import DOCUMENT, circumstances, number_, replace_between
 from benchmarks.ours import accelerator, flags, read
 from benchmarks.photos import make_photos, make_small
 from shared.config.schema import Config
-from shared.data import augment
+from shared.data import augment, image_ops
 from shared.networks.build import build_contrastive, network_meta
 from shared.runtime.randomness import generator
 from shared.training import losses
@@ -208,7 +208,7 @@ def parts(name: str, work: Path, sizes: Sizes) -> dict[str, Any]:
         for view in range(2):
             rng = generator(0, "parts", view)
             boxes = augment.draw_boxes(policy, rng, np.full(B, side), np.full(B, side))
-            crops = augment.crop_resize(pixels, boxes, size, policy.antialias)
+            crops = image_ops.crop_resize(pixels, boxes, size, policy.antialias)
             augment.apply(policy, crops, augment.draw(policy, rng, B))
 
     def network() -> None:

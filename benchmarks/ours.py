@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from benchmarks.laps import Laps, PeakMemory
 from shared.config.command import hardware_precision, keep_freed_memory
 from shared.config.schema import RECIPES, Config, load_config
-from shared.data import augment
+from shared.data import augment, image_ops
 from shared.data.batches import Batches, normalize
 from shared.data.images import open_data
 from shared.networks import cpu as convolution
@@ -186,7 +186,7 @@ def data(
     cropping and bringing the crops together as uint8.
     """
     config, here = read(argv), accelerator()
-    images = open_data(config.data, config.labels, False).train
+    images = open_data(config.data, config.label_set, False).train
     batches = Batches(
         images,
         np.arange(len(images)),
@@ -209,7 +209,7 @@ def data(
 def augmentation(lap: Lap, argv: list[str], batches_per_lap: int) -> None:
     """One view of each image of a batch that is in memory; items are views."""
     config = read(argv)
-    images = open_data(config.data, config.labels, False).train
+    images = open_data(config.data, config.label_set, False).train
     policy, size = config.augment, config.data.image_size
     batch_size, step = config.pretrain.batch_size, 0
     assert images.pixels is not None
@@ -218,7 +218,7 @@ def augmentation(lap: Lap, argv: list[str], batches_per_lap: int) -> None:
     while True:
         for _ in range(batches_per_lap):
             boxes = augment.draw_boxes(policy, generator(0, "crop", step), sides, sides)
-            crops = augment.crop_resize(pixels, boxes, size, policy.antialias)
+            crops = image_ops.crop_resize(pixels, boxes, size, policy.antialias)
             draws = augment.draw(policy, generator(0, "look", step), batch_size)
             normalize(augment.apply(policy, crops, draws), config.data)
             step += 1

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from shared.config.command import run_command
+from shared.config.labelset import LabelSet
 from shared.config.schema import Config, dump, hashed_settings
 from shared.data.batches import Batches
 from shared.data.images import UNLABELED, open_data
-from shared.data.labels import draw_labels, labels_tag
+from shared.data.labels import draw_labels
 from shared.networks.build import build_classifier, load_classifier, require_same_input
 from shared.runtime.artifacts import read_meta
 from shared.runtime.distributed import mean_over_processes
@@ -60,7 +61,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     """
     cfg, data = config.distill, config.data
     itself = stage == "self-distill"
-    tag = labels_tag(config.labels)
+    tag = config.label_set.tag
     before = "self-distill" if cfg.self_first and not itself else "finetune"
     source = config.folder / f"{before}-{tag}-seed{config.seed}"
     if cfg.teacher and before == "finetune":
@@ -68,7 +69,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     teacher_meta = read_meta(source, "classifier")
     require_same_input(teacher_meta, data, source)
     temperature = cfg.self_temperature if itself else cfg.temperature
-    splits = open_data(data, config.labels, accelerator.is_local_main_process)
+    splits = open_data(data, config.label_set, accelerator.is_local_main_process)
     images = splits.train
     classes = images.classes or (splits.test.classes if splits.test else ())
     if classes and list(classes) != teacher_meta["classes"]:
@@ -78,7 +79,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
             f" {len(classes)} ({', '.join(classes[:3])}, ...); they must be the same"
         )
     taught_with = teacher_meta["labels"]
-    if taught_with["number"] and labels_tag(taught_with["given"]) != tag:
+    if taught_with["number"] and LabelSet.of_tag(taught_with["given"]).tag != tag:
         raise UserError(
             f"the teacher {source} was trained with --labels {taught_with['given']}, now it is"
             f" {config.labels}; give the same"
@@ -119,7 +120,7 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
     views = augmentation_for(config.augment, cfg.augmentation)
     labels = None
     if cfg.labeled_weight or cfg.images == "labeled":
-        labels = draw_labels(splits, config.labels, config.seed)
+        labels = draw_labels(splits, config.label_set, config.seed)
     shown = labels.ids if labels and cfg.images == "labeled" else np.arange(len(images))
     batches = Batches(
         images,

@@ -27,7 +27,7 @@ from shared.config.command import run_command
 from shared.config.schema import Config, dump, hashed_settings
 from shared.data.batches import Batches, plain_batches
 from shared.data.images import UNLABELED, ImageSet, open_data
-from shared.data.labels import Labels, draw_labels, labels_tag, write_labels
+from shared.data.labels import Labels, draw_labels, write_labels
 from shared.networks.build import (
     build_classifier,
     keep_layers,
@@ -72,8 +72,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     """
     pretrained = method in ("finetune", "linear")
     cfg = {"finetune": config.finetune, "linear": config.linear}.get(method, config.supervised)
-    splits = open_data(config.data, config.labels, accelerator.is_local_main_process)
-    labels = draw_labels(splits, config.labels, config.seed)
+    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    labels = draw_labels(splits, config.label_set, config.seed)
     # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
     few = len(labels.ids) <= round(0.1 * len(splits.train))
     from_layer = cfg.from_layer if cfg.from_layer is not None else int(few)
@@ -87,7 +87,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         encoder = config.distill.student if of_student else config.model.encoder
         network = network_meta(replace(config.model, encoder=encoder), config.data)
         origin = hashed_settings(replace(config.model, encoder=encoder), "model")
-    tag = labels_tag(config.labels)
+    tag = config.label_set.tag
     folder = open_stage(
         config,
         accelerator,

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from shared.config.schema import Data
-from shared.data.augment import center_crop
 from shared.data.batches import normalize
+from shared.data.image_ops import center_crop
 from shared.data.images import decode_image
 from shared.networks.build import load_classifier
 from shared.runtime.errors import UserError, exit_code_2, usage

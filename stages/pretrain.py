@@ -63,7 +63,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         Stopped: after saving, where a signal asked for it.
     """
     cfg, data = config.pretrain, config.data
-    images = open_data(data, config.labels, accelerator.is_local_main_process).train
+    images = open_data(data, config.label_set, accelerator.is_local_main_process).train
     folder = open_stage(
         config,
         accelerator,

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 import pipeline
+from shared.config.labelset import LabelSet
 from shared.data.images import open_data, open_splits
 from shared.runtime import artifacts
 from stages import distill, finetune, pretrain
@@ -144,7 +145,7 @@ def spoiled(tmp_path_factory):
     open_splits.cache_clear()
     from shared.config.schema import Data
 
-    train, test = open_data(Data(train=str(root)), "")
+    train, test = open_data(Data(train=str(root)), LabelSet.parse("1pct"))
     return spoil(root / train.names[5]), spoil(root / test.names[2]), root
 
 

@@ -10,30 +10,18 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
 import jsonargparse
 import yaml
 
-from shared.data.augment import Augmentation
+from shared.config.labelset import LabelSet
+from shared.config.methods import FORCEABLE, METHODS
 from shared.runtime.errors import UserError
 
 RECIPES = Path(__file__).parents[2] / "configs"
-# As --force names them, in the order in which they run.
-STAGES = (
-    "pretrain",
-    "supervised",
-    "supervised-student",
-    "linear",
-    "finetune",
-    "self-distill",
-    "distill",
-    "assess",
-)
-DRAWN_LABELS = r"\d+(?:\.\d+)?pct|\d+perclass"  # the values of labels that are no file
-LABELS = rf"{DRAWN_LABELS}|.+\.(csv|txt)"
 
 
 def not_hashed(default: Any) -> Any:
@@ -95,6 +83,82 @@ class Data:
         _require(min(self.std) > 0, "data.std", self.std, "greater than 0")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         _require_seed("data.split_seed", self.split_seed)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How random views are made. The defaults are SimCLR's for pretraining on ImageNet.
+
+    Fine-tuning and distillation only crop and flip: ``color_strength`` 0 and ``blur`` 0.
+
+    Args:
+        crop_area: Smallest and largest share of the image that a crop covers; (1, 1) crops nothing.
+        crop_aspect: Smallest and largest width / height of a crop.
+        crop_min_covered: A crop that covers less of the image is drawn again (the reference's
+            min_object_covered: together with crop_area from 0.08, no crop is below 0.1).
+        flip: Probability of mirroring left and right.
+        rotate: Rotation in degrees, uniform between minus and plus this; 0 switches it off.
+        shear: Shear in degrees, uniform between minus and plus this; 0 switches it off.
+        zoom_area: Smallest and largest share of the image's area that the warped window covers, at
+            an aspect ratio of crop_aspect: a crop in fractions of a pixel, in one resampling with
+            rotation and shear. Better than crop_area for tiny images; (1, 1) switches it off.
+        translate: How far the warped window may leave the image, as a share of the side.
+        jitter: Probability of changing brightness, contrast, saturation and hue.
+        color_strength: Strength of the jitter (CIFAR-10: 0.5); 0 switches off all colour changes,
+            grayscale too.
+        brightness: SimCLRv2 multiplies, SimCLR's first version adds.
+        grayscale: Probability of removing the colour.
+        blur: Probability of a Gaussian blur; 0 switches it off (CIFAR-10).
+        blur_sigma: Smallest and largest standard deviation of the blur in pixels.
+        blur_sigma_per: One standard deviation for the whole batch, as the reference, or per image.
+        antialias: Widen the resize filter when a crop is shrunk. The reference does not.
+    """
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_min_covered: float = 0.1
+    flip: float = 0.5
+    rotate: float = 0.0
+    shear: float = 0.0
+    zoom_area: tuple[float, float] = (1.0, 1.0)
+    translate: float = 0.0
+    jitter: float = 0.8
+    color_strength: float = 1.0
+    brightness: Literal["multiplicative", "additive"] = "multiplicative"
+    grayscale: float = 0.2
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_sigma_per: Literal["batch", "image"] = "batch"
+    antialias: bool = False
+
+    def __post_init__(self) -> None:
+        area, aspect, sigma = self.crop_area, self.crop_aspect, self.blur_sigma
+        zoom = self.zoom_area
+        rules = [
+            ("crop_area", "two numbers 0 < low <= high <= 1", 0 < area[0] <= area[1] <= 1),
+            ("crop_aspect", "two numbers 0 < low <= high", 0 < aspect[0] <= aspect[1]),
+            ("crop_min_covered", "in [0, crop_area's high]", 0 <= self.crop_min_covered <= area[1]),
+            ("flip", "in [0, 1]", 0 <= self.flip <= 1),
+            ("rotate", "in [0, 180] degrees", 0 <= self.rotate <= 180),
+            ("shear", "in [0, 80] degrees", 0 <= self.shear <= 80),
+            ("zoom_area", "two numbers 0 < low <= high <= 1", 0 < zoom[0] <= zoom[1] <= 1),
+            ("translate", "in [0, 1]", 0 <= self.translate <= 1),
+            ("jitter", "in [0, 1]", 0 <= self.jitter <= 1),
+            # Above 1.25 the lowest contrast factor would be negative.
+            ("color_strength", "in [0, 1.25]", 0 <= self.color_strength <= 1.25),
+            (
+                "brightness",
+                "multiplicative or additive",
+                self.brightness in ("multiplicative", "additive"),
+            ),
+            ("grayscale", "in [0, 1]", 0 <= self.grayscale <= 1),
+            ("blur", "in [0, 1]", 0 <= self.blur <= 1),
+            ("blur_sigma", "two numbers 0 < low <= high", 0 < sigma[0] <= sigma[1]),
+            ("blur_sigma_per", "batch or image", self.blur_sigma_per in ("batch", "image")),
+        ]
+        for name, allowed, holds in rules:
+            if not holds:
+                raise ValueError(f"augment.{name} must be {allowed}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -437,8 +501,8 @@ class Config:
         seed: of the label draw and of stages 2 and 3.
         method: which row of the table stages.finetune makes; the pipeline makes all of them.
         force: stages to redo although they are done, with all that is made from them:
-            pretrain, finetune, linear, supervised, supervised-student, self-distill, distill,
-            assess or all, separated by commas.
+            pretrain, a row of the table by its short name (finetune, distill, linear, supervised,
+            ...), assess or all, separated by commas.
         precision: bf16 is mixed precision, no is float32; auto takes bf16 where it is fast.
         channels_last: memory layout of images; auto uses it together with mixed precision.
         checkpoint_activations: keep only what enters each block of the network that is trained, and
@@ -465,7 +529,7 @@ class Config:
     output: str = "runs"
     labels: str = "1pct"
     seed: int = 0
-    method: Literal["finetune", "linear", "supervised", "supervised-student"] = "finetune"
+    method: str = "finetune"
     force: str = ""
     precision: Literal["auto", "no", "bf16"] = "auto"
     channels_last: Literal["auto", "yes", "no"] = "auto"
@@ -492,16 +556,14 @@ class Config:
             self.run,
             "letters, digits, '.', '_' or '-', with a letter or digit first",
         )
-        _require(
-            re.fullmatch(LABELS, self.labels) is not None,
-            "labels",
-            self.labels,
-            "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv file",
-        )
+        LabelSet.parse(self.labels)
+        tuned = [method.name for method in METHODS.values() if method.stage == "finetune"]
+        _require(self.method in tuned, "method", self.method, "one of " + ", ".join(tuned))
         _require_seed("seed", self.seed)
         _require(self.threads >= 0, "threads", self.threads, "0 or more")
         for stage in filter(None, self.force.split(",")):
-            _require(stage in (*STAGES, "all"), "force", stage, "of " + ", ".join((*STAGES, "all")))
+            allowed = (*FORCEABLE, "all")
+            _require(stage in allowed, "force", stage, "of " + ", ".join(allowed))
         for stage in (self.finetune, self.linear, self.supervised):
             layers = self.model.head_layers
             if stage.from_layer and not stage.init:  # else the artifact's head decides
@@ -516,6 +578,19 @@ class Config:
     def folder(self) -> Path:
         """``<output>/<run>``, which holds one folder per stage."""
         return Path(self.output) / self.run
+
+    @cached_property
+    def label_set(self) -> LabelSet:
+        """``labels``, parsed."""
+        return LabelSet.parse(self.labels)
+
+    def folder_of(self, stage: str) -> Path:
+        """The folder of a method's artifact or of the assessment, for these labels and this seed.
+
+        Pretraining uses no labels: its folder is the same for all of them.
+        """
+        name = stage if stage == "pretrain" else self.label_set.folder(stage, self.seed)
+        return self.folder / name
 
 
 def hashed_settings(section: Any, prefix: str = "") -> dict[str, Any]:

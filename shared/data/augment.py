@@ -18,103 +18,19 @@ Source: SimCLRv2, appendix A, and "tf2/data_util.py".
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shared.config.schema import Augmentation
 from shared.data import image_ops as ops
-from shared.data.image_ops import center_crop, crop_resize, crop_resize_photo
-
-__all__ = [
-    "Augmentation",
-    "Draws",
-    "apply",
-    "center_crop",
-    "crop_resize",
-    "crop_resize_photo",
-    "draw",
-    "draw_boxes",
-]
 
 MAX_ATTEMPTS = 100  # draws of a box before the whole image is taken
 LARGE = 2**15  # on CPU, images of more values are jittered one by one: each fits into the cache
 # Half-widths of the jitter at color_strength 1: brightness, contrast, saturation, hue.
 JITTER_RANGES = np.array([0.8, 0.8, 0.8, 0.2])
 BRIGHTNESS = {"multiplicative": ops.adjust_brightness, "additive": ops.shift_brightness}
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How random views are made. The defaults are SimCLR's for pretraining on ImageNet.
-
-    Fine-tuning and distillation only crop and flip: ``color_strength`` 0 and ``blur`` 0.
-
-    Args:
-        crop_area: Smallest and largest share of the image that a crop covers; (1, 1) crops nothing.
-        crop_aspect: Smallest and largest width / height of a crop.
-        crop_min_covered: A crop that covers less of the image is drawn again (the reference's
-            min_object_covered: together with crop_area from 0.08, no crop is below 0.1).
-        flip: Probability of mirroring left and right.
-        rotate: Rotation in degrees, uniform between minus and plus this; 0 switches it off.
-        shear: Shear in degrees, uniform between minus and plus this; 0 switches it off.
-        zoom_area: Smallest and largest share of the image's area that the warped window covers, at
-            an aspect ratio of crop_aspect: a crop in fractions of a pixel, in one resampling with
-            rotation and shear. Better than crop_area for tiny images; (1, 1) switches it off.
-        translate: How far the warped window may leave the image, as a share of the side.
-        jitter: Probability of changing brightness, contrast, saturation and hue.
-        color_strength: Strength of the jitter (CIFAR-10: 0.5); 0 switches off all colour changes,
-            grayscale too.
-        brightness: SimCLRv2 multiplies, SimCLR's first version adds.
-        grayscale: Probability of removing the colour.
-        blur: Probability of a Gaussian blur; 0 switches it off (CIFAR-10).
-        blur_sigma: Smallest and largest standard deviation of the blur in pixels.
-        blur_sigma_per: One standard deviation for the whole batch, as the reference, or per image.
-        antialias: Widen the resize filter when a crop is shrunk. The reference does not.
-    """
-
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    crop_min_covered: float = 0.1
-    flip: float = 0.5
-    rotate: float = 0.0
-    shear: float = 0.0
-    zoom_area: tuple[float, float] = (1.0, 1.0)
-    translate: float = 0.0
-    jitter: float = 0.8
-    color_strength: float = 1.0
-    brightness: Literal["multiplicative", "additive"] = "multiplicative"
-    grayscale: float = 0.2
-    blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    blur_sigma_per: Literal["batch", "image"] = "batch"
-    antialias: bool = False
-
-    def __post_init__(self) -> None:
-        area, aspect, sigma = self.crop_area, self.crop_aspect, self.blur_sigma
-        zoom = self.zoom_area
-        rules = [
-            ("crop_area", "two numbers 0 < low <= high <= 1", 0 < area[0] <= area[1] <= 1),
-            ("crop_aspect", "two numbers 0 < low <= high", 0 < aspect[0] <= aspect[1]),
-            ("crop_min_covered", "in [0, crop_area's high]", 0 <= self.crop_min_covered <= area[1]),
-            ("flip", "in [0, 1]", 0 <= self.flip <= 1),
-            ("rotate", "in [0, 180] degrees", 0 <= self.rotate <= 180),
-            ("shear", "in [0, 80] degrees", 0 <= self.shear <= 80),
-            ("zoom_area", "two numbers 0 < low <= high <= 1", 0 < zoom[0] <= zoom[1] <= 1),
-            ("translate", "in [0, 1]", 0 <= self.translate <= 1),
-            ("jitter", "in [0, 1]", 0 <= self.jitter <= 1),
-            # Above 1.25 the lowest contrast factor would be negative.
-            ("color_strength", "in [0, 1.25]", 0 <= self.color_strength <= 1.25),
-            ("brightness", "multiplicative or additive", self.brightness in BRIGHTNESS),
-            ("grayscale", "in [0, 1]", 0 <= self.grayscale <= 1),
-            ("blur", "in [0, 1]", 0 <= self.blur <= 1),
-            ("blur_sigma", "two numbers 0 < low <= high", 0 < sigma[0] <= sigma[1]),
-            ("blur_sigma_per", "batch or image", self.blur_sigma_per in ("batch", "image")),
-        ]
-        for name, allowed, holds in rules:
-            if not holds:
-                raise ValueError(f"augment.{name} must be {allowed}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

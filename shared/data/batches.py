@@ -24,9 +24,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from shared.config.schema import Data
-from shared.data import augment
-from shared.data.augment import Augmentation, Draws
+from shared.config.schema import Augmentation, Data
+from shared.data import augment, image_ops
+from shared.data.augment import Draws
 from shared.data.images import ImageSet
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
@@ -210,10 +210,10 @@ class Batches:
             sides = np.full(self.batch_size, H), np.full(self.batch_size, W)
             boxes = augment.draw_boxes(self.policy, rng, *sides)[rows or self.rows]
             crops.append(
-                augment.crop_resize(pixels, boxes, self.data.image_size, self.policy.antialias)
+                image_ops.crop_resize(pixels, boxes, self.data.image_size, self.policy.antialias)
             )
         if self.clean or not self.policy:
-            crops.append(augment.center_crop(pixels, self.data.image_size))
+            crops.append(image_ops.center_crop(pixels, self.data.image_size))
         return ids, crops
 
     def _loader(self, start: int, stop: int, parts: list[slice]) -> DataLoader:
@@ -260,8 +260,8 @@ class Batches:
         """One view's part of an image, (1, 3, S, S), float or uint8."""
         assert self.policy is not None
         if self.policy.antialias:
-            return augment.crop_resize_photo(image, box, self.data.image_size)
-        return augment.crop_resize(image, box, self.data.image_size)
+            return image_ops.crop_resize_photo(image, box, self.data.image_size)
+        return image_ops.crop_resize(image, box, self.data.image_size)
 
     def look(self, crops: Tensor, step: int, view: int, rows: slice) -> Tensor:
         """Flip, colour and blur the crops of these rows of the global batch."""
@@ -290,7 +290,7 @@ class _DecodeAndCrop(torch.utils.data.Dataset):
                 row = slice(place, place + 1)
                 crops = [b.look(crop, step, view, row) for view, crop in enumerate(crops)]
         if b.clean or not b.policy:
-            crops.append(augment.center_crop(image, b.data.image_size))
+            crops.append(image_ops.center_crop(image, b.data.image_size))
         # uint8 again: a quarter of the bytes between processes and to the device
         return torch.tensor(id_), [_to_uint8(crop[0]) for crop in crops]
 
@@ -363,7 +363,7 @@ class _Decode(torch.utils.data.Dataset):
             if self.images.on_error == "stop":
                 raise
             return -1, torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-        return id_, _to_uint8(augment.center_crop(image[None], self.size)[0])
+        return id_, _to_uint8(image_ops.center_crop(image[None], self.size)[0])
 
 
 def plain_batches(
@@ -378,7 +378,7 @@ def plain_batches(
         for chunk in chunks:
             pixels = images.pixels[chunk].to(device)
             yield (
-                normalize(augment.center_crop(pixels, data.image_size), data),
+                normalize(image_ops.center_crop(pixels, data.image_size), data),
                 torch.from_numpy(chunk),
             )
         return

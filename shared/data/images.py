@@ -32,6 +32,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from tqdm import tqdm
 
+from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.runtime.errors import UserError
 
@@ -384,23 +385,23 @@ class Splits(NamedTuple):
     test: ImageSet | None
 
 
-def open_data(data: Data, labels: str, progress: bool = False) -> Splits:
+def open_data(data: Data, labels: LabelSet, progress: bool = False) -> Splits:
     """Open training and test images, with the extra unlabeled ones behind the training images.
 
     Args:
         data: the section of the configuration.
-        labels: its ``labels``; a CSV file supplies the labels of images that have none.
+        labels: the label set; a CSV file supplies the labels of images that have none.
         progress: show a bar while decoding.
 
     Raises:
         UserError: where there is no such source, no image in it, or classes that do not agree.
     """
-    return open_splits(data, labels if labels.endswith(".csv") else "", progress)
+    return open_splits(data, labels.table, progress)
 
 
 @lru_cache(maxsize=1)
-def open_splits(data: Data, labels: str, progress: bool) -> Splits:
-    """What ``open_data`` returns, kept until other data are asked for; ``labels`` may be empty."""
+def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
+    """What ``open_data`` returns, kept until other data are asked for."""
     if not (progress and sys.stderr.isatty()):
         datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*Repo card metadata.*")
@@ -408,8 +409,8 @@ def open_splits(data: Data, labels: str, progress: bool) -> Splits:
     sources = _open(data.train)
     name = "train" if "train" in sources else next(iter(sources))
     train = _image_set(sources[name], data, data.train)
-    if labels.endswith(".csv"):
-        train = _labeled_by(train, Path(labels))
+    if table is not None:
+        train = _labeled_by(train, table)
     test = _test_images(data, {key: part for key, part in sources.items() if key != name})
     train = train.in_memory(data.loading, progress)
     if test is None:

@@ -4,13 +4,12 @@ import csv
 import hashlib
 import io
 import math
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from shared.config.schema import DRAWN_LABELS
+from shared.config.labelset import LabelSet
 from shared.data.images import UNLABELED, ImageSet, Splits, find, read_csv, read_text, some
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
@@ -30,35 +29,30 @@ class Labels(NamedTuple):
         return hashlib.sha256(text).hexdigest()[:16]
 
 
-def labels_tag(labels: str) -> str:
-    """The part of a folder's name that says which labels: ``1pct``, or a file's name."""
-    return labels if re.fullmatch(DRAWN_LABELS, labels) else Path(labels).stem
-
-
-def draw_labels(splits: Splits, labels: str, seed: int) -> Labels:
+def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
     """Pick the labeled images: stratified, at least one per class, a function of the seed.
 
     Args:
         splits: the data; only training images are picked.
-        labels: ``<x>pct`` of the labeled images, ``<n>perclass``, a text file with one image name
+        labels: a share of the labeled images, a number per class, a text file with one image name
             a line (as the published ImageNet subsets), or a CSV file with the columns file, label.
             Of a file, the images that were held out for testing are left out.
         seed: of the draw; without effect for files.
 
     Raises:
-        UserError: where ``labels`` is none of these, there are fewer labels than classes, or a file
-            names unknown images or classes.
+        UserError: where there are fewer labels than classes, or a file names unknown images or
+            classes.
     """
     train = splits.train
-    if re.fullmatch(DRAWN_LABELS, labels):
+    file = labels.file
+    if file is None:
         if (train.labels == UNLABELED).all():
             raise UserError(
-                f"labels={labels}, but the images have no labels; give a CSV file with"
+                f"labels={labels.given}, but the images have no labels; give a CSV file with"
                 " the columns file and label: --labels labels.csv"
             )
         return _stratified(train, labels, generator(seed, "labels"))
-    file = Path(labels)
-    if file.suffix == ".csv":
+    if labels.table is not None:
         rows = read_csv(file)
         unknown = sorted({label for _, label in rows} - set(train.classes))
         if unknown:
@@ -69,17 +63,12 @@ def draw_labels(splits: Splits, labels: str, seed: int) -> Labels:
         ids = find(splits, [name for name, _ in rows], file)
         number = {name: index for index, name in enumerate(train.classes)}
         targets = np.array([number[label] for _, label in rows], dtype=np.int64)[ids >= 0]
-    elif file.suffix == ".txt":
+    else:
         lines = [line.strip() for line in read_text(file).splitlines()]
         ids = find(splits, [line for line in lines if line], file)
         targets = train.labels[ids[ids >= 0]]
         if (targets == UNLABELED).any():
             raise UserError(f"{file} lists images without a known label; use a CSV file,label")
-    else:
-        raise UserError(
-            "labels must be 1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or"
-            f" .csv file, got {labels!r}"
-        )
     ids = ids[ids >= 0]
     ids, targets = np.unique(np.stack([ids, targets]), axis=1)  # (k,) each: in order, no repeats
     twice = ids[1:][ids[1:] == ids[:-1]]
@@ -97,7 +86,7 @@ def draw_labels(splits: Splits, labels: str, seed: int) -> Labels:
     return Labels(ids, targets)
 
 
-def _stratified(images: ImageSet, labels: str, rng: np.random.Generator) -> Labels:
+def _stratified(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> Labels:
     # classes that have no image at all, as in the first 1% of a sorted data set, get no label
     members = [np.flatnonzero(images.labels == k) for k in range(len(images.classes))]
     members = [ids for ids in members if len(ids)]
@@ -108,23 +97,23 @@ def _stratified(images: ImageSet, labels: str, rng: np.random.Generator) -> Labe
             f"all labeled images are of one class, {some(images.classes)}; give images"
             " of two or more"
         )
-    if labels.endswith("perclass"):
-        counts = np.full(classes, int(labels.removesuffix("perclass")))
+    if labels.per_class is not None:
+        counts = np.full(classes, labels.per_class)
         if counts[0] < 1 or (counts > available).any():
             raise UserError(
-                f"labels={labels}: the smallest class has {available.min()} images,"
+                f"labels={labels.given}: the smallest class has {available.min()} images,"
                 f" so it must be 1perclass to {available.min()}perclass"
             )
     else:
-        share = float(labels.removesuffix("pct")) / 100
+        share = labels.share or 0.0
         wanted = round(share * available.sum())
         if not 0 < share <= 1:
-            raise UserError(f"labels={labels}: the share must be above 0 and at most 100pct")
+            raise UserError(f"labels={labels.given}: the share must be above 0 and at most 100pct")
         if wanted < classes:
             least = math.ceil(1e4 * classes / available.sum()) / 100
             raise UserError(
-                f"labels={labels} is {wanted} of {available.sum()} images, fewer than the {classes}"
-                f" classes; take at least {least:g}pct or 1perclass"
+                f"labels={labels.given} is {wanted} of {available.sum()} images, fewer than the"
+                f" {classes} classes; take at least {least:g}pct or 1perclass"
             )
         # one each, the rest by largest remainder; classes with equal remainders by lot
         quota = share * available

@@ -191,8 +191,8 @@ class Counts:
 
 def count_images(config: Config) -> Counts:
     """Open the data and count."""
-    splits = open_data(config.data, config.labels)
-    labeled = len(draw_labels(splits, config.labels, config.seed).ids)
+    splits = open_data(config.data, config.label_set)
+    labeled = len(draw_labels(splits, config.label_set, config.seed).ids)
     test = len(splits.test) if splits.test else 0
     return Counts(len(splits.train), labeled, test, len(splits.train.classes))
 

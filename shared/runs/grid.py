@@ -27,8 +27,8 @@ from accelerate import Accelerator
 
 from shared.runtime.artifacts import read_json, read_meta, write_atomically
 from shared.config.command import Stopped
+from shared.config.labelset import LabelSet
 from shared.config.schema import (
-    LABELS,
     RECIPES,
     SECTIONS,
     Config,
@@ -39,7 +39,6 @@ from shared.config.schema import (
 )
 from shared.data.images import open_data
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.data.labels import labels_tag
 from shared.runs.statistics import METRICS, render, summarize
 
 # method -> the sections of the configuration that its artifact depends on
@@ -149,9 +148,12 @@ def _table(name: str, given: Any) -> Table:
         if "method" in changes:
             _only([changes["method"]], METHODS, f"method in {place}")
         labels = str(changes.get("labels", "1pct"))
-        if place != "vary" and not re.fullmatch(LABELS, labels):
-            raise ValueError(f"labels in {place} must be <x>pct, <n>perclass or a .txt or .csv"
-                             f" file, got {labels!r}")
+        if place != "vary":
+            try:
+                LabelSet.parse(labels)
+            except ValueError as error:
+                message = str(error).replace("labels", f"labels in {place}", 1)
+                raise ValueError(message) from error
     for (row, of_row), (column, of_column) in product(
         given["rows"].items(), given["columns"].items()
     ):
@@ -271,7 +273,7 @@ def make_job(method: str, config: Config, base: Config) -> Job:
         parent = make_job("pretrain", config, base)
         part = replace(parent.config.assess, parts="baselines")
         alone = replace(parent.config, labels=config.labels, seed=config.seed, assess=part)
-        name = f"assess-{labels_tag(config.labels)}-seed{config.seed}"
+        name = f"assess-{config.label_set.tag}-seed{config.seed}"
         return Job("assess", alone, alone.folder / name, (parent,))
     needed = DEPENDS[method]
     given = {"finetune": config.finetune.init, "linear": config.linear.init}
@@ -296,7 +298,7 @@ def make_job(method: str, config: Config, base: Config) -> Job:
     if method == "pretrain":
         return Job(method, alone, alone.folder / "pretrain")
     alone = replace(alone, labels=config.labels, seed=config.seed)
-    path = alone.folder / f"{method}-{labels_tag(config.labels)}-seed{config.seed}"
+    path = alone.folder / f"{method}-{config.label_set.tag}-seed{config.seed}"
     if method.startswith("supervised"):
         return Job(method, alone, path)
 
@@ -372,7 +374,7 @@ def fill(
     table = replace(table, base=base)
     cells = expand(table, config)
     jobs = in_order(cells)
-    open_data(config.data, config.labels, accelerator.is_local_main_process)  # bad data stop here
+    open_data(config.data, config.label_set, accelerator.is_local_main_process)  # bad data stop here
     failures: dict[Path, str] = {}
     clock = _Clock(jobs)
     try:
@@ -447,7 +449,7 @@ def read_cell(cell: Cell, run: Path, failures: Mapping[Path, str]) -> dict[str, 
     """One line of ``cells.jsonl``: the cell, its status (done, failed, missing), its result."""
     line: dict[str, Any] = {
         "row": cell.row, "column": cell.column, "method": cell.method,
-        "labels": labels_tag(cell.labels), "seed": cell.seed, "vary": cell.vary,
+        "labels": LabelSet.parse(cell.labels).tag, "seed": cell.seed, "vary": cell.vary,
         "status": "missing", "message": "", "folder": "", "result": {},
     }
     if cell.job is None:

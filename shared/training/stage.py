@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.config.command import Stopped, StopRequest
-from shared.config.schema import STAGES, Config, Training, defaults, hashed_settings
-from shared.data.augment import Augmentation
+from shared.config.methods import FORCEABLE, ancestors
+from shared.config.schema import Augmentation, Config, Training, defaults, hashed_settings
 from shared.data.images import ImageSet, Splits
 from shared.networks.batchnorm import synchronize
 from shared.networks.heads import Classifier, checkpoint_activations, fold_batch_norm
@@ -129,15 +129,12 @@ def settings_of_test_images(splits: Splits) -> dict[str, str | None]:
 
 def forced(config: Config, stage: str) -> bool:
     """Whether ``--force`` asks for the stage, or for one that it is made from."""
-    parents = {"finetune": ["pretrain"], "linear": ["pretrain"]}
-    parents["self-distill"] = ["pretrain", "finetune"]
-    parents["distill"] = [*parents["self-distill"], "self-distill"]
-    return not {"all", stage, *parents.get(stage, [])}.isdisjoint(config.force.split(","))
+    return not {"all", stage, *ancestors(stage)}.isdisjoint(config.force.split(","))
 
 
 def same_command(config: Config, stage: str) -> str:
     """What goes on after a stop: the same command, but ``--force`` only for what comes later."""
-    later = ",".join(s for s in STAGES[STAGES.index(stage) + 1 :] if forced(config, s))
+    later = ",".join(s for s in FORCEABLE[FORCEABLE.index(stage) + 1 :] if forced(config, s))
     change = f", now with --force {later}," if later else ", now without --force,"
     return "run the same command" + (change if config.force else "")
 

@@ -66,7 +66,6 @@ from tqdm import tqdm
 
 from shared.config.command import Stopped, StopRequest, run_command
 from shared.config.schema import ASSESSMENTS, Config, dump
-from shared.data.labels import labels_tag
 from shared.runs.results import TITLES, aligned
 from shared.runtime.artifacts import provenance, save_arrays, write_atomically
 from shared.runtime.errors import UserError
@@ -91,7 +90,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     """
     inputs = open_inputs(config, accelerator)
     wanted = wanted_parts(config, inputs)
-    path = config.folder / f"assess-{labels_tag(config.labels)}-seed{config.seed}"
+    path = config.folder / f"assess-{config.label_set.tag}-seed{config.seed}"
     settings = inputs.settings()
     numbers, arrays = load(path, settings, wanted if forced(config, "assess") else [])
     todo = [part for part in wanted if part not in numbers]

@@ -18,10 +18,11 @@ from accelerate import Accelerator
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
+from shared.config.labelset import LabelSet
 from shared.config.schema import ASSESSMENTS, Config, Data, hashed_settings
 from shared.data.batches import normalize, plain_batches
 from shared.data.images import UNLABELED, ImageSet, Splits, open_data
-from shared.data.labels import Labels, draw_labels, labels_tag
+from shared.data.labels import Labels, draw_labels
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.networks.heads import Classifier, ContrastiveModel
 from shared.runs.results import TITLES
@@ -92,7 +93,7 @@ class Inputs:
     def about(self) -> dict[str, Any]:
         """As ``assess.json`` has it."""
         return {
-            "labels": labels_tag(self.config.labels),
+            "labels": self.config.label_set.tag,
             "n_labels": len(self.labels.ids),
             "n_train": len(self.splits.train),
             "n_train_seen": len(self.seen),
@@ -213,7 +214,7 @@ class Inputs:
         positions = self.train[1]
         given, every = np.full(len(self.splits.train), UNLABELED), self.splits.train.labels.copy()
         given[self.labels.ids] = every[self.labels.ids] = self.labels.targets
-        sets = {labels_tag(self.config.labels): given[positions], "all": every[positions]}
+        sets = {self.config.label_set.tag: given[positions], "all": every[positions]}
         if (sets["all"] == given[positions]).all():
             del sets["all"]
         return sets
@@ -273,14 +274,14 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
     source = Path(config.linear.init) if config.linear.init else config.folder / "pretrain"
     meta = read_meta(source, "encoder")
     require_same_input(meta, config.data, source)
-    splits = open_data(config.data, config.labels, accelerator.is_local_main_process)
+    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     if splits.test is None:
         raise UserError("there are no labeled test images to measure with; give --data.test")
-    labels = draw_labels(splits, config.labels, config.seed)
+    labels = draw_labels(splits, config.label_set, config.seed)
     pretrained, _ = load_contrastive(source)
     networks, metas = {}, {}
     for stage in TITLES:
-        folder = config.folder / f"{stage}-{labels_tag(config.labels)}-seed{config.seed}"
+        folder = config.folder / f"{stage}-{config.label_set.tag}-seed{config.seed}"
         if not (folder / "meta.json").exists():
             continue
         networks[stage], metas[stage] = load_classifier(folder)
@@ -565,7 +566,7 @@ def open_other(config: Config, source: str, accelerator: Accelerator) -> Splits:
     data = replace(
         config.data, train=source, test=None, unlabeled=None, image_column=None, label_column=None
     )
-    return open_data(data, "100pct", accelerator.is_local_main_process)
+    return open_data(data, LabelSet.parse("100pct"), accelerator.is_local_main_process)
 
 
 def transfer(inputs: Inputs) -> Result:

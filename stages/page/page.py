@@ -118,7 +118,7 @@ def read_run(folder: Path) -> Run:
     splits: Splits | str = "the run's configuration could not be read"
     if isinstance(config, Config):
         try:
-            splits = open_data(replace(config.data, workers=0), config.labels, True)
+            splits = open_data(replace(config.data, workers=0), config.label_set, True)
         except UserError as error:
             splits = str(error)
     assessed: dict[tuple[str, int], Assessed | str] = {}

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import open_data
 from shared.networks.build import build_classifier
@@ -23,7 +24,7 @@ def test_as_in_the_evaluation(tmp_path, capsys):
         workers=0,
         test_fraction=0.4,
     )
-    train, test = open_data(data, "1pct")
+    train, test = open_data(data, LabelSet.parse("1pct"))
     description = {
         "encoder": "simclr_resnet8_1x_sk0",
         "image_size": 36,

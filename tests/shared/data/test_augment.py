@@ -11,17 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from shared.config.schema import Augmentation
 from shared.data import augment
 from shared.data import image_ops as ops
-from shared.data.augment import (
-    Augmentation,
-    apply,
-    center_crop,
-    color_jitter_,
-    crop_resize,
-    draw,
-    draw_boxes,
-)
+from shared.data.augment import apply, color_jitter_, draw, draw_boxes
+from shared.data.image_ops import center_crop, crop_resize
 from tests.support import golden
 
 ATOL = 2e-6  # of values in [0, 1]; the largest difference seen is 8.4e-7

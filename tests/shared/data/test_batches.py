@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.config.schema import Data
-from shared.data.augment import Augmentation, center_crop
+from shared.config.labelset import LabelSet
+from shared.config.schema import Augmentation, Data
 from shared.data.batches import Batches, _DecodeAndCrop, normalize, plain_batches, positions
+from shared.data.image_ops import center_crop
 from shared.data.images import ImageSet, open_data, open_splits
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder, process
@@ -33,7 +34,7 @@ def images_of(folder, loading="memory", **options) -> tuple[ImageSet, Data]:
         train=str(folder), image_size=8, loading=loading, workers=0, test_fraction=0.01, **options
     )
     open_splits.cache_clear()
-    train, _ = open_data(data, "1pct")
+    train, _ = open_data(data, LabelSet.parse("1pct"))
     assert (train.pixels is None) == (loading == "workers")
     return train, data
 

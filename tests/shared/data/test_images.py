@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import UNLABELED, Splits, decode_image, find, open_data, open_splits
 from shared.runtime.errors import UserError
@@ -30,7 +31,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def opened(source, labels: str = "1pct", **options) -> Splits:
     open_splits.cache_clear()
-    return open_data(Data(train=str(source), **options), labels)
+    return open_data(Data(train=str(source), **options), LabelSet.parse(labels))
 
 
 def error_of(source, labels: str = "1pct", **options) -> str:
@@ -411,7 +412,7 @@ def test_classes_of_one_image_are_named_where_none_is_held_out(tmp_path, capsys)
     folder = class_folders(tmp_path, 5)
     (folder / "z").mkdir()
     shutil.copy(next((folder / "a").iterdir()), folder / "z")
-    assert open_data(Data(train=str(folder)), "1pct", progress=True).test is None
+    assert open_data(Data(train=str(folder)), LabelSet.parse("1pct"), progress=True).test is None
     assert "too few labeled ones to hold some out, z with one image;" in capsys.readouterr().out
 
 
@@ -496,7 +497,7 @@ def test_unreadable_images_in_memory_are_dropped_and_counted(tmp_path, capsys):
     (root / "c/4.png").write_bytes(b"no image at all")
     open_splits.cache_clear()
     data = Data(train=str(root), on_error="skip", loading="memory")
-    train, test = open_data(data, "1pct", progress=True)
+    train, test = open_data(data, LabelSet.parse("1pct"), progress=True)
     assert "skipped 2 unreadable of 30 images: b/3.png, c/4.png" in capsys.readouterr().out
     names = {*train.names, *test.names}
     assert len(names) == 28

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import UNLABELED, ImageSet, Splits, open_data
-from shared.data.labels import draw_labels, labels_tag, write_labels
+from shared.data.labels import Labels, draw_labels, write_labels
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders
 
@@ -27,9 +28,13 @@ def images(labels, names=None, classes=None) -> ImageSet:
     return ImageSet(empty, np.array(names, dtype=object), labels, classes, "stop")
 
 
+def drawn(splits: Splits, labels: str, seed: int) -> Labels:
+    return draw_labels(splits, LabelSet.parse(labels), seed)
+
+
 def refusal(splits, labels) -> str:
     with pytest.raises(UserError) as caught:
-        draw_labels(splits, str(labels), 0)
+        drawn(splits, str(labels), 0)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -48,7 +53,7 @@ def test_percent_is_stratified_and_leaves_no_class_out(sizes, percent, seed, unl
     if wanted < len(sizes):
         assert "fewer than the" in refusal(Splits(images(labels), None), f"{percent}pct")
         return
-    ids, targets = draw_labels(Splits(images(labels), None), f"{percent}pct", seed)
+    ids, targets = drawn(Splits(images(labels), None), f"{percent}pct", seed)
     assert len(np.unique(ids)) == len(ids) == wanted
     assert (labels[ids] == targets).all()
     counts = np.bincount(targets, minlength=len(sizes))
@@ -60,22 +65,27 @@ def test_percent_is_stratified_and_leaves_no_class_out(sizes, percent, seed, unl
 
 def test_draws_are_a_function_of_the_seed():
     splits = Splits(images(np.repeat(np.arange(5), 100)), None)
-    first, again, other = (draw_labels(splits, "10pct", seed) for seed in (0, 0, 1))
+    first, again, other = (drawn(splits, "10pct", seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.ids, again.ids)
     assert first.hash == again.hash != other.hash
     assert len(np.intersect1d(first.ids, other.ids)) < 30
     # every image has the same chance
     often = np.zeros(500)
     for seed in range(200):
-        often[draw_labels(splits, "10pct", seed).ids] += 1
+        often[drawn(splits, "10pct", seed).ids] += 1
     assert abs(often - 20).max() < 5 * np.sqrt(200 * 0.1 * 0.9)
 
 
 def test_per_class_and_everything():
     labels = np.repeat(np.arange(4), [3, 10, 5, 7])
     splits = Splits(images(labels), None)
-    assert np.bincount(draw_labels(splits, "3perclass", 0).targets).tolist() == [3, 3, 3, 3]
-    np.testing.assert_array_equal(draw_labels(splits, "100pct", 7).ids, np.arange(25))
+    assert np.bincount(drawn(splits, "3perclass", 0).targets).tolist() == [
+        3,
+        3,
+        3,
+        3,
+    ]
+    np.testing.assert_array_equal(drawn(splits, "100pct", 7).ids, np.arange(25))
     for bad in ("4perclass", "0perclass"):
         assert "must be 1perclass to 3perclass" in refusal(splits, bad)
     for bad in ("0pct", "101pct"):
@@ -87,33 +97,20 @@ def test_the_share_that_a_message_recommends_works():
     message = refusal(splits, "1pct")
     assert "labels=1pct is 2 of 213 images, fewer than the 7 classes" in message
     least = message.split("at least ")[1].split()[0]
-    assert len(draw_labels(splits, least, 0).ids) == 7
+    assert len(drawn(splits, least, 0).ids) == 7
 
 
 def test_classes_without_images_need_no_label():
     """As in the first 10% of a data set that is sorted by class."""
     splits = Splits(images([1, 1, 3, 3], classes=tuple("abcde")), None)
-    assert draw_labels(splits, "1perclass", 0).targets.tolist() == [1, 3]
-    assert draw_labels(splits, "50pct", 0).targets.tolist() == [1, 3]
+    assert drawn(splits, "1perclass", 0).targets.tolist() == [1, 3]
+    assert drawn(splits, "50pct", 0).targets.tolist() == [1, 3]
 
 
 def test_images_without_labels_need_a_file():
     for classes in ((), ("a", "b")):
         message = refusal(Splits(images([-1, -1], classes=classes), None), "10pct")
         assert "the images have no labels; give a CSV file" in message
-
-
-@pytest.mark.parametrize("bad", ["1%", "ten", "1.2.3pct", "..pct", "-1pct", "labels.json"])
-def test_what_is_no_label_set(bad):
-    message = refusal(Splits(images([0, 1]), None), bad)
-    assert "labels must be 1pct, 10pct, 100pct, <x>pct, <n>perclass" in message
-    assert bad in message
-
-
-def test_tag_names_the_folder():
-    assert labels_tag("12.5pct") == "12.5pct"
-    assert labels_tag("3perclass") == "3perclass"
-    assert labels_tag("some/where/mine.v2.csv") == "mine.v2"
 
 
 # ------------------------------------------------------------------------------- lists of names
@@ -133,7 +130,7 @@ def imagenet_like(listed: list[str], hub_style: bool) -> ImageSet:
 def check_list(file: Path, hub_style: bool, n: int, classes: int) -> np.ndarray:
     listed = file.read_text().split()
     train = imagenet_like(listed, hub_style)
-    labels = draw_labels(Splits(train, None), str(file), 0)
+    labels = drawn(Splits(train, None), str(file), 0)
     assert len(labels.ids) == n
     drawn = {name.rpartition("/")[2] for name in train.names[labels.ids]}
     if hub_style:
@@ -166,7 +163,7 @@ def test_list_in_the_published_form(tmp_path, hub_style):
 def test_list_with_repeats_spaces_and_windows_line_ends(tmp_path):
     train = images([0, 0, 1], ["a/one two.png", "a/3.png", "b/4.png"])
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfone two.png\r\nb/4.png\r\n4.png\r\n")
-    drawn = draw_labels(Splits(train, None), str(tmp_path / "list.txt"), 0)
+    drawn = drawn(Splits(train, None), str(tmp_path / "list.txt"), 0)
     assert drawn.ids.tolist() == [0, 2]
     assert drawn.targets.tolist() == [0, 1]
 
@@ -196,7 +193,7 @@ def csv_file(path: Path, *rows: str, head: str = "file,label") -> Path:
 def test_csv_gives_labels_to_images_that_have_none(tmp_path):
     splits = Splits(images([0, 1, -1, -1], ["w.png", "x.png", "y.png", "z.png"]), None)
     file = csv_file(tmp_path / "l.csv", "z.png,class0", '"y.png", class1', "w.png,class0")
-    labels = draw_labels(splits, str(file), 0)
+    labels = drawn(splits, str(file), 0)
     assert labels.ids.tolist() == [0, 2, 3]
     assert labels.targets.tolist() == [0, 1, 0]
 
@@ -218,9 +215,9 @@ def test_csv_that_is_refused(tmp_path):
 
 def test_what_was_held_out_for_testing_is_left_out(tmp_path):
     root = class_folders(tmp_path / "p", 10)
-    train, test = open_data(Data(train=str(root)), "1pct")
+    train, test = open_data(Data(train=str(root)), LabelSet.parse("1pct"))
     rows = [f"{c}/{i}.png,{c}" for c in "abc" for i in range(10)]
-    labels = draw_labels(Splits(train, test), str(csv_file(tmp_path / "l.csv", *rows)), 0)
+    labels = drawn(Splits(train, test), str(csv_file(tmp_path / "l.csv", *rows)), 0)
     assert labels.ids.tolist() == list(range(24))
     rows = [f"{name},{name[0]}" for name in test.names]
     message = refusal(Splits(train, test), csv_file(tmp_path / "l.csv", *rows))
@@ -231,17 +228,17 @@ def test_what_was_held_out_for_testing_is_left_out(tmp_path):
 def test_saved_labels_are_a_label_file(tmp_path, source):
     if source == "folder":
         source = str(class_folders(tmp_path / "p", 10))
-    splits = open_data(Data(train=source), "1pct")
-    labels = draw_labels(splits, "2perclass", 5)
+    splits = open_data(Data(train=source), LabelSet.parse("1pct"))
+    labels = drawn(splits, "2perclass", 5)
     write_labels(tmp_path / "labels.csv", splits.train, labels)
     rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
     assert len(rows) == len(labels.ids)
     assert rows[0]["file"] == splits.train.names[labels.ids[0]]
     assert rows[0]["label"] == splits.train.classes[labels.targets[0]]
-    again = draw_labels(splits, str(tmp_path / "labels.csv"), 99)
+    again = drawn(splits, str(tmp_path / "labels.csv"), 99)
     assert again.hash == labels.hash
 
 
 def test_one_class_is_no_classification():
     with pytest.raises(UserError, match=r"all labeled images are of one class, .*; give images of"):
-        draw_labels(Splits(images(np.zeros(20)), None), "10pct", 0)
+        drawn(Splits(images(np.zeros(20)), None), "10pct", 0)

@@ -295,7 +295,7 @@ def test_the_stage_is_the_method_written_by_hand(negatives, tmp_path, monkeypatc
 
     config = load_config([*TINY, "--pretrain.steps=5"], "", "")
     cfg = config.pretrain
-    images = open_data(config.data, config.labels).train
+    images = open_data(config.data, config.label_set).train
     accelerator = Accelerator(cpu=True)
     batches = Batches(
         images,

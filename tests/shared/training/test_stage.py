@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from shared.config.schema import Config, Data, Distill, Finetune, Linear, Pretrain
-from shared.data.augment import Augmentation, apply, draw
+from shared.config.schema import Augmentation, Config, Data, Distill, Finetune, Linear, Pretrain
+from shared.data.augment import apply, draw
 from shared.networks.heads import Classifier, create_encoder
 from shared.runtime.errors import UserError
 from shared.training import stage as training

@@ -184,7 +184,7 @@ def test_arrays(assessed):
 def test_pictures_are_the_images(assessed, photos):
     """Positions, targets and pictures belong together."""
     config = load_config([*TINY, f"--data.train={photos}"], "", "")
-    train, test = open_data(config.data, config.labels)
+    train, test = open_data(config.data, config.label_set)
     arrays = np.load(folder(assessed) / "assess.npz")
     queries, near = arrays["neighbours/query_positions"], arrays["neighbours/positions"]
     assert (test.labels[queries] == arrays["neighbours/query_targets"]).all()

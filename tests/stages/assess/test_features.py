@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import LabelSpreading
 
+from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import open_data
 from stages.assess import features
@@ -64,7 +65,9 @@ class Group:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = class_folders(tmp_path_factory.mktemp("photos"), 9, size=(6, 6))
-    return open_data(Data(train=str(folder), image_size=6, workers=0), "100pct").train
+    return open_data(
+        Data(train=str(folder), image_size=6, workers=0), LabelSet.parse("100pct")
+    ).train
 
 
 def tagged(batch: torch.Tensor, number: int) -> torch.Tensor:

@@ -1,0 +1,76 @@
+"""What ``--labels`` names, parsed once; no other file takes the text apart."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ALLOWED = "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv file"
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)pct")
+_PER_CLASS = re.compile(r"(\d+)perclass")
+_FILE = re.compile(r".+\.(?:csv|txt)")
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """A label set: a share of the labels, a number per class, or the labels of a file.
+
+    Exactly one of ``share``, ``per_class`` and ``file`` is set.
+
+    Attributes:
+        given: the text, as the user wrote it.
+        tag: names the label set in folders and results: ``1pct``, or a file's name.
+        share: of the labeled images, in [0, 1].
+        per_class: images of each class.
+        file: a text file of image names, or a CSV file with the columns file and label.
+    """
+
+    given: str
+    tag: str
+    share: float | None = None
+    per_class: int | None = None
+    file: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "LabelSet":
+        """Read a value of ``--labels``.
+
+        Raises:
+            ValueError: where it is none of ``ALLOWED``.
+        """
+        if match := _SHARE.fullmatch(text):
+            return cls(text, text, share=float(match[1]) / 100)
+        if match := _PER_CLASS.fullmatch(text):
+            return cls(text, text, per_class=int(match[1]))
+        if _FILE.fullmatch(text):
+            return cls(text, Path(text).stem, file=Path(text))
+        raise ValueError(f"labels must be {ALLOWED}, got {text!r}")
+
+    @classmethod
+    def of_tag(cls, tag: str) -> "LabelSet":
+        """The label set that a row of results names, which knows a file by its stem alone."""
+        try:
+            return cls.parse(tag)
+        except ValueError:
+            return cls(tag, tag, file=Path(tag))
+
+    @property
+    def table(self) -> Path | None:
+        """The CSV file, which gives labels to images that have none; None for all others."""
+        return self.file if self.file is not None and self.file.suffix == ".csv" else None
+
+    @property
+    def title(self) -> str:
+        """What text calls it: 1%, 4 per class, or the file's name."""
+        if self.share is not None:
+            return f"{self.tag.removesuffix('pct')}%"
+        return self.tag if self.per_class is None else f"{self.per_class} per class"
+
+    def folder(self, stage: str, seed: int) -> str:
+        """Name of the folder of what a stage makes with these labels."""
+        return f"{stage}-{self.tag}-seed{seed}"
+
+
+def parse_folder(name: str, stage: str) -> tuple[str, int] | None:
+    """Tag and seed of a folder that `LabelSet.folder` named for this stage; None for others."""
+    match = re.fullmatch(rf"{re.escape(stage)}-(.+)-seed(\d+)", name)
+    return (match[1], int(match[2])) if match else None

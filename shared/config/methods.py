@@ -1,0 +1,148 @@
+"""The methods: stage 1, and every classifier that the tables compare. One row each.
+
+From a row follow: the values of ``--method`` and ``--force`` and what a forced stage redoes, the
+order in which the pipeline runs, titles, colours and markers, the settings that an artifact depends
+on, and the lines of ``--plan``. A new row to compare with is one line here, and its stage.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """One kind of artifact.
+
+    Attributes:
+        name: as options, folders and results name it.
+        title: its row in a table.
+        short: its name in a picture.
+        color: of its lines, ``#rrggbb``; told apart by colour-blind readers too.
+        marker: of its points, as matplotlib names it.
+        stage: the module in ``stages`` that makes it: ``stages.<stage>.run(config, accelerator,
+            name)``.
+        section: the section of the configuration that its training reads.
+        made_from: the methods whose artifact it may start from, usual one first; empty: from none.
+        depends: sections and options that its artifact depends on, besides those of what it is
+            made from.
+        independent: options of those that it does not depend on.
+        network: the option that names the encoder it trains.
+        all_images: whether it trains on all images, or only on those with a label.
+    """
+
+    name: str
+    title: str
+    short: str
+    color: str
+    marker: str
+    stage: str
+    section: str
+    made_from: tuple[str, ...] = ()
+    depends: tuple[str, ...] = ()
+    independent: tuple[str, ...] = ()
+    network: str = "model.encoder"
+    all_images: bool = False
+
+
+# In the order in which they run, which is that of the tables' rows.
+METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            "pretrain",
+            "pretraining",
+            "pretraining",
+            "#24292f",
+            "o",
+            stage="pretrain",
+            section="pretrain",
+            depends=("data", "augment", "model", "pretrain"),
+            all_images=True,
+        ),
+        Method(
+            "supervised",
+            "supervised from scratch",
+            "supervised",
+            "#767676",
+            "o",
+            stage="finetune",
+            section="supervised",
+            depends=("data", "augment", "model", "supervised"),
+        ),
+        Method(
+            "supervised-student",
+            "student's network, labels alone",
+            "student, labels alone",
+            "#B97A00",
+            "v",
+            stage="finetune",
+            section="supervised",
+            depends=("data", "augment", "model", "supervised", "distill.student"),
+            independent=("model.encoder",),
+            network="distill.student",
+        ),
+        Method(
+            "linear",
+            "linear evaluation (frozen encoder)",
+            "linear",
+            "#009E73",
+            "^",
+            stage="finetune",
+            section="linear",
+            made_from=("pretrain",),
+            depends=("linear",),
+        ),
+        Method(
+            "finetune",
+            "fine-tuned teacher",
+            "fine-tuned",
+            "#0072B2",
+            "s",
+            stage="finetune",
+            section="finetune",
+            made_from=("pretrain",),
+            depends=("finetune",),
+        ),
+        Method(
+            "self-distill",
+            "self-distilled teacher",
+            "self-distilled",
+            "#C0609A",
+            "P",
+            stage="distill",
+            section="distill",
+            made_from=("finetune",),
+            depends=("distill",),
+            independent=("distill.student", "distill.temperature", "distill.self_first"),
+            all_images=True,
+        ),
+        Method(
+            "distill",
+            "distilled student",
+            "distilled",
+            "#D55E00",
+            "D",
+            stage="distill",
+            section="distill",
+            made_from=("finetune", "self-distill"),
+            depends=("distill",),
+            network="distill.student",
+            all_images=True,
+        ),
+    )
+}
+CLASSIFIERS = {name: method for name, method in METHODS.items() if name != "pretrain"}
+# what --force may name, in the order in which it runs
+FORCEABLE = (*METHODS, "assess")
+
+
+def ancestors(name: str) -> tuple[str, ...]:
+    """The methods that an artifact may be made from, at any remove, in the order of the table."""
+    parents = METHODS[name].made_from if name in METHODS else ()
+    every = {*parents, *(older for parent in parents for older in ancestors(parent))}
+    return tuple(method for method in METHODS if method in every)
+
+
+def depends_on(name: str) -> tuple[str, ...]:
+    """Sections and options that a method's artifact depends on, with those of its ancestors."""
+    methods = (*ancestors(name), name)
+    return tuple(dict.fromkeys(key for method in methods for key in METHODS[method].depends))

@@ -1,0 +1,47 @@
+"""What --labels names, and the folders that carry it."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.config.labelset import LabelSet, parse_folder
+
+
+def test_shares():
+    labels = LabelSet.parse("12.5pct")
+    assert (labels.tag, labels.share, labels.title) == ("12.5pct", 0.125, "12.5%")
+    assert (labels.per_class, labels.file, labels.table) == (None, None, None)
+
+
+def test_numbers_per_class():
+    labels = LabelSet.parse("3perclass")
+    assert (labels.tag, labels.per_class, labels.title) == ("3perclass", 3, "3 per class")
+    assert (labels.share, labels.file) == (None, None)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "txt"])
+def test_files(suffix):
+    text = f"some/where/mine.v2.{suffix}"
+    labels = LabelSet.parse(text)
+    assert (labels.given, labels.tag, labels.title) == (text, "mine.v2", "mine.v2")
+    assert labels.file == Path(text)
+    assert labels.table == (Path(text) if suffix == "csv" else None)
+
+
+@pytest.mark.parametrize("bad", ["", "1%", "ten", "1.2.3pct", "..pct", "-1pct", "labels.json"])
+def test_what_is_no_label_set(bad):
+    with pytest.raises(ValueError, match="labels must be 1pct, 10pct, 100pct, <x>pct") as error:
+        LabelSet.parse(bad)
+    assert repr(bad) in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["1pct", "4perclass", "photos/my-labels-seed3.csv"])
+@pytest.mark.parametrize("stage", ["finetune", "supervised-student", "assess"])
+def test_folders_there_and_back(given, stage):
+    labels = LabelSet.parse(given)
+    name = labels.folder(stage, 7)
+    assert name == f"{stage}-{labels.tag}-seed7"
+    assert parse_folder(name, stage) == (labels.tag, 7)
+    assert LabelSet.of_tag(labels.tag).title == labels.title
+    assert parse_folder("pretrain", stage) is None
+    assert parse_folder(name, "distill") is None

@@ -1,0 +1,53 @@
+"""What follows from the table of methods."""
+
+import importlib
+
+from shared.config.methods import CLASSIFIERS, METHODS, ancestors, depends_on
+from shared.config.schema import SECTIONS, Config
+
+
+def test_every_row_fits_the_configuration_and_has_its_stage():
+    config = Config()
+    for name, method in METHODS.items():
+        assert name == method.name
+        assert method.section in SECTIONS
+        assert callable(importlib.import_module(f"stages.{method.stage}").run)
+        assert set(method.made_from) <= METHODS.keys()
+        for key in (*method.depends, *method.independent, method.network):
+            section, _, option = key.partition(".")
+            assert section in SECTIONS
+            assert not option or hasattr(getattr(config, section), option), key
+
+
+def test_parents_stand_above_what_is_made_from_them():
+    order = list(METHODS)
+    for name, method in METHODS.items():
+        assert all(order.index(parent) < order.index(name) for parent in method.made_from)
+
+
+def test_lines_of_a_picture_differ():
+    for values in ([m.color for m in CLASSIFIERS.values()], [m.marker for m in METHODS.values()]):
+        assert len(set(values)) >= len(CLASSIFIERS)
+
+
+def test_what_is_made_from_what():
+    assert ancestors("pretrain") == ancestors("supervised") == ancestors("assess") == ()
+    assert ancestors("linear") == ancestors("finetune") == ("pretrain",)
+    assert ancestors("self-distill") == ("pretrain", "finetune")
+    assert ancestors("distill") == ("pretrain", "finetune", "self-distill")
+
+
+def test_what_an_artifact_depends_on():
+    pretrained = ("data", "augment", "model", "pretrain")
+    assert depends_on("pretrain") == pretrained
+    assert depends_on("linear") == (*pretrained, "linear")
+    assert (
+        depends_on("self-distill")
+        == depends_on("distill")
+        == (
+            *pretrained,
+            "finetune",
+            "distill",
+        )
+    )
+    assert depends_on("supervised") == ("data", "augment", "model", "supervised")
