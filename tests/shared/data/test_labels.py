@@ -28,13 +28,13 @@ def images(labels, names=None, classes=None) -> ImageSet:
     return ImageSet(empty, np.array(names, dtype=object), labels, classes, "stop")
 
 
-def drawn(splits: Splits, labels: str, seed: int) -> Labels:
+def draw(splits: Splits, labels: str, seed: int) -> Labels:
     return draw_labels(splits, LabelSet.parse(labels), seed)
 
 
 def refusal(splits, labels) -> str:
     with pytest.raises(UserError) as caught:
-        drawn(splits, str(labels), 0)
+        draw(splits, str(labels), 0)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -53,7 +53,7 @@ def test_percent_is_stratified_and_leaves_no_class_out(sizes, percent, seed, unl
     if wanted < len(sizes):
         assert "fewer than the" in refusal(Splits(images(labels), None), f"{percent}pct")
         return
-    ids, targets = drawn(Splits(images(labels), None), f"{percent}pct", seed)
+    ids, targets = draw(Splits(images(labels), None), f"{percent}pct", seed)
     assert len(np.unique(ids)) == len(ids) == wanted
     assert (labels[ids] == targets).all()
     counts = np.bincount(targets, minlength=len(sizes))
@@ -65,27 +65,27 @@ def test_percent_is_stratified_and_leaves_no_class_out(sizes, percent, seed, unl
 
 def test_draws_are_a_function_of_the_seed():
     splits = Splits(images(np.repeat(np.arange(5), 100)), None)
-    first, again, other = (drawn(splits, "10pct", seed) for seed in (0, 0, 1))
+    first, again, other = (draw(splits, "10pct", seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.ids, again.ids)
     assert first.hash == again.hash != other.hash
     assert len(np.intersect1d(first.ids, other.ids)) < 30
     # every image has the same chance
     often = np.zeros(500)
     for seed in range(200):
-        often[drawn(splits, "10pct", seed).ids] += 1
+        often[draw(splits, "10pct", seed).ids] += 1
     assert abs(often - 20).max() < 5 * np.sqrt(200 * 0.1 * 0.9)
 
 
 def test_per_class_and_everything():
     labels = np.repeat(np.arange(4), [3, 10, 5, 7])
     splits = Splits(images(labels), None)
-    assert np.bincount(drawn(splits, "3perclass", 0).targets).tolist() == [
+    assert np.bincount(draw(splits, "3perclass", 0).targets).tolist() == [
         3,
         3,
         3,
         3,
     ]
-    np.testing.assert_array_equal(drawn(splits, "100pct", 7).ids, np.arange(25))
+    np.testing.assert_array_equal(draw(splits, "100pct", 7).ids, np.arange(25))
     for bad in ("4perclass", "0perclass"):
         assert "must be 1perclass to 3perclass" in refusal(splits, bad)
     for bad in ("0pct", "101pct"):
@@ -97,14 +97,14 @@ def test_the_share_that_a_message_recommends_works():
     message = refusal(splits, "1pct")
     assert "labels=1pct is 2 of 213 images, fewer than the 7 classes" in message
     least = message.split("at least ")[1].split()[0]
-    assert len(drawn(splits, least, 0).ids) == 7
+    assert len(draw(splits, least, 0).ids) == 7
 
 
 def test_classes_without_images_need_no_label():
     """As in the first 10% of a data set that is sorted by class."""
     splits = Splits(images([1, 1, 3, 3], classes=tuple("abcde")), None)
-    assert drawn(splits, "1perclass", 0).targets.tolist() == [1, 3]
-    assert drawn(splits, "50pct", 0).targets.tolist() == [1, 3]
+    assert draw(splits, "1perclass", 0).targets.tolist() == [1, 3]
+    assert draw(splits, "50pct", 0).targets.tolist() == [1, 3]
 
 
 def test_images_without_labels_need_a_file():
@@ -130,7 +130,7 @@ def imagenet_like(listed: list[str], hub_style: bool) -> ImageSet:
 def check_list(file: Path, hub_style: bool, n: int, classes: int) -> np.ndarray:
     listed = file.read_text().split()
     train = imagenet_like(listed, hub_style)
-    labels = drawn(Splits(train, None), str(file), 0)
+    labels = draw(Splits(train, None), str(file), 0)
     assert len(labels.ids) == n
     drawn = {name.rpartition("/")[2] for name in train.names[labels.ids]}
     if hub_style:
@@ -163,7 +163,7 @@ def test_list_in_the_published_form(tmp_path, hub_style):
 def test_list_with_repeats_spaces_and_windows_line_ends(tmp_path):
     train = images([0, 0, 1], ["a/one two.png", "a/3.png", "b/4.png"])
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfone two.png\r\nb/4.png\r\n4.png\r\n")
-    drawn = drawn(Splits(train, None), str(tmp_path / "list.txt"), 0)
+    drawn = draw(Splits(train, None), str(tmp_path / "list.txt"), 0)
     assert drawn.ids.tolist() == [0, 2]
     assert drawn.targets.tolist() == [0, 1]
 
@@ -193,7 +193,7 @@ def csv_file(path: Path, *rows: str, head: str = "file,label") -> Path:
 def test_csv_gives_labels_to_images_that_have_none(tmp_path):
     splits = Splits(images([0, 1, -1, -1], ["w.png", "x.png", "y.png", "z.png"]), None)
     file = csv_file(tmp_path / "l.csv", "z.png,class0", '"y.png", class1', "w.png,class0")
-    labels = drawn(splits, str(file), 0)
+    labels = draw(splits, str(file), 0)
     assert labels.ids.tolist() == [0, 2, 3]
     assert labels.targets.tolist() == [0, 1, 0]
 
@@ -217,7 +217,7 @@ def test_what_was_held_out_for_testing_is_left_out(tmp_path):
     root = class_folders(tmp_path / "p", 10)
     train, test = open_data(Data(train=str(root)), LabelSet.parse("1pct"))
     rows = [f"{c}/{i}.png,{c}" for c in "abc" for i in range(10)]
-    labels = drawn(Splits(train, test), str(csv_file(tmp_path / "l.csv", *rows)), 0)
+    labels = draw(Splits(train, test), str(csv_file(tmp_path / "l.csv", *rows)), 0)
     assert labels.ids.tolist() == list(range(24))
     rows = [f"{name},{name[0]}" for name in test.names]
     message = refusal(Splits(train, test), csv_file(tmp_path / "l.csv", *rows))
@@ -229,16 +229,16 @@ def test_saved_labels_are_a_label_file(tmp_path, source):
     if source == "folder":
         source = str(class_folders(tmp_path / "p", 10))
     splits = open_data(Data(train=source), LabelSet.parse("1pct"))
-    labels = drawn(splits, "2perclass", 5)
+    labels = draw(splits, "2perclass", 5)
     write_labels(tmp_path / "labels.csv", splits.train, labels)
     rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
     assert len(rows) == len(labels.ids)
     assert rows[0]["file"] == splits.train.names[labels.ids[0]]
     assert rows[0]["label"] == splits.train.classes[labels.targets[0]]
-    again = drawn(splits, str(tmp_path / "labels.csv"), 99)
+    again = draw(splits, str(tmp_path / "labels.csv"), 99)
     assert again.hash == labels.hash
 
 
 def test_one_class_is_no_classification():
     with pytest.raises(UserError, match=r"all labeled images are of one class, .*; give images of"):
-        drawn(Splits(images(np.zeros(20)), None), "10pct", 0)
+        draw(Splits(images(np.zeros(20)), None), "10pct", 0)
