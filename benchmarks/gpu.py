@@ -36,8 +36,8 @@ from shared.data import augment, image_ops
 from shared.networks.build import build_contrastive, network_meta
 from shared.runtime.randomness import generator
 from shared.training import losses
+from shared.training.device import to_device
 from shared.training.optim import build_optimizer, set_learning_rate
-from shared.training.stage import to_device
 from stages import distill, finetune, pretrain
 
 # Dense bf16 FLOP/s of NVIDIA's data sheets, by a part of the card's name; the first that fits.

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from benchmarks.compare import ROOT, circumstances, replace_between
 from benchmarks.ours import accelerator, read
 from shared.networks.build import build_contrastive, network_meta
+from shared.training.device import to_device
 from shared.training.losses import nt_xent
-from shared.training.stage import to_device
 from stages import pretrain
 
 RESULTS = ROOT / "benchmarks" / "results" / "large.json"

@@ -7,6 +7,7 @@ import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
@@ -35,7 +36,8 @@ def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, fl
     """
     model, meta = load_classifier(folder)
     model.eval()
-    data = Data(image_size=meta["image_size"], mean=tuple(meta["mean"]), std=tuple(meta["std"]))
+    mean, std = (cast(tuple[float, float, float], tuple(meta[key])) for key in ("mean", "std"))
+    data = Data(image_size=meta["image_size"], mean=mean, std=std)
     for file in files:
         try:
             pixels = decode_image(str(file))  # (3, H, W) uint8

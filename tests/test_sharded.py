@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 
 from shared.config import command
+from shared.config.command_line import load_config
 from shared.networks.batchnorm import synchronize
 from shared.networks.heads import ContrastiveModel, ProjectionHead, create_encoder
 from shared.runtime.distributed import gather_with_grad, rank
@@ -92,6 +93,7 @@ def test_lars_global_batch_norm_and_negatives_when_sharded(tmp_path):
 def test_the_commands_refuse_sharding(tmp_path, monkeypatch, capsys):
     sharded = SimpleNamespace(distributed_type=DistributedType.FSDP)
     monkeypatch.setattr(command, "Accelerator", lambda **_: sharded)
-    code = command.run_command(lambda *_: None, [f"--output={tmp_path}"], "x", "")
+    config, _ = load_config([f"--output={tmp_path}"], "x", "")
+    code = command.run_command(lambda *_: None, config)
     assert code == 2
     assert capsys.readouterr().err.startswith("error: accelerate is configured for FSDP, but")

@@ -64,11 +64,13 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from shared.config.command import Stopped, StopRequest, run_command
+from shared.config.command import run_command
+from shared.config.command_line import load_config
 from shared.config.schema import ASSESSMENTS, Config, dump
 from shared.runs.results import TITLES, aligned
 from shared.runtime.artifacts import provenance, save_arrays, write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.stop import Stopped, StopRequest
 from shared.training.stage import forced
 from stages.assess.parts import OF_CLASSIFIERS, PARTS, RETRIEVED, Inputs, Result, open_inputs
 
@@ -286,15 +288,9 @@ def percent(share: Any) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
-    return run_command(
-        run,
-        argv,
-        "stages.assess",
+    purpose = (
         "Optional stage 4: how good the features and the classifiers of a run are; writes"
-        " <output>/<run>/assess-<labels>-seed<seed>.",
-        ("assess",),
+        " <output>/<run>/assess-<labels>-seed<seed>."
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    config, _ = load_config(argv, "stages.assess", purpose, ("assess",))
+    return run_command(run, config)

@@ -26,11 +26,11 @@ from shared.data.labels import Labels, draw_labels
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.networks.heads import Classifier, ContrastiveModel
 from shared.runs.results import TITLES
-from shared.runtime.artifacts import read_meta
+from shared.runtime.artifacts import Meta, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
+from shared.training.device import to_device
 from shared.training.evaluate import classification_metrics, state_hash
-from shared.training.stage import to_device
 from stages.assess import corruptions, features
 
 NEIGHBOURS = 20  # that vote, as is usual; Wu et al. 2018 take 200 on ImageNet
@@ -301,7 +301,7 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
     return Inputs(config, accelerator, splits, labels, pretrained, described, networks, metas)
 
 
-def require_same_images(meta: dict[str, Any], splits: Splits, folder: Path) -> None:
+def require_same_images(meta: Meta, splits: Splits, folder: Path) -> None:
     """UserError where a network was trained on other images: test images might be among them."""
     trained_on = meta.get("settings", {}).get("images")
     if trained_on not in (None, splits.train.fingerprint):

@@ -27,7 +27,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from shared.config.schema import Config, load_config
+from shared.config.command_line import load_config
+from shared.config.schema import Config
 from shared.data.batches import Batches
 from shared.data.images import UNLABELED, Splits, open_data
 from shared.runs import statistics as tables
@@ -113,7 +114,7 @@ def read_run(folder: Path) -> Run:
     rows = collect(folder)
     if not rows:
         raise UserError(f"no finished classifier in {folder}; run pipeline.py first")
-    metas = {path.parent.name: read_meta(path.parent) for path in folder.glob("*/meta.json")}
+    metas: Any = {path.parent.name: read_meta(path.parent) for path in folder.glob("*/meta.json")}
     config = _read_config(folder)
     splits: Splits | str = "the run's configuration could not be read"
     if isinstance(config, Config):
@@ -137,7 +138,7 @@ def _read_config(folder: Path) -> Config | str:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return load_config(["--config", str(folder / "config.yaml")], "page", "")
+            return load_config(["--config", str(folder / "config.yaml")], "page", "")[0]
     except SystemExit:  # its way to refuse, with one line
         return said.getvalue().strip() or f"{folder / 'config.yaml'} could not be read"
 

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.config.schema import Pretrain, hashed_settings, load_config
+from shared.config.command_line import load_config
+from shared.config.schema import Pretrain, hashed_settings
 from shared.data.batches import Batches
 from shared.data.images import open_data
 from shared.networks.build import build_contrastive, network_meta
@@ -28,7 +29,8 @@ from shared.runtime import distributed
 from shared.runtime.randomness import seed_torch
 from shared.training.losses import info_nce, nt_xent, nt_xent_tiled
 from shared.training.optim import build_optimizer, set_learning_rate
-from shared.training.stage import plan
+from shared.training.schedule import schedule_of
+from shared.training.stage import Stage
 from stages import pretrain
 
 BOTH, ALONE = "batch+memory", "memory"
@@ -293,7 +295,7 @@ def test_the_stage_is_the_method_written_by_hand(negatives, tmp_path, monkeypatc
     monkeypatch.setattr(pretrain, "Memory", Recorder)
     folder = run(tmp_path, "--pretrain.steps=5", f"--pretrain.negatives={negatives}")
 
-    config = load_config([*TINY, "--pretrain.steps=5"], "", "")
+    config = load_config([*TINY, "--pretrain.steps=5"], "", "")[0]
     cfg = config.pretrain
     images = open_data(config.data, config.label_set).train
     accelerator = Accelerator(cpu=True)
@@ -313,7 +315,7 @@ def test_the_stage_is_the_method_written_by_hand(negatives, tmp_path, monkeypatc
     f_k = copy.deepcopy(f_q)
     queue = torch.randn(64, 16)
     optimizer = build_optimizer("sgd", f_q, cfg.weight_decay, cfg.momentum)
-    schedule, losses = plan(cfg, len(images)), []
+    schedule, losses = schedule_of(cfg, len(images)), []
     for step, batch in enumerate(batches.steps(0, 5)):
         x1, x2 = batch.images.chunk(2)
         if negatives == ALONE:
@@ -361,17 +363,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(negatives, tmp_path, monkey
     whole = run(tmp_path / "whole", *arguments)
     memory = Recorder.made.state_dict()
 
-    checked = pretrain.require_finite
+    checked = Stage.require_finite
 
-    def dies(loss, step, *rest):
-        checked(loss, step, *rest)
-        if step == 7:
+    def dies(self, loss):
+        checked(self, loss)
+        if self.step == 7:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(pretrain, "require_finite", dies)
+    monkeypatch.setattr(Stage, "require_finite", dies)
     with pytest.raises(RuntimeError, match="power cut"):
         run(tmp_path / "parts", *arguments)
-    monkeypatch.setattr(pretrain, "require_finite", checked)
+    monkeypatch.setattr(Stage, "require_finite", checked)
     states = list((tmp_path / "parts").rglob("state/*.safetensors"))
     assert [path.stem for path in states] == ["000000005"]
     parts = run(tmp_path / "parts", *arguments)
@@ -420,18 +422,18 @@ def test_the_recipes_have_the_papers_numbers():
     recipes = Path(pretrain.__file__).parents[1] / "configs"
     images = 1281167
 
-    moco = load_config([f"--config={recipes / 'imagenet_moco_v2.yaml'}"], "", "")
+    moco = load_config([f"--config={recipes / 'imagenet_moco_v2.yaml'}"], "", "")[0]
     assert moco.pretrain.negatives == "memory"
     assert (moco.pretrain.memory, moco.pretrain.memory_momentum) == (65536, 0.999)
     assert (moco.pretrain.temperature, moco.model.head_layers) == (0.2, 2)
-    assert plan(moco.pretrain, images).peak == 0.03
+    assert schedule_of(moco.pretrain, images).peak == 0.03
 
-    first = load_config([f"--config={recipes / 'imagenet_simclr_v1.yaml'}"], "", "")
+    first = load_config([f"--config={recipes / 'imagenet_simclr_v1.yaml'}"], "", "")[0]
     assert first.pretrain.memory == 0
     assert (first.augment.brightness, first.model.head_layers) == ("additive", 2)
-    assert plan(first.pretrain, images).peak == pytest.approx(4.8)
-    assert plan(first.linear, images).peak == pytest.approx(1.6)
-    assert plan(first.finetune, 12811).peak == pytest.approx(0.8)
+    assert schedule_of(first.pretrain, images).peak == pytest.approx(4.8)
+    assert schedule_of(first.linear, images).peak == pytest.approx(1.6)
+    assert schedule_of(first.finetune, 12811).peak == pytest.approx(0.8)
 
 
 # ---- several processes ----
@@ -473,7 +475,7 @@ def stage_in_float32(output, mode, accelerator):
         f"--pretrain.negatives={mode}",
         f"--run={mode.replace('+', '-')}",
     ]
-    folder = pretrain.run(load_config(arguments, "", ""), accelerator)
+    folder = pretrain.run(load_config(arguments, "", "")[0], accelerator)
     return {
         "losses": torch.tensor([line["loss"] for line in logged(folder)]),
         "queue": Recorder.made.queue,

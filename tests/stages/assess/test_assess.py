@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from shared.config.command import StopRequest
-from shared.config.schema import ASSESSMENTS, load_config
+from shared.config.command_line import load_config
+from shared.config.schema import ASSESSMENTS
 from shared.data.images import open_data
 from shared.runs.results import collect
 from shared.runtime.errors import UserError
+from shared.runtime.stop import StopRequest
 from stages import distill, finetune, pretrain
 from stages.assess import assess
 from stages.assess import parts as assessment
@@ -183,7 +184,7 @@ def test_arrays(assessed):
 
 def test_pictures_are_the_images(assessed, photos):
     """Positions, targets and pictures belong together."""
-    config = load_config([*TINY, f"--data.train={photos}"], "", "")
+    config = load_config([*TINY, f"--data.train={photos}"], "", "")[0]
     train, test = open_data(config.data, config.label_set)
     arrays = np.load(folder(assessed) / "assess.npz")
     queries, near = arrays["neighbours/query_positions"], arrays["neighbours/positions"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared.config.schema import load_config
+from shared.config.command_line import load_config
 from shared.runtime.errors import UserError
 from stages.page import page
 from tests.support.run_folder import assess, fill_table, make_run
@@ -15,7 +15,7 @@ from tests.support.run_folder import assess, fill_table, make_run
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config([], "test", "")
+    return load_config([], "test", "")[0]
 
 
 @pytest.fixture(scope="module")
