@@ -192,7 +192,7 @@ def _loss_axis(ax: Axes, lines: Curve) -> None:
 
 
 def _end_labels(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) -> None:
-    """Name what ends at these heights beside the axes, pushed apart where names would touch.
+    """Write names beside the axes at the heights of the curves' ends; names never touch.
 
     Args:
         ax: with its limits and scales as they will stay.
@@ -216,7 +216,7 @@ def _end_labels(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) 
         sample = [1.06, 1.13] if look.get("ls") else [1.085]
         ax.plot(sample, [place] * len(sample), **{"ls": "", **look}, **beside)
         ax.annotate(
-            name,
+            _plain(name),
             (sample[-1], place),
             (6, 0),
             xycoords="axes fraction",
@@ -299,7 +299,7 @@ def accuracy_against_parameters(panels: Mapping[str, Sequence[Point]]) -> Figure
         _count_axis(ax, counts, "parameters (log scale)" if ax is axes[-1] else "")
         _accuracy_axis(ax)
         _end_labels(ax, ends)
-        ax.set_title(title)
+        ax.set_title(_plain(title))
     return figure
 
 
@@ -413,7 +413,7 @@ def robustness(accuracy: np.ndarray, corruptions: Sequence[str], clean: float) -
         clean: accuracy on the untouched images.
     """
     order = np.argsort(-accuracy.mean(1))
-    names = [str(corruptions[i]).replace("_", " ") for i in order]
+    names = [_plain(corruptions[int(i)].replace("_", " ")) for i in order]
     table = np.column_stack([accuracy, accuracy.mean(1)])[order]  # (K, S + 1)
     K, S = accuracy.shape
     figure = Figure(layout="constrained", figsize=(4.7, 0.8 + 0.23 * (K + 1)))
@@ -439,7 +439,7 @@ def robustness(accuracy: np.ndarray, corruptions: Sequence[str], clean: float) -
 
 
 def _tinted(color: str, strength: np.ndarray) -> np.ndarray:
-    """(H, W, 4) one colour, the more opaque the stronger; nothing is drawn where it is 0."""
+    """(H, W, 4) one colour, the more opaque the larger the strength; 0 draws nothing."""
     return np.dstack([np.broadcast_to(to_rgb(color), (*strength.shape, 3)), strength])
 
 
@@ -454,8 +454,13 @@ def _bare(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
+def _plain(name: str) -> str:
+    """A name from a file as matplotlib shall draw it: a dollar is no formula."""
+    return name.replace("$", r"\$")
+
+
 def _clip(name: str, length: int = 14) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    return _plain(name if len(name) <= length else name[: length - 1] + "…")
 
 
 @_styled
@@ -502,11 +507,10 @@ def feature_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) 
 def pairs(images: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
     """Images above the two augmented views that pretraining sees of each; (N, H, W, 3) each."""
     figure, ax = _sheet(len(images), 3, 0.65, left=0.6)
-    for row, (name, several) in enumerate(
-        {"image": images, "view 1": first, "view 2": second}.items()
-    ):
+    rows = {"image": images, "view 1": first, "view 2": second}
+    for row, (name, batch) in enumerate(rows.items()):
         ax.text(-0.1, row + 0.5, name, ha="right", va="center")
-        for column, image in enumerate(several):
+        for column, image in enumerate(batch):
             _put(ax, image, column, row)
     return figure
 

@@ -150,6 +150,14 @@ def test_feature_map_names_classes_that_occur():
     assert [text.get_text() for text in figure.axes[0].texts] == ["a", "a very long n…"]
 
 
+def test_a_dollar_in_a_name_is_no_formula():
+    names = ["$x$", "$\\broken$"]
+    assert set(names) <= set(texts(pictures.confusion(np.eye(2), names)))
+    panels = {names[0]: [Point("distill", 1, 0.9, 0.8, 1.0, names[1])]}
+    assert set(names) <= set(texts(pictures.accuracy_against_parameters(panels)))
+    assert names[0] in texts(pictures.robustness(np.ones((1, 2)), names[:1], 1.0))
+
+
 def test_sheets_hold_every_image():
     sheets = {
         12: pictures.pairs(*IMAGES.reshape(3, 4, 8, 8, 3)),

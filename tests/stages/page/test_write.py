@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import tomllib
 from html import unescape
+from pathlib import Path
 
 import pytest
 
@@ -133,7 +135,6 @@ def test_names_from_files_are_escaped(config, tmp_path):
     assert html.count("<script>") == 1  # ours
     assert "<i>" not in html
     assert "<b>" not in re.sub('<p class="missing"><b>', "", html)
-    assert "49" not in re.findall("alert.*?(?=<)", html)
     assert unescape(html).count(HOSTILE) >= 5
     pages = re.findall(r'<figure id="(confusion-.*?)">', html)
     assert list(map(unescape, pages)) == ['confusion-mine <i> "x"']
@@ -141,11 +142,23 @@ def test_names_from_files_are_escaped(config, tmp_path):
         assert re.fullmatch(r'<img src="data:image/svg\+xml;base64,[\w+/=]+" alt="[^"<>]+">', tag)
 
 
+def test_templates_are_part_of_the_package():
+    """What is no Python file must be named in pyproject.toml."""
+    project = Path(__file__).parents[3]
+    tool = tomllib.loads((project / "pyproject.toml").read_text())["tool"]
+    patterns = tool["setuptools"]["package-data"]["stages.page"]
+    room = project / "stages/page"
+    packaged = {path for pattern in patterns for path in room.glob(pattern)}
+    files = {path for path in room.rglob("*") if path.suffix in (".html", ".css", ".js")}
+    assert len(files) == 4
+    assert files == packaged
+
+
 def browser_path(playwright) -> str | None:
     """An installed Chromium; playwright's own, if somebody has fetched it."""
-    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))
+    installed = map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))
     own = playwright.chromium.executable_path
-    return next(filter(None, found), own if shutil.which(own) else None)
+    return next(filter(None, installed), own if shutil.which(own) else None)
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +176,9 @@ def browser():
 def test_in_a_browser(full, browser):
     """Pictures, sorting, a phone's width, dark and print; no error, no request."""
     view = browser.new_page(viewport={"width": 1200, "height": 900})
-    said, requests = [], []
-    view.on("console", lambda message: said.append(message.text))
-    view.on("pageerror", lambda error: said.append(str(error)))
+    messages, requests = [], []
+    view.on("console", lambda message: messages.append(message.text))
+    view.on("pageerror", lambda error: messages.append(str(error)))
     view.on("request", lambda request: requests.append(request.url))
     address = (full / "page.html").as_uri()
     view.route(re.compile("^(?!data:|file:)"), lambda route: route.abort())
@@ -203,6 +216,6 @@ def test_in_a_browser(full, browser):
     assert view.locator("details:not([open])").count() == 0
     assert view.pdf().startswith(b"%PDF")
 
-    assert said == []
+    assert messages == []
     assert [url for url in requests if not url.startswith("data:")] == [address]
     view.close()
