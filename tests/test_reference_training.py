@@ -26,13 +26,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.networks.batchnorm import BatchNorm
-from shared.networks.heads import (
-    Classifier,
-    ContrastiveModel,
-    ProjectionHead,
-    create_encoder,
-    freeze,
-)
+from shared.networks.encoders import create_encoder
+from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead, freeze
 from shared.networks.resnet import reference_names
 from shared.training.evaluate import classification_metrics
 from shared.training.losses import contrastive_metrics, nt_xent

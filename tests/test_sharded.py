@@ -12,7 +12,8 @@ from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlu
 
 from shared.config import command
 from shared.networks.batchnorm import synchronize
-from shared.networks.heads import ContrastiveModel, ProjectionHead, create_encoder
+from shared.networks.encoders import create_encoder
+from shared.networks.heads import ContrastiveModel, ProjectionHead
 from shared.runtime.distributed import gather_with_grad, rank
 from shared.training.losses import nt_xent
 from shared.training.optim import build_optimizer, set_learning_rate

@@ -19,7 +19,8 @@ from shared.config.methods import FORCEABLE, ancestors
 from shared.config.schema import Augmentation, Config, Training, defaults, hashed_settings
 from shared.data.images import ImageSet, Splits
 from shared.networks.batchnorm import synchronize
-from shared.networks.heads import Classifier, checkpoint_activations, fold_batch_norm
+from shared.networks.encoders import checkpoint_activations, fold_batch_norm
+from shared.networks.heads import Classifier
 from shared.runtime.artifacts import StageFolder
 from shared.runtime.errors import UserError
 from shared.training.optim import (

@@ -9,7 +9,8 @@ from torch import nn
 
 from shared.config.schema import Augmentation, Config, Data, Distill, Finetune, Linear, Pretrain
 from shared.data.augment import apply, draw
-from shared.networks.heads import Classifier, create_encoder
+from shared.networks.encoders import create_encoder
+from shared.networks.heads import Classifier
 from shared.runtime.errors import UserError
 from shared.training import stage as training
 from shared.training.stage import (
