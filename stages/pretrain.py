@@ -33,6 +33,7 @@ from shared.networks.negatives_queue import Memory
 from shared.runtime.distributed import gather_with_grad, mean_over_processes, rank
 from shared.runtime.randomness import seed_torch
 from shared.training.losses import (
+    Pairs,
     contrastive_metrics,
     info_nce,
     margin_triplet,
@@ -124,22 +125,21 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         set_learning_rate(optimizer, learning_rate)
         seed_torch(cfg.seed, "pretrain", step, accelerator.process_index)  # dropout, drop path
         if isinstance(batch, Parts):
-            loss, z1, z2_all = backward_in_parts(net, memory, batch, cfg, accelerator, step)
+            loss, pairs, keys = backward_in_parts(net, memory, batch, cfg, accelerator, step)
             value = read_later(loss)
         else:
             z, keys = embed(net, memory, batch.images, cfg, accelerator)  # (2b, D)
-            loss, z1, z2_all = contrast(z, keys, memory, cfg)
+            loss, pairs, keys = contrast(z, keys, memory, cfg)
             value = read_later(loss)
             accelerator.backward(loss)
         require_finite(value, step, learning_rate, folder)
         optimizer.step()
         optimizer.zero_grad()
         if memory is not None:
-            memory.update(model, keys=z2_all)
+            memory.update(model, keys)
 
         if log.due(step + 1):
-            offset = accelerator.process_index * len(z1)
-            accuracy, entropy = contrastive_metrics(z1, z2_all, cfg.temperature, offset)
+            accuracy, entropy = contrastive_metrics(pairs, cfg.temperature)
             log.write(
                 step + 1,
                 loss=mean_over_processes(loss),
@@ -202,34 +202,37 @@ def embed(
 
 def contrast(
     z: Tensor, keys: Tensor | None, memory: Memory | None, cfg: Pretrain
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Pairs, Tensor]:
     """The loss of the embeddings against those of all processes, or against keys.
 
     Args:
         z: embeddings, as `embed` returns them.
-        keys: what it returns with a memory: the candidates then, with those of earlier batches.
+        keys: what `embed` returns with a memory. They are the candidates then, together with the
+            memory's keys of earlier batches.
         memory: has the keys of earlier batches.
         cfg: which loss and its numbers.
 
     Returns:
-        The loss, a scalar; embeddings of this process's first views (b, D); of all processes'
-        second views, the embeddings or, with a memory, the keys (B, D).
+        The loss, a scalar; the pairs that it compares; of the second views of all processes the
+        embeddings or, with a memory, the keys, (B, D).
     """
-    if memory is not None and keys is not None and cfg.negatives == "memory":
-        return info_nce(z, keys, memory.queue, cfg.temperature), z, gather_with_grad(keys)
+    queue = None if memory is None else memory.queue
+    if queue is not None and keys is not None and cfg.negatives == "memory":
+        keys_all = gather_with_grad(keys)  # (B, D)
+        pairs = Pairs.of_queries(z, keys_all, queue, rank() * len(z))
+        return info_nce(pairs, cfg.temperature), pairs, keys_all
 
     z1, z2 = z.chunk(2)  # (b, D) each
     c1, c2 = (z1, z2) if keys is None else keys.chunk(2)
-    views = z1, z2
-    gathered = gather_with_grad(c1), gather_with_grad(c2), rank() * len(z1)  # (B, D) twice, offset
+    c1_all, c2_all = gather_with_grad(c1), gather_with_grad(c2)  # (B, D) each
+    pairs = Pairs.of_views(z1, z2, c1_all, c2_all, rank() * len(z1), memory=queue)
     if cfg.loss == "nt_logistic":
-        loss = nt_logistic(*views, cfg.temperature, *gathered, semi_hard=cfg.semi_hard)
+        loss = nt_logistic(pairs, cfg.temperature, cfg.semi_hard)
     elif cfg.loss == "margin_triplet":
-        loss = margin_triplet(*views, cfg.margin, *gathered, semi_hard=cfg.semi_hard)
+        loss = margin_triplet(pairs, cfg.margin, cfg.semi_hard)
     else:
-        queue = None if memory is None else memory.queue
-        loss = nt_xent(*views, cfg.temperature, *gathered, memory=queue)
-    return loss, z1, gathered[1]
+        loss = nt_xent(pairs, cfg.temperature)
+    return loss, pairs, c2_all
 
 
 def backward_in_parts(
@@ -239,7 +242,7 @@ def backward_in_parts(
     cfg: Pretrain,
     accelerator: Accelerator,
     step: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Pairs, Tensor]:
     """The gradient of the whole batch, with the activations of one part in memory at a time.
 
     By the chain rule the gradient is d loss / d z times d z / d weights, and the second factor
@@ -259,7 +262,7 @@ def backward_in_parts(
         step: the update's number, for the randomness.
 
     Returns:
-        As `contrast`, without gradient.
+        As `contrast`; the loss and the keys without gradient.
     """
 
     def seeded_parts() -> Iterator[Tensor]:
@@ -275,7 +278,7 @@ def backward_in_parts(
     z = in_order([z for z, _ in embedded]).requires_grad_()
     keys = None if memory is None else in_order([k for _, k in embedded if k is not None])
 
-    loss, z1, z2_all = contrast(z, keys, memory, cfg)
+    loss, pairs, keys = contrast(z, keys, memory, cfg)
     (grad,) = torch.autograd.grad(loss, z)  # collective: of the losses of all processes
     grads = grad.unflatten(0, (-1, batch.number)).unbind(1)
 
@@ -284,7 +287,7 @@ def backward_in_parts(
         with nullcontext() if last else accelerator.no_sync(net):
             part, _ = embed(net, None, images, cfg, accelerator)
             part.backward(grads[i])
-    return loss.detach(), z1.detach(), z2_all.detach()
+    return loss.detach(), pairs, keys.detach()
 
 
 def in_order(parts: list[Tensor]) -> Tensor:
