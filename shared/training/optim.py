@@ -9,7 +9,7 @@ restore. A new optimizer is one record in `OPTIMIZERS`.
 # pyright: reportPrivateImportUsage=false
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class _MomentumSGD(torch.optim.Optimizer):
                 raise ValueError(f"{name} must be >= 0, got {value}")
         super().__init__(params, hyperparameters)
 
-    def _rates(self, params: Sequence[Any], updates: Sequence[Any], group: dict[str, Any]) -> Any:
+    def _rates(self, params, updates, group: dict[str, Any]):
         """Learning rate of each parameter, or one for all."""
         return group["lr"]
 
@@ -159,7 +159,7 @@ class LARS(_MomentumSGD):
         }
         super().__init__(params, hyperparameters)
 
-    def _rates(self, params: Sequence[Any], updates: Sequence[Any], group: dict[str, Any]) -> Any:
+    def _rates(self, params, updates, group: dict[str, Any]):
         """Learning rate times trust ratio; no norm is ever copied to the host."""
         if not group["adapt"]:
             return group["lr"]
