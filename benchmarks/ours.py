@@ -27,7 +27,7 @@ from shared.networks.build import build_classifier, build_contrastive, network_m
 from shared.networks.cpu import Conv2d
 from shared.runtime.randomness import generator
 from shared.training.device import to_device, to_inference
-from shared.training.losses import nt_xent
+from shared.training.losses import Pairs, nt_xent
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
 from stages import pretrain
@@ -169,7 +169,7 @@ def bare(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
         for _ in range(steps_per_lap):
             set_learning_rate(optimizer, 1e-3)
             z1, z2 = net(images).chunk(2)
-            loss = nt_xent(z1, z2, cfg.temperature, z1, z2)
+            loss = nt_xent(Pairs.of_views(z1, z2, z1, z2), cfg.temperature)
             loss.item()
             here.backward(loss)
             optimizer.step()
@@ -248,7 +248,7 @@ def loss(lap: Lap, embeddings: int, times: int) -> None:
     while True:
         memory = PeakMemory()
         for _ in range(times):
-            nt_xent(z1, z2, 0.1).backward()
+            nt_xent(Pairs.of_views(z1, z2), 0.1).backward()
             z1.grad = z2.grad = None
         lap(times, extra_mb=memory.rise())
 

@@ -37,6 +37,7 @@ from shared.runtime.errors import UserError
 from shared.training.device import read_later, to_device
 from shared.training.gradient_cache import Contrast, Embedded, backward_in_parts
 from shared.training.losses import (
+    Pairs,
     contrastive_metrics,
     info_nce,
     margin_triplet,
@@ -98,29 +99,22 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     for step, batch in steps:
         if isinstance(batch, Parts):
             key = (cfg.seed, method, step, accelerator.process_index)
-            loss, z1, z2_all = backward_in_parts(
-                net,
-                batch,
-                embed_views,
-                embed_again,
-                contrast_views,
-                accelerator,
-                key,
+            loss, pairs, keys = backward_in_parts(
+                net, batch, embed_views, embed_again, contrast_views, accelerator, key
             )
             loss_value = read_later(loss)
         else:
-            loss, z1, z2_all = contrast_views(*embed_views(batch.images))
+            loss, pairs, keys = contrast_views(*embed_views(batch.images))
             loss_value = read_later(loss)
             accelerator.backward(loss)
         stage.require_finite(loss_value)
         stage.optimizer.step()
         stage.optimizer.zero_grad()
         if memory is not None:
-            memory.update(model, keys=z2_all)
+            memory.update(model, keys)
 
         if stage.log_is_due:
-            offset = accelerator.process_index * len(z1)
-            accuracy, entropy = contrastive_metrics(z1, z2_all, cfg.temperature, offset)
+            accuracy, entropy = contrastive_metrics(pairs, cfg.temperature)
             stage.log(
                 loss=loss,
                 contrastive_top1=accuracy,
@@ -198,26 +192,28 @@ def contrast(z: Tensor, keys: Tensor | None, memory: Memory | None, cfg: Pretrai
 
     Args:
         z: embeddings, as `embed` returns them.
-        keys: what it returns with a memory: the candidates then, with those of earlier batches.
+        keys: what `embed` returns with a memory. They are the candidates then, together with the
+            memory's keys of earlier batches.
         memory: has the keys of earlier batches.
         cfg: which loss and its numbers.
     """
-    if memory is not None and keys is not None and cfg.negatives == "memory":
-        loss = info_nce(z, keys, memory.queue, cfg.temperature)
-        return Contrast(loss, z, gather_with_grad(keys))
+    queue = None if memory is None else memory.queue
+    if queue is not None and keys is not None and cfg.negatives == "memory":
+        keys_all = gather_with_grad(keys)  # (B, D)
+        pairs = Pairs.of_queries(z, keys_all, queue, rank() * len(z))
+        return Contrast(info_nce(pairs, cfg.temperature), pairs, keys_all)
 
     z1, z2 = z.chunk(2)  # (b, D) each
     c1, c2 = (z1, z2) if keys is None else keys.chunk(2)
-    views = z1, z2
-    gathered = gather_with_grad(c1), gather_with_grad(c2), rank() * len(z1)  # (B, D) twice, offset
+    c1_all, c2_all = gather_with_grad(c1), gather_with_grad(c2)  # (B, D) each
+    pairs = Pairs.of_views(z1, z2, c1_all, c2_all, rank() * len(z1), memory=queue)
     if cfg.loss == "nt_logistic":
-        loss = nt_logistic(*views, cfg.temperature, *gathered, semi_hard=cfg.semi_hard)
+        loss = nt_logistic(pairs, cfg.temperature, cfg.semi_hard)
     elif cfg.loss == "margin_triplet":
-        loss = margin_triplet(*views, cfg.margin, *gathered, semi_hard=cfg.semi_hard)
+        loss = margin_triplet(pairs, cfg.margin, cfg.semi_hard)
     else:
-        queue = None if memory is None else memory.queue
-        loss = nt_xent(*views, cfg.temperature, *gathered, memory=queue)
-    return Contrast(loss, z1, gathered[1])
+        loss = nt_xent(pairs, cfg.temperature)
+    return Contrast(loss, pairs, c2_all)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

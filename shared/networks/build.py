@@ -7,7 +7,8 @@ from typing import TypeVar
 from torch import nn
 
 from shared.config.schema import Data, Model
-from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead, create_encoder
+from shared.networks.encoders import create_encoder
+from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
 from shared.runtime.artifacts import (
     ClassifierMeta,
     ClassifierNetwork,
@@ -52,7 +53,7 @@ def build_encoder(name: str, image_size: int, pretrained: bool = False) -> nn.Mo
 
 
 def build_contrastive(meta: NetworkMeta, pretrained: bool = False) -> ContrastiveModel:
-    """Encoder and whole projection head, as ``describe`` says."""
+    """Encoder and whole projection head, as `network_meta` describes them."""
     encoder = build_encoder(meta["encoder"], meta["image_size"], pretrained)
     head = meta["head"]
     width: int = encoder.head_hidden_size  # type: ignore[assignment]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from shared.config.schema import Config
 from shared.networks.batchnorm import synchronize
-from shared.networks.heads import Classifier, checkpoint_activations, fold_batch_norm
+from shared.networks.encoders import checkpoint_activations, fold_batch_norm
+from shared.networks.heads import Classifier
 from shared.runtime.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)

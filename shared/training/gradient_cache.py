@@ -20,22 +20,23 @@ from torch import Tensor, nn
 
 from shared.data.batches import Parts
 from shared.runtime.randomness import seed_torch
+from shared.training.losses import Pairs
 
 Embedded = tuple[Tensor, Tensor | None]
 
 
 class Contrast(NamedTuple):
-    """A contrastive loss and what its metrics need.
+    """A contrastive loss, and what it was computed of.
 
     Attributes:
         loss: scalar.
-        z1: (b, D), embeddings of this process's first views.
-        z2_all: (B, D), of all processes' second views: embeddings or, with a memory, keys.
+        pairs: the embeddings that it compares.
+        keys: (B, D), of all processes' second views: embeddings or, with a memory, keys.
     """
 
     loss: Tensor
-    z1: Tensor
-    z2_all: Tensor
+    pairs: Pairs
+    keys: Tensor
 
 
 def backward_in_parts(
@@ -59,7 +60,7 @@ def backward_in_parts(
         key: of the randomness of this step.
 
     Returns:
-        What ``contrast`` returns, without gradient.
+        What ``contrast`` returns; loss and keys without gradient.
     """
 
     def seeded_parts() -> Iterator[Tensor]:
@@ -82,7 +83,7 @@ def backward_in_parts(
         last = number == batch.number - 1
         with nullcontext() if last else accelerator.no_sync(net):
             embed_again(images).backward(grads[number])
-    return Contrast(*(tensor.detach() for tensor in result))
+    return Contrast(result.loss.detach(), result.pairs, result.keys.detach())
 
 
 def in_order(parts: list[Tensor]) -> Tensor:

@@ -27,7 +27,14 @@ from shared.networks.build import build_contrastive, network_meta
 from shared.networks.negatives_queue import Memory
 from shared.runtime import distributed
 from shared.runtime.randomness import seed_torch
-from shared.training.losses import info_nce, nt_xent, nt_xent_tiled
+from shared.training.losses import (
+    Pairs,
+    info_nce,
+    margin_triplet,
+    nt_logistic,
+    nt_xent,
+    nt_xent_tiled,
+)
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.schedule import schedule_of
 from shared.training.stage import Stage
@@ -134,14 +141,14 @@ def test_batch_and_memory_is_the_definition(B, before, after, K, D, temperature,
         return [value.detach(), *(x.grad for x in leaves if x.numel())]
 
     def tiled(q1, q2, k1, k2, memory):
-        options = {"tile_rows": tile_rows, "memory": memory}
-        return nt_xent_tiled(q1, q2, temperature, k1, k2, before, **options)
+        pairs = Pairs.of_views(q1, q2, k1, k2, before, memory=memory)
+        return nt_xent_tiled(pairs, temperature, tile_rows)
+
+    def plain(q1, q2, k1, k2, memory):
+        return nt_xent(Pairs.of_views(q1, q2, k1, k2, before, memory=memory), temperature)
 
     expected = value_and_gradients(lambda *z: by_definition(*z, temperature, before))
-    plain = value_and_gradients(
-        lambda q1, q2, k1, k2, m: nt_xent(q1, q2, temperature, k1, k2, before, memory=m)
-    )
-    for results in (plain, value_and_gradients(tiled)):
+    for results in (value_and_gradients(plain), value_and_gradients(tiled)):
         for actual, wanted in zip(results, expected, strict=True):
             assert_close(actual, wanted)
 
@@ -158,10 +165,8 @@ def test_memory_alone_is_the_definition(B, K, D, temperature, seed):
     q, k = random_rows(2, B, D, seed=seed)
     memory = random_rows(K, D, seed=seed + 1)
     a, b = q.clone().requires_grad_(), q.clone().requires_grad_()
-    value, expected = (
-        info_nce(a, k, memory, temperature),
-        moco_by_definition(b, k, memory, temperature),
-    )
+    value = info_nce(Pairs.of_queries(a, k, memory), temperature)
+    expected = moco_by_definition(b, k, memory, temperature)
     value.backward()
     expected.backward()
     assert_close(value.detach(), expected.detach())
@@ -172,7 +177,7 @@ def test_memory_alone_is_the_definition(B, K, D, temperature, seed):
 def test_the_batch_itself_may_be_the_candidates_beside_a_memory(loss):
     z, memory = random_rows(2, 5, 4, seed=0), random_rows(7, 4, seed=1)
     a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
-    value = loss(a[0], a[1], 0.3, memory=memory)
+    value = loss(Pairs.of_views(a[0], a[1], memory=memory), 0.3)
     expected = by_definition(b[0], b[1], b[0], b[1], memory, 0.3, 0)
     value.backward()
     expected.backward()
@@ -187,7 +192,7 @@ def test_a_large_memory_never_forms_its_logits():
     with torch.autograd.graph.saved_tensors_hooks(
         lambda x: sizes.append(x.numel()) or x, lambda x: x
     ):
-        value = nt_xent(q[:16], q[16:], 0.1, k[:16], k[16:32], memory=memory)
+        value = nt_xent(Pairs.of_views(q[:16], q[16:], k[:16], k[16:32], memory=memory), 0.1)
     assert max(sizes) < 4 * len(memory)  # the logits are 32 x 65568
     value.backward()
     expected = q.detach().clone().requires_grad_()
@@ -198,16 +203,31 @@ def test_a_large_memory_never_forms_its_logits():
 
 
 def test_wrong_memories_are_named():
-    z = torch.ones(3, 4)
-    for loss in (nt_xent, nt_xent_tiled):
-        with pytest.raises(ValueError, match=r"memory must have the shape \(K, 4\), got \(6, 5\)"):
-            loss(z, z, 0.1, memory=torch.ones(6, 5))
+    z, memory = torch.ones(3, 4), torch.ones(6, 4)
+    with pytest.raises(ValueError, match=r"memory must have the shape \(K, 4\), got \(6, 5\)"):
+        Pairs.of_views(z, z, memory=torch.ones(6, 5))
     with pytest.raises(ValueError, match=r"\(K, 4\), got \(4,\)"):
-        info_nce(z, z, torch.ones(4), 0.1)
+        Pairs.of_queries(z, z, torch.ones(4))
     with pytest.raises(ValueError, match="must have one shape"):
-        info_nce(z, torch.ones(2, 4), torch.ones(6, 4), 0.1)
+        Pairs.of_queries(z, torch.ones(3, 5), memory)
+    with pytest.raises(ValueError, match=r"offset 0 with 3 rows .* the 2 gathered rows"):
+        Pairs.of_queries(z, torch.ones(2, 4), memory)
     with pytest.raises(ValueError, match="temperature must be > 0"):
-        info_nce(z, z, torch.ones(6, 4), 0.0)
+        info_nce(Pairs.of_queries(z, z, memory), 0.0)
+
+
+def test_losses_refuse_pairs_of_the_other_kind():
+    z, memory = torch.ones(3, 4), torch.ones(6, 4)
+    queries = Pairs.of_queries(z, z, memory)
+    for loss in (nt_xent, nt_xent_tiled, nt_logistic, margin_triplet):
+        with pytest.raises(ValueError, match="compares two views: make the pairs by of_views"):
+            loss(queries, 0.1)
+    with_memory = Pairs.of_views(z, z, memory=memory)
+    for loss in (nt_logistic, margin_triplet):
+        with pytest.raises(ValueError, match="only nt_xent and info_nce take a memory"):
+            loss(with_memory, 0.1)
+    with pytest.raises(ValueError, match="compares queries with a memory"):
+        info_nce(with_memory, 0.1)
 
 
 # ---- the averaged network and the queue ----

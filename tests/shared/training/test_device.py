@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from shared.config.schema import Config
-from shared.networks.heads import Classifier, create_encoder
+from shared.networks.encoders import create_encoder
+from shared.networks.heads import Classifier
 from shared.runtime.errors import UserError
 from shared.training import device
 from shared.training.device import read_later, to_device, to_inference
