@@ -6,6 +6,7 @@ This file imports neither torch nor the configuration library: the command line 
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import FORCEABLE, METHODS
+from shared.config.optimizers import OPTIMIZERS
 
 RECIPES = Path(__file__).parents[2] / "configs"
 
@@ -27,6 +29,11 @@ def not_hashed(default: Any) -> Any:
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{key} must be {allowed}, got {value!r}")
+
+
+def _require_one_of(names: Iterable[str], key: str, value: str) -> None:
+    names = list(names)
+    _require(value in names, key, value, "one of " + ", ".join(map(repr, names)))
 
 
 def _require_seed(key: str, value: int) -> None:
@@ -215,7 +222,7 @@ class Training:
     epochs: float = 100
     steps: int | None = None
     batch_size: int = 1024
-    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
+    optimizer: str = "lars"
     learning_rate: float = 0.1
     learning_rate_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
     warmup_epochs: float = 0
@@ -241,6 +248,7 @@ class Training:
             value = getattr(self, key)
             _require(value >= 0, f"{self.section}.{key}", value, "0 or more")
         _require(0 <= self.momentum < 1, f"{self.section}.momentum", self.momentum, "in [0, 1)")
+        _require_one_of(OPTIMIZERS, f"{self.section}.optimizer", self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -372,7 +380,7 @@ class Linear(Finetune):
     section: ClassVar[str] = "linear"
 
     epochs: float = 90
-    optimizer: Literal["lars", "sgd", "adamw"] = "sgd"
+    optimizer: str = "sgd"
     learning_rate: float = 0.1
     learning_rate_scaling: Literal["sqrt", "linear", "none"] = "linear"
     from_layer: int | None = 0
@@ -560,7 +568,7 @@ class Config:
         )
         LabelSet.parse(self.labels)
         tuned = [method.name for method in METHODS.values() if method.stage == "finetune"]
-        _require(self.method in tuned, "method", self.method, "one of " + ", ".join(tuned))
+        _require_one_of(tuned, "method", self.method)
         _require_seed("seed", self.seed)
         _require(self.threads >= 0, "threads", self.threads, "0 or more")
         for stage in filter(None, self.force.split(",")):

@@ -147,7 +147,7 @@ def test_misspelt_key_in_a_recipe(capsys, tmp_path, text, says):
         ("finetune:\n  steps: many", "finetune.steps must be a whole number or null, got many"),
         (
             "pretrain:\n  optimizer: adam",
-            "pretrain.optimizer must be one of 'lars', 'sgd', 'adamw', got adam",
+            "pretrain.optimizer must be one of 'lars', 'sgd', 'adamw', got 'adam'",
         ),
         ("precision: no", "precision must be one of 'auto', 'no', 'bf16', got False"),
         ("distill:\n  self_first: 3", "distill.self_first must be true or false, got 3"),
