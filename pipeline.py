@@ -19,7 +19,7 @@ from shared.data.images import open_data
 from shared.data.labels import draw_labels
 from shared.runs.forecast import forecast
 from shared.runs.grid import fill
-from shared.runs.results import collect, table, write_results
+from shared.runs.results import collect, results_text, write_results
 from shared.training.stage import plan
 from stages import distill, finetune, pretrain
 from stages.assess import assess
@@ -72,7 +72,7 @@ def run(config: Config, accelerator: Accelerator, flags: Collection[str] = ()) -
                 f"\non {len(splits.test):,} test images; NLL: mean negative log likelihood, ECE:"
                 " expected calibration error"
             )
-        print(f"\n{table(now)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
+        print(f"\n{results_text(now)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
         print(f"as a page with pictures: python -m stages.page {config.folder}")
 
 

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.runs import grid
-from shared.runs.results import collect, table
+from shared.runs.grid import report
+from shared.runs.results import collect, results_text
 from shared.runtime.errors import UserError, exit_code_2, usage
 
 
@@ -21,12 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (len(arguments) != 1 and not name) or arguments[0] in ("-h", "--help"):
         return usage("python -m stages.report runs/NAME [--table TABLE]", arguments)
     if name:
-        print(grid.report(Path(arguments[0]), name))
+        print(report(Path(arguments[0]), name))
         return 0
     rows = collect(Path(arguments[0]))
     if not rows:
         raise UserError(f"no finished classifier in {arguments[0]}")
-    print(table(rows))
+    print(results_text(rows))
     return 0
 
 

@@ -1,6 +1,7 @@
 """How good a classifier is on the test images: top-1, top-5, likelihood, calibration."""
 
 import hashlib
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -11,6 +12,25 @@ from torch import Tensor, nn
 from shared.config.schema import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
+
+
+class Result(TypedDict):
+    """One row of results: ``result`` in a classifier's ``meta.json``, a line of results.jsonl.
+
+    ``stage`` is the method's name, ``labels`` the tag of the label set. Without test images there
+    are no metrics; ``top5`` is there for more than 5 classes.
+    """
+
+    stage: str
+    labels: str
+    n_labels: int
+    seed: int
+    parameters: int
+    top1: NotRequired[float]
+    top5: NotRequired[float]
+    nll: NotRequired[float]
+    ece: NotRequired[float]
+    seconds: float
 
 
 def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:

@@ -27,16 +27,19 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from shared.config.methods import CLASSIFIERS
 from shared.config.schema import Config, load_config
 from shared.data.batches import Batches
 from shared.data.images import UNLABELED, Splits, open_data
 from shared.runs import statistics as tables
-from shared.runs.results import TITLES, collect
+from shared.runs.results import collect
+from shared.runs.text import blocks
 from shared.runtime.artifacts import read_meta, write_atomically
 from shared.runtime.errors import UserError, exit_code_2, usage
 from stages.page import pictures
 from stages.page.document import document, figure, html_table, missing, or_missing, pictures_of
 
+TITLES = {name: method.title for name, method in CLASSIFIERS.items()}
 COMPARED = ("supervised", "linear", "finetune", "distill")  # the lines of the label efficiency
 
 
@@ -54,7 +57,7 @@ class Run:
     """
 
     folder: Path
-    rows: list[dict[str, Any]]
+    rows: Sequence[Mapping[str, Any]]
     metas: dict[str, dict[str, Any]]
     config: Config | str
     splits: Splits | str
@@ -783,7 +786,7 @@ def _grid(folder: Path) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'summary.json'} is damaged ({error})") from error
     text = f"<h3>{escape(told['title'])}</h3>"
-    for caption, grid in tables.blocks(told):
+    for caption, grid in blocks(told):
         text += html_table(grid, escape(caption) + ".")
     text += _sizes(told)
     notes = "".join(f"<li>[{i}] {escape(note)}</li>" for i, note in enumerate(told["messages"], 1))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.runs.results import TITLES
+from shared.config.methods import CLASSIFIERS
 from stages.page import pictures
 from stages.page.pictures import METHODS
 
@@ -34,9 +34,10 @@ def texts(figure) -> list[str]:
 
 
 def test_methods_are_those_of_the_table_each_with_its_own_look():
-    assert set(METHODS) == {"pretrain", *TITLES}
-    for aspect in zip(*(METHODS[stage] for stage in TITLES), strict=True):  # name, colour, marker
-        assert len(set(aspect)) == len(TITLES)
+    assert set(METHODS) == {"pretrain", *CLASSIFIERS}
+    # name, colour, marker
+    for aspect in zip(*(METHODS[stage] for stage in CLASSIFIERS), strict=True):
+        assert len(set(aspect)) == len(CLASSIFIERS)
 
 
 def luminance(color: str) -> float:
@@ -48,7 +49,7 @@ def luminance(color: str) -> float:
     return float(np.dot([0.2126, 0.7152, 0.0722], values))
 
 
-@pytest.mark.parametrize("color", sorted({METHODS[stage][1] for stage in TITLES}))
+@pytest.mark.parametrize("color", sorted({METHODS[stage][1] for stage in CLASSIFIERS}))
 @pytest.mark.parametrize("ground", ["#ffffff", pictures.DARK[pictures.PAPER]])
 def test_colours_stand_out_on_light_and_dark(color, ground):
     """3:1, which WCAG 2 asks of graphics."""
