@@ -15,6 +15,7 @@ from shared.networks.build import build_contrastive, network_meta
 from shared.runs import forecast as forecasting
 from shared.runs.forecast import (
     Counts,
+    cost_of,
     forecast,
     known_counts,
     network_size,
@@ -58,9 +59,42 @@ def test_size_of_the_recipe_network():
     ("labels", "number"), [("1pct", 600), ("0.001pct", 10), ("100pct", 60_000), ("4perclass", 40)]
 )
 def test_labels_of_a_data_set_that_is_not_here(labels, number):
-    assert known_counts(60_000, 10_000, 10, LabelSet.parse(labels)) == Counts(
-        60_000, number, 10_000, 10
-    )
+    counts = known_counts(60_000, 10_000, 10, LabelSet.parse(labels))
+    assert counts == Counts(60_000, number, 10_000, 10)
+
+
+def test_labels_of_a_file_for_a_data_set_that_is_not_here(tmp_path):
+    (tmp_path / "names.txt").write_text("a.png\nb.png\n")
+    (tmp_path / "labels.csv").write_text("file,label\na.png,cat\nb.png,dog\nc.png,a cat\n")
+    for name, number in (("names.txt", 2), ("labels.csv", 3)):
+        labels = LabelSet.parse(str(tmp_path / name))
+        assert known_counts(60_000, 10_000, 10, labels).labeled == number
+    with pytest.raises(UserError, match=r"nowhere\.txt"):
+        known_counts(60_000, 10_000, 10, LabelSet.parse(str(tmp_path / "nowhere.txt")))
+
+
+def test_cost_of_each_method():
+    config = config_of()
+    counts = Counts(1437, 14, 360, 10)
+
+    def cost(method, *flags):
+        return cost_of(method, config_of(*flags), counts, "no")
+
+    size = network_size("pretrain", config, counts, "no")
+    one = cost("pretrain")
+    assert (one.update, one.prediction) == (6 * size.flops, size.flops)
+    assert one.activations == 2 * size.activations
+    assert cost("pretrain", "--pretrain.memory=64").update == 8 * size.flops
+    moco = ("--pretrain.memory=64", "--pretrain.negatives=memory")
+    assert cost("pretrain", *moco).update == 4 * size.flops
+    assert cost("pretrain", "--pretrain.micro_batch=16").update == 8 * size.flops
+    assert cost("linear").update == cost("linear").prediction
+    teacher, student = cost("finetune"), cost("distill")
+    assert student.update == 3 * student.prediction + teacher.prediction
+    itself = cost("self-distill")
+    assert itself.parameters == teacher.parameters  # its layers of the head too
+    assert itself.update == 4 * teacher.prediction
+    assert student.parameters == cost("supervised-student").parameters < teacher.parameters
 
 
 def clock(monkeypatch, *times: float) -> None:

@@ -123,9 +123,8 @@ def run(tmp_path):
 
 def test_collect(run):
     rows = collect(run)
-    keys = [
-        (r["n_labels"], r["labels"], r["seed"], list(CLASSIFIERS).index(r["stage"])) for r in rows
-    ]
+    order = list(CLASSIFIERS)
+    keys = [(r["n_labels"], r["labels"], r["seed"], order.index(r["stage"])) for r in rows]
     assert keys == sorted(keys)
     assert len(rows) == 4 * len(CLASSIFIERS)
     write_results(run, rows)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from shared.runs.statistics import summarize
-from shared.runs.text import render
+from shared.runs.text import aligned, latex, markdown, percent, render
 from tests.support.tables import TOY, toy_line, toy_lines
 
 
@@ -41,9 +41,30 @@ def test_no_cell_is_left_out(lines):
 
 
 def test_nothing_finished():
-    nothing = [
-        toy_line(row, column, 0, status="missing") for row in "a" for column in ("1%", "100%")
-    ]
+    nothing = [toy_line("a", column, 0, status="missing") for column in ("1%", "100%")]
     summary = summarize(replace(TOY, rows={"a": {}}), nothing)
     assert {cell["mean"] for cell in summary["cells"]} == {None}
     assert "missing" in render(summary, nothing)["txt"]
+
+
+def test_percent():
+    assert percent(0.979) == "97.9"
+    assert percent(0.979, 0) == "98"
+    assert percent(None) == "-"
+
+
+def test_lines_of_cells_in_each_form():
+    lines = [["", "a | b"], ["x_1", "50% < 60 ± 1"]]
+    assert aligned(lines).splitlines() == [
+        "            a | b",
+        "-" * 17,
+        "x_1  50% < 60 ± 1",
+    ]
+    assert markdown(lines).splitlines() == [
+        "|  | a \\| b |",
+        "|---|---:|",
+        "| x_1 | 50% < 60 ± 1 |",
+    ]
+    tex = latex("A caption", lines).splitlines()
+    assert tex[:2] == ["% A caption", r"\begin{tabular}{lr}"]
+    assert r"x\_1 & 50\% $<$ 60 $\pm$ 1 \\" in tex
