@@ -40,7 +40,7 @@ from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
 from shared.training.stage import plan
 
-Stage = Callable[[Config, Accelerator], object]
+RunStage = Callable[[Config, Accelerator], object]
 
 # images for training, for testing, classes: for a plan before the download
 HUB_SIZES = {
@@ -56,7 +56,7 @@ PAPER = [
     for kernels in (0, 1)
 ] + ["simclr_resnet152_3x_sk1"]
 H100_FLOPS = 0.4 * 989e12  # 40% of the bf16 peak in NVIDIA's data sheet (dense): an assumption
-SLOTS = {"lars": 1, "sgd": 1, "adamw": 2}
+SLOTS_PER_PARAMETER = {"lars": 1, "sgd": 1, "adamw": 2}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Counts:
 
 
 def forecast(
-    config: Config, accelerator: Accelerator, stages: Mapping[str, Stage], seconds: float = 30
+    config: Config, accelerator: Accelerator, stages: Mapping[str, RunStage], seconds: float = 30
 ) -> None:
     """Print the plan of a recipe and save it as ``<output>/<run>/plan.json``.
 
@@ -252,7 +252,7 @@ def _kept_layers(method: str, config: Config, counts: Counts) -> int:
 
 # ------------------------------------------------------------------------------- what is measured
 def _measure(
-    method: str, run: Stage, config: Config, accelerator: Accelerator, cost: Cost, seconds: float
+    method: str, run: RunStage, config: Config, accelerator: Accelerator, cost: Cost, seconds: float
 ) -> tuple[int, float]:
     """Run one stage on a small batch, then on as much of the recipe's as time and memory allow.
 
@@ -274,7 +274,12 @@ def _measure(
 
 
 def _seconds_per_image(
-    method: str, run: Stage, config: Config, accelerator: Accelerator, batch_size: int, steps: int
+    method: str,
+    run: RunStage,
+    config: Config,
+    accelerator: Accelerator,
+    batch_size: int,
+    steps: int,
 ) -> float:
     """Run a stage with another length and batch; the rest of the configuration stays."""
     training = config.training_of(method)
@@ -318,7 +323,7 @@ def _stage_plan(
         flops=cost.update * steps * full,
         seconds=steps * full * each + tested * each * cost.prediction / cost.update,
         peak_bytes=_peak_bytes() + max(0, held - batch) * cost.activations,
-        disk_bytes=4 * cost.parameters * (2 + SLOTS[training.optimizer]),
+        disk_bytes=4 * cost.parameters * (2 + SLOTS_PER_PARAMETER[training.optimizer]),
         probed_batch_size=batch,
     )
 

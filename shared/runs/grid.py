@@ -42,7 +42,7 @@ from shared.runtime.artifacts import read_json, read_meta, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.training.evaluate import Result
 
-Stage = Callable[[Config, Accelerator], object]
+RunStage = Callable[[Config, Accelerator], object]
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ def _with_parent(config: Config, method: str, parent: Job) -> Config:
 
 def _slug(changes: Mapping[str, Any]) -> str:
     """A folder's name that says what differs: ``pretrain.temperature-0.5_model.head_layers-2``."""
-    numbers = {k: f"{v:g}" if isinstance(v, float) else v for k, v in changes.items()}
-    text = "_".join(f"{option}-{value}" for option, value in numbers.items())
+    short = {k: f"{v:g}" if isinstance(v, float) else v for k, v in changes.items()}
+    text = "_".join(f"{option}-{value}" for option, value in short.items())
     name = re.sub(r"[^\w.]+", "-", text).strip("-")
     if len(name) > 120:
         name = f"{name[:110]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -233,7 +233,7 @@ def in_order(cells: Sequence[Cell]) -> list[Job]:
 def fill(
     config: Config,
     accelerator: Accelerator,
-    stages: Mapping[str, Stage],
+    stages: Mapping[str, RunStage],
     flags: Collection[str] = (),
 ) -> None:
     """Run what the table ``config.table`` lacks, write it, print it.
@@ -272,7 +272,7 @@ def fill(
 def _make(
     jobs: Sequence[Job],
     accelerator: Accelerator,
-    stages: Mapping[str, Stage],
+    stages: Mapping[str, RunStage],
     failures: dict[Path, str],
 ) -> None:
     """Run the stage of every job; a job that fails, or whose parent failed, is a new failure."""
