@@ -372,6 +372,17 @@ class Finetune(Training):
         key = f"{self.section}.from_layer"
         _require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
 
+    def kept_layers(self, labels: int, images: int) -> int:
+        """``from_layer``; where it is unset, 1 for up to 10% of the labels and 0 for more.
+
+        Args:
+            labels: number of labeled images.
+            images: number of training images.
+        """
+        if self.from_layer is not None:
+            return self.from_layer
+        return int(labels <= round(0.1 * images))
+
 
 @dataclass(frozen=True)
 class Linear(Finetune):
@@ -601,6 +612,22 @@ class Config:
         """
         name = stage if stage == "pretrain" else self.label_set.folder(stage, self.seed)
         return self.folder / name
+
+    def training_of(self, method: str) -> Training:
+        """The section that a method's training reads."""
+        return getattr(self, METHODS[method].section)
+
+    def encoder_of(self, method: str) -> str:
+        """The encoder that a method trains."""
+        section, option = METHODS[method].network.split(".")
+        return getattr(getattr(self, section), option)
+
+    def parent_of(self, method: str) -> str | None:
+        """The method whose artifact this one starts from; None where it starts from scratch."""
+        parents = METHODS[method].made_from
+        if "self-distill" in parents and self.distill.self_first:
+            return "self-distill"
+        return parents[0] if parents else None
 
 
 def hashed_settings(section: Any, prefix: str = "") -> dict[str, Any]:

@@ -66,8 +66,9 @@ from tqdm import tqdm
 
 from shared.config.command import run_command
 from shared.config.command_line import load_config
+from shared.config.methods import METHODS
 from shared.config.schema import ASSESSMENTS, Config, dump
-from shared.runs.results import TITLES, aligned
+from shared.runs.text import aligned
 from shared.runtime.artifacts import provenance, save_arrays, write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.stop import Stopped, StopRequest
@@ -264,7 +265,7 @@ def table(numbers: dict[str, Any]) -> str:
                 cells.append(percent(np.mean([harm["accuracy"][stage][name] for name in inside])))
             cells += [percent(harm["mean"][stage])] if harm else []
             cells += [percent(share) for share in ood["auroc"][stage].values()] if ood else []
-            lines.append([TITLES[stage], *cells])
+            lines.append([METHODS[stage].title, *cells])
         blocks.append(aligned(lines))
     if part := numbers.get("transfer"):
         lines = [[f"linear evaluation on {part['data']}", "top-1"]]

@@ -19,13 +19,13 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
 from shared.config.labelset import LabelSet
+from shared.config.methods import CLASSIFIERS
 from shared.config.schema import ASSESSMENTS, Config, Data, hashed_settings
 from shared.data.batches import normalize, plain_batches
 from shared.data.images import UNLABELED, ImageSet, Splits, open_data
 from shared.data.labels import Labels, draw_labels
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.networks.heads import Classifier, ContrastiveModel
-from shared.runs.results import TITLES
 from shared.runtime.artifacts import Meta, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
@@ -280,7 +280,7 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
     labels = draw_labels(splits, config.label_set, config.seed)
     pretrained, _ = load_contrastive(source)
     networks, metas = {}, {}
-    for stage in TITLES:
+    for stage in CLASSIFIERS:
         folder = config.folder / f"{stage}-{config.label_set.tag}-seed{config.seed}"
         if not (folder / "meta.json").exists():
             continue
@@ -432,7 +432,7 @@ def classifiers(inputs: Inputs) -> Result:
         mistakes = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].numpy()
         meta = inputs.metas[stage]
         numbers[stage] = {
-            "title": TITLES[stage],
+            "title": CLASSIFIERS[stage].title,
             **classification_metrics(torch.from_numpy(logits), targets),
             "parameters": sum(p.numel() for p in inputs.classifiers[stage].parameters()),
             "n_labels": meta["labels"]["number"],
