@@ -15,8 +15,8 @@ from accelerate import Accelerator
 
 from shared.config.command import run_command
 from shared.config.schema import Config
-from shared.data.images import open_data
 from shared.data.labels import draw_labels
+from shared.data.sources import open_data
 from shared.runs.forecast import forecast
 from shared.runs.grid import fill
 from shared.runs.results import collect, table, write_results

@@ -20,7 +20,7 @@ from shared.config.command import hardware_precision, keep_freed_memory
 from shared.config.schema import RECIPES, Config, load_config
 from shared.data import augment, image_ops
 from shared.data.batches import Batches, normalize
-from shared.data.images import open_data
+from shared.data.sources import open_data
 from shared.networks import cpu as convolution
 from shared.networks.build import build_classifier, build_contrastive, network_meta
 from shared.networks.cpu import Conv2d

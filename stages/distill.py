@@ -20,8 +20,9 @@ from shared.config.command import run_command
 from shared.config.labelset import LabelSet
 from shared.config.schema import Config, dump, hashed_settings
 from shared.data.batches import Batches
-from shared.data.images import UNLABELED, open_data
+from shared.data.images import UNLABELED
 from shared.data.labels import draw_labels
+from shared.data.sources import open_data
 from shared.networks.build import build_classifier, load_classifier, require_same_input
 from shared.runtime.artifacts import read_meta
 from shared.runtime.distributed import mean_over_processes

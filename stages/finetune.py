@@ -26,8 +26,9 @@ from accelerate import Accelerator
 from shared.config.command import run_command
 from shared.config.schema import Config, dump, hashed_settings
 from shared.data.batches import Batches, plain_batches
-from shared.data.images import UNLABELED, ImageSet, open_data
+from shared.data.images import UNLABELED, ImageSet
 from shared.data.labels import Labels, draw_labels, write_labels
+from shared.data.sources import open_data
 from shared.networks.build import (
     build_classifier,
     keep_layers,

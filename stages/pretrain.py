@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from shared.config.command import run_command
 from shared.config.schema import Config, Pretrain, dump, hashed_settings
 from shared.data.batches import Batches, Parts
-from shared.data.images import open_data
+from shared.data.sources import open_data
 from shared.networks.batchnorm import stretch_memory
 from shared.networks.build import build_contrastive, network_meta
 from shared.networks.negatives_queue import Memory

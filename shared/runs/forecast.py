@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from shared.runtime.artifacts import write_atomically
 from shared.config.schema import Config, Model, Training
-from shared.data.images import open_data
+from shared.data.sources import open_data
 from shared.runtime.errors import UserError
 from shared.data.labels import draw_labels
 from shared.networks.build import build_classifier, build_contrastive, network_meta

@@ -37,7 +37,7 @@ from shared.config.schema import (
     load_config,
     override,
 )
-from shared.data.images import open_data
+from shared.data.sources import open_data
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runs.statistics import METRICS, render, summarize
 

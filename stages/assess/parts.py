@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from shared.config.labelset import LabelSet
 from shared.config.schema import ASSESSMENTS, Config, Data, hashed_settings
 from shared.data.batches import normalize, plain_batches
-from shared.data.images import UNLABELED, ImageSet, Splits, open_data
+from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.labels import Labels, draw_labels
+from shared.data.sources import open_data
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.networks.heads import Classifier, ContrastiveModel
 from shared.runs.results import TITLES

@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from shared.config.schema import Config, load_config
 from shared.data.batches import Batches
-from shared.data.images import UNLABELED, Splits, open_data
+from shared.data.images import UNLABELED, Splits
+from shared.data.sources import open_data
 from shared.runs import statistics as tables
 from shared.runs.results import TITLES, collect
 from shared.runtime.artifacts import read_meta, write_atomically

@@ -15,7 +15,8 @@ from shared.config.labelset import LabelSet
 from shared.config.schema import Augmentation, Data
 from shared.data.batches import Batches, _DecodeAndCrop, normalize, plain_batches, positions
 from shared.data.image_ops import center_crop
-from shared.data.images import ImageSet, open_data, open_splits
+from shared.data.images import ImageSet
+from shared.data.sources import open_data, open_splits
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder, process
 

@@ -13,7 +13,7 @@ import torch
 
 from shared.config.command import StopRequest
 from shared.config.schema import ASSESSMENTS, load_config
-from shared.data.images import open_data
+from shared.data.sources import open_data
 from shared.runs.results import collect
 from shared.runtime.errors import UserError
 from stages import distill, finetune, pretrain

@@ -13,7 +13,7 @@ from sklearn.semi_supervised import LabelSpreading
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
-from shared.data.images import open_data
+from shared.data.sources import open_data
 from stages.assess import features
 from tests.support.photos import class_folders, process
 
