@@ -17,8 +17,7 @@ from shared.data.sources import open_data
 from shared.runs.results import collect
 from shared.runtime.errors import UserError
 from stages import distill, finetune, pretrain
-from stages.assess import assess
-from stages.assess import parts as assessment
+from stages.assess import assess, classifier_parts
 from tests.support.photos import class_folders
 
 STAGES = ("pretrain", "finetune", "supervised", "linear", "distill")
@@ -90,7 +89,7 @@ def quick(monkeypatch):
 
     for name in ASSESSMENTS:
         monkeypatch.setitem(assess.PARTS, name, remember(name))
-    monkeypatch.setattr(assess, "table", lambda numbers: "the table")
+    monkeypatch.setattr(assess, "assessment_text", lambda assessment: "the table")
     return done
 
 
@@ -226,11 +225,11 @@ def test_the_table_is_printed(assessed, photos, capsys):
 def test_built_in_images_of_no_class():
     images = torch.rand(3, 3, 4, 4)
     images[1] = images[1, :1]
-    shuffled = assessment.shuffle_pixels(images, np.random.default_rng(0))
+    shuffled = classifier_parts.shuffle_pixels(images, np.random.default_rng(0))
     colours = [{tuple(p) for p in i.flatten(1).T.tolist()} for i in (images[0], shuffled[0])]
     assert colours[0] == colours[1]
     assert not torch.equal(images, shuffled)
-    noise = assessment.noise(images, np.random.default_rng(0))
+    noise = classifier_parts.noise(images, np.random.default_rng(0))
     assert torch.equal(noise[1, 0], noise[1, 2])
     assert not torch.equal(noise[0, 0], noise[0, 2])
 
