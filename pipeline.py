@@ -4,38 +4,33 @@
     python pipeline.py --config configs/image_folder.yaml --data.train photos/ --labels labels.csv
     accelerate launch pipeline.py --table label_efficiency   # a grid of such runs, and its table
 
-Runs those of the three stages, and of the comparisons, that are not already done.
+Runs those of the three stages, and of the comparisons, that are not already done. The command line
+is read before torch is imported: a misspelt option is answered at once.
 """
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
-
-from shared.config.command import run_command
+from shared.config.command_line import load_config
+from shared.config.methods import METHODS
 from shared.config.schema import Config
-from shared.data.labels import draw_labels
-from shared.data.sources import open_data
-from shared.runs.forecast import forecast
-from shared.runs.grid import fill
-from shared.runs.results import collect, table, write_results
-from shared.training.stage import plan
-from stages import distill, finetune, pretrain
-from stages.assess import assess
 
-STAGES = {
-    "pretrain": pretrain.run,
-    "supervised": partial(finetune.run, method="supervised"),
-    "supervised-student": partial(finetune.run, method="supervised-student"),
-    "linear": partial(finetune.run, method="linear"),
-    "finetune": partial(finetune.run, method="finetune"),
-    "self-distill": partial(distill.run, stage="self-distill"),
-    "distill": distill.run,
-}
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
-def run(config: Config, accelerator: Accelerator, flags: Collection[str] = ()) -> None:
+def stages() -> dict[str, Callable[[Config, "Accelerator"], object]]:
+    """What makes the artifact of each method, in the order in which they run."""
+    return {
+        name: partial(import_module(f"stages.{method.stage}").run, method=name)
+        for name, method in METHODS.items()
+    }
+
+
+def run(config: Config, accelerator: "Accelerator", flags: Collection[str] = ()) -> None:
     """Three stages and the rows to compare with; then the table of this label set and seed.
 
     Args:
@@ -43,51 +38,68 @@ def run(config: Config, accelerator: Accelerator, flags: Collection[str] = ()) -
         accelerator: of this process.
         flags: the options given on the command line, which win over those of a table.
     """
+    from shared.runs.forecast import forecast
+    from shared.runs.grid import fill
+    from stages.assess import assess
+
     if config.table:
-        return fill(config, accelerator, {**STAGES, "assess": assess.run}, flags)
-    skip = set() if config.distill.self_first else {"self-distill"}
-    stages = {name: stage for name, stage in STAGES.items() if name not in skip}
+        return fill(config, accelerator, {**stages(), "assess": assess.run}, flags)
+    skipped = () if config.distill.self_first else ("self-distill",)
+    wanted = {name: stage for name, stage in stages().items() if name not in skipped}
     if config.plan:
-        return forecast(config, accelerator, stages)
+        return forecast(config, accelerator, wanted)
+    train(config, accelerator, wanted)
+
+
+def train(
+    config: Config,
+    accelerator: "Accelerator",
+    wanted: Mapping[str, Callable[[Config, "Accelerator"], object]],
+) -> None:
+    """Check data, labels and schedules; run the stages; print the table."""
+    from shared.data.labels import draw_labels
+    from shared.data.sources import open_data
+    from shared.runs.results import collect, table, write_results
+    from shared.training.schedule import schedule_of
+
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     # bad labels and impossible schedules stop the run before it pretrains
     labels = draw_labels(splits, config.label_set, config.seed)
-    images = {"pretrain": len(splits.train), "distill": len(splits.train)}
-    for section in ("pretrain", "supervised", "linear", "finetune", "distill"):
-        plan(getattr(config, section), images.get(section, len(labels.ids)))
+    for name in wanted:
+        images = len(splits.train) if METHODS[name].all_images else len(labels.ids)
+        schedule_of(getattr(config, METHODS[name].section), images)
+    tested = len(splits.test) if splits.test else 0
     accelerator.print(
         f"data: {len(splits.train):,} images for training, {len(labels.ids):,} of them with a"
-        f" label; {len(splits.test) if splits.test else 0:,} for testing"
+        f" label; {tested:,} for testing"
     )
-    for stage in stages.values():
+    for stage in wanted.values():
         stage(config, accelerator)
 
     if accelerator.is_main_process:
         rows = collect(config.folder)
         write_results(config.folder, rows)
-        tag = config.label_set.tag
-        now = [row for row in rows if (row["labels"], row["seed"]) == (tag, config.seed)]
-        if splits.test:
+        this_run = (config.label_set.tag, config.seed)
+        own = [row for row in rows if (row["labels"], row["seed"]) == this_run]
+        if tested:
             print(
-                f"\non {len(splits.test):,} test images; NLL: mean negative log likelihood, ECE:"
+                f"\non {tested:,} test images; NLL: mean negative log likelihood, ECE:"
                 " expected calibration error"
             )
-        print(f"\n{table(now)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
+        print(f"\n{table(own)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
         print(f"as a page with pictures: python -m stages.page {config.folder}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline from a command line."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    flags = {a.split("=")[0].removeprefix("--") for a in arguments if a.startswith("--")}
-    return run_command(
-        partial(run, flags=flags),
-        arguments,
-        "pipeline.py",
+    purpose = (
         "Pretrain on all images, fine-tune on few labels, distill into a small student; what is"
-        " already done is not done again.",
-        (),
+        " already done is not done again."
     )
+    config, flags = load_config(argv, "pipeline.py", purpose, ())
+    from shared.config.command import run_command  # imports torch
+
+    return run_command(partial(run, flags=flags), config)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from shared.data import augment, image_ops
 from shared.networks.build import build_contrastive, network_meta
 from shared.runtime.randomness import generator
 from shared.training import losses
+from shared.training.device import to_device
 from shared.training.optim import build_optimizer, set_learning_rate
-from shared.training.stage import to_device
 from stages import distill, finetune, pretrain
 
 # Dense bf16 FLOP/s of NVIDIA's data sheets, by a part of the card's name; the first that fits.
@@ -217,7 +217,7 @@ def parts(name: str, work: Path, sizes: Sizes) -> dict[str, Any]:
 
     def loss() -> None:
         z1, z2 = z.clone().requires_grad_().chunk(2)
-        losses.nt_xent(z1, z2, cfg.temperature).backward()
+        losses.nt_xent(losses.Pairs.of_views(z1, z2), cfg.temperature).backward()
 
     def update() -> None:
         set_learning_rate(optimizer, 0.0)
@@ -267,12 +267,14 @@ def loss(sizes: Sizes) -> list[dict[str, Any]]:
         def plain(z1: torch.Tensor = z1, z2: torch.Tensor = z2) -> None:
             limit, losses.PLAIN_ELEMENTS = losses.PLAIN_ELEMENTS, 2**62
             try:
-                losses.nt_xent(z1.requires_grad_(), z2.requires_grad_(), 0.1).backward()
+                pairs = losses.Pairs.of_views(z1.requires_grad_(), z2.requires_grad_())
+                losses.nt_xent(pairs, 0.1).backward()
             finally:
                 losses.PLAIN_ELEMENTS = limit
 
         def tiled(z1: torch.Tensor = z1, z2: torch.Tensor = z2) -> None:
-            losses.nt_xent_tiled(z1.requires_grad_(), z2.requires_grad_(), 0.1).backward()
+            pairs = losses.Pairs.of_views(z1.requires_grad_(), z2.requires_grad_())
+            losses.nt_xent_tiled(pairs, 0.1).backward()
 
         row: dict[str, Any] = {"embeddings": embeddings}
         for work in (plain, tiled):
@@ -294,7 +296,7 @@ def memory(work: Path, sizes: Sizes) -> list[dict[str, Any]]:
 
         def update(images: torch.Tensor = images) -> None:
             z1, z2 = net(images).chunk(2)
-            here.backward(losses.nt_xent(z1, z2, cfg.temperature))
+            here.backward(losses.nt_xent(losses.Pairs.of_views(z1, z2), cfg.temperature))
             optimizer.step()
             optimizer.zero_grad()
 

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from benchmarks.compare import ROOT, circumstances, replace_between
 from benchmarks.ours import accelerator, read
 from shared.networks.build import build_contrastive, network_meta
-from shared.training.losses import nt_xent
-from shared.training.stage import to_device
+from shared.training.device import to_device
+from shared.training.losses import Pairs, nt_xent
 from stages import pretrain
 
 RESULTS = ROOT / "benchmarks" / "results" / "large.json"
@@ -120,7 +120,7 @@ def network_row(encoder: str, images: int, checkpointed: bool) -> dict[str, floa
         began = now()
         net.zero_grad()
         z1, z2 = net(x).chunk(2)
-        here.backward(nt_xent(z1, z2, 0.1))
+        here.backward(nt_xent(Pairs.of_views(z1, z2), 0.1))
         seconds = now() - began
     parameters = sum(p.numel() for p in net.parameters())
     return measured(imported, images, seconds) | {"parameters": parameters}

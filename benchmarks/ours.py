@@ -17,7 +17,8 @@ from accelerate import Accelerator
 
 from benchmarks.laps import Laps, PeakMemory
 from shared.config.command import hardware_precision, keep_freed_memory
-from shared.config.schema import RECIPES, Config, load_config
+from shared.config.command_line import load_config
+from shared.config.schema import RECIPES, Config
 from shared.data import augment, image_ops
 from shared.data.batches import Batches, normalize
 from shared.data.sources import open_data
@@ -25,10 +26,10 @@ from shared.networks import cpu as convolution
 from shared.networks.build import build_classifier, build_contrastive, network_meta
 from shared.networks.cpu import Conv2d
 from shared.runtime.randomness import generator
-from shared.training.losses import nt_xent
+from shared.training.device import to_device, to_inference
+from shared.training.losses import Pairs, nt_xent
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
-from shared.training.stage import to_device, to_inference
 from stages import pretrain
 
 Lap = Callable[..., None]
@@ -85,7 +86,7 @@ def recipe224(work: Path, quick: bool, batch_size: int) -> list[str]:
 
 def read(argv: list[str]) -> Config:
     """The configuration of a command line."""
-    return load_config(argv, "benchmarks.ours", "")
+    return load_config(argv, "benchmarks.ours", "")[0]
 
 
 def accelerator(precision: str | None = None) -> Accelerator:
@@ -168,7 +169,7 @@ def bare(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
         for _ in range(steps_per_lap):
             set_learning_rate(optimizer, 1e-3)
             z1, z2 = net(images).chunk(2)
-            loss = nt_xent(z1, z2, cfg.temperature, z1, z2)
+            loss = nt_xent(Pairs.of_views(z1, z2, z1, z2), cfg.temperature)
             loss.item()
             here.backward(loss)
             optimizer.step()
@@ -247,7 +248,7 @@ def loss(lap: Lap, embeddings: int, times: int) -> None:
     while True:
         memory = PeakMemory()
         for _ in range(times):
-            nt_xent(z1, z2, 0.1).backward()
+            nt_xent(Pairs.of_views(z1, z2), 0.1).backward()
             z1.grad = z2.grad = None
         lap(times, extra_mb=memory.rise())
 

@@ -17,148 +17,92 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from shared.config.command import run_command
+from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
-from shared.config.schema import Config, dump, hashed_settings
-from shared.data.batches import Batches
-from shared.data.images import UNLABELED
+from shared.config.schema import Config, augmentation_for
+from shared.data.images import UNLABELED, Splits
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data
-from shared.networks.build import build_classifier, load_classifier, require_same_input
-from shared.runtime.artifacts import read_meta
-from shared.runtime.distributed import mean_over_processes
-from shared.runtime.errors import UserError
-from shared.runtime.randomness import seed_torch
-from shared.training.evaluate import evaluate
-from shared.training.losses import distillation_loss
-from shared.training.optim import build_optimizer, set_learning_rate
-from shared.training.runlog import RunLog
-from shared.training.stage import (
-    Keeper,
-    augmentation_for,
-    open_stage,
-    plan,
-    read_later,
-    require_finite,
-    settings_of_test_images,
-    to_device,
-    to_inference,
+from shared.networks.build import (
+    build_classifier,
+    load_classifier,
+    network_of,
+    require_same_input,
 )
+from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, read_meta
+from shared.runtime.errors import UserError
+from shared.training.device import read_later, to_device, to_inference
+from shared.training.losses import distillation_loss
+from shared.training.stage import Stage, settings_of_test_images
 
 
-def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Path:
+def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Path:
     """Train the student, unless it is done; continue, if it was interrupted.
 
     Args:
         config: the run's configuration.
         accelerator: of this process.
-        stage: distill, or self-distill for a student of the teacher's own architecture.
+        method: distill, or self-distill for a student of the teacher's own architecture.
 
     Returns:
-        The artifact folder ``<output>/<run>/<stage>-<labels>-seed<seed>``: a classifier.
+        The artifact folder ``<output>/<run>/<method>-<labels>-seed<seed>``: a classifier.
 
     Raises:
         UserError: on bad input, a non-finite loss, or an artifact made with other settings.
         Stopped: after saving, where a signal asked for it.
     """
-    cfg, data = config.distill, config.data
-    itself = stage == "self-distill"
-    tag = config.label_set.tag
-    before = "self-distill" if cfg.self_first and not itself else "finetune"
-    source = config.folder / f"{before}-{tag}-seed{config.seed}"
-    if cfg.teacher and before == "finetune":
-        source = Path(cfg.teacher)
+    cfg, itself = config.distill, method == "self-distill"
+    source = teacher_folder(config, itself)
     teacher_meta = read_meta(source, "classifier")
-    require_same_input(teacher_meta, data, source)
-    temperature = cfg.self_temperature if itself else cfg.temperature
-    splits = open_data(data, config.label_set, accelerator.is_local_main_process)
+    require_same_input(teacher_meta, config.data, source)
+    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    require_same_task(teacher_meta, source, splits, config.label_set)
     images = splits.train
-    classes = images.classes or (splits.test.classes if splits.test else ())
-    if classes and list(classes) != teacher_meta["classes"]:
-        raise UserError(
-            f"the teacher {source} knows {len(teacher_meta['classes'])} classes"
-            f" ({', '.join(teacher_meta['classes'][:3])}, ...), the images have"
-            f" {len(classes)} ({', '.join(classes[:3])}, ...); they must be the same"
-        )
-    taught_with = teacher_meta["labels"]
-    if taught_with["number"] and LabelSet.of_tag(taught_with["given"]).tag != tag:
-        raise UserError(
-            f"the teacher {source} was trained with --labels {taught_with['given']}, now it is"
-            f" {config.labels}; give the same"
-        )
-    folder = open_stage(
-        config,
-        accelerator,
-        stage,
-        f"{stage}-{tag}-seed{config.seed}",
-        {
-            **hashed_settings(cfg, "distill"),
-            "parent": teacher_meta["weights_sha256"],
-            "images": images.fingerprint,
-            **settings_of_test_images(splits),
-            "labels": taught_with["hash"],
-            "seed": config.seed,
-        },
-    )
-    if folder.done:
-        return folder.path
+    settings = {
+        "parent": teacher_meta["weights_sha256"],
+        "images": images.fingerprint,
+        **settings_of_test_images(splits),
+        "labels": teacher_meta["labels"]["hash"],
+        "seed": config.seed,
+    }
+    stage = Stage(config, accelerator, method, settings, config.seed)
+    if stage.done:
+        return stage.path
 
-    teacher, _ = load_classifier(source)
-    teacher = to_inference(teacher, config, accelerator)
-    seed_torch(config.seed, stage)
-    description = {
-        **{key: teacher_meta[key] for key in ("head", "image_size", "mean", "std", "classes")},
+    teacher = to_inference(load_classifier(source)[0], config, accelerator)
+    stage.seed_initial_weights()
+    description: ClassifierNetwork = {
+        **network_of(teacher_meta),
         "encoder": teacher_meta["encoder"] if itself else cfg.student,
+        "classes": teacher_meta["classes"],
         "from_layer": teacher_meta["from_layer"] if itself else 0,
     }
-    student = build_classifier(description)
-    schedule = plan(cfg, len(images))
-    optimizer = build_optimizer(cfg.optimizer, student, cfg.weight_decay, cfg.momentum)
-    to_device(student, config, accelerator)
-    net, optimizer = accelerator.prepare(student, optimizer)
-    folder.start(dump(config))
-    start, spent = folder.load_state(student, optimizer)
-
-    views = augmentation_for(config.augment, cfg.augmentation)
-    labels = None
+    student = to_device(build_classifier(description), config, accelerator)
+    net = stage.prepare(student, len(images))
+    temperature = cfg.self_temperature if itself else cfg.temperature
+    augmentation = augmentation_for(config.augment, cfg.augmentation)
+    ids, labeled, targets = np.arange(len(images)), iter(()), torch.full((len(images),), UNLABELED)
     if cfg.labeled_weight or cfg.images == "labeled":
         labels = draw_labels(splits, config.label_set, config.seed)
-    shown = labels.ids if labels and cfg.images == "labeled" else np.arange(len(images))
-    batches = Batches(
-        images,
-        shown,
-        data,
-        views,
-        accelerator,
-        seed=config.seed,
-        stage=stage,
-        batch_size=cfg.batch_size,
-        clean=cfg.teacher_view == "clean",
-    )
-    labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
-    if labels and cfg.labeled_weight:
         targets[labels.ids] = torch.from_numpy(labels.targets)
-        labeled = Batches(
-            images,
-            labels.ids,
-            data,
-            views,
-            accelerator,
-            seed=config.seed,
-            stage=f"{stage}-labeled",
-            batch_size=cfg.labeled_batch_size,
-        ).steps(start, schedule.steps)
-    log = RunLog(folder, cfg, start, schedule.steps, accelerator)
-    keeper = Keeper(folder, cfg.checkpoint_every_steps, schedule.steps, log, accelerator, spent)
+        ids = labels.ids if cfg.images == "labeled" else ids
+        if cfg.labeled_weight:
+            labeled = stage.batches(
+                images,
+                labels.ids,
+                augmentation,
+                purpose="labeled",
+                batch_size=cfg.labeled_batch_size,
+            ).steps(stage.start, stage.schedule.steps)
+    batches = stage.batches(images, ids, augmentation, clean=cfg.teacher_view == "clean")
     accelerator.print(
-        f"{stage}: {source} into {description['encoder']}, {len(shown):,} images,"
-        f" {schedule.steps:,} steps of {cfg.batch_size}, learning rate {schedule.peak:.4g},"
-        f" temperature {temperature}"
+        f"{method}: {source} into {description['encoder']}, {len(ids):,} images,"
+        f" {stage.schedule.steps:,} steps of {cfg.batch_size}, learning rate"
+        f" {stage.schedule.peak:.4g}, temperature {temperature}"
     )
+
     net.train()
-    for step, batch in enumerate(log.waiting(batches.steps(start, schedule.steps)), start):
-        learning_rate = schedule.learning_rate(step)
-        set_learning_rate(optimizer, learning_rate)
-        seed_torch(config.seed, stage, step, accelerator.process_index)  # dropout, drop path
+    for _, batch in stage.steps(batches):
         with torch.inference_mode(), accelerator.autocast():
             plain = batch.images if batch.clean is None else batch.clean
             teacher_logits = teacher(plain)  # (b, classes)
@@ -171,43 +115,42 @@ def run(config: Config, accelerator: Accelerator, stage: str = "distill") -> Pat
             target = targets[extra.ids].to(loss.device)
             hard = F.cross_entropy(labeled_logits, target)
             loss = (1 - cfg.labeled_weight) * loss + cfg.labeled_weight * hard
-        value = read_later(loss)
+        loss_value = read_later(loss)
         accelerator.backward(loss)
-        require_finite(value, step, learning_rate, folder)
-        optimizer.step()
-        optimizer.zero_grad()
+        stage.require_finite(loss_value)
+        stage.optimizer.step()
+        stage.optimizer.zero_grad()
 
-        if log.due(step + 1):
-            agreement = (student_logits.argmax(1) == teacher_logits.argmax(1)).float().mean()
-            log.write(
-                step + 1,
-                loss=mean_over_processes(loss),
-                agreement=mean_over_processes(agreement),
-                learning_rate=learning_rate,
-            )
-        keeper.after(step + 1, net, optimizer)
-    log.close()
-    student = accelerator.unwrap_model(net)
-    result = {
-        "stage": stage,
-        "labels": tag,
-        "n_labels": taught_with["number"],
-        "seed": config.seed,
-        **evaluate(student, splits.test, data, accelerator),
-        "seconds": round(keeper.seconds, 1),
-    }
-    meta = {
-        "kind": "classifier",
-        "stage": stage,
-        **description,
-        "seed": config.seed,
-        "labels": taught_with,
-        "result": result,
-        "seconds": keeper.seconds,
-    }
-    folder.finish(student, meta, parent=source)
-    keeper.say_done(result)
-    return folder.path
+        if stage.log_is_due:
+            agreement = student_logits.argmax(1) == teacher_logits.argmax(1)
+            stage.log(loss=loss, agreement=agreement.float().mean())
+    return stage.finish_classifier(description, teacher_meta["labels"], splits.test, source)
+
+
+def teacher_folder(config: Config, itself: bool) -> Path:
+    """The classifier that teaches: the self-distilled one for a student with ``self_first``."""
+    if config.distill.self_first and not itself:
+        return config.folder_of("self-distill")
+    return Path(config.distill.teacher) if config.distill.teacher else config.folder_of("finetune")
+
+
+def require_same_task(
+    teacher: ClassifierMeta, folder: Path, splits: Splits, label_set: LabelSet
+) -> None:
+    """UserError where the teacher knows other classes, or was made from another label set."""
+    classes = splits.train.classes or (splits.test.classes if splits.test else ())
+    if classes and list(classes) != teacher["classes"]:
+        raise UserError(
+            f"the teacher {folder} knows {len(teacher['classes'])} classes"
+            f" ({', '.join(teacher['classes'][:3])}, ...), the images have"
+            f" {len(classes)} ({', '.join(classes[:3])}, ...); they must be the same"
+        )
+    taught_with = teacher["labels"]
+    if taught_with["number"] and LabelSet.of_tag(taught_with["given"]).tag != label_set.tag:
+        raise UserError(
+            f"the teacher {folder} was trained with --labels {taught_with['given']}, now it is"
+            f" {label_set.given}; give the same"
+        )
 
 
 def run_all(config: Config, accelerator: Accelerator) -> None:
@@ -219,14 +162,12 @@ def run_all(config: Config, accelerator: Accelerator) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
-    return run_command(
-        run_all,
-        argv,
-        "stages.distill",
+    purpose = (
         "Stage 3: distill a classifier into a student on all images; writes"
-        " <output>/<run>/distill-<labels>-seed<seed>.",
-        ("distill",),
+        " <output>/<run>/distill-<labels>-seed<seed>."
     )
+    config, _ = load_config(argv, "stages.distill", purpose, ("distill",))
+    return run_command(run_all, config)
 
 
 if __name__ == "__main__":

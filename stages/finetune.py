@@ -16,7 +16,9 @@ compare with, chosen by ``--method``:
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +26,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from shared.config.command import run_command
-from shared.config.schema import Config, dump, hashed_settings
-from shared.data.batches import Batches, plain_batches
+from shared.config.command_line import load_config
+from shared.config.methods import METHODS
+from shared.config.schema import Config, Finetune, augmentation_for, hashed_settings
+from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.labels import Labels, draw_labels, write_labels
 from shared.data.sources import open_data
@@ -34,26 +38,15 @@ from shared.networks.build import (
     keep_layers,
     load_contrastive,
     network_meta,
+    network_of,
     require_same_input,
 )
 from shared.networks.heads import Classifier, freeze
-from shared.runtime.artifacts import read_meta
-from shared.runtime.distributed import mean_over_processes
+from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, read_meta
 from shared.runtime.errors import UserError
-from shared.runtime.randomness import seed_torch
-from shared.training.evaluate import evaluate, state_hash
-from shared.training.optim import build_optimizer, set_learning_rate
-from shared.training.runlog import RunLog
-from shared.training.stage import (
-    Keeper,
-    augmentation_for,
-    open_stage,
-    plan,
-    read_later,
-    require_finite,
-    settings_of_test_images,
-    to_device,
-)
+from shared.training.device import read_later, to_device
+from shared.training.evaluate import state_hash
+from shared.training.stage import Stage, settings_of_test_images
 
 
 def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> Path:
@@ -71,140 +64,107 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         UserError: on bad input, a non-finite loss, or an artifact made with other settings.
         Stopped: after saving, where a signal asked for it.
     """
-    pretrained = method in ("finetune", "linear")
-    cfg = {"finetune": config.finetune, "linear": config.linear}.get(method, config.supervised)
+    row = METHODS[method]
+    cfg: Finetune = getattr(config, row.section)
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    images, classes = splits.train, splits.train.classes
     labels = draw_labels(splits, config.label_set, config.seed)
     # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
-    few = len(labels.ids) <= round(0.1 * len(splits.train))
-    from_layer = cfg.from_layer if cfg.from_layer is not None else int(few)
-    source = Path(cfg.init) if cfg.init else config.folder / "pretrain"
-    if pretrained:
+    from_layer = first_tuned_layer(cfg, len(labels.ids), len(images))
+    source = None
+    if row.made_from:
+        source = Path(cfg.init) if cfg.init else config.folder / "pretrain"
         network = read_meta(source, "encoder")
         require_same_input(network, config.data, source)
-        origin = {"parent": network["weights_sha256"]}
+        origin: dict[str, Any] = {"parent": network["weights_sha256"]}
     else:
-        of_student = method == "supervised-student"
-        encoder = config.distill.student if of_student else config.model.encoder
-        network = network_meta(replace(config.model, encoder=encoder), config.data)
-        origin = hashed_settings(replace(config.model, encoder=encoder), "model")
-    tag = config.label_set.tag
-    folder = open_stage(
-        config,
-        accelerator,
-        method,
-        f"{method}-{tag}-seed{config.seed}",
-        {
-            **hashed_settings(cfg, cfg.section),
-            **origin,
-            "from_layer": from_layer,
-            "images": splits.train.fingerprint,
-            **settings_of_test_images(splits),
-            "labels": labels.hash,
-            "classes": splits.train.labels_fingerprint,
-            "seed": config.seed,
-        },
-    )
-    if folder.done:
-        return folder.path
-    seed_torch(config.seed, method)
-    description = {
-        **{key: network[key] for key in ("encoder", "head", "image_size", "mean", "std")},
-        "classes": list(splits.train.classes),
+        section, _, option = row.network.partition(".")
+        scratch = replace(config.model, encoder=getattr(getattr(config, section), option))
+        network = network_meta(scratch, config.data)
+        origin = hashed_settings(scratch, "model")
+    settings = {
+        **origin,
+        "from_layer": from_layer,
+        "images": images.fingerprint,
+        **settings_of_test_images(splits),
+        "labels": labels.hash,
+        "classes": images.labels_fingerprint,
+        "seed": config.seed,
+    }
+    stage = Stage(config, accelerator, method, settings, config.seed)
+    if stage.done:
+        return stage.path
+
+    stage.seed_initial_weights()
+    description: ClassifierNetwork = {
+        **network_of(network),
+        "classes": list(classes),
         "from_layer": from_layer,
     }
-    if pretrained:
-        model = keep_layers(load_contrastive(source)[0], from_layer, len(splits.train.classes))
+    if source:
+        model = keep_layers(load_contrastive(source)[0], from_layer, len(classes))
     else:
         model = build_classifier(description)
-    if method == "linear":
+    frozen = method == "linear"
+    freeze_beginning(model, cfg, whole=frozen)
+    to_device(model, config, accelerator)
+    if cfg.linear_init == "class_means":
+        start_from_class_means(model, images, labels, config, accelerator.device)
+    encoder_before = state_hash(model.encoder) if frozen else ""
+    rates = {"encoder": cfg.encoder_rate} | ({"layers": cfg.encoder_rate} if from_layer else {})
+    net = stage.prepare(model, len(labels.ids), learning_rates=rates)
+    if accelerator.is_main_process:
+        write_labels(stage.path / "labels.csv", images, labels)
+    batches = stage.batches(images, labels.ids, augmentation_for(config.augment, cfg.augmentation))
+    targets = torch.full((len(images),), UNLABELED)
+    targets[labels.ids] = torch.from_numpy(labels.targets)
+    accelerator.print(
+        f"{method}: {len(labels.ids):,} labels of {len(classes)} classes"
+        f" (hash {labels.hash}), {stage.schedule.steps:,} steps of {cfg.batch_size}, learning rate"
+        f" {stage.schedule.peak:.4g}, from layer {from_layer} of the projection head"
+    )
+
+    net.train(cfg.batch_norm == "batch")
+    for _, batch in stage.steps(batches):
+        logits = net(batch.images)  # (b, classes)
+        target = targets[batch.ids].to(logits.device)  # (b,)
+        loss = F.cross_entropy(logits, target)
+        loss_value = read_later(loss)
+        accelerator.backward(loss)
+        stage.require_finite(loss_value)
+        stage.optimizer.step()
+        stage.optimizer.zero_grad()
+
+        if stage.log_is_due:
+            stage.log(loss=loss, top1=(logits.argmax(1) == target).float().mean())
+    if frozen and state_hash(model.encoder) != encoder_before:
+        raise AssertionError("linear evaluation changed the encoder")
+    made_from: LabelsMeta = {
+        "given": config.labels,
+        "hash": labels.hash,
+        "number": len(labels.ids),
+    }
+    return stage.finish_classifier(description, made_from, splits.test, source)
+
+
+def first_tuned_layer(cfg: Finetune, labels: int, images: int) -> int:
+    """How many layers of the projection head are kept and tuned (section 2).
+
+    Unset, it is the paper's choice: 1 where up to 10% of the images have a label, else 0.
+    """
+    few = labels <= round(0.1 * images)
+    return cfg.from_layer if cfg.from_layer is not None else int(few)
+
+
+def freeze_beginning(model: Classifier, cfg: Finetune, whole: bool) -> None:
+    """Freeze everything below the linear layer, or what ``freeze_after_block`` asks for."""
+    if whole:
         freeze(model)
     elif cfg.freeze_after_block is not None:
         try:
             freeze(model, cfg.freeze_after_block)
         except ValueError as error:
             raise UserError(f"{cfg.section}.freeze_after_block: {error}") from error
-    schedule = plan(cfg, len(labels.ids))
-    rates = {"encoder": cfg.encoder_rate}
-    if from_layer:
-        rates["layers"] = cfg.encoder_rate
-    optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum, rates)
-    to_device(model, config, accelerator)
-    if cfg.linear_init == "class_means":
-        start_from_class_means(model, splits.train, labels, config, accelerator.device)
-    before = state_hash(model.encoder) if method == "linear" else ""
-    net, optimizer = accelerator.prepare(model, optimizer)
-    folder.start(dump(config))
-    if accelerator.is_main_process:
-        write_labels(folder.path / "labels.csv", splits.train, labels)
-    start, spent = folder.load_state(model, optimizer)
-
-    batches = Batches(
-        splits.train,
-        labels.ids,
-        config.data,
-        augmentation_for(config.augment, cfg.augmentation),
-        accelerator,
-        seed=config.seed,
-        stage=method,
-        batch_size=cfg.batch_size,
-    )
-    log = RunLog(folder, cfg, start, schedule.steps, accelerator)
-    keeper = Keeper(folder, cfg.checkpoint_every_steps, schedule.steps, log, accelerator, spent)
-    targets = torch.full((len(splits.train),), UNLABELED)
-    targets[labels.ids] = torch.from_numpy(labels.targets)
-    accelerator.print(
-        f"{method}: {len(labels.ids):,} labels of {len(description['classes'])} classes"
-        f" (hash {labels.hash}), {schedule.steps:,} steps of {cfg.batch_size}, learning rate"
-        f" {schedule.peak:.4g}, from layer {from_layer} of the projection head"
-    )
-    net.train(cfg.batch_norm == "batch")
-    for step, batch in enumerate(log.waiting(batches.steps(start, schedule.steps)), start):
-        learning_rate = schedule.learning_rate(step)
-        set_learning_rate(optimizer, learning_rate)
-        seed_torch(config.seed, method, step, accelerator.process_index)  # dropout, drop path
-        logits = net(batch.images)  # (b, classes)
-        target = targets[batch.ids].to(logits.device)  # (b,)
-        loss = F.cross_entropy(logits, target)
-        value = read_later(loss)
-        accelerator.backward(loss)
-        require_finite(value, step, learning_rate, folder)
-        optimizer.step()
-        optimizer.zero_grad()
-
-        if log.due(step + 1):
-            accuracy = (logits.argmax(1) == target).float().mean()
-            log.write(
-                step + 1,
-                loss=mean_over_processes(loss),
-                top1=mean_over_processes(accuracy),
-                learning_rate=learning_rate,
-            )
-        keeper.after(step + 1, net, optimizer)
-    log.close()
-    model = accelerator.unwrap_model(net)
-    if method == "linear" and state_hash(model.encoder) != before:
-        raise AssertionError("linear evaluation changed the encoder")
-    result = {
-        "stage": method,
-        "labels": tag,
-        "n_labels": len(labels.ids),
-        "seed": config.seed,
-        **evaluate(model, splits.test, config.data, accelerator),
-        "seconds": round(keeper.seconds, 1),
-    }
-    meta = {
-        "kind": "classifier",
-        "stage": method,
-        **description,
-        "seed": config.seed,
-        "labels": {"given": config.labels, "hash": labels.hash, "number": len(labels.ids)},
-        "result": result,
-        "seconds": keeper.seconds,
-    }
-    folder.finish(model, meta, parent=source if pretrained else None)
-    keeper.say_done(result)
-    return folder.path
 
 
 @torch.no_grad()
@@ -234,13 +194,11 @@ def start_from_class_means(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
-    return run_command(
-        lambda config, accelerator: run(config, accelerator, config.method),
-        argv,
-        "stages.finetune",
-        "Stage 2: fine-tune on the labels; writes <output>/<run>/<method>-<labels>-seed<seed>.",
-        ("finetune",),
+    purpose = (
+        "Stage 2: fine-tune on the labels; writes <output>/<run>/<method>-<labels>-seed<seed>."
     )
+    config, _ = load_config(argv, "stages.finetune", purpose, ("finetune",))
+    return run_command(partial(run, method=config.method), config)
 
 
 if __name__ == "__main__":

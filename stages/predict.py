@@ -3,10 +3,12 @@
 python -m stages.predict runs/photos/distill-10pct-seed0 new/*.jpg > predictions.csv
 """
 
+import argparse
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
@@ -16,15 +18,15 @@ from shared.data.batches import normalize
 from shared.data.image_ops import center_crop
 from shared.data.images import decode_image
 from shared.networks.build import load_classifier
-from shared.runtime.errors import UserError, exit_code_2, usage
+from shared.runtime.errors import UserError, exit_code_2
 
 
 @torch.inference_mode()
 def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, float]]:
     """Each file with its most likely class and that class's probability.
 
-    An image is shown as in evaluation: its central part at the classifier's size, normalised as in
-    training (both stand in ``meta.json``).
+    The classifier sees each image as in evaluation: its central part at the classifier's size,
+    normalised as in training (``meta.json`` has size, mean and deviation).
 
     Args:
         folder: artifact of a classifier.
@@ -35,7 +37,8 @@ def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, fl
     """
     model, meta = load_classifier(folder)
     model.eval()
-    data = Data(image_size=meta["image_size"], mean=tuple(meta["mean"]), std=tuple(meta["std"]))
+    mean, std = (cast(tuple[float, float, float], tuple(meta[key])) for key in ("mean", "std"))
+    data = Data(image_size=meta["image_size"], mean=mean, std=std)
     for file in files:
         try:
             pixels = decode_image(str(file))  # (3, H, W) uint8
@@ -46,21 +49,39 @@ def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, fl
         yield file, meta["classes"][int(index)], float(probability)
 
 
-@exit_code_2
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print ``file,label,probability`` for each image."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if len(arguments) < 2 or arguments[0] in ("-h", "--help"):
-        return usage("python -m stages.predict runs/NAME/distill-... IMAGE ...", arguments)
-    folder, *files = map(Path, arguments)
-    for file in files:  # before any line is printed
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m stages.predict",
+        description="Print the most likely class of each image, and its probability, as CSV.",
+    )
+    parser.add_argument(
+        "classifier",
+        type=Path,
+        metavar="runs/NAME/STAGE",
+        help="the folder of a classifier: runs/photos/distill-10pct-seed0",
+    )
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    return parser
+
+
+def _require_images(files: Iterable[Path]) -> None:
+    """Refuse files that are no images, before any line is printed."""
+    for file in files:
         try:
             with Image.open(file) as image:
                 image.verify()
         except Exception as error:  # verify raises whatever its format does
             raise UserError(f"cannot read {file}: {error}; nothing was predicted") from error
+
+
+@exit_code_2
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print ``file,label,probability`` for each image."""
+    arguments = _parser().parse_args(argv)
+    _require_images(arguments.images)
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    for number, (file, label, probability) in enumerate(predict(folder, files)):
+    predictions = predict(arguments.classifier, arguments.images)
+    for number, (file, label, probability) in enumerate(predictions):
         if number == 0:
             lines.writerow(["file", "label", "probability"])
         lines.writerow([file, label, f"{probability:.4f}"])

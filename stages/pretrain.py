@@ -14,8 +14,9 @@ compared with, and what it made of earlier batches is kept as further negatives.
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,36 +25,36 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.config.command import run_command
-from shared.config.schema import Config, Pretrain, dump, hashed_settings
-from shared.data.batches import Batches, Parts
+from shared.config.command_line import load_config
+from shared.config.schema import Config, Pretrain, hashed_settings
+from shared.data.batches import Parts
+from shared.data.images import ImageSet
 from shared.data.sources import open_data
 from shared.networks.batchnorm import stretch_memory
 from shared.networks.build import build_contrastive, network_meta
 from shared.networks.negatives_queue import Memory
-from shared.runtime.distributed import gather_with_grad, mean_over_processes, rank
-from shared.runtime.randomness import seed_torch
+from shared.runtime.distributed import gather_with_grad, rank
+from shared.runtime.errors import UserError
+from shared.training.device import read_later, to_device
+from shared.training.gradient_cache import Contrast, Embedded, backward_in_parts
 from shared.training.losses import (
+    Pairs,
     contrastive_metrics,
     info_nce,
     margin_triplet,
     nt_logistic,
     nt_xent,
 )
-from shared.training.optim import build_optimizer, set_learning_rate
-from shared.training.runlog import RunLog
-from shared.training.stage import (
-    Keeper,
-    open_stage,
-    plan,
-    read_later,
-    require_finite,
-    to_device,
-    warnings_for,
-)
+from shared.training.stage import Stage
 
 
-def run(config: Config, accelerator: Accelerator) -> Path:
+def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> Path:
     """Pretrain, unless it is done; continue, if it was interrupted.
+
+    Args:
+        config: the run's configuration.
+        accelerator: of this process.
+        method: pretrain.
 
     Returns:
         The artifact folder ``<output>/<run>/pretrain``: encoder and projection head.
@@ -62,106 +63,85 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         UserError: on bad input, a non-finite loss, or an artifact made with other settings.
         Stopped: after saving, where a signal asked for it.
     """
-    cfg, data = config.pretrain, config.data
-    images = open_data(data, config.label_set, accelerator.is_local_main_process).train
-    folder = open_stage(
-        config,
-        accelerator,
-        "pretrain",
-        "pretrain",
-        {
-            **hashed_settings(config.model, "model"),
-            **hashed_settings(cfg, "pretrain"),
-            "images": images.fingerprint,
-        },
-    )
-    if folder.done:
-        return folder.path
+    cfg = config.pretrain
+    images = open_data(config.data, config.label_set, accelerator.is_local_main_process).train
+    settings = {**hashed_settings(config.model, "model"), "images": images.fingerprint}
+    stage = Stage(config, accelerator, method, settings, cfg.seed)
+    if stage.done:
+        return stage.path
 
-    seed_torch(cfg.seed, "pretrain")
-    description = network_meta(config.model, data)
-    model = build_contrastive(description, config.model.pretrained)
-    schedule = plan(cfg, len(images))
-    optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
+    stage.seed_initial_weights()
+    network = network_meta(config.model, config.data)
+    model = build_contrastive(network, config.model.pretrained)
     to_device(model, config, accelerator)
     parts = cfg.batch_size // (cfg.micro_batch or cfg.batch_size)
     if parts > 1:
         stretch_memory(model, parts)
-    memory, state = None, model
+    memory, state = None, None
     if cfg.memory:
         memory = Memory(model, cfg.memory, config.model.head_out, cfg.memory_momentum)
         state = nn.ModuleDict({"model": model, "memory": memory})
-    net, optimizer = accelerator.prepare(model, optimizer)
-    folder.start(dump(config))
-    start, spent = folder.load_state(state, optimizer)
-
-    batches = Batches(
-        images,
-        np.arange(len(images)),
-        data,
-        config.augment,
-        accelerator,
-        seed=cfg.seed,
-        stage="pretrain",
-        batch_size=cfg.batch_size,
-        views=2,
-    )
-    whole = start, schedule.steps
-    steps = batches.steps(*whole) if parts == 1 else batches.steps_in_parts(*whole, parts)
-    log = RunLog(folder, cfg, start, schedule.steps, accelerator)
+    net = stage.prepare(model, len(images), state=state)
+    batches = stage.batches(images, np.arange(len(images)), config.augment, views=2)
     negatives, chance = without_learning(cfg)
-    keeper = Keeper(folder, cfg.checkpoint_every_steps, schedule.steps, log, accelerator, spent)
     accelerator.print(
-        f"pretrain: {len(images):,} images, {schedule.steps:,} steps of {cfg.batch_size} images"
-        f"{f' in {parts} parts' if parts > 1 else ''},"
-        f" learning rate {schedule.peak:.4g}, negatives per anchor: {negatives}",
+        f"pretrain: {len(images):,} images, {stage.schedule.steps:,} steps of"
+        f" {cfg.batch_size} images{f' in {parts} parts' if parts > 1 else ''},"
+        f" learning rate {stage.schedule.peak:.4g}, negatives per anchor: {negatives}",
         *warnings_for(config, images),
         sep="\n",
     )
-    net.train()
-    for step, batch in enumerate(log.waiting(steps), start):
-        learning_rate = schedule.learning_rate(step)
-        set_learning_rate(optimizer, learning_rate)
-        seed_torch(cfg.seed, "pretrain", step, accelerator.process_index)  # dropout, drop path
-        if isinstance(batch, Parts):
-            loss, z1, z2_all = backward_in_parts(net, memory, batch, cfg, accelerator, step)
-            value = read_later(loss)
-        else:
-            z, keys = embed(net, memory, batch.images, cfg, accelerator)  # (2b, D)
-            loss, z1, z2_all = contrast(z, keys, memory, cfg)
-            value = read_later(loss)
-            accelerator.backward(loss)
-        require_finite(value, step, learning_rate, folder)
-        optimizer.step()
-        optimizer.zero_grad()
-        if memory is not None:
-            memory.update(model, keys=z2_all)
+    embed_views = partial(embed, net, memory, cfg=cfg, accelerator=accelerator)
+    embed_again = partial(embed_anchors, net, cfg=cfg)
+    contrast_views = partial(contrast, memory=memory, cfg=cfg)
 
-        if log.due(step + 1):
-            offset = accelerator.process_index * len(z1)
-            accuracy, entropy = contrastive_metrics(z1, z2_all, cfg.temperature, offset)
-            log.write(
-                step + 1,
-                loss=mean_over_processes(loss),
-                contrastive_top1=mean_over_processes(accuracy),
-                contrastive_entropy=mean_over_processes(entropy),
+    net.train()
+    steps = stage.steps(batches) if parts == 1 else stage.steps_in_parts(batches, parts)
+    for step, batch in steps:
+        if isinstance(batch, Parts):
+            key = (cfg.seed, method, step, accelerator.process_index)
+            loss, pairs, keys = backward_in_parts(
+                net, batch, embed_views, embed_again, contrast_views, accelerator, key
+            )
+            loss_value = read_later(loss)
+        else:
+            loss, pairs, keys = contrast_views(*embed_views(batch.images))
+            loss_value = read_later(loss)
+            accelerator.backward(loss)
+        stage.require_finite(loss_value)
+        stage.optimizer.step()
+        stage.optimizer.zero_grad()
+        if memory is not None:
+            memory.update(model, keys)
+
+        if stage.log_is_due:
+            accuracy, entropy = contrastive_metrics(pairs, cfg.temperature)
+            stage.log(
+                loss=loss,
+                contrastive_top1=accuracy,
+                contrastive_entropy=entropy,
                 loss_of_chance=chance,
-                learning_rate=learning_rate,
                 negatives_per_anchor=negatives,
             )
-        keeper.after(step + 1, state, optimizer)
-    log.close()
-    meta = {
-        "kind": "encoder",
-        "stage": "pretrain",
-        **description,
-        "seed": cfg.seed,
-        "images": len(images),
-        "seconds": keeper.seconds,
-    }
-    folder.finish(accelerator.unwrap_model(net), meta)
-    keeper.say_done()
-    return folder.path
+    return stage.finish({"kind": "encoder", **network, "images": len(images)})
+
+
+def warnings_for(config: Config, images: ImageSet) -> list[str]:
+    """One line for each setting of pretraining that is allowed but hardly meant."""
+    cfg, size, warnings = config.pretrain, config.data.image_size, []
+    if cfg.batch_size > len(images):
+        warnings.append(
+            f"note: a batch of {cfg.batch_size} has some of the {len(images)} images more than"
+            " once, as negatives of themselves; a smaller --pretrain.batch_size?"
+        )
+    with suppress(UserError):  # the batches report an unreadable image
+        shape = images.decode(0).shape[1:]
+        if size <= 96 and min(shape) >= 3 * size:
+            warnings.append(
+                f"note: the first image has {shape[1]} x {shape[0]} pixels, and the network sees"
+                f" {size} x {size}; another recipe (--config, see configs/) or --data.image_size?"
+            )
+    return warnings
 
 
 def without_learning(cfg: Pretrain) -> tuple[int, float]:
@@ -176,14 +156,23 @@ def without_learning(cfg: Pretrain) -> tuple[int, float]:
     return negatives, 2 * cfg.margin if cfg.loss == "margin_triplet" else 4 * math.log(2)
 
 
+def embed_anchors(net: nn.Module, images: Tensor, cfg: Pretrain) -> Tensor:
+    """What the trained network makes of both views of each image or, as MoCo, of the first."""
+    return net(images.chunk(2)[0] if cfg.negatives == "memory" else images)
+
+
 def embed(
-    net: nn.Module, memory: Memory | None, images: Tensor, cfg: Pretrain, accelerator: Accelerator
-) -> tuple[Tensor, Tensor | None]:
+    net: nn.Module,
+    memory: Memory | None,
+    images: Tensor,
+    cfg: Pretrain,
+    accelerator: Accelerator,
+) -> Embedded:
     """Embeddings of the views; with a memory also their keys, by the averaged network.
 
     Args:
         net: the trained network.
-        memory: has the averaged network; not changed but for batch norm's counts.
+        memory: has the averaged network; only batch norm's counts of it change.
         images: (2b, 3, S, S), all first views, then all second ones.
         cfg: with ``negatives=memory``, as MoCo, each network sees one of the views.
         accelerator: precision of the averaged network.
@@ -192,115 +181,47 @@ def embed(
         (2b, D) embeddings with gradient, and (2b, D) keys without or None; (b, D) each, of the
         first and of the second views, as MoCo.
     """
-    anchors, others = images.chunk(2) if cfg.negatives == "memory" else (images, images)
-    z = net(anchors)
+    z = embed_anchors(net, images, cfg)
     if memory is None:
         return z, None
     with torch.no_grad(), accelerator.autocast():
-        return z, memory.network(others)
+        return z, memory.network(images.chunk(2)[1] if cfg.negatives == "memory" else images)
 
 
-def contrast(
-    z: Tensor, keys: Tensor | None, memory: Memory | None, cfg: Pretrain
-) -> tuple[Tensor, Tensor, Tensor]:
+def contrast(z: Tensor, keys: Tensor | None, memory: Memory | None, cfg: Pretrain) -> Contrast:
     """The loss of the embeddings against those of all processes, or against keys.
 
     Args:
         z: embeddings, as `embed` returns them.
-        keys: what it returns with a memory: the candidates then, with those of earlier batches.
+        keys: what `embed` returns with a memory. They are the candidates then, together with the
+            memory's keys of earlier batches.
         memory: has the keys of earlier batches.
         cfg: which loss and its numbers.
-
-    Returns:
-        The loss, a scalar; embeddings of this process's first views (b, D); of all processes'
-        second views, the embeddings or, with a memory, the keys (B, D).
     """
-    if memory is not None and keys is not None and cfg.negatives == "memory":
-        return info_nce(z, keys, memory.queue, cfg.temperature), z, gather_with_grad(keys)
+    queue = None if memory is None else memory.queue
+    if queue is not None and keys is not None and cfg.negatives == "memory":
+        keys_all = gather_with_grad(keys)  # (B, D)
+        pairs = Pairs.of_queries(z, keys_all, queue, rank() * len(z))
+        return Contrast(info_nce(pairs, cfg.temperature), pairs, keys_all)
 
     z1, z2 = z.chunk(2)  # (b, D) each
     c1, c2 = (z1, z2) if keys is None else keys.chunk(2)
-    views = z1, z2
-    gathered = gather_with_grad(c1), gather_with_grad(c2), rank() * len(z1)  # (B, D) twice, offset
+    c1_all, c2_all = gather_with_grad(c1), gather_with_grad(c2)  # (B, D) each
+    pairs = Pairs.of_views(z1, z2, c1_all, c2_all, rank() * len(z1), memory=queue)
     if cfg.loss == "nt_logistic":
-        loss = nt_logistic(*views, cfg.temperature, *gathered, semi_hard=cfg.semi_hard)
+        loss = nt_logistic(pairs, cfg.temperature, cfg.semi_hard)
     elif cfg.loss == "margin_triplet":
-        loss = margin_triplet(*views, cfg.margin, *gathered, semi_hard=cfg.semi_hard)
+        loss = margin_triplet(pairs, cfg.margin, cfg.semi_hard)
     else:
-        queue = None if memory is None else memory.queue
-        loss = nt_xent(*views, cfg.temperature, *gathered, memory=queue)
-    return loss, z1, gathered[1]
-
-
-def backward_in_parts(
-    net: nn.Module,
-    memory: Memory | None,
-    batch: Parts,
-    cfg: Pretrain,
-    accelerator: Accelerator,
-    step: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of the whole batch, with the activations of one part in memory at a time.
-
-    By the chain rule the gradient is d loss / d z times d z / d weights, and the second factor
-    needs no other part: so a first pass makes all embeddings without keeping activations, the loss
-    of all of them gives d loss / d z, and a second pass makes the embeddings again, part by part,
-    and carries that through the network (gradient caching: Gao et al. 2021, arXiv 2101.06983).
-
-    Both passes see the same views and the same dropout, and batch norm counts each part once. Its
-    statistics are those of the part (ghost batch norm): what differs from the batch in one piece.
-
-    Args:
-        net: the trained network; its gradients are added to.
-        memory: as for `embed`.
-        batch: this process's part of the batch, in smaller parts.
-        cfg: as for `contrast`.
-        accelerator: averages the gradient over processes, once.
-        step: the update's number, for the randomness.
-
-    Returns:
-        As `contrast`, without gradient.
-    """
-
-    def seeded_parts() -> Iterator[Tensor]:
-        for i, part in enumerate(batch):
-            seed_torch(cfg.seed, "pretrain", step, accelerator.process_index, i)
-            yield part.images
-
-    before = [buffer.clone() for buffer in net.buffers()]
-    with torch.no_grad():
-        embedded = [embed(net, memory, images, cfg, accelerator) for images in seeded_parts()]
-        for buffer, value in zip(net.buffers(), before, strict=True):
-            buffer.copy_(value)  # the second pass counts the batch
-    z = in_order([z for z, _ in embedded]).requires_grad_()
-    keys = None if memory is None else in_order([k for _, k in embedded if k is not None])
-
-    loss, z1, z2_all = contrast(z, keys, memory, cfg)
-    (grad,) = torch.autograd.grad(loss, z)  # collective: of the losses of all processes
-    grads = grad.unflatten(0, (-1, batch.number)).unbind(1)
-
-    for i, images in enumerate(seeded_parts()):
-        last = i == batch.number - 1
-        with nullcontext() if last else accelerator.no_sync(net):
-            part, _ = embed(net, None, images, cfg, accelerator)
-            part.backward(grads[i])
-    return loss.detach(), z1.detach(), z2_all.detach()
-
-
-def in_order(parts: list[Tensor]) -> Tensor:
-    """Rows of the whole batch from those of its parts, of which part i has rows i, i + P, ..."""
-    return torch.stack(parts, 1).flatten(0, 1)
+        loss = nt_xent(pairs, cfg.temperature)
+    return Contrast(loss, pairs, c2_all)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
-    return run_command(
-        run,
-        argv,
-        "stages.pretrain",
-        "Stage 1: learn from all images without labels; writes <output>/<run>/pretrain.",
-        ("pretrain",),
-    )
+    purpose = "Stage 1: learn from all images without labels; writes <output>/<run>/pretrain."
+    config, _ = load_config(argv, "stages.pretrain", purpose, ("pretrain",))
+    return run_command(run, config)
 
 
 if __name__ == "__main__":

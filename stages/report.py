@@ -1,31 +1,43 @@
-"""The table of a run, or of a grid of runs, from what lies in its folder; nothing is trained.
+"""The table of a run, or of a grid of runs, from the files in its folder. It trains nothing.
 
 python -m stages.report runs/digits          # all label sets; mean and spread over the seeds
-python -m stages.report runs/digits --table label_efficiency   # what is there of a grid of runs
+python -m stages.report runs/digits --table label_efficiency   # a grid of runs
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from shared.runs import grid
 from shared.runs.results import collect, table
-from shared.runtime.errors import UserError, exit_code_2, usage
+from shared.runtime.errors import UserError, exit_code_2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m stages.report",
+        description="Print the table of a run from the files in its folder. It trains nothing.",
+    )
+    parser.add_argument("run", type=Path, metavar="runs/NAME", help="the folder of a run")
+    parser.add_argument(
+        "--table",
+        metavar="NAME",
+        help="print this grid of runs: a name in configs/tables, or a YAML file of that form",
+    )
+    return parser
 
 
 @exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table of a run."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[2] if len(arguments) == 3 and arguments[1] == "--table" else None
-    if (len(arguments) != 1 and not name) or arguments[0] in ("-h", "--help"):
-        return usage("python -m stages.report runs/NAME [--table TABLE]", arguments)
-    if name:
-        print(grid.report(Path(arguments[0]), name))
+    arguments = _parser().parse_args(argv)
+    if arguments.table is not None:
+        print(grid.report(arguments.run, arguments.table))
         return 0
-    rows = collect(Path(arguments[0]))
+    rows = collect(arguments.run)
     if not rows:
-        raise UserError(f"no finished classifier in {arguments[0]}")
+        raise UserError(f"no finished classifier in {arguments.run}")
     print(table(rows))
     return 0
 

@@ -13,8 +13,8 @@ import pytest
 from accelerate.state import AcceleratorState
 
 import pipeline
-from shared.config.command import StopRequest
-from shared.training.stage import Keeper
+from shared.runtime.stop import StopRequest
+from shared.training.stage import Stage
 from stages import pretrain
 from tests.test_pipeline import TINY
 
@@ -99,15 +99,15 @@ def test_a_stopped_force_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert pipeline.main(arguments) == 0
     run = tmp_path / "digits"
     first = weights(tmp_path)
-    after = Keeper.after
+    checkpoint = Stage.checkpoint
 
-    def stop_in_finetune(self, step, model, optimizer):
-        if self.folder.stage == "finetune" and step == 3:
+    def stop_in_finetune(self, step):
+        if self.method == "finetune" and step == 3:
             signal.raise_signal(signal.SIGTERM)
-        after(self, step, model, optimizer)
+        checkpoint(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "after", stop_in_finetune)
+        patch.setattr(Stage, "checkpoint", stop_in_finetune)
         changed = [*arguments, "--finetune.learning_rate=0.003"]
         assert pipeline.main([*changed, "--force=finetune"]) == 128 + signal.SIGTERM
     says = "run the same command, now with --force self-distill,distill, to go on"
@@ -156,15 +156,15 @@ def test_resuming_keeps_every_bit_in_every_layout(
     assert pretrain.main([*arguments, f"--output={tmp_path / 'whole'}"]) == 0
 
     monkeypatch.setattr(StopRequest, "received", None)  # and again at the end
-    after = Keeper.after
+    checkpoint = Stage.checkpoint
 
-    def stop(self, step, model, optimizer):
+    def stop(self, step):
         if step == 3:
             signal.raise_signal(signal.SIGTERM)
-        after(self, step, model, optimizer)
+        checkpoint(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "after", stop)
+        patch.setattr(Stage, "checkpoint", stop)
         stopped = pretrain.main([*arguments, f"--output={tmp_path / 'stopped'}"])
         assert stopped == 128 + signal.SIGTERM
     assert pretrain.main([*arguments, f"--output={tmp_path / 'stopped'}"]) == 0

@@ -26,16 +26,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.networks.batchnorm import BatchNorm
-from shared.networks.heads import (
-    Classifier,
-    ContrastiveModel,
-    ProjectionHead,
-    create_encoder,
-    freeze,
-)
+from shared.networks.encoders import create_encoder
+from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead, freeze
 from shared.networks.resnet import reference_names
 from shared.training.evaluate import classification_metrics
-from shared.training.losses import contrastive_metrics, nt_xent
+from shared.training.losses import Pairs, contrastive_metrics, nt_xent
 from shared.training.optim import (
     build_optimizer,
     learning_rate_at,
@@ -207,8 +202,9 @@ def follow(scenario, dtype, noise):
             z1, z2 = contrastive(images).chunk(2)  # (B, D) each
             temperature, unit = flags["temperature"], flags["hidden_norm"]
             outputs.append(torch.cat([z1, z2]).detach().double())
-            loss = nt_xent(z1, z2, temperature, normalize=unit)
-            accuracy, entropy = contrastive_metrics(z1, z2, temperature, normalize=unit)
+            pairs = Pairs.of_views(z1, z2, normalize=unit)
+            loss = nt_xent(pairs, temperature)
+            accuracy, entropy = contrastive_metrics(pairs, temperature)
             metrics |= {
                 "train/contrast_loss": loss.detach(),
                 "train/contrast_entropy": entropy,

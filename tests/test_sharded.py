@@ -11,10 +11,12 @@ import torch.multiprocessing as mp
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 
 from shared.config import command
+from shared.config.command_line import load_config
 from shared.networks.batchnorm import synchronize
-from shared.networks.heads import ContrastiveModel, ProjectionHead, create_encoder
+from shared.networks.encoders import create_encoder
+from shared.networks.heads import ContrastiveModel, ProjectionHead
 from shared.runtime.distributed import gather_with_grad, rank
-from shared.training.losses import nt_xent
+from shared.training.losses import Pairs, nt_xent
 from shared.training.optim import build_optimizer, set_learning_rate
 
 PROCESSES, B = 2, 4
@@ -35,7 +37,7 @@ def train(net, optimizer, own: slice, backward=torch.Tensor.backward) -> None:
         views = torch.rand(2, PROCESSES * B, 3, 8, 8, generator=generator).double()
         z1, z2 = net(views[:, own].flatten(0, 1)).chunk(2)
         gathered = gather_with_grad(z1), gather_with_grad(z2)
-        backward(nt_xent(z1, z2, 0.3, *gathered, rank() * B))
+        backward(nt_xent(Pairs.of_views(z1, z2, *gathered, rank() * B), 0.3))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -92,6 +94,7 @@ def test_lars_global_batch_norm_and_negatives_when_sharded(tmp_path):
 def test_the_commands_refuse_sharding(tmp_path, monkeypatch, capsys):
     sharded = SimpleNamespace(distributed_type=DistributedType.FSDP)
     monkeypatch.setattr(command, "Accelerator", lambda **_: sharded)
-    code = command.run_command(lambda *_: None, [f"--output={tmp_path}"], "x", "")
+    config, _ = load_config([f"--output={tmp_path}"], "x", "")
+    code = command.run_command(lambda *_: None, config)
     assert code == 2
     assert capsys.readouterr().err.startswith("error: accelerate is configured for FSDP, but")

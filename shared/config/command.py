@@ -1,52 +1,19 @@
-"""What every command does around its stage: configuration, one Accelerator, signals, errors."""
+"""What every command does around its stage: one Accelerator, signals, errors."""
 
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 
-from shared.config.schema import SECTIONS, Config, load_config
-from shared.runtime.distributed import any_process, world_size
+from shared.config.schema import Config
 from shared.runtime.errors import UserError
-
-
-class Stopped(SystemExit):
-    """SIGTERM or SIGINT was obeyed: the state is saved. The code is 128 + the signal's number."""
-
-
-class StopRequest:
-    """Remembers that SIGTERM (a scheduler's preemption) or SIGINT (Ctrl-C) has arrived.
-
-    The loops ask between two steps, save, and leave. A second signal ends the process at once.
-    """
-
-    received: int | None = None
-
-    @classmethod
-    def listen(cls) -> None:
-        """Install the handlers."""
-        cls.received = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, cls._remember)
-
-    @classmethod
-    def _remember(cls, number: int, frame: FrameType | None) -> None:
-        cls.received = number
-        signal.signal(number, signal.SIG_DFL)
-
-    @classmethod
-    def agreed(cls, step: int) -> bool:
-        """Whether any process was asked to stop; several processes settle it every 10 steps."""
-        if world_size() > 1 and step % 10:
-            return False
-        return any_process(cls.received is not None)
+from shared.runtime.stop import Stopped, StopRequest
 
 
 def hardware_precision() -> str:
@@ -82,27 +49,17 @@ def keep_freed_memory() -> None:
         mallopt(arena_max, 1)  # the thread that makes batches would give back its own
 
 
-def run_command(
-    stages: Callable[[Config, Accelerator], object],
-    argv: Sequence[str] | None,
-    program: str,
-    description: str,
-    sections: Sequence[str] = SECTIONS,
-) -> int:
-    """Read the configuration, make the one Accelerator, run the stages, report errors.
+def run_command(stages: Callable[[Config, Accelerator], object], config: Config) -> int:
+    """Make the one Accelerator, run the stages, report errors.
 
     Args:
         stages: does the work.
-        argv: the command line without the program's name.
-        program: its name for ``--help``.
-        description: what ``--help`` says of it.
-        sections: sections of the configuration that ``--help`` spells out.
+        config: what the command line asked for.
 
     Returns:
         The exit code: 0; 2 after bad input, with one line on standard error; 128 + the number of a
         signal that asked the run to stop, after saving.
     """
-    config = load_config(argv, program, description, sections)
     main_process = int(os.environ.get("RANK", 0)) == 0
     try:
         if config.threads:

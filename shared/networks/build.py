@@ -2,19 +2,27 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
 from shared.config.schema import Data, Model
-from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead, create_encoder
-from shared.runtime.artifacts import load_tensors, read_meta
+from shared.networks.encoders import create_encoder
+from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
+from shared.runtime.artifacts import (
+    ClassifierMeta,
+    ClassifierNetwork,
+    Meta,
+    NetworkMeta,
+    load_tensors,
+    read_meta,
+)
 from shared.runtime.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def network_meta(model: Model, data: Data) -> dict[str, Any]:
+def network_meta(model: Model, data: Data) -> NetworkMeta:
     """What ``meta.json`` says of a network, enough to build it again and to feed it."""
     return {
         "encoder": model.encoder,
@@ -22,6 +30,17 @@ def network_meta(model: Model, data: Data) -> dict[str, Any]:
         "image_size": data.image_size,
         "mean": list(data.mean),
         "std": list(data.std),
+    }
+
+
+def network_of(meta: NetworkMeta) -> NetworkMeta:
+    """The part of a ``meta.json`` that describes the network and what it is fed."""
+    return {
+        "encoder": meta["encoder"],
+        "head": meta["head"],
+        "image_size": meta["image_size"],
+        "mean": meta["mean"],
+        "std": meta["std"],
     }
 
 
@@ -33,8 +52,8 @@ def build_encoder(name: str, image_size: int, pretrained: bool = False) -> nn.Mo
         raise UserError(f"encoder {name} at {image_size} pixels: {_one_line(error)}") from error
 
 
-def build_contrastive(meta: dict[str, Any], pretrained: bool = False) -> ContrastiveModel:
-    """Encoder and whole projection head, as ``describe`` says."""
+def build_contrastive(meta: NetworkMeta, pretrained: bool = False) -> ContrastiveModel:
+    """Encoder and whole projection head, as `network_meta` describes them."""
     encoder = build_encoder(meta["encoder"], meta["image_size"], pretrained)
     head = meta["head"]
     width: int = encoder.head_hidden_size  # type: ignore[assignment]
@@ -43,7 +62,7 @@ def build_contrastive(meta: dict[str, Any], pretrained: bool = False) -> Contras
     )
 
 
-def build_classifier(meta: dict[str, Any]) -> Classifier:
+def build_classifier(meta: ClassifierNetwork) -> Classifier:
     """Encoder, the first ``from_layer`` layers of the head, linear layer."""
     classes = len(meta["classes"])
     if not meta["from_layer"]:
@@ -52,13 +71,13 @@ def build_classifier(meta: dict[str, Any]) -> Classifier:
     return Classifier(whole.encoder, classes, whole.head, meta["from_layer"])
 
 
-def load_contrastive(path: Path) -> tuple[ContrastiveModel, dict[str, Any]]:
+def load_contrastive(path: Path) -> tuple[ContrastiveModel, Meta]:
     """The pretrained network of an artifact folder and its ``meta.json``."""
     meta = read_meta(path, "encoder")
     return _fill(build_contrastive(meta), path), meta
 
 
-def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
+def load_classifier(path: Path) -> tuple[Classifier, ClassifierMeta]:
     """The classifier of an artifact folder and its ``meta.json``."""
     meta = read_meta(path, "classifier")
     return _fill(build_classifier(meta), path), meta
@@ -72,7 +91,7 @@ def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Class
         raise UserError(f"from_layer={from_layer}: {error}") from error
 
 
-def require_same_input(meta: dict[str, Any], data: Data, path: Path) -> None:
+def require_same_input(meta: NetworkMeta, data: Data, path: Path) -> None:
     """UserError where an artifact expects other images than the configuration gives."""
     for key in ("image_size", "mean", "std"):
         has, given = meta[key], json.loads(json.dumps(getattr(data, key)))

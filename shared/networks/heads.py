@@ -1,140 +1,13 @@
-"""Encoders, the projection head of SimCLRv2, and the two models that the stages train."""
+"""The projection head of SimCLRv2, and the two models that the stages train."""
 
-import difflib
 from collections import OrderedDict
 from typing import cast
 
-import timm
 import torch
-from timm.layers.patch_embed import PatchEmbed
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 
-from shared.networks import resnet  # registers the SimCLRv2 family with timm
 from shared.networks.batchnorm import BatchNorm
-
-SMALL_IMAGE = 32  # up to this size the reference uses the small-image stem (tf2/model.py)
-
-
-def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kwargs) -> nn.Module:
-    """A timm model without its classifier: images (B, 3, S, S) -> features (B, F).
-
-    F is ``encoder.head_hidden_size``. Members of the SimCLRv2 family get the small-image stem for
-    images of at most 32 pixels; models that need to know the image size are told it.
-
-    Args:
-        name: a timm model, ``simclr_resnet50_1x_sk1`` and its like included.
-        image_size: side S of the square images, in pixels.
-        pretrained: start from timm's own weights (a download).
-        **kwargs: passed on to timm.
-
-    Raises:
-        ValueError: an unknown name, no pretrained weights, or images of a size that the encoder
-            does not take.
-    """
-    try:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError as error:
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists them"
-        raise ValueError(f"unknown encoder {name!r}: {hint}") from error
-    assert config is not None  # allow_unregistered=False
-    if pretrained and not config.has_weights:
-        raise ValueError(f"timm has no pretrained weights of {name!r}: set pretrained to false")
-    if name.startswith("simclr_resnet") and image_size <= SMALL_IMAGE:
-        kwargs.setdefault("small_stem", True)
-    if config.fixed_input_size:
-        kwargs.setdefault("img_size", image_size)
-
-    try:
-        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-        _dry_run(encoder, kwargs.get("in_chans", 3), image_size)
-    except (RuntimeError, AssertionError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"encoder {name!r} cannot take images of {image_size}x{image_size} pixels "
-            f"({str(error).splitlines()[0]}): choose another image size (for a vision transformer "
-            "a multiple of its patch size) or another encoder"
-        ) from error
-    return encoder
-
-
-def _dry_run(encoder: nn.Module, channels: int, image_size: int) -> None:
-    """Pass one blank image through; raises what the encoder raises, or RuntimeError."""
-    blank = next(encoder.parameters()).new_zeros(1, channels, image_size, image_size)
-    encoder.eval()  # one image is no batch to normalise
-    with torch.no_grad():
-        features = encoder(blank)
-    encoder.train()
-    if not features.is_meta and not features.isfinite().all():
-        raise RuntimeError("nothing is left of the image in the last feature map")
-    patches = getattr(encoder, "patch_embed", None)
-    if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
-        side = cast(int, patches.patch_size[0])
-        if image_size % side:  # timm cuts the rest off without a word
-            raise RuntimeError(f"not a multiple of its patches of {side} pixels")
-
-
-def checkpoint_activations(encoder: nn.Module) -> None:
-    """Keep only what enters each block for the backward pass, which computes the rest again.
-
-    Raises:
-        ValueError: the encoder cannot, or has a batch norm that would count every batch twice:
-            timm's recomputation does not know it has counted it already.
-    """
-    name = type(encoder).__name__
-    if not isinstance(encoder, resnet.SimCLRResNet):
-        for module in encoder.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                raise ValueError(
-                    f"{name} has batch norm, which checkpoint_activations would make count each"
-                    " batch twice: leave it out, or choose a simclr_resnet or an encoder without"
-                    " batch norm"
-                )
-    try:
-        cast(resnet.SimCLRResNet, encoder).set_grad_checkpointing(True)
-    except (AttributeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"{name} knows no checkpoint_activations: leave it out") from error
-
-
-class _Layers(fx.Tracer):
-    """Records a network as a graph of its layers, ours among them."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, nn.Conv2d | nn.BatchNorm2d)
-        return ours or super().is_leaf_module(m, module_qualified_name)
-
-
-def fold_batch_norm(encoder: nn.Module) -> nn.Module:
-    """The same function for inference, with batch norms folded into the convolutions before them.
-
-    gamma / std * (W x - mean) + beta is a convolution by gamma / std * W with a bias: one pass over
-    the feature map instead of two.
-
-    Args:
-        encoder: in eval mode; it stays as it is.
-
-    Returns:
-        A network with less layers, or ``encoder`` itself where it cannot be recorded as a graph.
-    """
-    try:
-        graph = _Layers().trace(encoder)
-    except Exception:  # each network that branches on values fails in its own way
-        return encoder
-    folded = fx.GraphModule(encoder, graph)
-    layers = dict(folded.named_modules())
-    for node in graph.nodes:
-        norm = layers.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm2d) or type(norm) not in (nn.BatchNorm2d, BatchNorm):
-            continue  # timm's, with an activation inside, stay
-        before = node.args[0]
-        conv = layers.get(str(before.target)) if before.op == "call_module" else None
-        if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
-            folded.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
-            node.replace_all_uses_with(before)
-            graph.erase_node(node)
-    folded.delete_all_unused_submodules()
-    folded.recompile()
-    return folded
+from shared.networks.resnet import SimCLRResNet
 
 
 class ProjectionHead(nn.Module):
@@ -277,7 +150,7 @@ def freeze(classifier: Classifier, after_block: int | None = None) -> None:
     encoder = classifier.encoder
     if after_block is None:
         frozen = (encoder, classifier.layers)
-    elif not isinstance(encoder, resnet.SimCLRResNet):
+    elif not isinstance(encoder, SimCLRResNet):
         raise ValueError(
             f"after_block is {after_block}, but {type(encoder).__name__} has no numbered groups of "
             "blocks: freeze the whole encoder (after_block None) or use a simclr_resnet"

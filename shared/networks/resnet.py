@@ -6,7 +6,9 @@ CIFAR networks of He et al. 2016 (section 4.2: 6n + 2 layers) built from the sam
 Images are (B, C, H, W) in [0, 1], not normalised by mean and deviation.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -207,37 +209,28 @@ class SimCLRResNet(nn.Module):
             self.stem.extend(conv_bn_relu(base // 2, base, 3))
         else:
             self.stem.extend(conv_bn_relu(in_chans, base, 7, stride=2))
-        self.feature_info = [
-            {
-                "num_chs": base,
-                "reduction": 1 if small_stem else 2,
-                "module": f"stem.{len(self.stem) - 1}",
-            }
-        ]
+        last = f"stem.{len(self.stem) - 1}"
+        self.feature_info = [_feature_info(base, 1 if small_stem else 2, last)]
         if not small_stem:
             self.stem.append(MaxPool())
 
         self.groups = nn.Sequential()
         bottleneck = depth >= 50
         channels = base
-        for g, count in enumerate(BLOCKS[depth]):
+        for g, blocks in enumerate(BLOCKS[depth]):
             group = nn.Sequential()
-            for b in range(count):
-                stride = 2 if g > 0 and b == 0 else 1
-                group.append(
-                    ResidualBlock(
-                        channels, base << g, stride, bottleneck, b == 0, sk_ratio, se_ratio
-                    )
+            filters = base << g
+            for b in range(blocks):
+                first = b == 0
+                stride = 2 if g > 0 and first else 1
+                block = ResidualBlock(
+                    channels, filters, stride, bottleneck, first, sk_ratio, se_ratio
                 )
-                channels = (base << g) * (4 if bottleneck else 1)
+                group.append(block)
+                channels = filters * (4 if bottleneck else 1)
             self.groups.append(group)
-            self.feature_info.append(
-                {
-                    "num_chs": channels,
-                    "reduction": (1 if small_stem else 4) << g,
-                    "module": f"groups.{g}",
-                }
-            )
+            reduction = (1 if small_stem else 4) << g
+            self.feature_info.append(_feature_info(channels, reduction, f"groups.{g}"))
         self.num_features = channels
         self.reset_classifier(num_classes, global_pool)
 
@@ -284,6 +277,11 @@ class SimCLRResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+def _feature_info(channels: int, reduction: int, module: str) -> dict[str, int | str]:
+    """One feature map in timm's terms; ``reduction`` is image side / map side."""
+    return {"num_chs": channels, "reduction": reduction, "module": module}
+
+
 def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """``block(x)``, computed again in the backward pass, which must not count the batch again."""
     if torch.compiler.is_compiling():  # a compiled graph updates the running statistics once
@@ -323,7 +321,8 @@ def reference_names(model: SimCLRResNet) -> dict[str, str]:
     return names
 
 
-def _family() -> dict[str, dict]:
+def _architectures() -> dict[str, dict[str, Any]]:
+    """Name -> arguments of `SimCLRResNet`, for every member of the family."""
     return {
         f"simclr_resnet{depth}_{width}x_sk{sk}{'_se' if se else ''}": {
             "depth": depth,
@@ -339,6 +338,25 @@ def _family() -> dict[str, dict]:
     }
 
 
+def _entry_point(name: str, architecture: dict[str, Any]) -> Callable[..., SimCLRResNet]:
+    """The function that ``timm.create_model(name)`` calls."""
+    depth: int = architecture["depth"]
+    outputs = tuple(range(len(BLOCKS[depth]) + 1))  # of the stem and of each group
+
+    def create(pretrained: bool = False, **kwargs) -> SimCLRResNet:
+        return build_model_with_cfg(
+            SimCLRResNet,
+            name,
+            pretrained,
+            feature_cfg={"flatten_sequential": True, "out_indices": outputs},
+            **{**architecture, **kwargs},
+        )
+
+    create.__name__ = name  # timm registers a function under its name
+    return create
+
+
+# timm looks for this name in the module of a function that it registers.
 default_cfgs = generate_default_cfgs(
     {
         name: {
@@ -353,27 +371,11 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "stem.0",
             "classifier": "fc",
         }
-        for name, architecture in _family().items()
+        for name, architecture in _architectures().items()
     }
 )
+for _name, _architecture in _architectures().items():
+    register_model(_entry_point(_name, _architecture))
 
-
-def _register(name: str, architecture: dict) -> None:
-    def create(pretrained: bool = False, **kwargs) -> SimCLRResNet:
-        stages = tuple(
-            range(len(BLOCKS[architecture["depth"]]) + 1)
-        )  # the stem's output is the 0th
-        return build_model_with_cfg(
-            SimCLRResNet,
-            name,
-            pretrained,
-            feature_cfg={"flatten_sequential": True, "out_indices": stages},
-            **{**architecture, **kwargs},
-        )
-
-    create.__name__ = name
-    globals()[name] = register_model(create)  # timm lists it in our __all__
-
-
-for _name, _architecture in _family().items():
-    _register(_name, _architecture)
+# timm has added the names of all members to __all__. They are no names of this module.
+__all__ = ["BLOCKS", "SMALL_DEPTHS", "SimCLRResNet", "reference_names"]

@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from shared.runtime.artifacts import write_atomically
+from shared.runtime.artifacts import ClassifierNetwork, write_atomically
 from shared.config.schema import Config, Model, Training
 from shared.data.sources import open_data
 from shared.runtime.errors import UserError
@@ -39,7 +39,7 @@ from shared.data.labels import draw_labels
 from shared.networks.build import build_classifier, build_contrastive, network_meta
 from shared.runtime.randomness import generator
 from shared.runs.results import aligned
-from shared.training.stage import plan
+from shared.training.schedule import schedule_of as plan
 
 # images for training, for testing, classes: for a plan before the download
 HUB_SIZES = {
@@ -338,8 +338,12 @@ def network_size(stage: str, model: Model, config: Config, counts: Counts, preci
     layer = config.finetune.from_layer
     layer = int(few) if layer is None else layer
     from_layer = layer if stage in ("finetune", "self-distill") else 0
-    meta |= {"classes": range(counts.classes), "from_layer": from_layer}
-    return measure_size(lambda: build_classifier(meta), config.data.image_size, precision)
+    classifier: ClassifierNetwork = {
+        **meta,
+        "classes": list(map(str, range(counts.classes))),
+        "from_layer": from_layer,
+    }
+    return measure_size(lambda: build_classifier(classifier), config.data.image_size, precision)
 
 
 def paper_table(config: Config, accelerator: Accelerator, images: int, rate: float) -> str:

@@ -26,7 +26,8 @@ import yaml
 from accelerate import Accelerator
 
 from shared.runtime.artifacts import read_json, read_meta, write_atomically
-from shared.config.command import Stopped
+from shared.runtime.stop import Stopped
+from shared.config.command_line import override, read_config
 from shared.config.labelset import LabelSet
 from shared.config.schema import (
     RECIPES,
@@ -34,8 +35,6 @@ from shared.config.schema import (
     Config,
     hashed_settings,
     dump,
-    load_config,
-    override,
 )
 from shared.data.sources import open_data
 from shared.runtime.errors import CannotWriteError, UserError
@@ -574,7 +573,7 @@ def report(run: Path, name: str) -> str:
     recipe = next((f for f in (folder, run) if (f / "config.yaml").exists()), None)
     if recipe is None:
         raise UserError(f"{run} is no run: it has no config.yaml")
-    config = load_config([f"--config={recipe / 'config.yaml'}"], "report", "")
+    config = read_config(recipe / "config.yaml")
     config = replace(config, output=str(run.parent), run=run.name)
     recorded = {run / line["folder"]: line["message"]
                 for line in read_cells(folder / "cells.jsonl")

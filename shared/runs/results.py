@@ -20,13 +20,13 @@ TITLES = {
 }
 
 
-def collect(run: Path) -> list[dict[str, Any]]:
+def collect(run: Path) -> list[Any]:
     """One row per finished classifier of a run; imported ones, never evaluated, have none.
 
     Classifiers whose pretraining or teacher has been redone since are left out; a line on standard
     error names them.
     """
-    metas = {path.parent: read_meta(path.parent) for path in sorted(run.glob("*/meta.json"))}
+    metas: Any = {path.parent: read_meta(path.parent) for path in sorted(run.glob("*/meta.json"))}
     metas = {path: meta for path, meta in metas.items() if "result" in meta}
     old = [path for path, meta in metas.items() if is_outdated(path, meta)]
     if old:
@@ -34,7 +34,7 @@ def collect(run: Path) -> list[dict[str, Any]]:
               f" {', '.join(path.name for path in old)}; redo them with --force"
               f" {','.join(dict.fromkeys(metas[path]['stage'] for path in old))} and their --labels"
               " and --seed", file=sys.stderr)
-    rows = [meta["result"] for path, meta in metas.items() if path not in old]
+    rows: list[Any] = [meta["result"] for path, meta in metas.items() if path not in old]
     order = list(TITLES)
     rows.sort(key=lambda r: (r["n_labels"], r["labels"], r["seed"], order.index(r["stage"])))
     return rows

@@ -17,12 +17,12 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast, overload
 
 import numpy as np
 import torch
@@ -32,6 +32,111 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.runtime.errors import CannotWriteError, UserError
+
+
+class HeadMeta(TypedDict):
+    """The projection head: number of layers, width of the hidden ones, width of the output."""
+
+    layers: int
+    width: int | None
+    out: int
+
+
+class NetworkMeta(TypedDict):
+    """A network, enough to build it again and to feed it.
+
+    Attributes:
+        encoder: timm's name of it.
+        head: the projection head; of a classifier, that of the network it was made from.
+        image_size: pixels per side.
+        mean: subtracted from images in [0, 1], per channel.
+        std: divided by, per channel.
+    """
+
+    encoder: str
+    head: HeadMeta
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class ClassifierNetwork(NetworkMeta):
+    """A classifier's network.
+
+    Attributes:
+        classes: their names, in the order of the outputs.
+        from_layer: how many layers of the projection head it keeps.
+    """
+
+    classes: list[str]
+    from_layer: int
+
+
+class LabelsMeta(TypedDict):
+    """The labels a classifier was made from: as the user gave them, their hash, their number."""
+
+    given: str
+    hash: str
+    number: int
+
+
+class Result(TypedDict):
+    """One evaluated classifier: a row of ``results.jsonl`` and of the tables.
+
+    Accuracies are shares in [0, 1]; those and ``nll`` (nats) and ``ece`` are there where there are
+    test images, ``top5`` for more than 5 classes.
+    """
+
+    stage: str
+    labels: str
+    n_labels: int
+    seed: int
+    parameters: int
+    seconds: float
+    top1: NotRequired[float]
+    top5: NotRequired[float]
+    nll: NotRequired[float]
+    ece: NotRequired[float]
+
+
+class Meta(NetworkMeta):
+    """What ``meta.json`` says of an artifact of any kind.
+
+    Attributes:
+        kind: encoder, classifier or assessment.
+        weights_sha256: hash of ``model.safetensors``.
+        settings: everything that the content depends on.
+        parent: folder of the artifact that it was made from, relative to its own.
+        stage: the method that made it; an imported artifact has none.
+        seed: of the stage.
+        images: number of images of a pretraining.
+        seconds: wall time of the stage.
+        processes: number of processes that made it.
+        versions: of packages.
+        git: commit of this code.
+        hardware: what computed it.
+    """
+
+    kind: str
+    weights_sha256: str
+    settings: dict[str, Any]
+    parent: NotRequired[str | None]
+    stage: NotRequired[str]
+    seed: NotRequired[int]
+    images: NotRequired[int]
+    seconds: NotRequired[float]
+    processes: NotRequired[int]
+    versions: NotRequired[dict[str, str | None]]
+    git: NotRequired[str | None]
+    hardware: NotRequired[str]
+
+
+class ClassifierMeta(Meta, ClassifierNetwork):
+    """What ``meta.json`` says of a classifier; one that was never evaluated has no result."""
+
+    labels: LabelsMeta
+    result: NotRequired[Result]
+
 
 # What it means that a setting which is a hash has changed.
 _HELD_OUT = " or, with labels from a CSV file, which of them are held out for testing"
@@ -192,7 +297,7 @@ class StageFolder:
         self.path, self.accelerator, self.go_on = path, accelerator, go_on
         self.main = accelerator.is_main_process
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
-        self.meta: dict[str, Any] | None = None
+        self.meta: Meta | None = None
         self.force = force
         if force:
             return
@@ -281,7 +386,9 @@ class StageFolder:
         states = self._states()
         return str(states[-1]) if states else "none yet"
 
-    def finish(self, model: nn.Module, meta: Mapping[str, Any], parent: Path | None = None) -> None:
+    def finish(
+        self, model: nn.Module, meta: Mapping[str, object], parent: Path | None = None
+    ) -> None:
         """Write the model and, last, ``meta.json``; then the checkpoint is no longer needed.
 
         Args:
@@ -322,7 +429,11 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
+@overload
+def read_meta(path: Path, kind: Literal["classifier"]) -> ClassifierMeta: ...
+@overload
+def read_meta(path: Path, kind: Literal["encoder"] | None = None) -> Meta: ...
+def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
     """``meta.json`` of a finished artifact.
 
     Args:
@@ -350,19 +461,20 @@ def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
         )
     if kind not in (None, meta["kind"]):
         raise UserError(f"{path} holds an artifact of kind {meta['kind']}, needed is {kind}")
-    return meta
+    return cast(ClassifierMeta, meta)
 
 
-def is_outdated(path: Path, meta: Mapping[str, Any]) -> bool:
+def is_outdated(path: Path, meta: Meta) -> bool:
     """Whether an artifact was made from one that has been made anew since, at any remove.
 
     An artifact whose parent is no longer there is as good as it ever was.
     """
-    if not meta.get("parent") or not (path / meta["parent"] / "meta.json").exists():
+    parent = meta.get("parent")
+    if not parent or not (path / parent / "meta.json").exists():
         return False
-    parent = read_meta(path / meta["parent"])
-    anew = parent["weights_sha256"] != meta["settings"]["parent"]
-    return anew or is_outdated(path / meta["parent"], parent)
+    parent_meta = read_meta(path / parent)
+    made_anew = parent_meta["weights_sha256"] != meta["settings"]["parent"]
+    return made_anew or is_outdated(path / parent, parent_meta)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The one exception that is a message to the user rather than a defect of ours."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
 
@@ -32,9 +32,3 @@ def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
             return 2
 
     return guarded
-
-
-def usage(text: str, arguments: Sequence[str]) -> int:
-    """Say how a command is called; the exit code: 0 if that was asked for, else 2."""
-    print(f"usage: {text}", file=sys.stderr)
-    return 0 if arguments[:1] in (["-h"], ["--help"]) else 2

@@ -32,31 +32,16 @@ class Metrics(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """The size of a classifier and, where there are labeled test images, its `Metrics` on them."""
+    """The size of a classifier and, where there are labeled test images, its `Metrics` on them.
+
+    ``shared.runtime.artifacts.Result`` is this, and what was evaluated.
+    """
 
     parameters: int
     top1: NotRequired[float]
     top5: NotRequired[float]
     nll: NotRequired[float]
     ece: NotRequired[float]
-
-
-class Result(Evaluation):
-    """An evaluated classifier: ``result`` in ``meta.json`` and a line of ``results.jsonl``.
-
-    Attributes:
-        stage: the method, of ``shared.config.methods.CLASSIFIERS``.
-        labels: tag of the label set, as ``1pct``.
-        n_labels: number of labeled images.
-        seed: of the label draw and of training.
-        seconds: of training.
-    """
-
-    stage: str
-    labels: str
-    n_labels: int
-    seed: int
-    seconds: float
 
 
 def classification_metrics(logits: Tensor, targets: Tensor) -> Metrics:

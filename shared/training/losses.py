@@ -1,114 +1,209 @@
-"""The contrastive and the distillation loss of SimCLRv2 (arXiv 2006.10029, eq. 1 and 2).
+"""The contrastive losses and the distillation loss (SimCLRv2, arXiv 2006.10029, eq. 1 and 2).
 
-Also the two losses that SimCLR (arXiv 2002.05709, Tables 2 and 4) compares the first with.
+`nt_xent` is SimCLRv2's. `nt_logistic` and `margin_triplet` are the losses that SimCLR (arXiv
+2002.05709, Tables 2 and 4) compares it with. `info_nce` is MoCo's.
 
-Pure functions of tensors and numbers; what other processes computed is passed in. They compute in
-float32 (float64 for float64 input) whatever the autocast state: with temperature 0.1 a bfloat16
-logit would be wrong by up to 0.04.
+All are pure functions of tensors and numbers. The caller passes in what other processes computed.
+They compute in float32 (float64 for float64 input), whatever the autocast state. With temperature
+0.1 a bfloat16 logit would be wrong by up to 0.04.
 
-Shape letters: B images of this process, N images of all processes, D embedding width, C classes.
+Shape letters: V views (2, or 1 for MoCo's one direction), B images of this process, N images of all
+processes, K embeddings in the memory, D embedding width, C classes.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits matrices up to this many elements (4 MiB in float32) are simply formed.
+# `nt_xent` forms logits matrices of up to this many elements (4 MiB in float32) as a whole.
 PLAIN_ELEMENTS = 2**20
-# Larger ones pass by in tiles of so many rows; then a tile stays in the cache of a core.
+# It computes larger ones in tiles of this many rows, so that a tile stays in the cache of a core.
 TILE_ROWS = 128
 
 
-def nt_xent(
-    z1: Tensor,
-    z2: Tensor,
-    temperature: float,
-    z1_all: Tensor | None = None,
-    z2_all: Tensor | None = None,
-    offset: int = 0,
-    normalize: bool = True,
-    memory: Tensor | None = None,
-) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The embeddings of a batch: the anchors, and the candidates that each is compared with.
+
+    `of_views` and `of_queries` make it, once for the loss and `contrastive_metrics`. All embeddings
+    are float32 (float64 for float64 input).
+
+    Attributes:
+        anchors: (VB, D), this process's embeddings; with two views all first views come first.
+        candidates: (VN, D), those of all processes in the same order; the very object ``anchors``
+            where this process is alone and its anchors are compared with one another.
+        memory: (K, D), more negatives for every anchor, or None.
+        views: V. With 2, the positive of an anchor is the candidate of its image in the other view,
+            and the candidate in its own view is the anchor itself or the averaged network's
+            embedding of the same view, which does not count. With 1, the anchors are first views,
+            the candidates second views, and the positive is the candidate of the same image.
+        offset: row of this process's first image among the N images.
+        unit_length: whether all embeddings are of unit length.
+    """
+
+    anchors: Tensor
+    candidates: Tensor
+    memory: Tensor | None
+    views: int
+    offset: int
+    unit_length: bool
+
+    @classmethod
+    def of_views(
+        cls,
+        z1: Tensor,
+        z2: Tensor,
+        z1_all: Tensor | None = None,
+        z2_all: Tensor | None = None,
+        offset: int = 0,
+        normalize: bool = True,
+        memory: Tensor | None = None,
+    ) -> "Pairs":
+        """Both views are anchors and candidates.
+
+        Args:
+            z1: Embeddings of the first views, (B, D), any floating dtype.
+            z2: Embeddings of the second views, (B, D).
+            z1_all: First views of all processes, (N, D); None means that ``z1`` is all there is.
+            z2_all: Second views of all processes, (N, D).
+            offset: Row of ``z1_all`` at which this process's rows start.
+            normalize: Divide each embedding by its length first.
+            memory: More negatives for every anchor, (K, D).
+
+        Raises:
+            ValueError: Shapes or offset do not fit.
+        """
+        if (z1_all is None) != (z2_all is None):
+            raise ValueError("z1_all and z2_all belong together: gather both views or neither")
+        alone = (z1_all is None or z1_all is z1) and (z2_all is None or z2_all is z2)
+        z1_all, z2_all = (z1 if z1_all is None else z1_all), (z2 if z2_all is None else z2_all)
+        _check_shapes(z1, z2, z1_all, z2_all, offset, memory)
+        with torch.autocast(z1.device.type, enabled=False):
+            anchors = candidates = _embeddings(torch.cat([z1, z2]), normalize)
+            if not alone:
+                candidates = _embeddings(torch.cat([z1_all, z2_all]), normalize)
+            if memory is not None:
+                memory = _embeddings(memory, normalize)
+        return cls(anchors, candidates, memory, 2, offset, normalize)
+
+    @classmethod
+    def of_queries(
+        cls,
+        queries: Tensor,
+        keys: Tensor,
+        memory: Tensor,
+        offset: int = 0,
+        normalize: bool = True,
+    ) -> "Pairs":
+        """First views are the anchors, and second views the candidates (MoCo).
+
+        Args:
+            queries: Embeddings of the first views, (B, D), any floating dtype.
+            keys: What the averaged network makes of the second views of all processes, (N, D).
+            memory: Earlier keys, (K, D).
+            offset: Row of ``keys`` at which the keys of this process's images start.
+            normalize: Divide each embedding by its length first.
+
+        Raises:
+            ValueError: Shapes or offset do not fit.
+        """
+        _check_shapes(queries, queries, keys, keys, offset, memory)
+        with torch.autocast(queries.device.type, enabled=False):
+            q, k, m = (_embeddings(z, normalize) for z in (queries, keys, memory))
+        return cls(q, k, m, 1, offset, normalize)
+
+    @property
+    def images(self) -> int:
+        """B, the number of this process's images."""
+        return len(self.anchors) // self.views
+
+    @property
+    def images_of_all(self) -> int:
+        """N, the number of all processes' images."""
+        return len(self.candidates) // self.views
+
+    @property
+    def rows(self) -> Tensor:
+        """(B,) int64, the rows of this process's images among all images."""
+        return torch.arange(self.offset, self.offset + self.images, device=self.anchors.device)
+
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """With two views, the columns of each anchor itself and of its positive, (2B,) each."""
+        first = self.rows
+        second = first + self.images_of_all
+        return torch.cat([first, second]), torch.cat([second, first])
+
+    def candidates_and_memory(self) -> Tensor:
+        """(VN + K, D), the memory's last."""
+        return self.candidates if self.memory is None else torch.cat([self.candidates, self.memory])
+
+
+def nt_xent(pairs: Pairs, temperature: float) -> Tensor:
     """Normalized-temperature cross-entropy of two views, the sum of both directions.
 
     Each embedding has to pick out its other view among all embeddings but itself. As in the
     authors' tf2/objective.py the result is mean over B of (loss of view 1 + loss of view 2): twice
     the mean over all 2B anchors. The average over processes equals the loss of one process with
-    the whole batch, in value and, when ``z1_all`` comes from a gather with gradient, in gradient.
+    the whole batch, in value and, when the candidates come from a gather with gradient, in
+    gradient.
 
-    With the memory of SimCLRv2's third improvement (section 2) ``z1_all`` and ``z2_all`` are what a
-    moving average of the network makes of the same views, and ``memory`` is what it made of
-    earlier batches. For the anchor a = z1[i], with the own view z1_all[i] left out as ever,
+    With the memory of SimCLRv2's third improvement (section 2) the candidates are what a moving
+    average of the network makes of the same views, and the memory is what it made of earlier
+    batches. For the anchor a = z1[i], without the candidate z1_all[i] of its own view, as always,
 
         loss = -log exp(a z2_all[i] / t) / (sum over j != i of exp(a z1_all[j] / t)
                + sum over j of exp(a z2_all[j] / t) + sum over m of exp(a m / t)),
 
     and likewise with the views swapped. So all that an anchor is compared with, its positive too,
-    comes from the averaged network: the paper only says that its output is buffered as negative
-    examples; that the current batch's candidates are its output as well, as in MoCo, is what the
+    comes from the averaged network. The paper only says that its output is buffered as negative
+    examples. That the candidates of the current batch are its output too, as in MoCo, is what the
     first author answered in github.com/google-research/simclr/issues/115.
 
     Args:
-        z1: Embeddings of the first view, (B, D), any floating dtype.
-        z2: Embeddings of the second view, (B, D).
+        pairs: Of two views.
         temperature: Divides the similarities, > 0.
-        z1_all: First views of all processes, (N, D); None means that ``z1`` is all there is.
-        z2_all: Second views of all processes, (N, D).
-        offset: Row of ``z1_all`` at which this process's rows start.
-        normalize: Divide each embedding by its length first.
-        memory: More negatives for every anchor, (K, D).
 
     Returns:
         The loss, a scalar; 0 for a batch of one image without memory, which has no negatives.
 
     Raises:
-        ValueError: Shapes, offset or temperature do not fit.
+        ValueError: The pairs are of one direction, or the temperature is not positive.
     """
-    _check(z1, z2, temperature, z1_all, z2_all, offset, memory)
-    B, N = len(z1), len(z1) if z1_all is None else len(z1_all)
-    K = 0 if memory is None else len(memory)
-    if 2 * B * (2 * N + K) > PLAIN_ELEMENTS:
-        return nt_xent_tiled(z1, z2, temperature, z1_all, z2_all, offset, normalize, memory=memory)
-
-    with torch.autocast(z1.device.type, enabled=False):
-        anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize, memory)
-        logits = anchors @ candidates.T / temperature  # (2B, 2N + K)
-        itself, positive = _columns(B, N, offset, z1.device)
+    _check_two_views(pairs)
+    _check_temperature(temperature)
+    candidates = pairs.candidates_and_memory()
+    if len(pairs.anchors) * len(candidates) > PLAIN_ELEMENTS:
+        return nt_xent_tiled(pairs, temperature)
+    with torch.autocast(candidates.device.type, enabled=False):
+        logits = pairs.anchors @ candidates.T / temperature  # (2B, 2N + K)
+        itself, positive = pairs.columns()
         # Masked, where the reference lowers by 1e9: the same, and right in every dtype.
         logits = logits.scatter(1, itself[:, None], -torch.inf)
-        return F.cross_entropy(logits, positive, reduction="sum") / B
+        return F.cross_entropy(logits, positive, reduction="sum") / pairs.images
 
 
-def nt_xent_tiled(
-    z1: Tensor,
-    z2: Tensor,
-    temperature: float,
-    z1_all: Tensor | None = None,
-    z2_all: Tensor | None = None,
-    offset: int = 0,
-    normalize: bool = True,
-    tile_rows: int = TILE_ROWS,
-    memory: Tensor | None = None,
-) -> Tensor:
-    """`nt_xent` in O(N) memory: the (2B, 2N) logits exist only ``tile_rows`` rows at a time.
+def nt_xent_tiled(pairs: Pairs, temperature: float, tile_rows: int = TILE_ROWS) -> Tensor:
+    """`nt_xent` in O(N) memory: the logits exist only ``tile_rows`` rows at a time.
 
     Same arguments, result and gradients; ``nt_xent`` calls this for large batches. The backward
     pass recomputes the tiles and is written out: with logits s = u v^T and p their softmax, the
     loss sum_i (logsumexp_j s_ij - s_i,positive) has the gradients p v - v_positive with respect
     to u, and p^T u - u (this one added to the rows of the positives) with respect to v.
     """
-    _check(z1, z2, temperature, z1_all, z2_all, offset, memory)
-    with torch.autocast(z1.device.type, enabled=False):
-        anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize, memory)
-        u = anchors * temperature**-0.5  # the temperature goes into the embeddings: s = u v^T
+    _check_two_views(pairs)
+    _check_temperature(temperature)
+    candidates = pairs.candidates_and_memory()
+    with torch.autocast(candidates.device.type, enabled=False):
+        u = pairs.anchors * temperature**-0.5  # the temperature goes into the embeddings: s = u v^T
         # Unit vectors bound the logits by 1/temperature. Up to 32 their exponentials, their sums
         # and the quotients of these are far from overflow, so no maximum need be subtracted.
-        if candidates is anchors and normalize and temperature >= 1 / 32:
-            return _SymmetricNTXent.apply(u, min(tile_rows, len(z1)))
+        if candidates is pairs.anchors and pairs.unit_length and temperature >= 1 / 32:
+            return _SymmetricNTXent.apply(u, min(tile_rows, pairs.images))
         v = candidates * temperature**-0.5
-        N = len(z1) if z1_all is None else len(z1_all)
-        return _GatheredNTXent.apply(u, v, N, offset, tile_rows)
+        return _GatheredNTXent.apply(u, v, *pairs.columns(), tile_rows)
 
 
 class _SymmetricNTXent(torch.autograd.Function):
@@ -160,30 +255,32 @@ def _symmetric_tile(u: Tensor, start: int, stop: int) -> Tensor:
 
 
 class _GatheredNTXent(torch.autograd.Function):
-    """The general case: anchors u (2B, D), candidates v (2N + K, D), logits of any size."""
+    """The general case: anchors u (2B, D), candidates v (2N + K, D), logits of any size.
+
+    ``itself`` and ``positive``, (2B,) each, are the columns of each anchor and of its positive.
+    """
 
     @staticmethod
-    def forward(ctx, u: Tensor, v: Tensor, N: int, offset: int, tile_rows: int) -> Tensor:
-        B = len(u) // 2
-        itself, positive = _columns(B, N, offset, u.device)
-        losses = u.new_empty(2 * B)
-        for start in range(0, 2 * B, tile_rows):
+    def forward(
+        ctx, u: Tensor, v: Tensor, itself: Tensor, positive: Tensor, tile_rows: int
+    ) -> Tensor:
+        losses = u.new_empty(len(u))
+        for start in range(0, len(u), tile_rows):
             rows = slice(start, start + tile_rows)
             s = (u[rows] @ v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N + K)
             losses[rows] = F.cross_entropy(s, positive[rows], reduction="none")
         ctx.save_for_backward(u, v, losses, itself, positive)
         ctx.tile_rows = tile_rows
-        return losses.sum() / B
+        return losses.sum() / (len(u) // 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         u, v, losses, itself, positive = ctx.saved_tensors
-        B = len(u) // 2
         grad_u = torch.zeros_like(u)
         grad_v = torch.zeros_like(v) if ctx.needs_input_grad[1] else None  # no gradient to a memory
         with torch.autocast(u.device.type, enabled=False):
-            for start in range(0, 2 * B, ctx.tile_rows):
+            for start in range(0, len(u), ctx.tile_rows):
                 rows = slice(start, start + ctx.tile_rows)
                 s = (u[rows] @ v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N + K)
                 s -= s.gather(1, positive[rows, None])
@@ -192,48 +289,38 @@ class _GatheredNTXent(torch.autograd.Function):
                 grad_u[rows].addmm_(p, v)
                 if grad_v is not None:
                     grad_v.addmm_(p.T, u[rows])
-        scale = grad_loss / B
+        scale = grad_loss / (len(u) // 2)
         return grad_u * scale, None if grad_v is None else grad_v * scale, None, None, None
 
 
-def info_nce(
-    queries: Tensor, keys: Tensor, memory: Tensor, temperature: float, normalize: bool = True
-) -> Tensor:
+def info_nce(pairs: Pairs, temperature: float) -> Tensor:
     """The loss of MoCo (arXiv 1911.05722, eq. 1), whose negatives are those of the memory alone.
 
     Mean over B of -log exp(q k / t) / (exp(q k / t) + sum over m of exp(q m / t)): one direction,
     unlike `nt_xent`, which sums two. The average over processes is the loss of the whole batch.
 
     Args:
-        queries: Embeddings of the first views, (B, D), any floating dtype.
-        keys: What the averaged network makes of the second views of the same images, (B, D).
-        memory: Earlier keys, (K, D).
+        pairs: Of queries.
         temperature: Divides the similarities, > 0.
-        normalize: Divide each embedding by its length first.
 
     Returns:
         The loss, a scalar.
 
     Raises:
-        ValueError: Shapes or temperature do not fit.
+        ValueError: The pairs are of two views, or the temperature is not positive.
     """
-    _check(queries, keys, temperature, memory=memory)
-    with torch.autocast(queries.device.type, enabled=False):
-        q, k, m = (_embeddings(z, normalize) for z in (queries, keys, memory))
-        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ m.T], 1) / temperature  # (B, 1 + K)
+    if pairs.views != 1 or pairs.memory is None:
+        raise ValueError("info_nce compares queries with a memory: make the pairs by of_queries")
+    _check_temperature(temperature)
+    q, memory = pairs.anchors, pairs.memory
+    k = pairs.candidates[pairs.offset : pairs.offset + pairs.images]  # (B, D)
+    with torch.autocast(q.device.type, enabled=False):
+        positives, negatives = (q * k).sum(1, keepdim=True), q @ memory.T  # (B, 1), (B, K)
+        logits = torch.cat([positives, negatives], 1) / temperature  # (B, 1 + K)
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def nt_logistic(
-    z1: Tensor,
-    z2: Tensor,
-    temperature: float,
-    z1_all: Tensor | None = None,
-    z2_all: Tensor | None = None,
-    offset: int = 0,
-    normalize: bool = True,
-    semi_hard: bool = False,
-) -> Tensor:
+def nt_logistic(pairs: Pairs, temperature: float, semi_hard: bool = False) -> Tensor:
     """The NT-Logistic loss that SimCLR compares NT-Xent with (arXiv 2002.05709, Table 2).
 
     For an anchor u with positive v+ and one negative v- the table has the loss
@@ -246,13 +333,8 @@ def nt_logistic(
     is the loss of the whole batch.
 
     Args:
-        z1: Embeddings of the first view, (B, D), any floating dtype.
-        z2: Embeddings of the second view, (B, D).
+        pairs: Of two views, without memory.
         temperature: Divides the similarities, > 0.
-        z1_all: First views of all processes, (N, D); None means that ``z1`` is all there is.
-        z2_all: Second views of all processes, (N, D).
-        offset: Row of ``z1_all`` at which this process's rows start.
-        normalize: Divide each embedding by its length first.
         semi_hard: Each anchor's one negative is the semi-hard one, as section 5.1 mines it (after
             Schroff et al. 2015): the most similar of those that are less similar than the positive.
             An anchor that has none only has its positive term.
@@ -261,27 +343,18 @@ def nt_logistic(
         The loss, a scalar; of positive terms alone for a batch of one image.
 
     Raises:
-        ValueError: Shapes, offset or temperature do not fit.
+        ValueError: The pairs are of one direction or have a memory, or the temperature is not
+            positive.
     """
-    _check(z1, z2, temperature, z1_all, z2_all, offset)
-    with torch.autocast(z1.device.type, enabled=False):
-        anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize, None)
-        positives, negatives, share = _pairs(anchors, candidates, offset, semi_hard)
+    _check_temperature(temperature)
+    with torch.autocast(pairs.anchors.device.type, enabled=False):
+        positives, negatives, share = _similarities(pairs, semi_hard)
         of_positives = F.logsigmoid(positives / temperature)  # (2B, 1)
         of_negatives = share * F.logsigmoid(-negatives / temperature)  # (2B, N or 1)
-        return -(of_positives.sum() + of_negatives.sum()) / len(z1)
+        return -(of_positives.sum() + of_negatives.sum()) / pairs.images
 
 
-def margin_triplet(
-    z1: Tensor,
-    z2: Tensor,
-    margin: float,
-    z1_all: Tensor | None = None,
-    z2_all: Tensor | None = None,
-    offset: int = 0,
-    normalize: bool = True,
-    semi_hard: bool = False,
-) -> Tensor:
+def margin_triplet(pairs: Pairs, margin: float, semi_hard: bool = False) -> Tensor:
     """The margin triplet loss that SimCLR compares NT-Xent with (arXiv 2002.05709, Table 2).
 
     For an anchor u with positive v+ and one negative v- that is max(u v- - u v+ + m, 0). Negatives,
@@ -290,29 +363,29 @@ def margin_triplet(
     it the loss and its gradient are 0.
 
     Raises:
-        ValueError: Shapes, offset or margin do not fit.
+        ValueError: The pairs are of one direction or have a memory, or the margin is negative.
     """
-    _check(z1, z2, 1.0, z1_all, z2_all, offset)
     if not margin >= 0:
         raise ValueError(f"margin must be >= 0, got {margin}")
-    with torch.autocast(z1.device.type, enabled=False):
-        anchors, candidates = _stack_views(z1, z2, z1_all, z2_all, normalize, None)
-        positives, negatives, share = _pairs(anchors, candidates, offset, semi_hard)
-        return (share * F.relu(negatives - positives + margin)).sum() / len(z1)
+    with torch.autocast(pairs.anchors.device.type, enabled=False):
+        positives, negatives, share = _similarities(pairs, semi_hard)
+        return (share * F.relu(negatives - positives + margin)).sum() / pairs.images
 
 
-def _pairs(
-    anchors: Tensor, candidates: Tensor, offset: int, semi_hard: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Similarities of 2B anchors, each with the N candidates (2N, D) of its other view.
+def _similarities(pairs: Pairs, semi_hard: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities of the 2B anchors, each with the N candidates of its other view.
 
     Returns:
         Those of the positives (2B, 1); those of the negatives (2B, N), or (2B, 1) if semi-hard;
         the weight of each negative in its anchor's mean, 0 for what is none.
     """
-    B, N = len(anchors) // 2, len(candidates) // 2
-    s = torch.cat([anchors[:B] @ candidates[N:].T, anchors[B:] @ candidates[:N].T])  # (2B, N)
-    own = torch.arange(offset, offset + B, device=s.device).repeat(2)[:, None]  # (2B, 1)
+    _check_two_views(pairs)
+    if pairs.memory is not None:
+        raise ValueError("only nt_xent and info_nce take a memory: leave it out")
+    B, N = pairs.images, pairs.images_of_all
+    first, second = pairs.candidates.split(N)  # (N, D) each
+    s = torch.cat([pairs.anchors[:B] @ second.T, pairs.anchors[B:] @ first.T])  # (2B, N)
+    own = pairs.rows.repeat(2)[:, None]  # (2B, 1)
     positives = s.gather(1, own)
     if semi_hard:
         farther = s.detach().masked_fill(s >= positives, -torch.inf)  # and no longer the positive
@@ -322,36 +395,64 @@ def _pairs(
 
 
 @torch.no_grad()
-def contrastive_metrics(
-    z1: Tensor,
-    z2_all: Tensor,
-    temperature: float,
-    offset: int = 0,
-    normalize: bool = True,
-) -> tuple[Tensor, Tensor]:
+def contrastive_metrics(pairs: Pairs, temperature: float) -> tuple[Tensor, Tensor]:
     """How well first views find their second views, as tf2/metrics.py counts it; no gradient.
 
     Args:
-        z1: Embeddings of this process's first views, (B, D).
-        z2_all: Second views of all processes, (N, D); of this one alone where there is no other.
+        pairs: Those of the loss.
         temperature: That of the loss.
-        offset: Row of ``z2_all`` at which this process's rows start.
-        normalize: That of the loss.
 
     Returns:
         Two scalars, to be averaged over processes: the share of first views whose most similar
         second view is their own, and the mean entropy (nats) of the softmax over second views.
     """
-    with torch.autocast(z1.device.type, enabled=False):
-        z1, z2_all = _embeddings(z1, normalize), _embeddings(z2_all, normalize)
-        own = torch.arange(offset, offset + len(z1), device=z1.device)
-        hits, entropy = z1.new_zeros(()), z1.new_zeros(())
-        for rows in torch.arange(len(z1), device=z1.device).split(TILE_ROWS):  # bounds the memory
-            logits = z1[rows] @ z2_all.T / temperature  # (rows, N)
+    B, own = pairs.images, pairs.rows
+    first, second = pairs.anchors[:B], pairs.candidates[-pairs.images_of_all :]  # (B, D), (N, D)
+    hits, entropy = first.new_zeros(()), first.new_zeros(())
+    with torch.autocast(first.device.type, enabled=False):
+        for rows in torch.arange(B, device=first.device).split(TILE_ROWS):  # bounds the memory
+            logits = first[rows] @ second.T / temperature  # (rows, N)
             p = logits.softmax(1)
             hits += (logits.argmax(1) == own[rows]).sum()
             entropy -= (p * (p + 1e-8).log()).sum()
-        return hits / len(z1), entropy / len(z1)
+    return hits / B, entropy / B
+
+
+def _embeddings(z: Tensor, normalize: bool) -> Tensor:
+    """In float32 or float64, and of unit length if asked (a zero row stays zero)."""
+    z = _at_least_float32(z)
+    if normalize:  # the bound lies inside the root, as in tf.math.l2_normalize
+        z = z * z.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
+    return z
+
+
+def _check_two_views(pairs: Pairs) -> None:
+    if pairs.views != 2:
+        raise ValueError("this loss compares two views: make the pairs by of_views")
+
+
+def _check_shapes(
+    z1: Tensor, z2: Tensor, z1_all: Tensor, z2_all: Tensor, offset: int, memory: Tensor | None
+) -> None:
+    if z1.ndim != 2 or z1.shape != z2.shape or len(z1) == 0:
+        raise ValueError(
+            f"the two views must have one shape (B, D) with B >= 1, "
+            f"got {tuple(z1.shape)} and {tuple(z2.shape)}"
+        )
+    if z1_all.shape != z2_all.shape or z1_all.shape[1:] != z1.shape[1:]:
+        raise ValueError(
+            f"gathered views must have one shape (N, {z1.shape[1]}), "
+            f"got {tuple(z1_all.shape)} and {tuple(z2_all.shape)}"
+        )
+    if not 0 <= offset <= len(z1_all) - len(z1):
+        raise ValueError(
+            f"offset {offset} with {len(z1)} rows does not lie within the {len(z1_all)} gathered "
+            "rows: pass rank * batch size of one process"
+        )
+    if memory is not None and memory.shape[1:] != z1.shape[1:]:
+        raise ValueError(
+            f"the memory must have the shape (K, {z1.shape[1]}), got {tuple(memory.shape)}"
+        )
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -388,74 +489,6 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _embeddings(z: Tensor, normalize: bool) -> Tensor:
-    """In float32 or float64, and of unit length if asked (a zero row stays zero)."""
-    z = _at_least_float32(z)
-    if normalize:  # the bound lies inside the root, as in tf.math.l2_normalize
-        z = z * z.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
-    return z
-
-
-def _stack_views(
-    z1: Tensor,
-    z2: Tensor,
-    z1_all: Tensor | None,
-    z2_all: Tensor | None,
-    normalize: bool,
-    memory: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Anchors (2B, D), first views first, and candidates (2N + K, D), the memory's last.
-
-    One and the same tensor without a gather and a memory.
-    """
-    anchors = candidates = _embeddings(torch.cat([z1, z2]), normalize)
-    if z1_all is not None and z2_all is not None and not (z1_all is z1 and z2_all is z2):
-        candidates = _embeddings(torch.cat([z1_all, z2_all]), normalize)
-    if memory is not None:
-        candidates = torch.cat([candidates, _embeddings(memory, normalize)])
-    return anchors, candidates
-
-
-def _columns(B: int, N: int, offset: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each of the 2B anchors, the columns of itself and its positive among the candidates."""
-    first = torch.arange(offset, offset + B, device=device)
-    return torch.cat([first, first + N]), torch.cat([first + N, first])
-
-
 def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-
-
-def _check(
-    z1: Tensor,
-    z2: Tensor,
-    temperature: float,
-    z1_all: Tensor | None = None,
-    z2_all: Tensor | None = None,
-    offset: int = 0,
-    memory: Tensor | None = None,
-) -> None:
-    _check_temperature(temperature)
-    if z1.ndim != 2 or z1.shape != z2.shape or len(z1) == 0:
-        raise ValueError(
-            f"the two views must have one shape (B, D) with B >= 1, "
-            f"got {tuple(z1.shape)} and {tuple(z2.shape)}"
-        )
-    if (z1_all is None) != (z2_all is None):
-        raise ValueError("z1_all and z2_all belong together: gather both views or neither")
-    columns1, columns2 = (z1 if z1_all is None else z1_all), (z2 if z2_all is None else z2_all)
-    if columns1.shape != columns2.shape or columns1.shape[1:] != z1.shape[1:]:
-        raise ValueError(
-            f"gathered views must have one shape (N, {z1.shape[1]}), "
-            f"got {tuple(columns1.shape)} and {tuple(columns2.shape)}"
-        )
-    if not 0 <= offset <= len(columns1) - len(z1):
-        raise ValueError(
-            f"offset {offset} with {len(z1)} rows does not lie within the {len(columns1)} gathered "
-            "rows: pass rank * batch size of one process"
-        )
-    if memory is not None and memory.shape[1:] != z1.shape[1:]:
-        raise ValueError(
-            f"the memory must have the shape (K, {z1.shape[1]}), got {tuple(memory.shape)}"
-        )

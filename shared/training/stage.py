@@ -1,123 +1,325 @@
-"""What the three loops call: the plan of steps and rates, the checks, the rare things."""
+"""One stage's run, around the step: folder, optimizer, state, batches, log, result.
+
+    stage = Stage(config, accelerator, "finetune", settings, seed)
+    if stage.done:
+        return stage.path
+    net = stage.prepare(model, images=len(labels.ids))
+    for step, batch in stage.steps(batches):
+        ...                                       # forward, loss
+        accelerator.backward(loss)
+        stage.require_finite(loss_value)
+        stage.optimizer.step()
+        stage.optimizer.zero_grad()
+        if stage.log_is_due:
+            stage.log(loss=loss, top1=accuracy)
+    return stage.finish(...)
+
+``steps`` sets the learning rate and seeds torch before each step, and checkpoints after it. The
+step itself stays in the stage's file.
+"""
 
 import math
-import os
-import shutil
-import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from shared.config.command import Stopped, StopRequest
-from shared.config.methods import FORCEABLE, ancestors
-from shared.config.schema import Augmentation, Config, Training, defaults, hashed_settings
-from shared.data.images import ImageSet, Splits
-from shared.networks.batchnorm import synchronize
-from shared.networks.heads import Classifier, checkpoint_activations, fold_batch_norm
-from shared.runtime.artifacts import StageFolder
-from shared.runtime.errors import UserError
-from shared.training.optim import (
-    learning_rate_at,
-    scaled_learning_rate,
-    training_steps,
-    warmup_steps,
+from shared.config.methods import FORCEABLE, METHODS, ancestors
+from shared.config.schema import (
+    Augmentation,
+    Config,
+    Training,
+    defaults,
+    dump,
+    hashed_settings,
 )
+from shared.data.batches import Batch, Batches, Parts
+from shared.data.images import ImageSet, Splits
+from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, StageFolder
+from shared.runtime.distributed import mean_over_processes
+from shared.runtime.errors import UserError
+from shared.runtime.randomness import seed_torch
+from shared.runtime.stop import Stopped, StopRequest
+from shared.training.evaluate import evaluate
+from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
+from shared.training.schedule import schedule_of
 
-M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Steps and learning rates of a stage.
-
-    Attributes:
-        steps: updates in all.
-        warmup: updates of linear warmup.
-        peak: learning rate at the end of the warmup, after scaling by the global batch size.
-    """
-
-    steps: int
-    warmup: int
-    peak: float
-
-    def learning_rate(self, step: int) -> float:
-        """The rate of update ``step`` (counted from 0)."""
-        return learning_rate_at(step, self.steps, self.warmup, self.peak)
+B = TypeVar("B")
 
 
-def plan(training: Training, images: int) -> Plan:
-    """Turn epochs into steps and scale the rate, as the reference does.
-
-    Raises:
-        UserError: where the warmup is as long as the whole stage.
-    """
-    size = training.batch_size
-    steps = training.steps or training_steps(images, training.epochs, size)
-    warmup = warmup_steps(images, training.warmup_epochs, size)
-    if warmup >= steps:
-        raise UserError(
-            f"{training.section}.warmup_epochs={training.warmup_epochs} is {warmup} steps, but the"
-            f" stage has only {steps}; make it shorter or train longer"
-        )
-    peak = scaled_learning_rate(training.learning_rate, size, training.learning_rate_scaling)
-    return Plan(steps, warmup, peak)
-
-
-def warnings_for(config: Config, images: ImageSet) -> list[str]:
-    """What pretraining can do but is hardly meant, a line each."""
-    cfg, size, found = config.pretrain, config.data.image_size, []
-    if cfg.batch_size > len(images):
-        found.append(
-            f"note: a batch of {cfg.batch_size} has some of the {len(images)} images more than"
-            " once, as negatives of themselves; a smaller --pretrain.batch_size?"
-        )
-    with suppress(UserError):  # an unreadable image is for the batches to report
-        shape = images.decode(0).shape[1:]
-        if size <= 96 and min(shape) >= 3 * size:
-            found.append(
-                f"note: the first image has {shape[1]} x {shape[0]} pixels, and the network sees"
-                f" {size} x {size}; another recipe (--config, see configs/) or --data.image_size?"
-            )
-    return found
-
-
-def open_stage(
-    config: Config, accelerator: Accelerator, stage: str, name: str, settings: dict[str, Any]
-) -> StageFolder:
-    """The stage's folder ``<output>/<run>/<name>``, new, unfinished or done.
+class Stage:
+    """One run of a stage: new, interrupted or done.
 
     Args:
-        config: its data, augmentation and precision count for every stage.
+        config: the run's configuration; its data, augmentation and precision count for every
+            stage, and so does the section that the method reads.
         accelerator: of this process.
-        stage: as ``--force`` names it.
-        name: of the folder.
-        settings: what else the stage's content depends on.
+        method: of ``shared.config.methods``.
+        settings: what else the artifact depends on, JSON values.
+        seed: of initial weights, order, augmentation and dropout.
+
+    Attributes:
+        done: the artifact is there already, made with these settings.
+        path: its folder.
+        optimizer: after ``prepare``.
+        schedule: after ``prepare``: number of steps, and their learning rates.
+        start: after ``prepare``: updates that an interrupted run has done.
 
     Raises:
         UserError: where the folder was made with other settings.
     """
-    everything = {
-        "stage": stage,
-        **hashed_settings(config.data, "data"),
-        **hashed_settings(config.augment, "augment"),
-        "precision": accelerator.mixed_precision,
-        **settings,
-    }
-    path, force = config.folder / name, forced(config, stage)
-    go_on = same_command(config, stage)
-    folder = StageFolder(
-        path, everything, force=force, accelerator=accelerator, go_on=go_on, defaults=defaults()
-    )
-    if folder.done:
-        accelerator.print(f"{stage}: already done, {path}")
-    return folder
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        method: str,
+        settings: Mapping[str, Any],
+        seed: int,
+    ):
+        self.config, self.accelerator, self.method, self.seed = config, accelerator, method, seed
+        self.training: Training = getattr(config, METHODS[method].section)
+        everything = {
+            "stage": method,
+            **hashed_settings(config.data, "data"),
+            **hashed_settings(config.augment, "augment"),
+            "precision": accelerator.mixed_precision,
+            **hashed_settings(self.training, self.training.section),
+            **settings,
+        }
+        self.folder = StageFolder(
+            config.folder_of(method),
+            everything,
+            force=forced(config, method),
+            accelerator=accelerator,
+            go_on=same_command(config, method),
+            defaults=defaults(),
+        )
+        self.path, self.done = self.folder.path, self.folder.done
+        if self.done:
+            accelerator.print(f"{method}: already done, {self.path}")
+
+    def seed_initial_weights(self) -> None:
+        """Make the weights that are drawn next a function of the seed and the method."""
+        seed_torch(self.seed, self.method)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        images: int,
+        *,
+        state: nn.Module | None = None,
+        learning_rates: Mapping[str, float] | None = None,
+    ) -> nn.Module:
+        """Build the optimizer, write the settings, and go on from the last checkpoint.
+
+        Args:
+            model: what is trained, on its device.
+            images: number of images that it is trained on.
+            state: what a checkpoint holds, where that is more than the model.
+            learning_rates: factors on the learning rate by module path.
+
+        Returns:
+            The model as accelerate wraps it; ``model`` stays the one inside.
+
+        Raises:
+            UserError: on an impossible schedule or a damaged checkpoint.
+        """
+        training = self.training
+        self.schedule = schedule_of(training, images)
+        optimizer = build_optimizer(
+            training.optimizer, model, training.weight_decay, training.momentum, learning_rates
+        )
+        self.model, self.state = model, model if state is None else state
+        net, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.folder.start(dump(self.config))
+        self.start, self.seconds_before = self.folder.load_state(self.state, self.optimizer)
+        self._log = RunLog(self.folder, training, self.start, self.schedule.steps, self.accelerator)
+        self._began = time.perf_counter()
+        return net
+
+    def batches(
+        self,
+        images: ImageSet,
+        ids: np.ndarray,
+        augmentation: Augmentation | None,
+        *,
+        views: int = 1,
+        clean: bool = False,
+        purpose: str = "",
+        batch_size: int | None = None,
+    ) -> Batches:
+        """Batches of this stage, as ``Batches`` makes them.
+
+        Args:
+            images: where they come from.
+            ids: positions of the images that take part.
+            augmentation: how views are made; None shows the image as in evaluation.
+            views: number of views of each image.
+            clean: also give the image as in evaluation.
+            purpose: of batches beside the main ones, which then see other draws.
+            batch_size: of these; unset: the stage's own.
+        """
+        return Batches(
+            images,
+            ids,
+            self.config.data,
+            augmentation,
+            self.accelerator,
+            seed=self.seed,
+            stage=f"{self.method}-{purpose}" if purpose else self.method,
+            batch_size=batch_size or self.training.batch_size,
+            views=views,
+            clean=clean,
+        )
+
+    def steps(self, batches: Batches) -> Iterator[tuple[int, Batch]]:
+        """Number and batch of every step that is left, with all that belongs around a step.
+
+        Before a step the learning rate is set, and torch is seeded for dropout and drop path. After
+        it a checkpoint is saved, if it is time or the run is asked to stop.
+
+        Raises:
+            UserError: where weights or statistics are not finite any more.
+            Stopped: after saving, where SIGTERM or SIGINT has arrived.
+        """
+        return self._around(batches.steps(self.start, self.schedule.steps))
+
+    def steps_in_parts(self, batches: Batches, parts: int) -> Iterator[tuple[int, Parts]]:
+        """The same, with every batch in so many parts."""
+        return self._around(batches.steps_in_parts(self.start, self.schedule.steps, parts))
+
+    def _around(self, batches: Iterator[B]) -> Iterator[tuple[int, B]]:
+        for step, batch in enumerate(self._log.waiting(batches), self.start):
+            self.step, self.learning_rate = step, self.schedule.learning_rate(step)
+            set_learning_rate(self.optimizer, self.learning_rate)
+            seed_torch(self.seed, self.method, step, self.accelerator.process_index)
+            yield step, batch
+            self.checkpoint(step + 1)
+        self._log.close()
+
+    def require_finite(self, loss: Callable[[], float]) -> None:
+        """Stop before the update where the loss, as ``read_later`` gives it, is not a number.
+
+        Raises:
+            UserError: naming step, learning rate and the last good checkpoint.
+        """
+        if not math.isfinite(value := loss()):
+            raise UserError(
+                f"the loss is {value} at step {self.step} of {self.method} (learning rate"
+                f" {self.learning_rate:.3g}); start another --run with a lower rate or a longer"
+                f" warmup; last good checkpoint: {self.folder.last_checkpoint()}"
+            )
+
+    @property
+    def log_is_due(self) -> bool:
+        """Whether this step is one of those that ``metrics.jsonl`` tells of."""
+        return self._log.due(self.step + 1)
+
+    def log(self, **metrics: float | Tensor) -> None:
+        """Log metrics after this step's update, with the learning rate.
+
+        Args:
+            metrics: numbers; tensors are averaged over processes, so all processes must call.
+        """
+        means = {
+            name: mean_over_processes(value) if isinstance(value, Tensor) else value
+            for name, value in metrics.items()
+        }
+        self._log.write(self.step + 1, **means, learning_rate=self.learning_rate)
+
+    def checkpoint(self, step: int) -> None:
+        """Save after ``step`` updates if it is time; after the last the artifact itself is saved.
+
+        Raises:
+            UserError: where what would be saved, weights or statistics, is not finite.
+            Stopped: after saving, where SIGTERM or SIGINT has arrived.
+        """
+        total = self.schedule.steps
+        stop = StopRequest.agreed(step)
+        if not (stop or step % self.training.checkpoint_every_steps == 0 or step == total):
+            return
+        if not all(tensor.isfinite().all() for tensor in self.state.state_dict().values()):
+            raise UserError(
+                f"weights are not finite after step {step} of {self.method}; start another --run"
+                " with a lower learning rate or a longer warmup; last good checkpoint:"
+                f" {self.folder.last_checkpoint()}"
+            )
+        if stop or step < total:
+            self.folder.save_state(step, self.seconds, self.state, self.optimizer)
+        if stop:
+            self._log.close()
+            raise Stopped(
+                f"stopped as asked after step {step} of {total} of {self.method}; the state is"
+                f" saved: {self.folder.go_on} to go on"
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the stage so far, interruptions left out."""
+        return self.seconds_before + time.perf_counter() - self._began
+
+    def finish(
+        self,
+        meta: Mapping[str, object],
+        parent: Path | None = None,
+        top1: float | None = None,
+    ) -> Path:
+        """Save the trained model and what it is; the stage is done.
+
+        Args:
+            meta: what the artifact is: keys of ``shared.runtime.artifacts.Meta``.
+            parent: folder of the artifact that it was made from.
+            top1: its accuracy, a share in [0, 1], to be printed.
+
+        Returns:
+            The artifact folder.
+        """
+        run = {"stage": self.method, "seed": self.seed, "seconds": self.seconds}
+        self.folder.finish(self.model, {**meta, **run}, parent)
+        accuracy = f", top-1 {100 * top1:.1f} %" if top1 is not None else ""
+        self.accelerator.print(
+            f"{self.method}: done in {self.seconds:.0f} s{accuracy}, {self.path}"
+        )
+        return self.path
+
+    def finish_classifier(
+        self,
+        network: ClassifierNetwork,
+        labels: LabelsMeta,
+        test: ImageSet | None,
+        parent: Path | None,
+    ) -> Path:
+        """Evaluate the trained classifier and save it, with its row of the table.
+
+        Args:
+            network: what it is.
+            labels: what it was made from.
+            test: test images, where there are any.
+            parent: folder of the artifact that it was made from.
+
+        Returns:
+            The artifact folder.
+        """
+        metrics = evaluate(self.model, test, self.config.data, self.accelerator)
+        result = {
+            "stage": self.method,
+            "labels": self.config.label_set.tag,
+            "n_labels": labels["number"],
+            "seed": self.seed,
+            **metrics,
+            "seconds": round(self.seconds, 1),
+        }
+        meta = {"kind": "classifier", **network, "labels": labels, "result": result}
+        return self.finish(meta, parent, metrics.get("top1"))
 
 
 def settings_of_test_images(splits: Splits) -> dict[str, str | None]:
@@ -137,156 +339,3 @@ def same_command(config: Config, stage: str) -> str:
     later = ",".join(s for s in FORCEABLE[FORCEABLE.index(stage) + 1 :] if forced(config, s))
     change = f", now with --force {later}," if later else ", now without --force,"
     return "run the same command" + (change if config.force else "")
-
-
-def augmentation_for(augment: Augmentation, kind: str) -> Augmentation | None:
-    """The part of the augmentation that a stage uses: full, crop (no colour, no blur) or none."""
-    if kind == "none":
-        return None
-    return augment if kind == "full" else replace(augment, color_strength=0.0, blur=0.0)
-
-
-def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
-    """Move a model, in the memory layout that suits the precision, batch norm over processes.
-
-    One that is to be trained also gets its activations checkpointed and its encoder compiled, where
-    that is asked for.
-
-    Raises:
-        UserError: where the model or the machine cannot do what is asked for.
-    """
-    try:
-        if accelerator.num_processes > 1:
-            synchronize(model)
-        if config.checkpoint_activations or config.compile:
-            encoder = model.get_submodule("encoder")
-            trained = any(p.requires_grad for p in encoder.parameters())
-            if trained and config.checkpoint_activations:
-                checkpoint_activations(encoder)
-            if trained and config.compile:
-                require_compiler()
-                encoder.compile()  # in place: names, and so checkpoints, stay what they are
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    mixed = accelerator.mixed_precision != "no"
-    if config.channels_last == "yes" or (config.channels_last == "auto" and mixed):
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.to(accelerator.device)
-
-
-def require_compiler() -> None:
-    """UserError where there is no C++ compiler, without which torch.compile makes nothing."""
-    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(name) is None:
-        raise UserError(
-            f"--compile needs a C++ compiler, and there is no {name} here (the environment variable"
-            " CXX may name another); install one or leave --compile out"
-        )
-
-
-def to_inference(model: Classifier, config: Config, accelerator: Accelerator) -> Classifier:
-    """Move a model that only predicts: frozen, batch norm folded, in the precision it computes in.
-
-    Autocast would convert the convolutions' weights again in every pass.
-    """
-    model = model.eval().requires_grad_(False)
-    model.encoder = fold_batch_norm(model.encoder)
-    if accelerator.mixed_precision == "bf16":
-        for module in model.encoder.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(torch.bfloat16)
-    return to_device(model, config, accelerator)
-
-
-def read_later(number: Tensor) -> Callable[[], float]:
-    """Start to copy a number to the host; the function returned gives it.
-
-    That waits until the number is computed, but not for what a GPU was given to do after that: so
-    between the two calls the backward pass can be queued, and the GPU never runs dry.
-    """
-    if number.device.type != "cuda":
-        return number.item
-    host = torch.empty_like(number, device="cpu", requires_grad=False, pin_memory=True)
-    host.copy_(number.detach(), non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-
-    def read() -> float:
-        arrived.synchronize()
-        return host.item()
-
-    return read
-
-
-def require_finite(
-    loss: Callable[[], float], step: int, learning_rate: float, folder: StageFolder
-) -> None:
-    """Stop before the update where the loss, as given by `read_later`, is not a number.
-
-    Raises:
-        UserError: naming step, learning rate and the last good checkpoint.
-    """
-    if not math.isfinite(value := loss()):
-        raise UserError(
-            f"the loss is {value} at step {step} of {folder.stage} (learning rate"
-            f" {learning_rate:.3g}); start another --run with a lower rate or a longer warmup;"
-            f" last good checkpoint: {folder.last_checkpoint()}"
-        )
-
-
-@dataclass
-class Keeper:
-    """Saves a stage's state when it is due, and when the run is asked to stop.
-
-    Args:
-        folder: where to.
-        every: updates between two checkpoints.
-        total: updates of the stage.
-        log: closed when the run stops.
-        accelerator: of this process.
-        spent: seconds that earlier parts of an interrupted run took.
-    """
-
-    folder: StageFolder
-    every: int
-    total: int
-    log: RunLog
-    accelerator: Accelerator
-    spent: float
-    began: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the stage so far, interruptions left out."""
-        return self.spent + time.perf_counter() - self.began
-
-    def say_done(self, result: Mapping[str, Any] | None = None) -> None:
-        """Print how long the stage took and, where it was evaluated, its top-1."""
-        top1 = f", top-1 {100 * result['top1']:.1f} %" if result and "top1" in result else ""
-        stage, path = self.folder.stage, self.folder.path
-        self.accelerator.print(f"{stage}: done in {self.seconds:.0f} s{top1}, {path}")
-
-    def after(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Checkpoint after ``step`` updates if it is time; after the last the artifact is saved.
-
-        Raises:
-            UserError: where what would be saved, weights or statistics, is not finite.
-            Stopped: after saving, where SIGTERM or SIGINT has arrived.
-        """
-        stop = StopRequest.agreed(step)
-        if stop or step % self.every == 0 or step == self.total:
-            model = self.accelerator.unwrap_model(model)
-            if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
-                raise UserError(
-                    f"weights are not finite after step {step} of {self.folder.stage}; start"
-                    " another --run with a lower learning rate or a longer warmup; last good"
-                    f" checkpoint: {self.folder.last_checkpoint()}"
-                )
-            if stop or step < self.total:
-                self.folder.save_state(step, self.seconds, model, optimizer)
-        if stop:
-            self.log.close()
-            raise Stopped(
-                f"stopped as asked after step {step} of {self.total} of {self.folder.stage};"
-                f" the state is saved: {self.folder.go_on} to go on"
-            )

@@ -22,11 +22,13 @@ from typing import Any, cast
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from shared.config.command import Stopped, StopRequest, run_command
+from shared.config.command import run_command
+from shared.config.command_line import load_config
 from shared.config.schema import Config, dump
 from shared.runs.assessment import Assessment, read_arrays, read_assessment, save_assessment
 from shared.runtime.artifacts import provenance, write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.stop import Stopped, StopRequest
 from shared.training.stage import forced
 from stages.assess.inputs import Arrays, Inputs, open_inputs
 from stages.assess.parts import PARTS, settings_of_parts, wanted_parts
@@ -172,15 +174,9 @@ def load(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
-    return run_command(
-        run,
-        argv,
-        "stages.assess",
+    purpose = (
         "Optional stage 4: how good the features and the classifiers of a run are; writes"
-        " <output>/<run>/assess-<labels>-seed<seed>.",
-        ("assess",),
+        " <output>/<run>/assess-<labels>-seed<seed>."
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    config, _ = load_config(argv, "stages.assess", purpose, ("assess",))
+    return run_command(run, config)

@@ -22,11 +22,11 @@ from shared.data.sources import open_data
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.networks.heads import Classifier, ContrastiveModel
 from shared.runs.assessment import About
-from shared.runtime.artifacts import read_meta
+from shared.runtime.artifacts import Meta, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
+from shared.training.device import to_device
 from shared.training.evaluate import state_hash
-from shared.training.stage import to_device
 from stages.assess import features
 
 THUMBNAIL = 96  # pixels per side of stored pictures, at most
@@ -268,7 +268,7 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
     return Inputs(config, accelerator, splits, labels, pretrained, network_meta, networks, metas)
 
 
-def require_same_images(meta: dict[str, Any], splits: Splits, folder: Path) -> None:
+def require_same_images(meta: Meta, splits: Splits, folder: Path) -> None:
     """UserError if a network was trained on other images: they may include the test images."""
     trained_on = meta.get("settings", {}).get("images")
     if trained_on not in (None, splits.train.fingerprint):

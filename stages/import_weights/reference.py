@@ -33,7 +33,8 @@ from torch import nn
 
 from shared.config.schema import Data, Model
 from shared.networks.build import build_encoder, network_meta
-from shared.networks.heads import SMALL_IMAGE, Classifier, ContrastiveModel, ProjectionHead
+from shared.networks.encoders import SMALL_IMAGE
+from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
 from shared.networks.resnet import BLOCKS, SMALL_DEPTHS, SimCLRResNet, reference_names
 from shared.runtime.artifacts import provenance, save_tensors, sha256, write_atomically
 from shared.runtime.errors import UserError, exit_code_2

@@ -7,6 +7,7 @@ shares in [0, 1], drawn in percent; images are (N, H, W, 3), uint8 or float in [
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -18,23 +19,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from shared.config.methods import METHODS
+
 P = ParamSpec("P")
 
 INK, FAINT, PAPER = "#24292f", "#d0d5da", "#ffffff"
 DARK = {INK: "#e3e6e9", FAINT: "#434a52", PAPER: "#16191d"}  # what they become on dark pages
 RIGHT, WRONG = "#6b7280", "#C8372D"
-
-# A method has one name, colour and marker in all pictures. The colours are those of Okabe and Ito,
-# which colour-blind readers can tell apart, some darkened: 3:1 and better on white and on DARK.
-METHODS = {
-    "pretrain": ("pretraining", INK, "o"),
-    "supervised": ("supervised", "#767676", "o"),
-    "supervised-student": ("student, labels alone", "#B97A00", "v"),
-    "linear": ("linear", "#009E73", "^"),
-    "finetune": ("fine-tuned", "#0072B2", "s"),
-    "self-distill": ("self-distilled", "#C0609A", "P"),
-    "distill": ("distilled", "#D55E00", "D"),
-}
 
 STYLE = {
     "savefig.transparent": True,
@@ -117,68 +108,41 @@ def _write(figure: Figure, file: Any, format_: str, **options: Any) -> Figure:
 # --- curves -----------------------------------------------------------------------------------
 
 
+SHARES = {  # what the stages count as right -> title
+    "contrastive_top1": "partner found (%)",
+    "top1": "right in batch (%)",
+    "agreement": "agrees with teacher (%)",
+}
+DASHES = ["-", (0, (4, 1.5)), (0, (1, 1)), "-."]  # of the label sets
+Curve = Sequence[Mapping[str, float]]  # lines of metrics.jsonl
+
+
 @_styled
-def learning_curves(
-    stage: str, runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
-) -> Figure:
+def learning_curves(method: str, runs: Mapping[str, Sequence[Curve]]) -> Figure:
     """Loss, and what the stage counts as right, while it trained.
 
     Args:
-        stage: as in ``METHODS``.
-        runs: for every label set ("" where there is none) its runs, each the lines of
-            ``metrics.jsonl``. One thin line per run; their mean, thick, where they log alike.
+        method: its name.
+        runs: title of a label set ("" where there is none) -> its runs. One thin line per run;
+            their mean, thick, where all log at the same steps.
     """
-    shares = {
-        "contrastive_top1": "partner found (%)",
-        "top1": "right in batch (%)",
-        "agreement": "agrees with teacher (%)",
-    }
-    lines = [line for several in runs.values() for run in several for line in run]
-    share = next((key for key in shares if any(key in line for line in lines)), None)
-    panels = {"loss": ("loss (nats)", 1.0)} | ({share: (shares[share], 100.0)} if share else {})
+    lines = [line for curves in runs.values() for curve in curves for line in curve]
+    share = next((key for key in SHARES if any(key in line for line in lines)), None)
+    panels = {"loss": ("loss (nats)", 1.0)} | ({share: (SHARES[share], 100.0)} if share else {})
     figure = Figure(layout="constrained", figsize=(4.5, 2.2))
-    for ax, (key, (title, scale)) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        ends: list[tuple[float, str, Mapping[str, Any]]] = []
-        for (labels, several), dashes in zip(
-            runs.items(), ["-", (0, (4, 1.5)), (0, (1, 1)), "-."] * len(runs), strict=False
-        ):
-            curves = [
-                np.array([(line["step"], scale * line[key]) for line in run if key in line])
-                for run in several
-            ]
-            curves = [curve for curve in curves if len(curve)]
-            if not curves:
-                continue
-            alike = all(np.array_equal(curve[:, 0], curves[0][:, 0]) for curve in curves)
-            look = {"color": METHODS[stage][1], "ls": dashes}
-            if len(curves[0]) < 4:
-                look |= {"marker": METHODS[stage][2], "clip_on": False}
-            for curve in curves:
-                thin = {"lw": 0.6, "alpha": 0.5, "marker": ""} if len(curves) > 1 else {}
-                ax.plot(*curve.T, **look | thin)
-            if alike and len(curves) > 1:
-                ax.plot(*np.mean(curves, axis=0).T, **look)
-            last = np.mean([curve[-1, 1] for curve in curves])
-            ends.append((float(last), labels, {"color": look["color"], "ls": dashes}))
-        values = [scale * line[key] for line in lines if key in line]
-        if key == "loss" and min(values) > 0 and max(values) > 20 * min(values):
-            ax.set_yscale("log")
-            ax.yaxis.set_minor_formatter(NullFormatter())
-        chance = {line["loss_of_chance"] for line in lines if "loss_of_chance" in line}
-        if key == "loss" and len(chance) == 1:
-            level = chance.pop()
-            ax.axhline(level, color=INK, lw=0.8, ls=":")
-            ax.annotate(
-                "chance",
-                (1, level),
-                (-3, -3),
-                ("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-            )
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (key, (title, scale)) in zip(axes, panels.items(), strict=True):
+        ends = []
+        for (labels, curves), dashes in zip(runs.items(), DASHES * len(runs), strict=False):
+            points = [_points(curve, key, scale) for curve in curves]
+            points = [array for array in points if len(array)]
+            if points:
+                look = {"color": METHODS[method].color, "ls": dashes}
+                _draw_runs(ax, points, look, METHODS[method].marker)
+                last = float(np.mean([array[-1, 1] for array in points]))
+                ends.append((last, labels, look))
+        if key == "loss":
+            _loss_axis(ax, lines)
         ax.set(title=title, xlabel="updates", xlim=(0, max(line["step"] for line in lines)))
         if len(runs) > 1:
             _end_labels(ax, ends)
@@ -186,8 +150,49 @@ def learning_curves(
     return figure
 
 
+def _points(curve: Curve, key: str, scale: float) -> np.ndarray:
+    """(N, 2) step and scaled value of the lines that have the key."""
+    return np.array([(line["step"], scale * line[key]) for line in curve if key in line])
+
+
+def _draw_runs(
+    ax: Axes, points: Sequence[np.ndarray], look: Mapping[str, Any], marker: str
+) -> None:
+    """The runs of one label set, (N, 2) each, and their mean where all have the same steps."""
+    look = dict(look)
+    if len(points[0]) < 4:
+        look |= {"marker": marker, "clip_on": False}
+    thin = {"lw": 0.6, "alpha": 0.5, "marker": ""} if len(points) > 1 else {}
+    for array in points:
+        ax.plot(*array.T, **look | thin)
+    same_steps = all(np.array_equal(array[:, 0], points[0][:, 0]) for array in points)
+    if same_steps and len(points) > 1:
+        ax.plot(*np.mean(points, axis=0).T, **look)
+
+
+def _loss_axis(ax: Axes, lines: Curve) -> None:
+    """Logarithmic where the loss falls far; a dotted line at the loss of chance, if it is known."""
+    losses = [line["loss"] for line in lines if "loss" in line]
+    if min(losses) > 0 and max(losses) > 20 * min(losses):
+        ax.set_yscale("log")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    chance = {line["loss_of_chance"] for line in lines if "loss_of_chance" in line}
+    if len(chance) == 1:
+        level = chance.pop()
+        ax.axhline(level, color=INK, lw=0.8, ls=":")
+        ax.annotate(
+            "chance",
+            (1, level),
+            (-3, -3),
+            ("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+        )
+
+
 def _end_labels(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) -> None:
-    """Name what ends at these heights beside the axes, pushed apart where names would touch.
+    """Write names beside the axes at the heights of the curves' ends; names never touch.
 
     Args:
         ax: with its limits and scales as they will stay.
@@ -211,7 +216,7 @@ def _end_labels(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) 
         sample = [1.06, 1.13] if look.get("ls") else [1.085]
         ax.plot(sample, [place] * len(sample), **{"ls": "", **look}, **beside)
         ax.annotate(
-            name,
+            _plain(name),
             (sample[-1], place),
             (6, 0),
             xycoords="axes fraction",
@@ -221,28 +226,48 @@ def _end_labels(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) 
         )
 
 
+@dataclass(frozen=True)
+class Point:
+    """Accuracy of a method, a share, with its 95% interval.
+
+    Attributes:
+        method: its name.
+        x: number of labels, or of parameters.
+        mean: the accuracy.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        name: beside the point; empty: the method's.
+    """
+
+    method: str
+    x: int
+    mean: float
+    low: float
+    high: float
+    name: str = ""
+
+
 @_styled
-def label_efficiency(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+def label_efficiency(curves: Mapping[str, Sequence[Point]]) -> Figure:
     """Accuracy against the number of labels, with the band of the interval.
 
     Args:
-        curves: for every method its points ``n_labels``, ``mean``, ``low``, ``high``.
+        curves: name of a method -> its points, with x the number of labels.
     """
     figure = Figure(layout="constrained", figsize=(4.5, 3.4))
     ax = figure.subplots()
     ends = []
-    for stage, points in curves.items():
-        name, color, marker = METHODS[stage]
-        points = sorted(points, key=lambda point: point["n_labels"])
-        n, mean, low, high = (
-            np.array([point[key] for point in points])
-            for key in ("n_labels", "mean", "low", "high")
-        )
-        ax.plot(n, 100 * mean, color=color, marker=marker)
-        ax.fill_between(n, 100 * low, 100 * high, color=color, alpha=0.18, lw=0)
-        ax.vlines(n, 100 * low, 100 * high, color=color, lw=0.8)
-        ends.append((n[-1], (100 * mean[-1], name, {"color": color, "marker": marker})))
-    counts = sorted({int(point["n_labels"]) for points in curves.values() for point in points})
+    for name, points in curves.items():
+        method = METHODS[name]
+        points = sorted(points, key=lambda point: point.x)
+        n = np.array([point.x for point in points])
+        mean, low, high = 100 * np.array([(p.mean, p.low, p.high) for p in points]).T
+        ax.plot(n, mean, color=method.color, marker=method.marker)
+        ax.fill_between(n, low, high, color=method.color, alpha=0.18, lw=0)
+        ax.vlines(n, low, high, color=method.color, lw=0.8)
+        look = {"color": method.color, "marker": method.marker}
+        ends.append((n[-1], (mean[-1], method.short, look)))
+    counts = sorted({point.x for points in curves.values() for point in points})
     _count_axis(ax, counts, "labels (log scale)")
     _accuracy_axis(ax)
     last = max(n for n, _ in ends)
@@ -254,28 +279,27 @@ def label_efficiency(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
 
 
 @_styled
-def accuracy_against_parameters(panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def accuracy_against_parameters(panels: Mapping[str, Sequence[Point]]) -> Figure:
     """Accuracy against the size of the network, one panel per label set.
 
     Args:
-        panels: title of the panel -> points ``stage``, ``parameters``, ``mean``, ``low``, ``high``
-            and, where a name other than the method's is wanted, ``name``.
+        panels: title of the panel -> points, with x the number of parameters.
     """
     figure = Figure(layout="constrained", figsize=(4.5, 0.2 + 2.1 * len(panels)))
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    counts = sorted({point["parameters"] for points in panels.values() for point in points})
+    counts = sorted({point.x for points in panels.values() for point in points})
     for ax, (title, points) in zip(axes, panels.items(), strict=True):
         ends = []
         for point in points:
-            name, color, marker = METHODS[point["stage"]]
-            x, y = point["parameters"], 100 * point["mean"]
-            ax.vlines(x, 100 * point["low"], 100 * point["high"], color=color, lw=1)
-            ax.plot(x, y, color=color, marker=marker)
-            ends.append((y, point.get("name", name), {"color": color, "marker": marker}))
+            method, y = METHODS[point.method], 100 * point.mean
+            look = {"color": method.color, "marker": method.marker}
+            ax.vlines(point.x, 100 * point.low, 100 * point.high, color=method.color, lw=1)
+            ax.plot(point.x, y, **look)
+            ends.append((y, point.name or method.short, look))
         _count_axis(ax, counts, "parameters (log scale)" if ax is axes[-1] else "")
         _accuracy_axis(ax)
         _end_labels(ax, ends)
-        ax.set_title(title)
+        ax.set_title(_plain(title))
     return figure
 
 
@@ -312,11 +336,11 @@ def short(count: float) -> str:
 
 
 @_styled
-def reliability(stage: str, confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> Figure:
-    """Share of right answers against the confidence with which they were given.
+def reliability(method: str, confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> Figure:
+    """Share of right answers against their confidence.
 
     Args:
-        stage: the method whose answers they are.
+        method: name of the method whose answers they are.
         confidence: (N,) highest class probability.
         right: (N,) bool, whether that class is the true one.
         bins: of equal width, as the calibration error of ``shared.training.evaluate`` has them.
@@ -330,7 +354,7 @@ def reliability(stage: str, confidence: np.ndarray, right: np.ndarray, bins: int
     ]
     figure = Figure(layout="constrained", figsize=(4.0, 3.9))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    _, color, marker = METHODS[stage]
+    color, marker = METHODS[method].color, METHODS[method].marker
     upper.plot([0, 100], [0, 100], color=INK, lw=0.8, ls=":")
     upper.plot(100 * mean[0], 100 * mean[1], color=color, marker=marker)
     upper.text(100, 3, "dotted: perfectly calibrated", ha="right", va="bottom")
@@ -389,7 +413,7 @@ def robustness(accuracy: np.ndarray, corruptions: Sequence[str], clean: float) -
         clean: accuracy on the untouched images.
     """
     order = np.argsort(-accuracy.mean(1))
-    names = [str(corruptions[i]).replace("_", " ") for i in order]
+    names = [_plain(corruptions[int(i)].replace("_", " ")) for i in order]
     table = np.column_stack([accuracy, accuracy.mean(1)])[order]  # (K, S + 1)
     K, S = accuracy.shape
     figure = Figure(layout="constrained", figsize=(4.7, 0.8 + 0.23 * (K + 1)))
@@ -415,7 +439,7 @@ def robustness(accuracy: np.ndarray, corruptions: Sequence[str], clean: float) -
 
 
 def _tinted(color: str, strength: np.ndarray) -> np.ndarray:
-    """(H, W, 4) one colour, the more opaque the stronger; nothing is drawn where it is 0."""
+    """(H, W, 4) one colour, the more opaque the larger the strength; 0 draws nothing."""
     return np.dstack([np.broadcast_to(to_rgb(color), (*strength.shape, 3)), strength])
 
 
@@ -430,8 +454,13 @@ def _bare(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
+def _plain(name: str) -> str:
+    """A name from a file as matplotlib shall draw it: a dollar is no formula."""
+    return name.replace("$", r"\$")
+
+
 def _clip(name: str, length: int = 14) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    return _plain(name if len(name) <= length else name[: length - 1] + "…")
 
 
 @_styled
@@ -478,11 +507,10 @@ def feature_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) 
 def pairs(images: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
     """Images above the two augmented views that pretraining sees of each; (N, H, W, 3) each."""
     figure, ax = _sheet(len(images), 3, 0.65, left=0.6)
-    for row, (name, several) in enumerate(
-        {"image": images, "view 1": first, "view 2": second}.items()
-    ):
+    rows = {"image": images, "view 1": first, "view 2": second}
+    for row, (name, batch) in enumerate(rows.items()):
         ax.text(-0.1, row + 0.5, name, ha="right", va="center")
-        for column, image in enumerate(several):
+        for column, image in enumerate(batch):
             _put(ax, image, column, row)
     return figure
 

@@ -4,7 +4,7 @@ import pytest
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from shared.config.schema import load_config
+from shared.config.command_line import load_config
 from shared.networks import resnet
 from shared.runtime.errors import UserError
 from stages import distill, finetune, pretrain
@@ -15,7 +15,7 @@ SHORT = ["--pretrain.steps=2", "--finetune.steps=2", "--distill.steps=2"]
 
 def run(output, *options):
     """Weights and buffers of each stage, and how often a block was passed for recomputation."""
-    config = load_config([*TINY, *SHORT, f"--output={output}", *options], "", "")
+    config = load_config([*TINY, *SHORT, f"--output={output}", *options], "", "")[0]
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     results, calls, recomputed = {}, [], resnet._recomputed
     with pytest.MonkeyPatch.context() as patch:

@@ -1,6 +1,7 @@
 """Predictions for files are those of the evaluation."""
 
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator
 
@@ -45,12 +46,12 @@ def test_as_in_the_evaluation(tmp_path, capsys):
 
     logits, _ = evaluate(model, test, data, Accelerator(cpu=True))
     files = [root / name for name in test.names]
-    found = list(predict(folder.path, files))
-    assert [file for file, _, _ in found] == files
-    assert [label for _, label, _ in found] == [train.classes[i] for i in logits.argmax(1)]
+    predictions = list(predict(folder.path, files))
+    assert [file for file, _, _ in predictions] == files
+    assert [label for _, label, _ in predictions] == [train.classes[i] for i in logits.argmax(1)]
     expected = logits.softmax(1).amax(1).numpy()
     # one at a time, so not through uint8 again as in a worker
-    np.testing.assert_allclose([p for _, _, p in found], expected, atol=0.02)
+    np.testing.assert_allclose([p for _, _, p in predictions], expected, atol=0.02)
 
     assert main([str(folder.path), *map(str, files)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -63,3 +64,19 @@ def test_as_in_the_evaluation(tmp_path, capsys):
     assert "cannot read" in err
     assert out == ""  # no half table
     assert main([str(tmp_path), "x.jpg"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "error: the following arguments are required: runs/NAME/STAGE, IMAGE"),
+        (["a"], 2, "error: the following arguments are required: IMAGE"),
+        (["--help"], 0, "usage: python -m stages.predict [-h] runs/NAME/STAGE IMAGE [IMAGE ...]"),
+    ],
+)
+def test_usage(arguments, code, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == code
+    out, err = capsys.readouterr()
+    assert message in (err if code else out)

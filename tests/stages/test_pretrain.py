@@ -3,6 +3,7 @@
 import json
 import os
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.config.schema import Pretrain, load_config
+from shared.config.command_line import load_config
+from shared.config.schema import Config, Data, Pretrain
 from shared.data.batches import Batch, Parts
 from shared.networks.batchnorm import BatchNorm, stretch_memory, synchronize
 from shared.networks.negatives_queue import Memory
 from shared.runtime import distributed
 from shared.runtime.randomness import seed_torch
+from shared.training.gradient_cache import backward_in_parts, in_order
 from stages import pretrain
 from tests.test_pipeline import TINY
 
@@ -62,12 +65,25 @@ def gradients(model) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
+def two_passes(net, memory, batch, cfg, accelerator):
+    """The step of the stage whose batch passes in parts."""
+    return backward_in_parts(
+        net,
+        batch,
+        partial(pretrain.embed, net, memory, cfg=cfg, accelerator=accelerator),
+        partial(pretrain.embed_anchors, net, cfg=cfg),
+        partial(pretrain.contrast, memory=memory, cfg=cfg),
+        accelerator,
+        (cfg.seed, "pretrain", 7, accelerator.process_index),
+    )
+
+
 def by_parts(cfg, number, model, images, wrap=lambda model: model):
     torch.manual_seed(2)
     memory = Memory(model, K, D).double() if cfg.memory else None
     net = wrap(model)
     batch = in_parts(images, number)
-    loss, _, keys = pretrain.backward_in_parts(net, memory, batch, cfg, Accelerator(cpu=True), 7)
+    loss, _, keys = two_passes(net, memory, batch, cfg, Accelerator(cpu=True))
     return loss, gradients(model), keys, dict(model.named_buffers())
 
 
@@ -81,8 +97,8 @@ def by_one_graph(cfg, number, model, images):
         z, keys = pretrain.embed(model, memory, part.images, cfg, Accelerator(cpu=True))
         rows.append(z)
         key_rows.append(keys)
-    z = pretrain.in_order(rows)
-    keys = pretrain.in_order(key_rows) if memory else None
+    z = in_order(rows)
+    keys = in_order(key_rows) if memory else None
     loss, _, keys = pretrain.contrast(z, keys, memory, cfg)
     loss.backward()
     return loss.detach(), gradients(model), keys.detach(), dict(model.named_buffers())
@@ -119,7 +135,7 @@ def test_bfloat16_reaches_the_weights_in_both_passes():
     net.forward = torch.autocast("cpu", dtype=torch.bfloat16)(net.forward)
     cfg = Pretrain(batch_size=B_ALL, temperature=0.3)
     batch = in_parts(views().float(), 3)
-    pretrain.backward_in_parts(net, None, batch, cfg, accelerator, 7)
+    two_passes(net, None, batch, cfg, accelerator)
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
@@ -131,6 +147,18 @@ def test_running_statistics_forget_as_much_per_step():
         norms[0](x)
     torch.testing.assert_close(norms[0].running_mean, 0.1 * x.mean(0))
     assert norms[1].momentum is None
+
+
+def test_pretraining_on_what_is_hardly_meant_says_so():
+    class Images(list):
+        def decode(self, index: int) -> torch.Tensor:
+            return torch.zeros(3, self[index], self[index] + 2, dtype=torch.uint8)
+
+    config = Config(data=Data(image_size=8), pretrain=Pretrain(batch_size=128))
+    assert pretrain.warnings_for(config, Images([8] * 128)) == []
+    few, large = pretrain.warnings_for(config, Images([30] * 100))
+    assert "a batch of 128 has some of the 100 images more than once" in few
+    assert "the first image has 32 x 30 pixels, and the network sees 8 x 8" in large
 
 
 @pytest.mark.parametrize(
@@ -156,7 +184,7 @@ def test_impossible_options_are_named(arguments, message, capsys):
 def run_stage(output, accelerator, *options):
     """Last line of the log, weights and buffers, of the stage at toy size."""
     arguments = [*TINY, f"--output={output}", "--pretrain.steps=3", "--pretrain.log_every_steps=1"]
-    folder = pretrain.run(load_config([*arguments, *options], "", ""), accelerator)
+    folder = pretrain.run(load_config([*arguments, *options], "", "")[0], accelerator)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     return lines, load_file(folder / "model.safetensors")
 

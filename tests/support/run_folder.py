@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.config.methods import CLASSIFIERS
 from shared.config.schema import Config, dump
-from shared.runs.results import TITLES
 from shared.runs.statistics import summarize
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -37,7 +37,7 @@ def make_run(folder: Path, config: Config, *, draws: int = 3, labels=("1pct", "1
         for step in (50, 100, 150)
     ]
     _write(folder / "pretrain", encoder, lines)
-    for stage in TITLES:
+    for stage in CLASSIFIERS:
         for tag in labels if stage != "self-distill" else ():
             for seed in range(draws):
                 rng = np.random.default_rng([len(stage), len(tag), seed])
@@ -156,7 +156,8 @@ def assess(run: Path, labels: str = "1pct", seed: int = 0) -> Path:
         },
         "map": {"n": T, "methods": ["tsne", "tsne_pixels"]},
         "classifiers": {
-            stage: {"title": TITLES[stage], "top1": 0.95, "ece": 0.02} for stage in stages
+            stage: {"title": CLASSIFIERS[stage].title, "top1": 0.95, "ece": 0.02}
+            for stage in stages
         },
         "corruptions": {
             "n_images": T,

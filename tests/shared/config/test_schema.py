@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from shared.config.schema import SECTIONS, Config, Finetune, dump, hashed_settings, load_config
+from shared.config.command_line import load_config
+from shared.config.schema import SECTIONS, Config, Finetune, dump, hashed_settings
 from stages import distill, finetune, pretrain
 
 RECIPES = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
@@ -14,7 +15,7 @@ COMMANDS = [pipeline.main, pretrain.main, finetune.main, distill.main]
 
 
 def load(*arguments: object) -> Config:
-    return load_config([str(a) for a in arguments], "command", "What it does.")
+    return load_config([str(a) for a in arguments], "command", "What it does.")[0]
 
 
 def recipe(path: Path, text: str) -> Path:

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from shared.config.schema import Augmentation
+from shared.config.schema import (
+    Augmentation,
+    Distill,
+    Finetune,
+    Linear,
+    augmentation_for,
+)
 from shared.data import augment
 from shared.data import image_ops as ops
 from shared.data.augment import apply, color_jitter_, draw, draw_boxes
@@ -659,3 +665,21 @@ def test_gpu_and_cpu_agree():
         apply(augmentation, crop_resize(x, boxes, 32), draws).cpu() for x in (images, images.cuda())
     ]
     torch.testing.assert_close(*views, rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------------------- the part that a stage uses
+def test_fine_tuning_and_distillation_crop_and_flip_alone():
+    """No colour and no blur (SPEC 10), whatever the recipe says of pretraining's."""
+    assert {Finetune().augmentation, Linear().augmentation, Distill().augmentation} == {"crop"}
+    recipe = Augmentation(jitter=1.0, grayscale=1.0, blur=1.0, rotate=10, crop_area=(0.3, 1.0))
+    ours = augmentation_for(recipe, "crop")
+    assert (ours.flip, ours.rotate, ours.crop_area) == (0.5, 10, (0.3, 1.0))
+    images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    still = augmentation_for(Augmentation(jitter=1.0, grayscale=1.0, blur=1.0), "crop")
+    views = apply(still, images, draw(still, np.random.default_rng(0), 64))
+    flipped = [torch.equal(view, image.flip(2)) for view, image in zip(views, images, strict=True)]
+    same = [torch.equal(view, image) for view, image in zip(views, images, strict=True)]
+    assert sum(flipped) + sum(same) == 64
+    assert 10 < sum(flipped) < 54
+    assert augmentation_for(recipe, "full") == recipe
+    assert augmentation_for(recipe, "none") is None

@@ -1,4 +1,4 @@
-"""Heads and whole models against the authors' TensorFlow code; the encoder's front door."""
+"""Heads and whole models against the authors' TensorFlow code."""
 
 import copy
 import json
@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -14,16 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from shared.networks import resnet
-from shared.networks.batchnorm import BatchNorm
-from shared.networks.heads import (
-    Classifier,
-    ContrastiveModel,
-    ProjectionHead,
-    checkpoint_activations,
-    create_encoder,
-    fold_batch_norm,
-    freeze,
-)
+from shared.networks.encoders import create_encoder
+from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead, freeze
 from tests.support import golden
 
 LEAVES = {
@@ -344,42 +335,6 @@ def test_bfloat16_autocast_and_channels_last():
 # Initialisation
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
-def test_checkpointed_activations_of_timm_encoders(name):
-    """Those without batch norm; drop path is the same in both passes. Ours: test_resnet.py."""
-    encoder = create_encoder(name, 32, drop_path_rate=0.3)
-    saved = []
-
-    def gradients(encoder):
-        torch.manual_seed(0)
-        x = torch.rand(3, 3, 32, 32)
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: saved.append(t.numel()) or t, lambda t: t
-        ):
-            loss = encoder(x).square().sum()
-        loss.backward()
-        return [p.grad for p in encoder.parameters()]
-
-    plain = gradients(copy.deepcopy(encoder))
-    kept = sum(saved)
-    saved.clear()
-    checkpoint_activations(encoder)
-    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(encoder), strict=True))
-    assert sum(saved) < kept / 2
-
-
-@pytest.mark.parametrize(
-    ("encoder", "message"),
-    [
-        (lambda: create_encoder("test_resnet", 32), "ResNet has batch norm"),
-        (lambda: nn.Linear(2, 2), "Linear knows no checkpoint_activations"),
-    ],
-)
-def test_activations_that_cannot_be_checkpointed(encoder, message):
-    with pytest.raises(ValueError, match=message):
-        checkpoint_activations(encoder())
-
-
 def test_initialisation():
     arrays, meta = golden.load("init_stats.npz")
     torch.manual_seed(0)
@@ -413,116 +368,3 @@ def test_initialisation():
             else:
                 assert abs(float(w.std()) / 0.01 - 1) < error
                 assert w.abs().max() > 0.03  # not cut
-
-
-# The encoder's front door
-
-
-def test_family_gets_the_stem_of_its_image_size():
-    for size, modules in ((32, 3), (33, 4)):
-        assert len(create_encoder("simclr_resnet18_1x_sk0", size).stem) == modules
-    assert len(create_encoder("simclr_resnet18_1x_sk0", 32, small_stem=False).stem) == 4
-    assert len(create_encoder("simclr_resnet18_1x_sk0", 33, small_stem=True).stem) == 3
-    assert create_encoder("simclr_resnet8_1x_sk0", 48).training
-
-
-@pytest.mark.parametrize(
-    "name", ["test_vit2", "test_convnext2", "test_byobnet", "test_efficientnet"]
-)
-def test_any_timm_model(name):
-    encoder = create_encoder(name, 48)
-    assert encoder.eval()(torch.rand(2, 3, 48, 48)).shape == (2, encoder.head_hidden_size)
-
-
-def test_the_dry_run_leaves_no_trace():
-    torch.manual_seed(0)
-    encoder = create_encoder("test_efficientnet", 32)
-    torch.manual_seed(0)
-    same = timm.create_model("test_efficientnet", num_classes=0)
-    assert encoder.training
-    for k, v in same.state_dict().items():
-        assert torch.equal(encoder.state_dict()[k], v)
-
-
-def test_unknown_encoder():
-    with pytest.raises(ValueError, match="unknown encoder 'simclr_resnet50_5x_sk1': did you mean"):
-        create_encoder("simclr_resnet50_5x_sk1", 32)
-    with pytest.raises(ValueError, match=r"unknown encoder 'resnet50\.no_such_tag': did you mean"):
-        create_encoder("resnet50.no_such_tag", 32)
-    with pytest.raises(ValueError, match=r"unknown encoder '@': timm\.list_models"):
-        create_encoder("@", 32)
-
-
-def test_no_pretrained_weights():
-    with pytest.raises(ValueError, match="no pretrained weights of 'simclr_resnet18_1x_sk0'"):
-        create_encoder("simclr_resnet18_1x_sk0", 32, pretrained=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "size"), [("vit_tiny_patch16_224", 20), ("vit_tiny_patch16_224", 8), ("dla34", 4)]
-)
-def test_image_size_that_does_not_fit(name, size):
-    with pytest.raises(ValueError, match=f"'{name}' cannot take images of {size}x{size} .* choose"):
-        create_encoder(name, size)
-
-
-def test_a_huge_encoder_costs_nothing_on_the_meta_device():
-    with torch.device("meta"):
-        encoder = create_encoder("simclr_resnet152_3x_sk1", 224)
-        model = Classifier(encoder, 1000, ProjectionHead(encoder.head_hidden_size), 1)
-    assert all(p.is_meta for p in model.parameters())
-    assert sum(p.numel() for p in encoder.parameters()) == 794_704_160
-    assert sum(isinstance(m, BatchNorm) for m in model.layers.modules()) == 1
-
-
-# ------------------------------------------------------------------------------------ batch norm
-@pytest.mark.parametrize(
-    ("name", "left"),
-    [
-        ("simclr_resnet8_1x_sk0", 0),
-        ("simclr_resnet50_1x_sk1", 0),
-        ("simclr_resnet18_1x_sk0_se", 0),
-        ("resnet18", 0),
-        ("mobilenetv3_small_050", None),
-        ("vit_tiny_patch16_224", 0),
-    ],
-)
-def test_folded_batch_norm_changes_nothing(name, left):
-    """In ours and timm's; where a norm is no plain one, as in MobileNet, it stays."""
-    torch.manual_seed(0)
-    encoder = create_encoder(name, 32).eval().requires_grad_(False)
-    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.running_mean.normal_(0, 0.1)
-        norm.running_var.uniform_(0.5, 2)
-        norm.weight.uniform_(0.5, 1.5)
-        norm.bias.normal_(0, 0.1)
-    before = copy.deepcopy(encoder.state_dict())
-    images = torch.rand(2, 3, 32, 32)
-    folded = fold_batch_norm(encoder)
-    expected = encoder(images)
-    torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-5)
-    kept = [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(kept) == (len(norms) if left is None else left)
-    assert all(torch.equal(encoder.state_dict()[key], value) for key, value in before.items())
-
-
-def test_a_shared_convolution_or_an_unknown_network_is_not_folded():
-    class Shared(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 4, 1), BatchNorm(4)
-
-        def forward(self, x):
-            y = self.conv(x)
-            return y + self.norm(y)
-
-    class Branching(Shared):
-        def forward(self, x):
-            return self.norm(self.conv(x)) if x.sum() > 0 else x
-
-    images = torch.rand(2, 3, 8, 8)
-    for network in (Shared().eval(), Branching().eval()):
-        torch.nn.init.normal_(network.norm.running_mean)
-        torch.testing.assert_close(fold_batch_norm(network)(images), network(images))
-    assert fold_batch_norm(network) is network

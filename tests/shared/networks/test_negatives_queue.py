@@ -19,16 +19,25 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.config.schema import Pretrain, hashed_settings, load_config
+from shared.config.command_line import load_config
+from shared.config.schema import Pretrain, hashed_settings
 from shared.data.batches import Batches
 from shared.data.sources import open_data
 from shared.networks.build import build_contrastive, network_meta
 from shared.networks.negatives_queue import Memory
 from shared.runtime import distributed
 from shared.runtime.randomness import seed_torch
-from shared.training.losses import info_nce, nt_xent, nt_xent_tiled
+from shared.training.losses import (
+    Pairs,
+    info_nce,
+    margin_triplet,
+    nt_logistic,
+    nt_xent,
+    nt_xent_tiled,
+)
 from shared.training.optim import build_optimizer, set_learning_rate
-from shared.training.stage import plan
+from shared.training.schedule import schedule_of
+from shared.training.stage import Stage
 from stages import pretrain
 
 BOTH, ALONE = "batch+memory", "memory"
@@ -132,14 +141,14 @@ def test_batch_and_memory_is_the_definition(B, before, after, K, D, temperature,
         return [value.detach(), *(x.grad for x in leaves if x.numel())]
 
     def tiled(q1, q2, k1, k2, memory):
-        options = {"tile_rows": tile_rows, "memory": memory}
-        return nt_xent_tiled(q1, q2, temperature, k1, k2, before, **options)
+        pairs = Pairs.of_views(q1, q2, k1, k2, before, memory=memory)
+        return nt_xent_tiled(pairs, temperature, tile_rows)
+
+    def plain(q1, q2, k1, k2, memory):
+        return nt_xent(Pairs.of_views(q1, q2, k1, k2, before, memory=memory), temperature)
 
     expected = value_and_gradients(lambda *z: by_definition(*z, temperature, before))
-    plain = value_and_gradients(
-        lambda q1, q2, k1, k2, m: nt_xent(q1, q2, temperature, k1, k2, before, memory=m)
-    )
-    for results in (plain, value_and_gradients(tiled)):
+    for results in (value_and_gradients(plain), value_and_gradients(tiled)):
         for actual, wanted in zip(results, expected, strict=True):
             assert_close(actual, wanted)
 
@@ -156,10 +165,8 @@ def test_memory_alone_is_the_definition(B, K, D, temperature, seed):
     q, k = random_rows(2, B, D, seed=seed)
     memory = random_rows(K, D, seed=seed + 1)
     a, b = q.clone().requires_grad_(), q.clone().requires_grad_()
-    value, expected = (
-        info_nce(a, k, memory, temperature),
-        moco_by_definition(b, k, memory, temperature),
-    )
+    value = info_nce(Pairs.of_queries(a, k, memory), temperature)
+    expected = moco_by_definition(b, k, memory, temperature)
     value.backward()
     expected.backward()
     assert_close(value.detach(), expected.detach())
@@ -170,7 +177,7 @@ def test_memory_alone_is_the_definition(B, K, D, temperature, seed):
 def test_the_batch_itself_may_be_the_candidates_beside_a_memory(loss):
     z, memory = random_rows(2, 5, 4, seed=0), random_rows(7, 4, seed=1)
     a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
-    value = loss(a[0], a[1], 0.3, memory=memory)
+    value = loss(Pairs.of_views(a[0], a[1], memory=memory), 0.3)
     expected = by_definition(b[0], b[1], b[0], b[1], memory, 0.3, 0)
     value.backward()
     expected.backward()
@@ -185,7 +192,7 @@ def test_a_large_memory_never_forms_its_logits():
     with torch.autograd.graph.saved_tensors_hooks(
         lambda x: sizes.append(x.numel()) or x, lambda x: x
     ):
-        value = nt_xent(q[:16], q[16:], 0.1, k[:16], k[16:32], memory=memory)
+        value = nt_xent(Pairs.of_views(q[:16], q[16:], k[:16], k[16:32], memory=memory), 0.1)
     assert max(sizes) < 4 * len(memory)  # the logits are 32 x 65568
     value.backward()
     expected = q.detach().clone().requires_grad_()
@@ -196,16 +203,31 @@ def test_a_large_memory_never_forms_its_logits():
 
 
 def test_wrong_memories_are_named():
-    z = torch.ones(3, 4)
-    for loss in (nt_xent, nt_xent_tiled):
-        with pytest.raises(ValueError, match=r"memory must have the shape \(K, 4\), got \(6, 5\)"):
-            loss(z, z, 0.1, memory=torch.ones(6, 5))
+    z, memory = torch.ones(3, 4), torch.ones(6, 4)
+    with pytest.raises(ValueError, match=r"memory must have the shape \(K, 4\), got \(6, 5\)"):
+        Pairs.of_views(z, z, memory=torch.ones(6, 5))
     with pytest.raises(ValueError, match=r"\(K, 4\), got \(4,\)"):
-        info_nce(z, z, torch.ones(4), 0.1)
+        Pairs.of_queries(z, z, torch.ones(4))
     with pytest.raises(ValueError, match="must have one shape"):
-        info_nce(z, torch.ones(2, 4), torch.ones(6, 4), 0.1)
+        Pairs.of_queries(z, torch.ones(3, 5), memory)
+    with pytest.raises(ValueError, match=r"offset 0 with 3 rows .* the 2 gathered rows"):
+        Pairs.of_queries(z, torch.ones(2, 4), memory)
     with pytest.raises(ValueError, match="temperature must be > 0"):
-        info_nce(z, z, torch.ones(6, 4), 0.0)
+        info_nce(Pairs.of_queries(z, z, memory), 0.0)
+
+
+def test_losses_refuse_pairs_of_the_other_kind():
+    z, memory = torch.ones(3, 4), torch.ones(6, 4)
+    queries = Pairs.of_queries(z, z, memory)
+    for loss in (nt_xent, nt_xent_tiled, nt_logistic, margin_triplet):
+        with pytest.raises(ValueError, match="compares two views: make the pairs by of_views"):
+            loss(queries, 0.1)
+    with_memory = Pairs.of_views(z, z, memory=memory)
+    for loss in (nt_logistic, margin_triplet):
+        with pytest.raises(ValueError, match="only nt_xent and info_nce take a memory"):
+            loss(with_memory, 0.1)
+    with pytest.raises(ValueError, match="compares queries with a memory"):
+        info_nce(with_memory, 0.1)
 
 
 # ---- the averaged network and the queue ----
@@ -293,7 +315,7 @@ def test_the_stage_is_the_method_written_by_hand(negatives, tmp_path, monkeypatc
     monkeypatch.setattr(pretrain, "Memory", Recorder)
     folder = run(tmp_path, "--pretrain.steps=5", f"--pretrain.negatives={negatives}")
 
-    config = load_config([*TINY, "--pretrain.steps=5"], "", "")
+    config = load_config([*TINY, "--pretrain.steps=5"], "", "")[0]
     cfg = config.pretrain
     images = open_data(config.data, config.label_set).train
     accelerator = Accelerator(cpu=True)
@@ -313,7 +335,7 @@ def test_the_stage_is_the_method_written_by_hand(negatives, tmp_path, monkeypatc
     f_k = copy.deepcopy(f_q)
     queue = torch.randn(64, 16)
     optimizer = build_optimizer("sgd", f_q, cfg.weight_decay, cfg.momentum)
-    schedule, losses = plan(cfg, len(images)), []
+    schedule, losses = schedule_of(cfg, len(images)), []
     for step, batch in enumerate(batches.steps(0, 5)):
         x1, x2 = batch.images.chunk(2)
         if negatives == ALONE:
@@ -361,17 +383,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(negatives, tmp_path, monkey
     whole = run(tmp_path / "whole", *arguments)
     memory = Recorder.made.state_dict()
 
-    checked = pretrain.require_finite
+    checked = Stage.require_finite
 
-    def dies(loss, step, *rest):
-        checked(loss, step, *rest)
-        if step == 7:
+    def dies(self, loss):
+        checked(self, loss)
+        if self.step == 7:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(pretrain, "require_finite", dies)
+    monkeypatch.setattr(Stage, "require_finite", dies)
     with pytest.raises(RuntimeError, match="power cut"):
         run(tmp_path / "parts", *arguments)
-    monkeypatch.setattr(pretrain, "require_finite", checked)
+    monkeypatch.setattr(Stage, "require_finite", checked)
     states = list((tmp_path / "parts").rglob("state/*.safetensors"))
     assert [path.stem for path in states] == ["000000005"]
     parts = run(tmp_path / "parts", *arguments)
@@ -420,18 +442,18 @@ def test_the_recipes_have_the_papers_numbers():
     recipes = Path(pretrain.__file__).parents[1] / "configs"
     images = 1281167
 
-    moco = load_config([f"--config={recipes / 'imagenet_moco_v2.yaml'}"], "", "")
+    moco = load_config([f"--config={recipes / 'imagenet_moco_v2.yaml'}"], "", "")[0]
     assert moco.pretrain.negatives == "memory"
     assert (moco.pretrain.memory, moco.pretrain.memory_momentum) == (65536, 0.999)
     assert (moco.pretrain.temperature, moco.model.head_layers) == (0.2, 2)
-    assert plan(moco.pretrain, images).peak == 0.03
+    assert schedule_of(moco.pretrain, images).peak == 0.03
 
-    first = load_config([f"--config={recipes / 'imagenet_simclr_v1.yaml'}"], "", "")
+    first = load_config([f"--config={recipes / 'imagenet_simclr_v1.yaml'}"], "", "")[0]
     assert first.pretrain.memory == 0
     assert (first.augment.brightness, first.model.head_layers) == ("additive", 2)
-    assert plan(first.pretrain, images).peak == pytest.approx(4.8)
-    assert plan(first.linear, images).peak == pytest.approx(1.6)
-    assert plan(first.finetune, 12811).peak == pytest.approx(0.8)
+    assert schedule_of(first.pretrain, images).peak == pytest.approx(4.8)
+    assert schedule_of(first.linear, images).peak == pytest.approx(1.6)
+    assert schedule_of(first.finetune, 12811).peak == pytest.approx(0.8)
 
 
 # ---- several processes ----
@@ -473,7 +495,7 @@ def stage_in_float32(output, mode, accelerator):
         f"--pretrain.negatives={mode}",
         f"--run={mode.replace('+', '-')}",
     ]
-    folder = pretrain.run(load_config(arguments, "", ""), accelerator)
+    folder = pretrain.run(load_config(arguments, "", "")[0], accelerator)
     return {
         "losses": torch.tensor([line["loss"] for line in logged(folder)]),
         "queue": Recorder.made.queue,

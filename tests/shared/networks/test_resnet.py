@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +30,7 @@ VARIANTS = [
     pytest.param("r50_w1_sk0_224", marks=pytest.mark.slow),
     pytest.param("r50_w2_sk0_64", marks=pytest.mark.slow),
 ]
+CIFAR = ("resnet8", "resnet14", "resnet20")
 STAGES = ["initial_conv", "initial_max_pool", *(f"block_group{g}" for g in (1, 2, 3, 4))]
 
 
@@ -275,6 +277,22 @@ def test_the_contract_of_timm():
     with pytest.raises(RuntimeError, match="pretrained"):
         timm.create_model("simclr_resnet18_1x_sk0", pretrained=True)
     assert timm.create_model("simclr_resnet8_1x_sk0", in_chans=1)(torch.rand(2, 1, 8, 8)).ndim == 2
+
+
+def test_registration_with_timm():
+    names = timm.list_models("simclr*")
+    assert len(names) == 9 * 4 * 2 * 2  # depths, widths, selective kernels, squeeze-and-excitation
+    for name in names:
+        config = timm.get_pretrained_cfg(name)
+        assert config is not None
+        assert config.architecture == name
+        assert config.input_size[1] == (32 if name.split("_")[1] in CIFAR else 224)
+    model = timm.create_model("simclr_resnet8_1x_sk0")
+    assert model.pretrained_cfg["architecture"] == "simclr_resnet8_1x_sk0"
+    for form in (model, timm.create_model("simclr_resnet8_1x_sk0", features_only=True)):
+        again = pickle.loads(pickle.dumps(form))
+        assert again.state_dict().keys() == form.state_dict().keys()
+    assert all(hasattr(resnet, name) for name in resnet.__all__)  # import * works
 
 
 @pytest.mark.parametrize(

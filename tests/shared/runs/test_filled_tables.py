@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import pipeline
-from shared.config.command import Stopped
+from shared.runtime.stop import Stopped
 from stages import finetune, report
 
 TINY = [

@@ -11,7 +11,7 @@ from torch import nn
 
 import pipeline
 from shared.runs import forecast as forecasting
-from shared.config.schema import load_config
+from shared.config.command_line import load_config
 from shared.runtime.errors import UserError
 from shared.runs.forecast import Counts, forecast, known_counts, measure_size, network_size, paper_table
 from shared.networks.build import build_contrastive, network_meta
@@ -21,7 +21,7 @@ TINY = ["--pretrain.batch_size=32", "--distill.batch_size=32", "--supervised.bat
 
 
 def config_of(*flags):
-    return load_config([*TINY, *flags], "test", "")
+    return load_config([*TINY, *flags], "test", "")[0]
 
 
 def test_size_of_a_convolution_is_counted_by_hand():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shared.config.schema import RECIPES, load_config
+from shared.config.command_line import load_config
+from shared.config.schema import RECIPES
 from shared.runtime.errors import UserError
 from shared.runs.grid import expand, in_order, load_table, make_job, read_cells
 
@@ -15,7 +16,7 @@ TABLES = sorted(file.stem for file in (RECIPES / "tables").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config(["--output=out"], "test", "")
+    return load_config(["--output=out"], "test", "")[0]
 
 
 def write(folder, **table):

@@ -8,7 +8,6 @@ import statistics
 import pytest
 
 from shared.runtime.artifacts import write_atomically
-from stages.report import main
 from shared.runs.results import TITLES, collect, table, write_results
 
 
@@ -135,17 +134,3 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
         {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": "l1",
          "settings": {"parent": "o1"}, "result": row("linear")}))
     assert stages() == everything
-
-
-def test_command(run, capsys, tmp_path_factory):
-    assert main([str(run)]) == 0
-    assert capsys.readouterr().out.rstrip("\n") == table(collect(run))
-    for wrong in (run / "nowhere", tmp_path_factory.mktemp("empty")):
-        assert main([str(wrong)]) == 2
-        assert capsys.readouterr().err == f"error: no finished classifier in {wrong}\n"
-    (run / "pretrain/meta.json").write_text("{")
-    assert main([str(run)]) == 2
-    assert "is damaged" in capsys.readouterr().err
-    assert main([]) == 2
-    assert capsys.readouterr().err.startswith("usage: ")
-    assert main(["--help"]) == 0

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.runtime import distributed
-from shared.training.losses import margin_triplet, nt_logistic, nt_xent, nt_xent_tiled
+from shared.training.losses import Pairs, margin_triplet, nt_logistic, nt_xent, nt_xent_tiled
 from tests.support import golden
 
 B_ALL, TEMPERATURE = 8, 0.2
@@ -31,15 +31,15 @@ def train_step(loss, gather, model, view1, view2):
     B = len(view1)
     z1, z2 = model(torch.cat([view1, view2])).chunk(2)
     offset = distributed.rank() * B
-    value = loss(z1, z2, TEMPERATURE, gather(z1), gather(z2), offset)
+    value = loss(Pairs.of_views(z1, z2, gather(z1), gather(z2), offset), TEMPERATURE)
     value.backward()
     gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
     return distributed.mean_over_processes(value), gradients
 
 
-def mined_triplet(*arguments):
-    return margin_triplet(*arguments, semi_hard=True)
+def mined_triplet(pairs, margin):
+    return margin_triplet(pairs, margin, semi_hard=True)
 
 
 def detached_gather(x):
@@ -54,7 +54,7 @@ def replica_gradients(case):
     z1, z2 = hidden.chunk(2)
     gathered = distributed.gather_with_grad(z1), distributed.gather_with_grad(z2)
     offset = distributed.rank() * len(z1)
-    loss = nt_xent(z1, z2, meta[case]["temperature"], *gathered, offset)
+    loss = nt_xent(Pairs.of_views(z1, z2, *gathered, offset), meta[case]["temperature"])
     (loss / distributed.world_size()).backward()
     return loss.item(), hidden.grad.numpy()
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.training.losses import (
+    Pairs,
     contrastive_metrics,
     distillation_loss,
     margin_triplet,
@@ -52,7 +53,7 @@ def test_nt_xent_is_the_reference(case, loss):
     flags = NT_XENT_META[case]
     hidden = torch.tensor(NT_XENT[f"{case}/hidden"], requires_grad=True)
     z1, z2 = hidden.chunk(2)
-    value = loss(z1, z2, flags["temperature"], normalize=flags["hidden_norm"])
+    value = loss(Pairs.of_views(z1, z2, normalize=flags["hidden_norm"]), flags["temperature"])
     value.backward()
     expected = NT_XENT[f"{case}/grad"]
     assert_close(value.item(), NT_XENT[f"{case}/loss"])
@@ -68,9 +69,8 @@ def test_nt_xent_is_the_reference(case, loss):
 def test_metrics_are_the_reference(case):
     flags = NT_XENT_META[case]
     z1, z2 = torch.tensor(NT_XENT[f"{case}/hidden"]).chunk(2)
-    accuracy, entropy = contrastive_metrics(
-        z1, z2, flags["temperature"], normalize=flags["hidden_norm"]
-    )
+    pairs = Pairs.of_views(z1, z2, normalize=flags["hidden_norm"])
+    accuracy, entropy = contrastive_metrics(pairs, flags["temperature"])
     assert accuracy.item() == pytest.approx(NT_XENT[f"{case}/contrast_acc"], rel=1e-6)
     assert entropy.item() == pytest.approx(NT_XENT[f"{case}/contrast_entropy"], rel=1e-5, abs=1e-6)
 
@@ -82,12 +82,10 @@ def test_each_replica_has_the_reference_loss(case, loss):
     R, b = flags["replicas"], flags["per_replica_batch"]
     hidden = torch.tensor(REPLICAS[f"{case}/hidden"], requires_grad=True)  # (R, 2b, D)
     z1_all, z2_all = hidden[:, :b].flatten(0, 1), hidden[:, b:].flatten(0, 1)  # (Rb, D)
-    losses = torch.stack(
-        [
-            loss(hidden[r, :b], hidden[r, b:], flags["temperature"], z1_all, z2_all, r * b)
-            for r in range(R)
-        ]
-    )
+    replicas = [
+        Pairs.of_views(hidden[r, :b], hidden[r, b:], z1_all, z2_all, r * b) for r in range(R)
+    ]
+    losses = torch.stack([loss(pairs, flags["temperature"]) for pairs in replicas])
     losses.mean().backward()
     assert_close(losses.detach(), REPLICAS[f"{case}/loss_per_replica"])
     assert_close(losses.mean().item(), REPLICAS[f"{case}/global_loss"])
@@ -101,9 +99,9 @@ def test_metrics_count_columns_of_other_processes(case):
     hidden = torch.tensor(REPLICAS[f"{case}/hidden"])
     for r in range(flags["replicas"]):
         logits = REPLICAS[f"{case}/logits_ab"][r]  # (b, Rb)
-        accuracy, entropy = contrastive_metrics(
-            hidden[r, :b], hidden[:, b:].flatten(0, 1), flags["temperature"], offset=r * b
-        )
+        z1_all, z2_all = hidden[:, :b].flatten(0, 1), hidden[:, b:].flatten(0, 1)  # (Rb, D)
+        pairs = Pairs.of_views(hidden[r, :b], hidden[r, b:], z1_all, z2_all, r * b)
+        accuracy, entropy = contrastive_metrics(pairs, flags["temperature"])
         p = np.exp(logits - logits.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
         expected = -(p * np.log(p + 1e-8)).sum(1).mean()
@@ -139,11 +137,9 @@ def test_values_and_gradients_are_those_of_the_definition(
 
     def run(loss, one_process, **options):
         z, z_all = own.clone().requires_grad_(), views.clone().requires_grad_()
-        if one_process:
-            value = loss(z[0], z[1], temperature, normalize=normalize, **options)
-        else:
-            gathered = (z_all[0], z_all[1], before)
-            value = loss(z[0], z[1], temperature, *gathered, normalize=normalize, **options)
+        gathered = () if one_process else (z_all[0], z_all[1], before)
+        pairs = Pairs.of_views(z[0], z[1], *gathered, normalize=normalize)
+        value = loss(pairs, temperature, **options)
         value.backward()
         return value.detach(), z.grad, z_all.grad
 
@@ -171,7 +167,8 @@ def test_tiled_equals_plain_in_float32(D, temperature, gathered):
         z[1] = torch.randn(300, D, generator=torch.Generator().manual_seed(1))
     plain, tiled = z.clone().requires_grad_(), z.clone().requires_grad_()
     others = (z[0].clone(), z[1].clone()) if gathered else ()
-    a, b = nt_xent(*plain, temperature, *others), nt_xent_tiled(*tiled, temperature, *others)
+    a = nt_xent(Pairs.of_views(*plain, *others), temperature)
+    b = nt_xent_tiled(Pairs.of_views(*tiled, *others), temperature)
     a.backward()
     b.backward()
     assert_close(b.item(), a.item())
@@ -186,7 +183,7 @@ def test_a_large_batch_never_forms_its_logits():
     with torch.autograd.graph.saved_tensors_hooks(
         lambda x: sizes.append(x.numel()) or x, lambda x: x
     ):
-        value = nt_xent(z[0], z[1], 0.1)
+        value = nt_xent(Pairs.of_views(z[0], z[1]), 0.1)
     assert max(sizes) < 10 * N * 4
     value.backward()
     assert_close(value.item(), by_blocks(z.detach(), 0.1))
@@ -206,9 +203,9 @@ def test_views_given_as_their_own_gather_are_one_process(loss):
     """A gather on one process returns its input: the same computation to the last digit."""
     z = random_views(200, 200, 16, 1).float()
     alone, gathered = z.clone().requires_grad_(), z.clone().requires_grad_()
-    loss(alone[0], alone[1], 0.1).backward()
+    loss(Pairs.of_views(alone[0], alone[1]), 0.1).backward()
     z1, z2 = gathered.unbind()
-    loss(z1, z2, 0.1, z1, z2, 0).backward()
+    loss(Pairs.of_views(z1, z2, z1, z2, 0), 0.1).backward()
     assert torch.equal(gathered.grad, alone.grad)
 
 
@@ -216,7 +213,7 @@ def test_views_given_as_their_own_gather_are_one_process(loss):
 def test_logits_beyond_the_range_of_exp(loss):
     """Similarities of embeddings that are not normalized have no bound; exp(400) is infinite."""
     z = (20 * torch.eye(4)).repeat(2, 1, 1).requires_grad_()
-    value = loss(z[0], z[1], 1.0, normalize=False)
+    value = loss(Pairs.of_views(z[0], z[1], normalize=False), 1.0)
     value.backward()
     assert value.item() == 0.0
     assert torch.isfinite(z.grad).all()
@@ -226,8 +223,8 @@ def test_logits_beyond_the_range_of_exp(loss):
 def test_the_upstream_gradient_counts(loss):
     z = random_views(5, 5, 3, 1)
     once, thrice = z.clone().requires_grad_(), z.clone().requires_grad_()
-    loss(once[0], once[1], 0.1).backward()
-    (3 * loss(thrice[0], thrice[1], 0.1)).backward()
+    loss(Pairs.of_views(once[0], once[1]), 0.1).backward()
+    (3 * loss(Pairs.of_views(thrice[0], thrice[1]), 0.1)).backward()
     assert_close(thrice.grad, 3 * once.grad, 1e-12)
 
 
@@ -235,8 +232,9 @@ def test_the_upstream_gradient_counts(loss):
 @pytest.mark.parametrize("gathered", [False, True])
 def test_swapping_the_views_changes_nothing(loss, gathered):
     z1, z2 = random_views(6, 6, 4, 2)
-    first = loss(z1, z2, 0.2, *((z1.clone(), z2.clone()) if gathered else ()))
-    second = loss(z2, z1, 0.2, *((z2.clone(), z1.clone()) if gathered else ()))
+    pairs = Pairs.of_views(z1, z2, *((z1.clone(), z2.clone()) if gathered else ()))
+    swapped = Pairs.of_views(z2, z1, *((z2.clone(), z1.clone()) if gathered else ()))
+    first, second = loss(pairs, 0.2), loss(swapped, 0.2)
     assert first.item() == pytest.approx(second.item(), rel=1e-12)
 
 
@@ -246,11 +244,11 @@ def test_autocast_does_not_reach_the_logits(loss, gathered):
     z = random_views(20, 20, 16, 3).float()
     outside, inside = z.clone().requires_grad_(), z.clone().requires_grad_()
     others = (z[0].clone(), z[1].clone()) if gathered else ()
-    expected = loss(outside[0], outside[1], 0.1, *others)
+    expected = loss(Pairs.of_views(outside[0], outside[1], *others), 0.1)
     expected.backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(inside[0], inside[1], 0.1, *others)
-        metrics = contrastive_metrics(z[0], z[1], 0.1)
+        value = loss(Pairs.of_views(inside[0], inside[1], *others), 0.1)
+        metrics = contrastive_metrics(Pairs.of_views(z[0], z[1]), 0.1)
         if loss is nt_xent_tiled:  # torch's own backward functions do follow autocast
             value.backward()
     if loss is nt_xent:
@@ -258,15 +256,16 @@ def test_autocast_does_not_reach_the_logits(loss, gathered):
     assert value.dtype == torch.float32
     assert value.item() == expected.item()
     assert torch.equal(inside.grad, outside.grad)
-    assert metrics == contrastive_metrics(z[0], z[1], 0.1)
+    assert metrics == contrastive_metrics(Pairs.of_views(z[0], z[1]), 0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_embeddings_are_computed_with_in_float32(dtype):
     z = random_views(8, 8, 16, 4).to(dtype)
-    value = nt_xent(z[0], z[1], 0.1)
+    value = nt_xent(Pairs.of_views(z[0], z[1]), 0.1)
     assert value.dtype == torch.float32
-    assert value.item() == nt_xent(z[0].float(), z[1].float(), 0.1).item()
+    expected = nt_xent(Pairs.of_views(z[0].float(), z[1].float()), 0.1)
+    assert value.item() == expected.item()
     logits = z[0] * 30
     assert distillation_loss(logits, z[1], 0.1).dtype == torch.float32
     expected = distillation_loss(logits.float(), z[1].float(), 0.1)
@@ -276,15 +275,15 @@ def test_half_precision_embeddings_are_computed_with_in_float32(dtype):
 @pytest.mark.parametrize("loss", [nt_xent, nt_xent_tiled])
 def test_float64_stays_float64(loss):
     z = random_views(8, 8, 16, 4)
-    assert loss(z[0], z[1], 0.1).dtype == torch.float64
+    assert loss(Pairs.of_views(z[0], z[1]), 0.1).dtype == torch.float64
 
 
 @pytest.mark.parametrize("loss", [nt_xent, nt_xent_tiled])
 def test_collapsed_embeddings_cost_log_of_the_candidates(loss):
     """All embeddings equal: 2 log(2N - 1), and no better than chance at finding the positive."""
     z = torch.ones(2, 10, 4)
-    assert loss(z[0], z[1], 0.1).item() == pytest.approx(2 * math.log(19), rel=1e-6)
-    accuracy, entropy = contrastive_metrics(z[0], z[1], 0.1)
+    assert loss(Pairs.of_views(z[0], z[1]), 0.1).item() == pytest.approx(2 * math.log(19), rel=1e-6)
+    accuracy, entropy = contrastive_metrics(Pairs.of_views(z[0], z[1]), 0.1)
     assert accuracy.item() == pytest.approx(0.1)
     assert entropy.item() == pytest.approx(math.log(10), rel=1e-6)
 
@@ -292,32 +291,38 @@ def test_collapsed_embeddings_cost_log_of_the_candidates(loss):
 def test_metrics_take_more_rows_than_one_tile():
     z = random_views(300, 300, 6, 5)
     logits = F.normalize(z[0], dim=1) @ F.normalize(z[1], dim=1).T / 0.5
-    accuracy, entropy = contrastive_metrics(z[0], z[1], 0.5)
+    accuracy, entropy = contrastive_metrics(Pairs.of_views(z[0], z[1]), 0.5)
     p = logits.softmax(1)
     assert accuracy.item() == (logits.argmax(1) == torch.arange(300)).double().mean().item()
     assert entropy.item() == pytest.approx(-(p * p.log()).sum(1).mean().item(), rel=1e-5)
-    certain = contrastive_metrics(torch.eye(4), torch.eye(4), 0.005)  # other probabilities are 0
+    certain = contrastive_metrics(Pairs.of_views(torch.eye(4), torch.eye(4)), 0.005)
+    # the probabilities of all other second views are 0
     assert [x.item() for x in certain] == [1.0, pytest.approx(0.0, abs=1e-6)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((3, 4), (3, 4), 0.0), "temperature must be > 0"),
-        (((3, 4), (2, 4), 0.1), "must have one shape"),
-        (((0, 4), (0, 4), 0.1), "B >= 1"),
-        (((3, 4), (3, 4), 0.1, (6, 4)), "belong together"),
-        (((3, 4), (3, 4), 0.1, (6, 4), (5, 4)), "gathered views"),
-        (((3, 4), (3, 4), 0.1, (6, 5), (6, 5)), "gathered views"),
-        (((3, 4), (3, 4), 0.1, (6, 4), (6, 4), 4), "offset 4"),
-        (((3, 4), (3, 4), 0.1, (6, 4), (6, 4), -1), "offset -1"),
+        (((3, 4), (2, 4)), "must have one shape"),
+        (((0, 4), (0, 4)), "B >= 1"),
+        (((3, 4), (3, 4), (6, 4)), "belong together"),
+        (((3, 4), (3, 4), (6, 4), (5, 4)), "gathered views"),
+        (((3, 4), (3, 4), (6, 5), (6, 5)), "gathered views"),
+        (((3, 4), (3, 4), (6, 4), (6, 4), 4), "offset 4"),
+        (((3, 4), (3, 4), (6, 4), (6, 4), -1), "offset -1"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
     tensors = [torch.ones(a) if isinstance(a, tuple) else a for a in arguments]
-    for loss in (nt_xent, nt_xent_tiled):
-        with pytest.raises(ValueError, match=message):
-            loss(*tensors)
+    with pytest.raises(ValueError, match=message):
+        Pairs.of_views(*tensors)
+
+
+@pytest.mark.parametrize("loss", [nt_xent, nt_xent_tiled])
+def test_a_wrong_temperature_is_named(loss):
+    z = torch.ones(3, 4)
+    with pytest.raises(ValueError, match="temperature must be > 0"):
+        loss(Pairs.of_views(z, z), 0.0)
 
 
 # ------------------------------------------------------------- NT-Logistic and margin triplet
@@ -377,11 +382,15 @@ def test_pair_losses_are_their_definition(
     views = random_views(before + B + after, before + B + after, D, seed)
     if D == 1:  # similarities of signs are equal but for rounding, on which mining would turn
         normalize = False
+
+    def ours(*arguments):
+        return loss(Pairs.of_views(*arguments, normalize=normalize), number, semi_hard)
+
     results = []
     for function in (
-        lambda z, z_all: loss(*z, number, *z_all, before, normalize, semi_hard),
+        lambda z, z_all: ours(*z, *z_all, before),
         lambda z, z_all: definition(number, *z, *z_all, before, normalize, semi_hard),
-        lambda z, _: loss(*z, number, normalize=normalize, semi_hard=semi_hard),
+        lambda z, _: ours(*z),
         lambda z, _: definition(number, *z, *z, 0, normalize, semi_hard),
     ):
         z = views[:, before : before + B].clone().requires_grad_()
@@ -408,7 +417,8 @@ def test_gradients_of_table_2():
         anchor = u.clone().requires_grad_()
         others = torch.stack([positive, negative])
         zeros = torch.zeros_like(others)  # the other direction has no part in u's gradient
-        loss(anchor[None], zeros[:1], number, zeros, others, 0, normalize=False).backward()
+        pairs = Pairs.of_views(anchor[None], zeros[:1], zeros, others, 0, normalize=False)
+        loss(pairs, number).backward()
         assert_close(-anchor.grad, ascent, 1e-9)
 
 
@@ -418,9 +428,10 @@ def test_mined_is_the_most_similar_of_the_less_similar():
     zeros = torch.zeros_like(others)
 
     def value(margin, others):
-        arguments = (anchor, zeros[:1], margin, zeros[: len(others)], others)
         # the other direction is that of an anchor 0: the margin, where it is mined at all
-        return margin_triplet(*arguments, normalize=False, semi_hard=True).item()
+        gathered = zeros[: len(others)], others
+        pairs = Pairs.of_views(anchor, zeros[:1], *gathered, normalize=False)
+        return margin_triplet(pairs, margin, semi_hard=True).item()
 
     assert value(0.3, others) == pytest.approx(0.4 - 0.5 + 0.3)
     assert value(0.05, others) == 0  # beyond the margin
@@ -430,22 +441,23 @@ def test_mined_is_the_most_similar_of_the_less_similar():
 @pytest.mark.parametrize("loss", [nt_logistic, margin_triplet])
 def test_pair_losses_compute_in_float32(loss):
     z = random_views(20, 20, 16, 3).float()
-    expected = loss(z[0], z[1], 0.3)
+    expected = loss(Pairs.of_views(*z), 0.3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert loss(z[0], z[1], 0.3).item() == expected.item()
-    assert loss(*z.bfloat16(), 0.3).item() == loss(*z.bfloat16().float(), 0.3).item()
-    assert loss(*z.double(), 0.3).dtype == torch.float64
+        assert loss(Pairs.of_views(*z), 0.3).item() == expected.item()
+    rounded = z.bfloat16()
+    expected = loss(Pairs.of_views(*rounded.float()), 0.3)
+    assert loss(Pairs.of_views(*rounded), 0.3).item() == expected.item()
+    assert loss(Pairs.of_views(*z.double()), 0.3).dtype == torch.float64
 
 
 def test_pair_losses_name_what_is_wrong():
     z = torch.ones(3, 4)
     with pytest.raises(ValueError, match="temperature must be > 0"):
-        nt_logistic(z, z, 0.0)
+        nt_logistic(Pairs.of_views(z, z), 0.0)
     with pytest.raises(ValueError, match=r"margin must be >= 0, got -0\.1"):
-        margin_triplet(z, z, -0.1)
-    for loss in (nt_logistic, margin_triplet):
-        with pytest.raises(ValueError, match="offset 4"):
-            loss(z, z, 0.1, torch.ones(6, 4), torch.ones(6, 4), 4)
+        margin_triplet(Pairs.of_views(z, z), -0.1)
+    with pytest.raises(ValueError, match="offset 4"):
+        Pairs.of_views(z, z, torch.ones(6, 4), torch.ones(6, 4), 4)
 
 
 @pytest.mark.parametrize("case", [case for case in DISTILL_META if case.startswith("kd")])

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.config.command import StopRequest
 from shared.config.schema import ASSESSMENTS
 from shared.runs.results import collect
 from shared.runtime.errors import UserError
+from shared.runtime.stop import StopRequest
 from stages import distill
 from stages.assess import assess
 from tests.support.assessed import TINY, call, folder, read, refused

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from shared.config.schema import load_config
+from shared.config.command_line import load_config
 from shared.data.sources import open_data
 from stages.assess.feature_parts import _balanced, _same_class
 from tests.support.assessed import TINY, folder
@@ -11,7 +11,7 @@ from tests.support.assessed import TINY, folder
 
 def test_pictures_are_the_images(assessed, photos):
     """Positions, targets and pictures belong together."""
-    config = load_config([*TINY, f"--data.train={photos}"], "", "")
+    config = load_config([*TINY, f"--data.train={photos}"], "", "")[0]
     train, test = open_data(config.data, config.label_set)
     arrays = np.load(folder(assessed) / "assess.npz")
     queries, near = arrays["neighbours/query_positions"], arrays["neighbours/positions"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from shared.config.schema import load_config
+from shared.config.command_line import load_config
 from shared.data.images import UNLABELED
 from stages.assess.inputs import THUMBNAIL, open_inputs, thumbnails
 from tests.support.assessed import TINY
@@ -13,7 +13,7 @@ from tests.support.assessed import TINY
 
 @pytest.fixture(scope="module")
 def inputs(trained, photos):
-    config = load_config([*TINY, f"--data.train={photos}", f"--output={trained}"], "", "")
+    config = load_config([*TINY, f"--data.train={photos}", f"--output={trained}"], "", "")[0]
     return open_inputs(config, Accelerator(cpu=True))
 
 

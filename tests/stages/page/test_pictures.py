@@ -8,24 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.runs.results import TITLES
+from shared.config.methods import CLASSIFIERS, METHODS
 from stages.page import pictures
-from stages.page.pictures import METHODS
+from stages.page.pictures import Point
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 
 
-def point(stage: str, n: int, mean: float, **more) -> dict:
-    return {
-        "stage": stage,
-        "n_labels": n,
-        "mean": mean,
-        "low": mean - 0.1,
-        "high": mean + 0.1,
-        "parameters": 1000 * n,
-        **more,
-    }
+def point(method: str, x: int, mean: float) -> Point:
+    return Point(method, x, mean, mean - 0.1, mean + 0.1)
 
 
 def texts(figure) -> list[str]:
@@ -33,10 +25,9 @@ def texts(figure) -> list[str]:
     return [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_methods_are_those_of_the_table_each_with_its_own_look():
-    assert set(METHODS) == {"pretrain", *TITLES}
-    for aspect in zip(*(METHODS[stage] for stage in TITLES), strict=True):  # name, colour, marker
-        assert len(set(aspect)) == len(TITLES)
+def test_every_method_has_its_own_look():
+    for aspect in ("short", "color", "marker"):
+        assert len({getattr(method, aspect) for method in CLASSIFIERS.values()}) == len(CLASSIFIERS)
 
 
 def luminance(color: str) -> float:
@@ -48,7 +39,7 @@ def luminance(color: str) -> float:
     return float(np.dot([0.2126, 0.7152, 0.0722], values))
 
 
-@pytest.mark.parametrize("color", sorted({METHODS[stage][1] for stage in TITLES}))
+@pytest.mark.parametrize("color", sorted({method.color for method in CLASSIFIERS.values()}))
 @pytest.mark.parametrize("ground", ["#ffffff", pictures.DARK[pictures.PAPER]])
 def test_colours_stand_out_on_light_and_dark(color, ground):
     """3:1, which WCAG 2 asks of graphics."""
@@ -93,8 +84,8 @@ def test_label_efficiency_draws_means_and_bands():
 
 def test_accuracy_against_parameters_has_a_panel_per_label_set():
     panels = {
-        "1%": [point("finetune", 1, 0.9), point("distill", 2, 0.8)],
-        "10%": [point("distill", 2, 0.95)],
+        "1%": [point("finetune", 1000, 0.9), point("distill", 2000, 0.8)],
+        "10%": [point("distill", 2000, 0.95)],
     }
     figure = pictures.accuracy_against_parameters(panels)
     assert [ax.get_title("left") for ax in figure.axes] == ["1%", "10%"]
@@ -157,6 +148,14 @@ def test_feature_map_names_classes_that_occur():
     points, labels = rng.normal(size=(40, 2)), np.repeat([0, 2], 20)
     figure = pictures.feature_map(points, labels, ["a", "b", "a very long name indeed"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["a", "a very long n…"]
+
+
+def test_a_dollar_in_a_name_is_no_formula():
+    names = ["$x$", "$\\broken$"]
+    assert set(names) <= set(texts(pictures.confusion(np.eye(2), names)))
+    panels = {names[0]: [Point("distill", 1, 0.9, 0.8, 1.0, names[1])]}
+    assert set(names) <= set(texts(pictures.accuracy_against_parameters(panels)))
+    assert names[0] in texts(pictures.robustness(np.ones((1, 2)), names[:1], 1.0))
 
 
 def test_sheets_hold_every_image():

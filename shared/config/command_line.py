@@ -1,0 +1,206 @@
+"""Recipe and flags in, one checked ``Config`` out: the only file that knows jsonargparse."""
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import yaml
+
+from shared.config.schema import RECIPES, SECTIONS, Config, dump
+from shared.runtime.errors import UserError
+
+# What an error message calls the types.
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "NoneType": "null",
+}
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """One line per error, a suggestion for a misspelt option, and help in portions."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(str(message).split()).replace('Parser key "config"', "--config")
+        wrong = re.search(r'key "([\w.]+)":.*? Expected an? (.+)\. Got value: (.*)', text) or (
+            re.search(r'key "([\w.]+)":.*? Subtypes: \[(.+?)\] .* Given value: (.*)', text)
+        )
+        if wrong:
+            kind = re.sub(r"<class '(\w+)'>", lambda match: TYPES.get(match[1], match[1]), wrong[2])
+            kind = kind.replace(", null", " or null")
+            kind = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind)
+            text = f"{wrong[1]} must be {kind}, got {wrong[3]}"
+        unknown = re.search(r"(unrecognized arguments?: |[oO]ption ')(--)?([\w.-]+)", text)
+        if unknown and unknown[1].startswith("unrecognized") and not unknown[2]:
+            text = f"{unknown[3]!r} belongs to no option"
+        elif unknown:
+            dashes, name = unknown[2] or "", unknown[3]
+            section = re.search(r"Group '([\w.]+)'", text)
+            name = f"{section[1]}.{name}" if section else name
+            close = [dashes + option for option in _similar(name, self._actions)]
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            text = f"unknown option {dashes}{name}{hint}"
+        elif "Unexpected config" in text or "Problems parsing config" in text:
+            text = f"the recipe is not YAML of the form 'labels: 1pct': {text}"
+        if not self.exit_on_error:
+            raise ValueError(text)
+        sys.stderr.write(f"error: {text} (see --help)\n")
+        raise SystemExit(2)
+
+
+def _similar(name: str, actions: Sequence[Any]) -> list[str]:
+    """Options that somebody who wrote ``name`` may have meant: misspelt, or of any section."""
+    known = [o.removeprefix("--") for action in actions for o in action.option_strings]
+    return (
+        difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        or [option for option in known if option.endswith("." + name.split(".")[-1])]
+        or difflib.get_close_matches(name, known, n=1)
+    )
+
+
+class _Help(jsonargparse.DefaultHelpFormatter):
+    """Leaves out the types: choices are listed, and the default shows what else is meant."""
+
+    def _get_help_string(self, action: Any) -> str:
+        return super()._get_help_string(action).replace("type: %(type)s, ", "")
+
+
+def _parser(program: str, description: str) -> _Parser:
+    parser = _Parser(
+        prog=program,
+        description=description,
+        default_env=False,
+        allow_abbrev=False,
+        formatter_class=_Help,
+    )
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="recipe to start from (a YAML file); without it configs/digits.yaml",
+    )
+    parser.add_class_arguments(Config, None)
+    return parser
+
+
+def load_config(
+    argv: Sequence[str] | None, program: str, description: str, sections: Sequence[str] = SECTIONS
+) -> tuple[Config, frozenset[str]]:
+    """Read recipe and flags.
+
+    Args:
+        argv: the command line without the program's name; ``None`` takes the process's own.
+        program: its name, for ``--help``.
+        description: one or two sentences for ``--help``.
+        sections: the sections that ``--help`` spells out; the others are named, and
+            ``--help SECTION`` shows any of them.
+
+    Returns:
+        The configuration, and the options that the command line gave (not those of the recipe):
+        ``{"labels", "pretrain.temperature", ...}``.
+
+    Raises:
+        SystemExit: with code 2 and one line for an unknown option, a wrong type or a value out of
+            range; with code 0 after ``--help`` and ``--print_config``.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(program, description)
+    if wanted := {"-h", "--help"} & set(arguments):
+        asked = arguments[arguments.index(wanted.pop()) + 1 :]
+        _print_help(parser, [name for name in asked if name in SECTIONS] or sections)
+        raise SystemExit(0)
+    recipe, flags = _recipe_first(arguments)
+    try:
+        config = _config(parser, parser.parse_args([*recipe, *flags]))
+        return config, frozenset(parser.parse_args(flags, defaults=False).keys())
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def read_config(recipe: Path) -> Config:
+    """The configuration of a recipe, or of a run's ``config.yaml``.
+
+    Raises:
+        UserError: where the file is missing or damaged, or holds an unknown option, a wrong type or
+            a value out of range.
+    """
+    parser = _strict_parser()
+    try:
+        return _config(parser, parser.parse_args(["--config", str(recipe)]))
+    except ValueError as error:
+        raise UserError(f"{recipe}: {error}") from error
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The configuration with some options changed, checked as flags are.
+
+    Args:
+        config: to start from; not changed.
+        changes: ``{"pretrain.temperature": 0.5, ...}``.
+
+    Raises:
+        UserError: for an unknown option, a wrong type or a value out of range.
+    """
+    parser = _strict_parser()
+    plain = yaml.safe_load(dump(config))
+    try:
+        for key, value in changes.items():
+            section, _, name = key.rpartition(".")
+            (plain.setdefault(section, {}) if section else plain)[name] = value
+        return _config(parser, parser.parse_object(plain))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@cache
+def _strict_parser() -> _Parser:
+    """A parser that raises ValueError rather than leave."""
+    parser = _parser("", "")
+    parser.exit_on_error = False
+    return parser
+
+
+def _config(parser: _Parser, namespace: jsonargparse.Namespace) -> Config:
+    for name in SECTIONS:
+        if not isinstance(namespace[name], jsonargparse.Namespace):
+            raise ValueError(f"{name} must be a section of options, got {namespace[name]!r}")
+    values = parser.instantiate(namespace)
+    return Config(**{f.name: values[f.name] for f in fields(Config)})
+
+
+def _recipe_first(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """``--config RECIPE`` (the embedded one by default) and the other flags, which win over it."""
+    recipe, rest = [], []
+    for i, argument in enumerate(arguments):
+        if argument == "--plan" and arguments[i + 1 : i + 2] not in (["true"], ["false"]):
+            argument = "--plan=true"
+        named = argument == "--config" or (i > 0 and arguments[i - 1] == "--config")
+        (recipe if named or argument.startswith("--config=") else rest).append(argument)
+    return recipe or ["--config", str(RECIPES / "digits.yaml")], rest
+
+
+def _print_help(parser: _Parser, sections: Sequence[str]) -> None:
+    """Help for the run and the named sections; one line for each other section."""
+    hidden = []
+    for group in parser._action_groups:
+        destinations = [action.dest for action in group._group_actions]
+        section = next((name for name in SECTIONS if name in destinations), None)
+        group._group_actions = [a for a in group._group_actions if a.dest not in SECTIONS]
+        if section and section not in sections:
+            hidden.append(f"  --{section}.*  {group.title}")
+            group._group_actions = []
+            group.title = None
+        elif section:
+            group.title = f"--{section}.*  {group.title}"
+    parser.usage = f"{parser.prog} [--config RECIPE.yaml] [--labels 1pct] [--OPTION VALUE ...]"
+    parser.epilog = None
+    print(parser.format_help())
+    if hidden:
+        print("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))

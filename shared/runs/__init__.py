@@ -1,0 +1,1 @@
+"""What many runs make together: grids, statistics, tables, forecasts."""

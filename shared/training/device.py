@@ -1,0 +1,91 @@
+"""Models on their device, in the memory layout and precision that suit it."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from shared.config.schema import Config
+from shared.networks.batchnorm import synchronize
+from shared.networks.encoders import checkpoint_activations, fold_batch_norm
+from shared.networks.heads import Classifier
+from shared.runtime.errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
+    """Move a model, in the memory layout that suits the precision, batch norm over processes.
+
+    One that is to be trained also gets its activations checkpointed and its encoder compiled, where
+    that is asked for.
+
+    Raises:
+        UserError: where the model or the machine cannot do what is asked for.
+    """
+    try:
+        if accelerator.num_processes > 1:
+            synchronize(model)
+        if config.checkpoint_activations or config.compile:
+            encoder = model.get_submodule("encoder")
+            trained = any(p.requires_grad for p in encoder.parameters())
+            if trained and config.checkpoint_activations:
+                checkpoint_activations(encoder)
+            if trained and config.compile:
+                require_compiler()
+                encoder.compile()  # in place: names, and so checkpoints, stay what they are
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    mixed = accelerator.mixed_precision != "no"
+    if config.channels_last == "yes" or (config.channels_last == "auto" and mixed):
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(accelerator.device)
+
+
+def require_compiler() -> None:
+    """UserError where there is no C++ compiler, without which torch.compile makes nothing."""
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(name) is None:
+        raise UserError(
+            f"--compile needs a C++ compiler, and there is no {name} here (the environment variable"
+            " CXX may name another); install one or leave --compile out"
+        )
+
+
+def to_inference(model: Classifier, config: Config, accelerator: Accelerator) -> Classifier:
+    """Move a model that only predicts: frozen, batch norm folded, in the precision it computes in.
+
+    Autocast would convert the convolutions' weights again in every pass.
+    """
+    model = model.eval().requires_grad_(False)
+    model.encoder = fold_batch_norm(model.encoder)
+    if accelerator.mixed_precision == "bf16":
+        for module in model.encoder.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(torch.bfloat16)
+    return to_device(model, config, accelerator)
+
+
+def read_later(number: Tensor) -> Callable[[], float]:
+    """Start to copy a number to the host; the function returned gives it.
+
+    That waits until the number is computed, but not for what a GPU was given to do after that: so
+    between the two calls the backward pass can be queued, and the GPU never runs dry.
+    """
+    if number.device.type != "cuda":
+        return number.item
+    host = torch.empty_like(number, device="cpu", requires_grad=False, pin_memory=True)
+    host.copy_(number.detach(), non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> float:
+        arrived.synchronize()
+        return host.item()
+
+    return read

@@ -1,0 +1,227 @@
+"""What a run's folder holds: results, configuration, images, learning curves, assessments."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from shared.config.command_line import read_config
+from shared.config.labelset import LabelSet, parse_folder
+from shared.config.schema import Config
+from shared.data.batches import Batches
+from shared.data.images import UNLABELED, Splits
+from shared.data.sources import open_data
+from shared.runs.results import collect
+from shared.runtime.artifacts import read_meta
+from shared.runtime.errors import UserError
+
+
+class Assessment:
+    """``assess.json`` and ``assess.npz`` of one label set and seed."""
+
+    def __init__(self, folder: Path, labels: LabelSet):
+        self.folder = folder
+        self.labels = labels
+        self._arrays: Mapping[str, np.ndarray] = {}
+        try:
+            self._numbers: Mapping[str, Any] = json.loads((folder / "assess.json").read_text())
+            if (folder / "assess.npz").exists():
+                with np.load(folder / "assess.npz", allow_pickle=False) as file:
+                    self._arrays = dict(file)
+        except (OSError, ValueError, BadZipFile) as error:
+            raise UserError(f"{folder} is damaged: {error}; run stages.assess again") from error
+        if not isinstance(self._numbers, dict):
+            raise UserError(f"{folder} is damaged: no JSON object; run stages.assess again")
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What was assessed: data, classes, encoder."""
+        return self._numbers["about"]
+
+    @property
+    def hashes(self) -> Mapping[str, Mapping[str, str]]:
+        """Network -> hashes ``before`` and ``after`` the assessment."""
+        return self._numbers.get("hashes", {})
+
+    def part(self, name: str) -> Any:
+        """A part of the assessment; UserError where it failed or was not asked for."""
+        failed = self._numbers.get("failed", {})
+        if name in failed:
+            raise UserError(f"this part failed: {failed[name]}")
+        if name not in self._numbers:
+            raise UserError(f"not measured; stages.assess --assess.parts {name} does it")
+        return self._numbers[name]
+
+    def array(self, name: str) -> np.ndarray:
+        """An array; UserError where ``assess.npz`` lacks it."""
+        if name not in self._arrays:
+            raise UserError(f"assess.npz in {self.folder.name} has no {name}")
+        return self._arrays[name]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds.
+
+    Attributes:
+        folder: ``<output>/<run>``.
+        rows: one per evaluated classifier, as ``shared.runs.results.collect`` gives them.
+        metas: name of a stage's folder -> ``meta.json``.
+        config: of the run, or why there is none.
+        splits: the images, or why they could not be opened.
+        assessments: (tag of the label set, seed) -> assessment, or why it could not be read.
+    """
+
+    folder: Path
+    rows: Sequence[Mapping[str, Any]]
+    metas: Mapping[str, Mapping[str, Any]]
+    config: Config | str
+    splits: Splits | str
+    assessments: Mapping[tuple[str, int], Assessment | str]
+
+    @property
+    def tags(self) -> list[str]:
+        """Tags of the label sets, fewest labels first."""
+        return list(dict.fromkeys(row["labels"] for row in self.rows))
+
+    @property
+    def n_test(self) -> int | None:
+        """Number of labeled test images; None where there are none, or it is unknown."""
+        if isinstance(self.splits, str) or self.splits.test is None:
+            return None
+        return int((self.splits.test.labels != UNLABELED).sum())
+
+    @property
+    def n_labeled(self) -> int | None:
+        """Number of training images with a known label; None where it is unknown."""
+        if isinstance(self.splits, str):
+            return None
+        return int((self.splits.train.labels != UNLABELED).sum()) or None
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of the folders of stages that began and did not finish."""
+        begun = (path.parent.name for path in self.folder.glob("*/settings.json"))
+        return sorted(name for name in begun if name not in self.metas)
+
+    @property
+    def outdated(self) -> list[str]:
+        """Names of the folders of results made from what has been redone since."""
+        results = {name: meta["result"] for name, meta in self.metas.items() if "result" in meta}
+        return sorted(name for name, result in results.items() if result not in self.rows)
+
+
+def read_run(folder: Path) -> Run:
+    """Everything that the page shows of a run.
+
+    Raises:
+        UserError: where there is no such folder or no finished classifier in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no such run: {folder}")
+    rows = collect(folder)
+    if not rows:
+        raise UserError(f"no finished classifier in {folder}; run pipeline.py first")
+    metas = {path.parent.name: read_meta(path.parent) for path in folder.glob("*/meta.json")}
+    config = _read_config(folder)
+    return Run(folder, rows, metas, config, _read_splits(config), _read_assessments(folder))
+
+
+def _read_config(folder: Path) -> Config | str:
+    path = folder / "config.yaml"
+    if not path.exists():
+        return f"{path} does not exist"
+    try:
+        return read_config(path)
+    except UserError as error:
+        return str(error)
+
+
+def _read_splits(config: Config | str) -> Splits | str:
+    if isinstance(config, str):
+        return "the run's configuration could not be read"
+    try:
+        return open_data(replace(config.data, workers=0), config.label_set, True)
+    except UserError as error:
+        return str(error)
+
+
+def _read_assessments(folder: Path) -> dict[tuple[str, int], Assessment | str]:
+    assessments: dict[tuple[str, int], Assessment | str] = {}
+    for path in sorted(folder.glob("assess-*/assess.json")):
+        key = parse_folder(path.parent.name, "assess")
+        if key is None:
+            continue
+        try:
+            assessments[key] = Assessment(path.parent, LabelSet.of_tag(key[0]))
+        except UserError as error:
+            assessments[key] = str(error)
+    return assessments
+
+
+def read_metrics(folder: Path) -> tuple[list[dict[str, float]], int]:
+    """The learning curve of a stage.
+
+    Returns:
+        The lines of ``metrics.jsonl`` that can be read, none where there is no such file, and the
+        number of the other lines.
+    """
+    path = folder / "metrics.jsonl"
+    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines: list[dict[str, float]] = []
+    for text in texts:
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            line = {key: float(value) for key, value in json.loads(text).items()}
+            if "step" in line:
+                lines.append(line)
+    return lines, len(texts) - len(lines)
+
+
+def pretraining_views(run: Run, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images and two augmented views of each, as step 0 of pretraining draws them.
+
+    Args:
+        run: its configuration and its images.
+        count: largest number of images.
+
+    Returns:
+        Images, first views, second views, (N, S, S, 3) each, float32 in [0, 1].
+
+    Raises:
+        UserError: where the configuration or the images could not be read.
+    """
+    if isinstance(run.config, str):
+        raise UserError(run.config)
+    if isinstance(run.splits, str):
+        raise UserError(run.splits)
+    images = run.splits.train
+    data = replace(run.config.data, workers=0)
+    batches = Batches(
+        images,
+        np.arange(len(images)),
+        data,
+        run.config.augment,
+        Accelerator(cpu=not torch.accelerator.is_available()),
+        seed=run.config.pretrain.seed,
+        stage="pretrain",
+        batch_size=min(count, len(images)),
+        views=2,
+        clean=True,
+    )
+    batch = next(iter(batches.steps(0, 1)))
+    assert batch.clean is not None
+    first, second = batch.images.chunk(2)
+
+    def pixels(batch: Tensor) -> np.ndarray:  # (N, 3, S, S), normalised -> (N, S, S, 3) in [0, 1]
+        std, mean = (batch.new_tensor(value).view(3, 1, 1) for value in (data.std, data.mean))
+        return (batch * std + mean).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+
+    return pixels(batch.clean), pixels(first), pixels(second)

@@ -1,0 +1,91 @@
+"""What the sections show of a run: blocks, before any template."""
+
+import json
+from dataclasses import replace
+
+from shared.runtime.artifacts import write_atomically
+from stages.page import sections
+from stages.page.blocks import Missing, Picture, Summary, Table
+from stages.page.read import read_run
+from tests.support.run_folder import fill_table
+
+
+def test_outdated_results_are_named(bare):
+    """What the student was made from has other weights now."""
+    file = bare / "distill-1pct-seed0/meta.json"
+    meta = json.loads(file.read_text())
+    meta |= {"parent": "../pretrain", "settings": {"parent": "other weights"}}
+    file.write_text(json.dumps(meta))
+    table, *others = sections.results(read_run(bare))
+    assert [block.what for block in others] == ["distill-1pct-seed0"]
+    assert "distilled student" not in str(table)
+
+
+def test_unknown_data_and_damaged_lines(bare):
+    (bare / "config.yaml").write_text("labls: 1pct\n")
+    with (bare / "finetune-1pct-seed0/metrics.jsonl").open("a") as file:
+        file.write('{"step": 15')
+    run = read_run(bare)
+    (gallery,) = sections.learning(run)
+    captions = [block.caption for block in gallery.blocks]
+    assert "Fine-tuned teacher; 1 run; 1 damaged lines left out." in captions
+    (block,) = sections.summary(run)
+    assert "numbers of images unknown" in block.data
+    (block,) = sections.provenance(run)
+    assert "labls" in block.settings.why
+
+
+def test_a_card_names_better_methods(bare):
+    run = read_run(bare)
+    rows = [dict(row) for row in run.rows]
+    for row in rows:
+        row["top1"] = {"distill": 0.9, "finetune": 0.95}.get(row["stage"], 0.5)
+    (summary,) = sections.summary(replace(run, rows=rows))
+    assert isinstance(summary, Summary)
+    (card,) = summary.cards
+    assert (card.title, card.accuracy) == ("1% = 14 labels", "90.0%")
+    assert card.sentences[0].startswith("To deploy: distilled student; 95% interval 86.5 to 92.7")
+    assert card.sentences[1:] == [
+        "For comparison: student's network, labels alone 50.0%; fine-tuned teacher 95.0%.",
+        "More accurate: fine-tuned teacher 95.0%.",
+    ]
+    assert card.parameters == "78,330"
+    assert card.folder == str(bare / "distill-1pct-seed0")
+
+
+def test_without_test_images(bare):
+    run = read_run(bare)
+    measured = ("top1", "top5", "nll", "ece")
+    rows = [{k: v for k, v in row.items() if k not in measured} for row in run.rows]
+    run = replace(run, rows=rows, metas={})
+    (table,) = sections.results(run)
+    assert table.header == ["model", "labels", "parameters", "seconds", "n"]
+    (missing,) = sections.efficiency(run)
+    assert missing.why == "no test images with labels"
+
+
+def test_commands_can_be_pasted(bare):
+    """A folder or a file of labels may have any name."""
+    run = read_run(bare)
+    folder = run.folder.parent / "my $(run)"
+    metas = {name: meta | {"labels": {"given": "a b.txt"}} for name, meta in run.metas.items()}
+    (block,) = sections.provenance(replace(run, folder=folder, metas=metas, config="no settings"))
+    assert f"--config '{folder}/config.yaml' --labels 'a b.txt' --seed $seed" in block.commands
+
+
+def test_tables(bare):
+    folder = fill_table(bare)
+    (bare / "tables/broken").mkdir()
+    write_atomically(bare / "tables/broken/summary.json", "{")
+    run = read_run(bare)
+    broken, heading, table, *_ = sections.tables(run)
+    assert isinstance(broken, Missing)
+    assert "damaged" in broken.why
+    assert heading.text == "A small table"
+    assert isinstance(table, Table)
+    contents = json.loads((folder / "summary.json").read_text())
+    for size, cell in enumerate(contents["cells"], 1):
+        cell |= {"parameters": [1000 * size], "n": 1, "mean": 50.0, "half": None}
+    write_atomically(folder / "summary.json", json.dumps(contents))
+    (picture,) = (block for block in sections.tables(run) if isinstance(block, Picture))
+    assert picture.name == "table-small"

@@ -1,0 +1,60 @@
+"""The command: python -m stages.report. Its grids are tested in tests/shared/runs."""
+
+import json
+
+import pytest
+
+from shared.config.methods import CLASSIFIERS
+from shared.runs.results import collect, table
+from shared.runtime.artifacts import write_atomically
+from stages.report import main
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Finished artifacts of every method, and of pretraining."""
+    base = {"encoder": "x", "image_size": 8, "weights_sha256": "0"}
+    for stage in CLASSIFIERS:
+        row = {"stage": stage, "labels": "1pct", "n_labels": 14, "seed": 0, "parameters": 12345}
+        meta = {"kind": "classifier", **base, "result": row | {"top1": 0.5, "seconds": 61.4}}
+        write_atomically(tmp_path / f"{stage}-1pct-seed0/meta.json", json.dumps(meta))
+    write_atomically(tmp_path / "pretrain/meta.json", json.dumps({"kind": "encoder", **base}))
+    return tmp_path
+
+
+def test_command(run, capsys, tmp_path_factory):
+    assert main([str(run)]) == 0
+    text = capsys.readouterr().out.rstrip("\n")
+    assert text == table(collect(run))
+    assert len(text.splitlines()) == 2 + len(CLASSIFIERS)
+    for wrong in (run / "nowhere", tmp_path_factory.mktemp("empty")):
+        assert main([str(wrong)]) == 2
+        assert capsys.readouterr().err == f"error: no finished classifier in {wrong}\n"
+    (run / "pretrain/meta.json").write_text("{")
+    assert main([str(run)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_unknown_table(run, capsys):
+    write_atomically(run / "config.yaml", "")
+    for name in ("nowhere", ""):
+        assert main([str(run), "--table", name]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "error: the following arguments are required: runs/NAME"),
+        (["a", "b"], 2, "error: unrecognized arguments: b"),
+        (["a", "--table"], 2, "error: argument --table: expected one argument"),
+        (["--help"], 0, "usage: python -m stages.report [-h] [--table NAME] runs/NAME"),
+    ],
+)
+def test_usage(arguments, code, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == code
+    out, err = capsys.readouterr()
+    assert message in (err if code else out)
+    assert (err if code else out).startswith("usage: ")

@@ -1,0 +1,177 @@
+"""The rule of the house: packages import downward only, and the formatter lays out the code."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# runtime <- config <- {data, networks} <- training <- pretext <- runs <- stages <- pipeline
+FLOORS = (
+    ("shared.runtime",),
+    ("shared.config",),
+    ("shared.data", "shared.networks"),
+    ("shared.training",),
+    ("shared.pretext",),
+    ("shared.runs",),
+    ("stages",),
+    ("pipeline",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# Bodies longer than this are hard to read in one go; a stage's run holds the loop, the method.
+LONGEST_BODY = 60
+LOOPS = {("stages.pretrain", "run"), ("stages.finetune", "run"), ("stages.distill", "run")}
+
+
+def sources() -> dict[str, Path]:
+    """Module's name -> file, of all code but tests and benchmarks."""
+    files = [ROOT / "pipeline.py", *ROOT.glob("shared/**/*.py"), *ROOT.glob("stages/**/*.py")]
+    names = [file.relative_to(ROOT).with_suffix("").parts for file in files]
+    return {
+        ".".join(name[:-1] if name[-1] == "__init__" else name): file
+        for name, file in zip(names, files, strict=True)
+    }
+
+
+def imports(file: Path, modules: dict[str, Path]) -> set[str]:
+    """Our modules that a file imports, anywhere in it, also inside functions."""
+    imported = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                imported.add(whole if whole in modules else str(node.module))
+    return {name for name in imported if name in modules}
+
+
+def room(module: str) -> str:
+    """``shared.data`` of ``shared.data.images``; ``stages`` of a stage."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "shared" else parts[0]
+
+
+def may_import(importer: str, imported: str) -> bool:
+    """Whether the rule allows it."""
+    if room(importer) == room(imported) == "stages":  # a stage of several files is one stage
+        return importer.split(".")[:2] == imported.split(".")[:2]
+    if room(importer) == room(imported):
+        return True
+    return FLOOR[room(imported)] < FLOOR[room(importer)]
+
+
+def test_packages_import_downward_only():
+    modules = sources()
+    assert len(modules) > 40
+    arrows = [
+        (importer, imported)
+        for importer, file in modules.items()
+        if room(importer) in FLOOR  # not the shims of old names
+        for imported in imports(file, modules)
+    ]
+    assert len(arrows) > 100
+    assert [arrow for arrow in arrows if not may_import(*arrow)] == []
+
+
+def test_the_rule_refuses_what_it_should():
+    assert not may_import("shared.runtime.artifacts", "shared.config.schema")
+    assert not may_import("shared.data.batches", "shared.networks.resnet")
+    assert not may_import("shared.runs.grid", "stages.finetune")
+    assert not may_import("stages.distill", "stages.finetune")
+    assert not may_import("stages.page.read", "stages.assess.assess")
+    assert may_import("stages.page.read", "stages.page.facts")
+    assert may_import("pipeline", "stages.finetune")
+    assert may_import("shared.runs.grid", "shared.data.images")
+
+
+def test_no_circle():
+    modules = sources()
+    graph = {name: imports(file, modules) - {name} for name, file in modules.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_rooms_are_packages_and_none_is_called_utils():
+    modules = sources()
+    for name, file in modules.items():
+        assert "util" not in name
+        assert (file.parent / "__init__.py").exists() or file.parent == ROOT, file
+    loose = {name for name in modules if name.startswith("shared.") and name.count(".") == 1}
+    shims = {"shared.page", "shared.report", "shared.predict", "shared.import_reference"}
+    assert loose - {room for rooms in FLOORS for room in rooms} == shims
+
+
+def test_the_formatter_decides():
+    every = [
+        *ROOT.glob("*.py"),
+        *(
+            f
+            for top in ("shared", "stages", "tests", "benchmarks")
+            for f in (ROOT / top).rglob("*.py")
+        ),
+    ]
+    escapes = ["# fmt" + ": skip", "# fmt" + ": off"]
+    assert [f for f in every if any(escape in f.read_text() for escape in escapes)] == []
+
+
+def test_bodies_are_short():
+    too_long = {}
+    for name, file in sources().items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                documented = ast.get_docstring(node) is not None
+                body = node.body[1:] if documented else node.body
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                if lines > LONGEST_BODY and (name, node.name) not in LOOPS:
+                    too_long[name, node.name] = lines
+    assert too_long == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--lables", "1pct"], 2, "unknown option --lables; did you mean --labels?"),
+        (["--help"], 0, "--labels LABELS"),
+        (["--print_config"], 0, "labels: 1pct"),
+        (["--labels", "1%"], 2, "labels must be 1pct"),
+    ],
+)
+def test_the_command_line_answers_before_torch_is_imported(arguments, code, says):
+    program = (
+        "import sys, pipeline\n"
+        "try: pipeline.main(sys.argv[1:])\n"
+        "except SystemExit as left: code = left.code\n"
+        "heavy = {'torch', 'accelerate', 'datasets', 'timm', 'numpy', 'sklearn'} & {*sys.modules}\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(code)\n"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert says in done.stdout + done.stderr
+
+
+def test_old_names_work_and_say_the_new_one():
+    moved = {
+        "shared.page": "stages.page",
+        "shared.report": "stages.report",
+        "shared.predict": "stages.predict",
+        "shared.import_reference": "stages.import_weights",
+    }
+    program = (
+        "import runpy, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    sys.argv = [name, '--help']\n"
+        "    try: runpy.run_module(name, run_name='__main__', alter_sys=True)\n"
+        "    except SystemExit as left: assert left.code == 0, name\n"
+    )
+    command = [sys.executable, "-c", program, *moved]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for old, new in moved.items():
+        assert f"{old} is now {new}; the old name goes with the next version" in done.stderr
+    assert done.stdout.count("usage:") == len(moved)
