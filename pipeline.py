@@ -57,8 +57,8 @@ def train(
     wanted: Mapping[str, Callable[[Config, "Accelerator"], object]],
 ) -> None:
     """Check data, labels and schedules; run the stages; print the table."""
-    from shared.data.images import open_data
     from shared.data.labels import draw_labels
+    from shared.data.sources import open_data
     from shared.runs.results import collect, results_text, write_results
     from shared.training.schedule import schedule_of
 

@@ -21,7 +21,7 @@ from shared.config.command_line import load_config
 from shared.config.schema import RECIPES, Config
 from shared.data import augment, image_ops
 from shared.data.batches import Batches, normalize
-from shared.data.images import open_data
+from shared.data.sources import open_data
 from shared.networks import cpu as convolution
 from shared.networks.build import build_classifier, build_contrastive, network_meta
 from shared.networks.cpu import Conv2d

@@ -20,8 +20,9 @@ from shared.config.command import run_command
 from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
 from shared.config.schema import Config, augmentation_for
-from shared.data.images import UNLABELED, Splits, open_data
+from shared.data.images import UNLABELED, Splits
 from shared.data.labels import draw_labels
+from shared.data.sources import open_data
 from shared.networks.build import (
     build_classifier,
     load_classifier,

@@ -30,8 +30,9 @@ from shared.config.command_line import load_config
 from shared.config.methods import METHODS
 from shared.config.schema import Config, Finetune, augmentation_for, hashed_settings
 from shared.data.batches import plain_batches
-from shared.data.images import UNLABELED, ImageSet, open_data
+from shared.data.images import UNLABELED, ImageSet
 from shared.data.labels import Labels, draw_labels, write_labels
+from shared.data.sources import open_data
 from shared.networks.build import (
     build_classifier,
     keep_layers,

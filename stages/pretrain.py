@@ -28,7 +28,8 @@ from shared.config.command import run_command
 from shared.config.command_line import load_config
 from shared.config.schema import Config, Pretrain, hashed_settings
 from shared.data.batches import Parts
-from shared.data.images import ImageSet, open_data
+from shared.data.images import ImageSet
+from shared.data.sources import open_data
 from shared.networks.batchnorm import stretch_memory
 from shared.networks.build import build_contrastive, network_meta
 from shared.networks.negatives_queue import Memory

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import pipeline
 from shared.config.labelset import LabelSet
-from shared.data.images import open_data, open_splits
+from shared.data.sources import open_data, open_splits
 from shared.runtime import artifacts
 from stages import distill, finetune, pretrain
 from tests.support.photos import class_folders, make_folder

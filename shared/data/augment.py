@@ -1,22 +1,22 @@
 """Random views of images: draw, then apply.
 
 `draw_boxes` and `draw` make one row of parameters per image from a NumPy generator; `crop_resize`
-and `apply` turn images and parameters into a view, without chance and on any device. A generator
-made from (seed, stage, step) and used for the *global* batch makes a view a function of those
-numbers and of the image's place in the batch: each process draws for all and slices its rows.
+and `apply` turn images and parameters into a view, without chance and on any device. Generators
+made from (seed, stage, step, view) make a view a function of those numbers and of the image's row
+in the *global* batch, of which each process takes its rows.
 
-    rng = np.random.default_rng([seed, step, view])
-    boxes = draw_boxes(policy, rng, heights, widths)  # (B, 4)
-    draws = draw(policy, rng, len(boxes))
-    views = apply(policy, crop_resize(images, boxes[mine], size, policy.antialias), draws[mine])
+    boxes = draw_boxes(augmentation, generator(*key), heights, widths, rows)  # (b, 4)
+    draws = draw(augmentation, generator(*other_key), global_batch_size)[rows]
+    crops = crop_resize(images, boxes, size, augmentation.antialias)  # (b, 3, S, S)
+    views = apply(augmentation, crops, draws)
 
-Cropping is apart from the rest because large photos are cropped one by one where they are decoded,
-and everything else runs on the batch, on the device.
+Cropping is apart from the rest because workers crop large photos one by one, where they decode
+them, and everything else runs on the batch, on the device.
 Source: SimCLRv2, appendix A, and "tf2/data_util.py".
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,8 +26,9 @@ from torch import Tensor
 from shared.config.schema import Augmentation
 from shared.data import image_ops as ops
 
-MAX_ATTEMPTS = 100  # draws of a box before the whole image is taken
-LARGE = 2**15  # on CPU, images of more values are jittered one by one: each fits into the cache
+MAX_ATTEMPTS = 100  # at a crop, before the whole image is taken
+MAX_ROWS = 2**32  # of a global batch: so far apart lie the numbers of two attempts
+LARGE = 2**15  # on CPU, images of more values are jittered one by one, to fit into the cache
 # Half-widths of the jitter at color_strength 1: brightness, contrast, saturation, hue.
 JITTER_RANGES = np.array([0.8, 0.8, 0.8, 0.2])
 BRIGHTNESS = {"multiplicative": ops.adjust_brightness, "additive": ops.shift_brightness}
@@ -35,17 +36,17 @@ BRIGHTNESS = {"multiplicative": ops.adjust_brightness, "additive": ops.shift_bri
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for each image of a batch, crop excepted; ``draws[rows]`` takes some rows.
+    """What was drawn for each image of a batch, except its crop; ``draws[rows]`` selects rows.
 
-    They stay on the CPU: they are small, and as the rows that an operation touches are chosen
-    from them there, a GPU never has to be waited for.
+    They stay on the CPU. They are small, and the rows that an operation changes are chosen from
+    them there, so nothing has to wait for a GPU.
 
-    Args:
+    Attributes:
         flip: (B,) bool.
         angle: (B,) float32, degrees.
         shear: (B,) float32, degrees.
         scale: (B, 2) float32, width and height of the warped window, as a share of the side.
-        shift: (B, 2) float32, of its middle to the right and down, likewise.
+        shift: (B, 2) float32, of its middle to the right and down, as a share of the side.
         jitter: (B,) bool, whether the four operations of ``order`` take place.
         order: (B, 4) int64, a permutation of 0 brightness, 1 contrast, 2 saturation, 3 hue.
         factors: (B, 4) float32, for brightness, contrast, saturation, hue.
@@ -75,102 +76,130 @@ class Draws:
 
 # ---------------------------------------------------------------------------------- draw
 def draw_boxes(
-    policy: Augmentation,
+    augmentation: Augmentation,
     rng: np.random.Generator,
     heights: Sequence[int] | np.ndarray,
     widths: Sequence[int] | np.ndarray,
+    rows: slice | None = None,
 ) -> Tensor:
     """Draw one crop per image, for square views: ``tf.image.sample_distorted_bounding_box``.
 
     Not torchvision's RandomResizedCrop: the aspect ratio is uniform (not its logarithm), and so is
     the height between those of the smallest and the largest area (not the area).
 
+    A crop is a function of the generator's key, the image's row and the image's size, and of no
+    other image. So any rows of a global batch can be drawn alone, by a process or a worker.
+
     Args:
-        policy: its ``crop_*`` numbers are used.
-        rng: the source of chance; how much is taken from it depends on the sizes.
-        heights: (B,) image heights in pixels.
-        widths: (B,) image widths in pixels.
+        augmentation: its ``crop_*`` numbers are used.
+        rng: fresh from ``shared.runtime.randomness.generator``.
+        heights: (b,) image heights in pixels.
+        widths: (b,) image widths in pixels.
+        rows: the b rows of the global batch that these images are; None: the first ones.
 
     Returns:
-        (B, 4) int64 of y, x, height, width in pixels.
+        (b, 4) int64 of y, x, height, width in pixels.
     """
-    heights, widths = np.asarray(heights), np.asarray(widths)
-    boxes = np.stack([0 * heights, 0 * widths, heights, widths], axis=1)  # if no draw succeeds
-    pending = np.arange(len(boxes) if policy.crop_area != (1, 1) else 0)
-    for _ in range(MAX_ATTEMPTS):
-        if len(pending) == 0:
-            break
-        drawn, accepted = _draw_boxes_once(policy, rng, heights[pending], widths[pending])
-        boxes[pending[accepted]] = drawn[accepted]
-        pending = pending[~accepted]
+    H, W = np.asarray(heights), np.asarray(widths)
+    boxes = np.stack([0 * H, 0 * W, H, W], axis=1)  # if no attempt succeeds
+    if augmentation.crop_area != (1, 1):
+        pending = np.arange(len(boxes))
+        for numbers in _crop_numbers(rng, rows or slice(0, len(boxes))):
+            attempted, accepted = _place_boxes(
+                augmentation, numbers[pending], H[pending], W[pending]
+            )
+            boxes[pending[accepted]] = attempted[accepted]
+            pending = pending[~accepted]
+            if not len(pending):
+                break
     return torch.from_numpy(boxes.astype(np.int64))
 
 
-def _draw_boxes_once(
-    policy: Augmentation, rng: np.random.Generator, H: np.ndarray, W: np.ndarray
+def _crop_numbers(rng: np.random.Generator, rows: slice) -> Iterator[np.ndarray]:
+    """What each attempt makes the crops of these rows from: (b, 4) numbers, uniform in [0, 1).
+
+    The generator counts: its block c, of four numbers, is a function of its key and of c. Row r of
+    attempt k is block k * MAX_ROWS + r, so nothing has to be drawn for the other rows.
+    """
+    blocks = rng.bit_generator
+    assert isinstance(blocks, np.random.Philox), "crops need a generator that counts"
+    count = rows.stop - rows.start
+    blocks.advance(rows.start)
+    for _ in range(MAX_ATTEMPTS):
+        yield rng.random((count, 4))[:: rows.step]
+        blocks.advance(MAX_ROWS - count)
+
+
+def _place_boxes(
+    augmentation: Augmentation, numbers: np.ndarray, H: np.ndarray, W: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One attempt per image: boxes (B, 4) of y, x, height, width, and which are good (B,)."""
-    min_area, max_area = policy.crop_area[0] * H * W, policy.crop_area[1] * H * W
-    aspect = rng.uniform(*policy.crop_aspect, len(H))  # width / height
+    """One attempt per image, made from numbers (b, 4) in [0, 1) and image sizes (b,).
+
+    Returns:
+        Boxes (b, 4) of y, x, height, width, and which of them are accepted (b,).
+    """
+    u_aspect, u_height, u_y, u_x = numbers.T
+    min_area, max_area = augmentation.crop_area[0] * H * W, augmentation.crop_area[1] * H * W
+    min_aspect, max_aspect = augmentation.crop_aspect
+    aspect = min_aspect + (max_aspect - min_aspect) * u_aspect  # width / height
     widest = np.floor((W + 0.5) / aspect)  # height at which the rounded width just fits
     highest = np.minimum(np.rint(np.sqrt(max_area / aspect)), np.minimum(widest, H))
     lowest = np.minimum(np.rint(np.sqrt(min_area / aspect)), highest)
-    h = rng.integers(lowest.astype(np.int64), highest.astype(np.int64), endpoint=True)
+    h = lowest + np.floor(u_height * (highest - lowest + 1))  # both ends included
     # Rounding may have pushed the area out of its range: by one row it comes back.
     h = h + (h * np.rint(h * aspect) < min_area)
     h = h - (h * np.rint(h * aspect) > max_area)
-    w = np.rint(h * aspect).astype(np.int64)
+    w = np.rint(h * aspect)
     area = h * w
     accepted = (min_area <= area) & (area <= max_area) & (area > 0) & (h <= H) & (w <= W)
-    accepted &= area >= policy.crop_min_covered * H * W
+    accepted &= area >= augmentation.crop_min_covered * H * W
     # The upper end is left out, so the last possible offset is never drawn: as in TensorFlow.
-    y, x = rng.integers(0, np.maximum(H - h, 1)), rng.integers(0, np.maximum(W - w, 1))
+    y, x = np.floor(u_y * np.maximum(H - h, 1)), np.floor(u_x * np.maximum(W - w, 1))
     return np.stack([y, x, h, w], axis=1), accepted
 
 
-def draw(policy: Augmentation, rng: np.random.Generator, batch_size: int) -> Draws:
+def draw(augmentation: Augmentation, rng: np.random.Generator, batch_size: int) -> Draws:
     """Draw everything but the crop for a (global) batch; "data_util.random_color_jitter".
 
-    The same amount is taken from ``rng`` whatever the policy.
+    The amount of numbers taken from ``rng`` does not depend on the augmentation.
     """
     B = batch_size
-    reach = policy.color_strength * JITTER_RANGES
+    reach = augmentation.color_strength * JITTER_RANGES
     low, high = 1 - reach, 1 + reach  # brightness, contrast, saturation: factors
     low[3], high[3] = -reach[3], reach[3]  # hue: a shift
-    if policy.brightness == "additive":
+    if augmentation.brightness == "additive":
         low[0], high[0] = -reach[0], reach[0]
-    sigma = rng.uniform(*policy.blur_sigma, B)
-    if policy.blur_sigma_per == "batch":
+    sigma = rng.uniform(*augmentation.blur_sigma, B)
+    if augmentation.blur_sigma_per == "batch":
         sigma[:] = sigma[0]
-    area, aspect = (
-        rng.uniform(*policy.zoom_area, B),
-        rng.uniform(np.log(policy.crop_aspect[0]), np.log(policy.crop_aspect[1]), B),
-    )
+    area = rng.uniform(*augmentation.zoom_area, B)
+    narrowest, widest = (np.log(aspect) for aspect in augmentation.crop_aspect)
+    aspect = rng.uniform(narrowest, widest, B)
     # A window of the whole area has no room for another shape.
-    aspect = np.exp(aspect) if policy.zoom_area != (1, 1) else np.ones(B)
+    aspect = np.exp(aspect) if augmentation.zoom_area != (1, 1) else np.ones(B)
     scale = np.sqrt(np.stack([area * aspect, area / aspect], axis=1))  # (B, 2)
-    room = np.maximum(1 - scale, 0) / 2 + policy.translate
+    room = np.maximum(1 - scale, 0) / 2 + augmentation.translate
     return Draws(
-        flip=torch.from_numpy(rng.random(B) < policy.flip),
-        angle=torch.from_numpy(rng.uniform(-policy.rotate, policy.rotate, B)).float(),
-        shear=torch.from_numpy(rng.uniform(-policy.shear, policy.shear, B)).float(),
+        flip=torch.from_numpy(rng.random(B) < augmentation.flip),
+        angle=torch.from_numpy(rng.uniform(-augmentation.rotate, augmentation.rotate, B)).float(),
+        shear=torch.from_numpy(rng.uniform(-augmentation.shear, augmentation.shear, B)).float(),
         scale=torch.from_numpy(scale).float(),
         shift=torch.from_numpy(rng.uniform(-room, room)).float(),
-        jitter=torch.from_numpy(rng.random(B) < policy.jitter),
+        jitter=torch.from_numpy(rng.random(B) < augmentation.jitter),
         order=torch.from_numpy(rng.random((B, 4)).argsort(axis=1)),
         factors=torch.from_numpy(rng.uniform(low, high, (B, 4))).float(),
-        grayscale=torch.from_numpy(rng.random(B) < policy.grayscale),
-        blur=torch.from_numpy(rng.random(B) < policy.blur),
+        grayscale=torch.from_numpy(rng.random(B) < augmentation.grayscale),
+        blur=torch.from_numpy(rng.random(B) < augmentation.blur),
         sigma=torch.from_numpy(sigma).float(),
     )
 
 
 # ---------------------------------------------------------------------------------- apply
-def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
+def apply(augmentation: Augmentation, images: Tensor, draws: Draws) -> Tensor:
     """Turn cropped images into views: flip, warp, colour, blur, in this order.
 
     Args:
-        policy: as given to `draw`.
+        augmentation: the one that `draw` got.
         images: (B, 3, S, S), uint8 in 0..255 or float in [0, 1] or a little beyond.
         draws: B rows.
 
@@ -180,17 +209,22 @@ def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
     images = ops.to_float(images)  # a copy, so in place from here
     device = images.device
     _change_(images, draws.flip, lambda x: x.flip(-1))
-    if policy.rotate or policy.shear or policy.translate or policy.zoom_area != (1, 1):
+    if (
+        augmentation.rotate
+        or augmentation.shear
+        or augmentation.translate
+        or augmentation.zoom_area != (1, 1)
+    ):
         warp = (draws.angle, draws.shear, draws.scale, draws.shift)
         images = ops.affine_warp(images, *(ops.upload(values, device) for values in warp))
-    if policy.color_strength > 0:
-        color_jitter_(images, draws, policy.brightness)
+    if augmentation.color_strength > 0:
+        color_jitter_(images, draws, augmentation.brightness)
     images.clamp_(0, 1)
-    if policy.blur > 0 and draws.blur.any():
-        per_batch = policy.blur_sigma_per == "batch"
+    if augmentation.blur > 0 and draws.blur.any():
+        per_batch = augmentation.blur_sigma_per == "batch"
         sigma = draws.sigma[:1] if per_batch else draws.sigma[draws.blur]
         radius = images.shape[-1] // 10 // 2  # 224 pixels: 23 taps
-        widest = sigma.item() if per_batch else policy.blur_sigma[1]
+        widest = sigma.item() if per_batch else augmentation.blur_sigma[1]
         radius = min(radius, math.ceil(ops.GAUSSIAN_REACH * widest))
         sigma = ops.upload(sigma, device)
         _change_(images, draws.blur, lambda x: ops.gaussian_blur(x, sigma, radius).clamp_(0, 1))
@@ -198,9 +232,9 @@ def apply(policy: Augmentation, images: Tensor, draws: Draws) -> Tensor:
 
 
 def color_jitter_(images: Tensor, draws: Draws, brightness: str = "multiplicative") -> Tensor:
-    """Jitter in each image's own order, then remove the colour where drawn; in place.
+    """Jitter each image in its own order, then remove the colour where drawn; in place.
 
-    The jittered images are clipped to [0, 1] after each of the four operations, the others not.
+    Jittered images are clipped to [0, 1] after each of the four operations; the others are not.
 
     Args:
         images: (B, 3, H, W) float.
@@ -224,8 +258,8 @@ def color_jitter_(images: Tensor, draws: Draws, brightness: str = "multiplicativ
             for k in order:
                 operations[k](image, factors[k], out=image).clamp_(0, 1)
     else:
-        # In each slot of the order, every operation runs once, on the images whose turn it is:
-        # they are sorted by operation from slot to slot.
+        # In each slot of the order, every operation runs once, on the images that have it in this
+        # slot. For that the images are sorted by operation before each slot.
         jittered = images.index_select(0, ops.upload(rows, device))
         for slot in range(4):
             sorting = draws.order[rows, slot].argsort()
@@ -241,7 +275,7 @@ def color_jitter_(images: Tensor, draws: Draws, brightness: str = "multiplicativ
 
 
 def _change_(images: Tensor, where: Tensor, change: Callable[[Tensor], Tensor]) -> None:
-    """Change in place the images where the (B,) mask says so, and copy no others."""
+    """Change in place the images that the (B,) mask selects; the others are not copied."""
     rows = where.nonzero().squeeze(1)
     if len(rows) == len(images) == 1:  # a photo, in a worker
         images.copy_(change(images))

@@ -4,9 +4,14 @@
 every process takes its rows. So a run resumes at any step without loader state, and two processes
 with 128 images see what one with 256 sees.
 
-Images in memory become views in batch on the device. Others are decoded by workers, each once for
-all its views, cropped there and sent on as uint8. Their colours and blur work on the batch where
-the device is a GPU; on CPU the workers do that too, as one photo at a time fits into the cache.
+Images in memory become views in batch on the device. Workers decode all others, each once for all
+its views, crop them and send the crops as uint8. On a GPU, colours and blur are applied to the
+batch. On CPU the workers apply them too, because one photo at a time fits into the cache. Either
+way a view is made from the same numbers, under the same keys:
+
+    (seed, stage, "order", pass)         order of the images
+    (seed, stage, "crop", step, view)    crops of the global batch
+    (seed, stage, "look", step, view)    all else that is drawn for it
 """
 
 import os
@@ -35,10 +40,10 @@ T = TypeVar("T")
 
 
 def positions(seed: int, stage: str, step: int, batch_size: int, n: int) -> np.ndarray:
-    """Which of n images form the global batch of ``step``: pass after pass, each in its own order.
+    """Which of n images form the global batch of ``step``; each pass over them has its own order.
 
     Returns:
-        (batch_size,) int64; a batch may reach over the end of a pass, as the reference's does.
+        (batch_size,) int64; a batch may span two passes, as in the reference.
     """
     place = np.arange(step * batch_size, (step + 1) * batch_size)
     return np.concatenate(
@@ -55,9 +60,9 @@ def _order(seed: int, stage: str, number: int, n: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _draws(policy: Augmentation, B: int, *key: str | int) -> Draws:
-    """What was drawn for the global batch of B images: kept, as a worker takes it row by row."""
-    return augment.draw(policy, generator(*key), B)
+def _draws(augmentation: Augmentation, B: int, *key: str | int) -> Draws:
+    """The draws of the global batch of B images; cached, because a worker takes them row by row."""
+    return augment.draw(augmentation, generator(*key), B)
 
 
 class Batch(NamedTuple):
@@ -66,7 +71,7 @@ class Batch(NamedTuple):
     Attributes:
         images: (V * b, 3, S, S) float32, all first views, then all second ones.
         ids: (b,) int64 positions in the image set, on the CPU.
-        clean: (b, 3, S, S) float32, the same images as in evaluation, where asked for.
+        clean: (b, 3, S, S) float32, the same images as in evaluation; None unless requested.
     """
 
     images: Tensor
@@ -76,12 +81,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """A process's part of a batch in smaller ones, made when their turn comes.
+    """A process's part of a batch, divided into smaller parts that are made one after the other.
 
-    Passing through again makes them again, so the views of the whole batch are never in memory.
+    A second iteration makes them again. So the views of the whole batch are never all in memory.
 
     Args:
-        make: the part of a number.
+        make: makes part i.
         number: of parts.
     """
 
@@ -96,19 +101,19 @@ class Batches:
     """Augmented batches of a stage, each a function of (seed, stage, step).
 
     Args:
-        images: where they come from.
+        images: the image set.
         ids: positions of the images that take part.
         data: image size, normalisation and workers.
-        policy: how views are made; None shows the image as in evaluation.
-        accelerator: tells which rows are this process's, and on which device they are augmented.
+        augmentation: how views are made; None shows the image as in evaluation.
+        accelerator: says which rows are this process's, and on which device they are augmented.
         seed: of order and augmentation.
-        stage: name of the stage, so that stages see different draws.
+        stage: name of the stage, so that each stage sees other draws.
         batch_size: images over all processes.
         views: views per image.
         clean: also give the image as in evaluation.
 
     Raises:
-        UserError: where the batch cannot be divided among the processes.
+        UserError: the batch cannot be divided among the processes.
     """
 
     def __init__(
@@ -116,7 +121,7 @@ class Batches:
         images: ImageSet,
         ids: np.ndarray,
         data: Data,
-        policy: Augmentation | None,
+        augmentation: Augmentation | None,
         accelerator: Accelerator,
         *,
         seed: int,
@@ -128,35 +133,35 @@ class Batches:
         world = accelerator.num_processes
         if batch_size % world:
             raise UserError(f"batch_size {batch_size} must be a multiple of the {world} processes")
-        self.images, self.ids, self.data, self.policy = images, ids, data, policy
+        self.images, self.ids, self.data, self.augmentation = images, ids, data, augmentation
         self.seed, self.stage, self.batch_size = seed, stage, batch_size
         self.views, self.clean, self.device = views, clean, accelerator.device
         first = accelerator.process_index * batch_size // world
         self.rows = slice(first, first + batch_size // world)
         self._pixels = None if images.pixels is None else images.pixels.to(self.device)
         self.workers_finish = images.pixels is None and self.device.type == "cpu"
-        self.skipped: set[int] = set()  # positions of unreadable images that were met so far
+        self.skipped: set[int] = set()  # positions of the unreadable images so far
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches ``start``, ``start + 1``, ..., made ahead of their use in a thread."""
+        """Batches ``start``, ``start + 1``, ..., up to ``stop``; a thread makes them in advance."""
         if self._pixels is not None:
             return _ahead(lambda step: self._finish(step, *self._crop_in_memory(step)), start, stop)
-        # The workers are forked here, in the caller's thread: forked in the pool's, each would at
-        # its end wait for the very thread it runs in, and fail.
+        # The workers are forked here, in the caller's thread. If the pool's thread forked them,
+        # each worker would at its end wait for the thread that it runs in, and fail.
         decoded = self.crops(start, stop)
         return _ahead(
             lambda step: self._finish(step, *self._counted(step, *next(decoded))), start, stop
         )
 
     def steps_in_parts(self, start: int, stop: int, number: int) -> Iterator[Parts]:
-        """The same batches, each in a ``number`` of parts; decoded images wait as uint8.
+        """The same batches, each in ``number`` parts; decoded images are kept as uint8.
 
-        Part i holds the rows i, i + number, i + 2 number, ... of the global batch. So it is the
-        same part however many processes share it, and ``torch.stack(parts, 1).flatten(0, 1)`` of
-        what was computed of them is in the order of the whole batch.
+        Part i holds the rows i, i + number, i + 2 number, ... of the global batch, however many
+        processes share it. ``torch.stack(parts, 1).flatten(0, 1)`` brings what was computed from
+        the parts into the order of the whole batch.
 
         Raises:
-            UserError: where a part cannot be divided among the processes.
+            UserError: a part cannot be divided among the processes.
         """
         first, stop_row = self.rows.start, self.rows.stop
         if (stop_row - first) % number:
@@ -190,11 +195,11 @@ class Batches:
     def crops(
         self, start: int, stop: int, parts: list[slice] | None = None
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """What workers make of each batch, or part: (b,) positions, (b, 3, S, S) uint8 per view."""
+        """What workers make of each batch or part: (b,) positions, (b, 3, S, S) uint8 per view."""
         return _from_workers(iter(self._loader(start, stop, parts or [self.rows])))
 
     def chosen(self, step: int, rows: slice | None = None) -> np.ndarray:
-        """(b,) positions of this process's images in the batch of ``step``, or of those rows."""
+        """(b,) positions of the images in these rows of the batch, by default this process's."""
         place = positions(self.seed, self.stage, step, self.batch_size, len(self.ids))
         return self.ids[place[rows or self.rows]]
 
@@ -203,16 +208,15 @@ class Batches:
         ids = torch.from_numpy(self.chosen(step, rows))
         pixels = self._pixels[ids.to(self.device)]  # (b, 3, H, W) uint8
         crops = []
-        for view in range(self.views if self.policy else 0):
-            assert self.policy is not None
-            rng = generator(self.seed, self.stage, "crop", step, view)
-            H, W = pixels.shape[-2:]
-            sides = np.full(self.batch_size, H), np.full(self.batch_size, W)
-            boxes = augment.draw_boxes(self.policy, rng, *sides)[rows or self.rows]
+        for view in range(self.views if self.augmentation else 0):
+            assert self.augmentation is not None
+            boxes = self.boxes(step, view, rows or self.rows, *pixels.shape[-2:])
             crops.append(
-                image_ops.crop_resize(pixels, boxes, self.data.image_size, self.policy.antialias)
+                image_ops.crop_resize(
+                    pixels, boxes, self.data.image_size, self.augmentation.antialias
+                )
             )
-        if self.clean or not self.policy:
+        if self.clean or not self.augmentation:
             crops.append(image_ops.center_crop(pixels, self.data.image_size))
         return ids, crops
 
@@ -220,9 +224,9 @@ class Batches:
         def tasks() -> Iterator[list[tuple[int, int, int]]]:
             for step in range(start, stop):
                 for rows in parts:
-                    places = range(self.batch_size)[rows]
+                    numbers = range(self.batch_size)[rows]
                     chosen = self.chosen(step, rows).tolist()
-                    yield [(step, *task) for task in zip(places, chosen, strict=True)]
+                    yield [(step, *task) for task in zip(numbers, chosen, strict=True)]
 
         return DataLoader(
             _DecodeAndCrop(self),
@@ -234,9 +238,9 @@ class Batches:
     def _counted(
         self, step: int, ids: Tensor, crops: list[Tensor], rows: slice | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Pass on; say which images were unreadable and replaced, each once."""
-        wanted = self.chosen(step, rows)
-        for id_ in sorted(set(wanted[wanted != ids.numpy()].tolist()) - self.skipped):
+        """Return the arguments; report unreadable images that were replaced, each once."""
+        chosen = self.chosen(step, rows)
+        for id_ in sorted(set(chosen[chosen != ids.numpy()].tolist()) - self.skipped):
             self.skipped.add(id_)
             print(
                 f"{self.stage}: skipped {len(self.skipped)} unreadable of {len(self.ids)} images,"
@@ -248,48 +252,55 @@ class Batches:
     def _finish(
         self, step: int, ids: Tensor, crops: list[Tensor], rows: slice | None = None
     ) -> Batch:
-        """Flip, colour and blur on the device, where no worker has, and normalise."""
+        """Normalise; before that, flip, colour and blur on the device, unless the workers did."""
         views = [crop.to(self.device, non_blocking=True) for crop in crops]
-        if self.policy and not self.workers_finish:
+        if self.augmentation and not self.workers_finish:
             for view in range(self.views):
                 views[view] = self.look(views[view], step, view, rows or self.rows)
         clean = normalize(views.pop(), self.data) if self.clean else None
         return Batch(normalize(torch.cat(views), self.data), ids, clean)
 
+    def boxes(self, step: int, view: int, rows: slice, height: int, width: int) -> Tensor:
+        """Crops (b, 4) of these rows of the global batch, whose images all have this size."""
+        assert self.augmentation is not None
+        count = len(range(self.batch_size)[rows])
+        sides = np.full(count, height), np.full(count, width)
+        key = (self.seed, self.stage, "crop", step, view)
+        return augment.draw_boxes(self.augmentation, generator(*key), *sides, rows)
+
     def crop_photo(self, image: Tensor, box: Tensor) -> Tensor:
-        """One view's part of an image, (1, 3, S, S), float or uint8."""
-        assert self.policy is not None
-        if self.policy.antialias:
+        """Crop of one image (1, 3, H, W) at the view's size: (1, 3, S, S), float or uint8."""
+        assert self.augmentation is not None
+        if self.augmentation.antialias:
             return image_ops.crop_resize_photo(image, box, self.data.image_size)
         return image_ops.crop_resize(image, box, self.data.image_size)
 
     def look(self, crops: Tensor, step: int, view: int, rows: slice) -> Tensor:
         """Flip, colour and blur the crops of these rows of the global batch."""
-        assert self.policy is not None
+        assert self.augmentation is not None
         key = (self.seed, self.stage, "look", step, view)
-        return augment.apply(self.policy, crops, _draws(self.policy, self.batch_size, *key)[rows])
+        return augment.apply(
+            self.augmentation, crops, _draws(self.augmentation, self.batch_size, *key)[rows]
+        )
 
 
 class _DecodeAndCrop(torch.utils.data.Dataset):
-    """In a worker: decode one image and make its views; what a (step, place, id) task asks for."""
+    """Runs in a worker: decodes one image and makes its views; a task is (step, row, id)."""
 
     def __init__(self, batches: Batches):
         self.batches = batches
 
     def __getitem__(self, task: tuple[int, int, int]) -> tuple[Tensor, list[Tensor]]:
-        step, place, id_ = task
+        step, row, id_ = task
         b = self.batches
         id_, image = _readable(b.images, b.ids, id_)
         image, crops = image[None], []  # (1, 3, H, W)
-        if b.policy:
-            rng = generator(b.seed, b.stage, "crop", step, place)
-            sides = (np.full(b.views, side) for side in image.shape[2:])
-            boxes = augment.draw_boxes(b.policy, rng, *sides).split(1)
-            crops = [b.crop_photo(image, box) for box in boxes]
-            if b.workers_finish:
-                row = slice(place, place + 1)
-                crops = [b.look(crop, step, view, row) for view, crop in enumerate(crops)]
-        if b.clean or not b.policy:
+        if b.augmentation:
+            rows = slice(row, row + 1)
+            for view in range(b.views):
+                crop = b.crop_photo(image, b.boxes(step, view, rows, *image.shape[2:]))
+                crops.append(b.look(crop, step, view, rows) if b.workers_finish else crop)
+        if b.clean or not b.augmentation:
             crops.append(image_ops.center_crop(image, b.data.image_size))
         # uint8 again: a quarter of the bytes between processes and to the device
         return torch.tensor(id_), [_to_uint8(crop[0]) for crop in crops]
@@ -308,14 +319,14 @@ def _readable(images: ImageSet, ids: np.ndarray, id_: int) -> tuple[int, Tensor]
 
 
 def _workers(data: Data) -> int:
-    """As many as are asked for, but not more than there are processors."""
+    """The number that is configured, but no more than there are processors."""
     return min(data.workers, os.cpu_count() or 1)
 
 
 def _to_uint8(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images
-    half = images.new_tensor(0.5)  # rounds; 0.5 + 255 x in one pass
+    half = images.new_tensor(0.5)  # to round; 0.5 + 255 x in one pass
     return torch.add(half, images, alpha=255).clamp_(0, 255).to(torch.uint8)
 
 
@@ -329,7 +340,7 @@ def normalize(images: Tensor, data: Data) -> Tensor:
 
 
 def _ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:
-    """``make(start)``, ``make(start + 1)``, ... made in one thread, up to ``depth`` in advance."""
+    """``make(start)``, ``make(start + 1)``, ...; a thread makes up to ``depth`` in advance."""
     with ThreadPoolExecutor(1) as pool:
         pending: deque[Future[T]] = deque()
         for step in range(start, stop):
@@ -341,7 +352,7 @@ def _ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> I
 
 
 def _from_workers(loaded: Iterator[Any]) -> Iterator[Any]:
-    """Pass on; an error in a worker arrives with the worker's traceback in front, which we drop."""
+    """Yield what workers made; a UserError of theirs loses the traceback in its message."""
     try:
         yield from loaded
     except UserError as error:
@@ -351,7 +362,7 @@ def _from_workers(loaded: Iterator[Any]) -> Iterator[Any]:
 
 
 class _Decode(torch.utils.data.Dataset):
-    """In a worker: decode one image as evaluation shows it; position -1 for one that is skipped."""
+    """Runs in a worker: decodes one image as evaluation shows it; position -1 means skipped."""
 
     def __init__(self, images: ImageSet, size: int):
         self.images, self.size = images, size
@@ -371,7 +382,7 @@ def plain_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each image once and in order, as in evaluation: (b, 3, S, S) float32 and positions (b,).
 
-    Unreadable images are left out where ``on_error`` is skip, with one line that counts them.
+    Where ``on_error`` is skip, unreadable images are left out, and one line counts them.
     """
     chunks = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)]
     if images.pixels is not None:
@@ -389,8 +400,8 @@ def plain_batches(
     )
     seen = 0
     for positions_, pixels in _from_workers(iter(loader)):
-        there = positions_ >= 0
-        seen += int(there.sum())
-        yield normalize(pixels[there].to(device), data), positions_[there]
+        readable = positions_ >= 0
+        seen += int(readable.sum())
+        yield normalize(pixels[readable].to(device), data), positions_[readable]
     if seen < len(ids):
         print(f"left out {len(ids) - seen} unreadable of {len(ids)} images", flush=True)

@@ -1,9 +1,9 @@
 """Batched image operations, equal to the authors' TensorFlow ones ("tf2/data_util.py").
 
-Every function is deterministic and works on any device: images (B, C, H, W) in, images out, one
-parameter per image. Nothing here is random: `shared.data.augment` draws the parameters.
-Two operations are often written differently elsewhere: contrast keeps the mean of each channel, and
-saturation scales the S of HSV; both as TensorFlow has them, not as torchvision.
+Every function is deterministic and works on any device. It takes images (B, C, H, W) and one
+parameter per image, and returns images; `shared.data.augment` draws the parameters.
+Two operations are TensorFlow's and differ from torchvision's: contrast keeps the mean of each
+channel, and saturation scales the S of HSV.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green, blue: tf.image.rgb_to_grayscale
 TINY = 1e-12  # keeps gray pixels (max = min) from dividing by zero
-NO_WEIGHT = 1e-12  # what a tap of the blur is not worth computing
+NO_WEIGHT = 1e-12  # taps of the blur with less weight are left out
 GAUSSIAN_REACH = (-2 * math.log(NO_WEIGHT)) ** 0.5  # 7.4 standard deviations to there
 
 
@@ -26,7 +26,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Copy from the CPU to ``device``; pinned memory spares waiting for a GPU's queue."""
+    """Copy from the CPU to ``device``; from pinned memory, so that nothing waits for a GPU."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
@@ -50,12 +50,18 @@ def _cubic_taps(
 ) -> tuple[Tensor, Tensor]:
     """Which pixels, with which weights, resize pixels start .. start + length - 1 to ``size``.
 
-    Keys' cubic with a = -0.5 and half-pixel centres. Source positions are rounded to 1/1024 and
-    pixels outside the box are left out, the other weights renormalised, as TensorFlow does.
+    Keys' cubic with a = -0.5 and half-pixel centres. As in TensorFlow, source positions are rounded
+    to 1/1024, pixels outside the box are left out, and the other weights are renormalised.
+
+    Args:
+        start: (B,) first pixel.
+        length: (B,) number of pixels.
+        size: of the output.
+        antialias: widen the filter when shrinking.
+        most: the largest length; it decides how many taps there are.
 
     Returns:
-        Positions, int64, and weights, both (B, size, taps). ``most``, the largest of the lengths,
-        decides how many taps there are; the ones that are not needed have weight 0.
+        Positions, int64, and weights, both (B, size, taps); taps that are not needed weigh 0.
     """
     scale = (length / size).view(-1, 1, 1)  # (B, 1, 1) source pixels per output pixel
     centers = (torch.arange(size, device=start.device) + 0.5).view(-1, 1) * scale - 0.5
@@ -108,7 +114,7 @@ def crop_resize(
         (B, C, size, size) float32, on the device of the images.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    # Rows and columns that no box reaches need no work: much, when one large photo is cropped.
+    # Rows and columns outside all boxes need no work. Of one large photo these are many.
     top, left = boxes[:, :2].amin(0).tolist()
     bottom, right = (boxes[:, :2] + boxes[:, 2:]).amax(0).tolist()
     tallest, widest = boxes[:, 2:].amax(0).tolist()
@@ -124,8 +130,8 @@ def crop_resize(
         columns = _cubic_taps(x - left, w, width, antialias, widest)
     if B > 1:
         return _separable(to_float(images), _matrices(rows, H), _matrices(columns, W))
-    # One photo: nearly all of the matrices is zero. Its pixels lie as (H, W, C) when it is decoded,
-    # and stay so until it is small.
+    # One photo: the matrices are nearly all zero. A decoded photo lies in memory as (H, W, C), and
+    # it keeps that layout until it is small.
     if images.dtype == torch.uint8:
         rows = rows[0], rows[1] / 255
     image = images[0].permute(1, 2, 0).float().reshape(H, W * C)
@@ -135,9 +141,9 @@ def crop_resize(
 
 
 def crop_resize_photo(image: Tensor, box: Tensor, size: int) -> Tensor:
-    """As ``crop_resize`` with ``antialias``, for a decoded photo, in integers: 5 times as fast.
+    """``crop_resize`` with ``antialias`` of one decoded photo, in integers: 5 times as fast.
 
-    Rows and columns are rounded and clipped one after the other, as Pillow does.
+    As in Pillow, rows are rounded and clipped before columns are resized.
 
     Args:
         image: (1, C, H, W) uint8, on the CPU.
@@ -182,7 +188,7 @@ def center_crop(
 def affine_warp(
     images: Tensor, angle: Tensor, shear: Tensor, scale: Tensor, shift: Tensor
 ) -> Tensor:
-    """Show a rotated, sheared window of each image, bilinear, black outside; not in the reference.
+    """A rotated, sheared window of each image, bilinear, black outside; not in the reference.
 
     Args:
         images: (B, C, S, S) float.
@@ -202,8 +208,8 @@ def affine_warp(
 
 
 # ---------------------------------------------------------------------------------- colour
-# None of these clips: the reference clips after each step of the jitter, see `shared.data.augment`.
-# ``out`` takes the result, and may be the images themselves: fresh memory costs more than the sums.
+# None of these clips. The reference clips after each step of the jitter, see `shared.data.augment`.
+# ``out`` receives the result and may be the images themselves: new memory costs more than the sums.
 def adjust_brightness(images: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply each image by its ``factor`` (B,); SimCLRv2's brightness."""
     return torch.mul(images, _column(factor), out=out)
@@ -249,13 +255,13 @@ def adjust_hue(images: Tensor, shift: Tensor, out: Tensor | None = None) -> Tens
     high, low = _extremes(images)
     span = high - low  # (B, 1, H, W)
     red, green, blue = images.split(1, dim=1)
-    # The hue in sixths of the circle, from -3 to 3: red 0, green 2, blue -2. How far it is from red
-    # is a sum (0 where red is largest and the others equal, 3 where red is smallest and they are),
-    # and on which side, a sign: no branches, which torch computes 30 times as slowly on CPU.
+    # The hue in sixths of the circle, from -3 to 3: red 0, green 2, blue -2. Its distance from red
+    # is a sum: 0 where red is largest and the others are equal, 3 where red is smallest and the
+    # others are equal. Its side is a sign. Branches would be 30 times as slow in torch on CPU.
     hue = (green + blue).sub_(red).sub_(low).div_(span.clamp_min(TINY)).add_(1)
     hue = hue.copysign_(green - blue).add_(6 * _column(shift))
     # A channel is full within one sixth of its own hue and empty beyond two. Both |.| fold the
-    # circle: angles from -7 to 7 give the right value, so no remainder has to be taken.
+    # circle: angles from -7 to 7 give the right value without a remainder.
     own = torch.arange(-2, 4, 2, device=images.device).roll(-1).view(1, 3, 1, 1)
     fullness = (hue - own).abs_().sub_(3).abs_().clamp_(1, 2)  # (B, 3, H, W): 1 empty, 2 full
     return torch.addcmul(low - span, fullness, span, out=out)
@@ -273,13 +279,13 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
     Beyond the border the image counts as zero, so borders darken ("data_util.gaussian_blur").
     """
-    offsets = torch.arange(radius + 2, device=images.device)  # the last one stands for "too far"
+    offsets = torch.arange(radius + 2, device=images.device)  # the last one means "too far"
     taps = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)  # (B, radius + 2)
-    taps.masked_fill_(taps < NO_WEIGHT, 0)  # CPUs take 30 times as long with the smallest of floats
+    taps.masked_fill_(taps < NO_WEIGHT, 0)  # denormal floats are 30 times as slow on CPUs
     taps[:, -1] = 0
     taps = taps / (2 * taps.sum(1, keepdim=True) - taps[:, :1])  # the middle tap counts once
 
-    # The convolution as products with blocks of its matrix, whose zeros off the band are left out.
+    # The convolution as products with blocks of its band matrix; zeros off the band are left out.
     block = 32
     i = torch.arange(block, device=images.device)
     j = torch.arange(block + 2 * radius, device=images.device) - radius

@@ -31,8 +31,8 @@ from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.optimizers import OPTIMIZERS
 from shared.config.schema import Config, Distill, Finetune, Linear, Pretrain
-from shared.data.images import open_data, read_csv, read_text
-from shared.data.labels import draw_labels
+from shared.data.labels import draw_labels, read_csv, read_text
+from shared.data.sources import open_data
 from shared.networks.build import build_classifier, build_contrastive, network_meta
 from shared.networks.size import Size, measure_size
 from shared.runs.text import aligned

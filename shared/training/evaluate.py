@@ -1,6 +1,7 @@
 """How good a classifier is on the test images: top-1, top-5, likelihood, calibration."""
 
 import hashlib
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
@@ -13,31 +14,43 @@ from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
 
 
-def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
+class Metrics(TypedDict):
+    """How good predictions are.
+
+    Attributes:
+        top1: share of right predictions, in [0, 1].
+        top5: share of images whose class is among the five likeliest; only for more than 5 classes.
+        nll: mean negative log likelihood, nats.
+        ece: expected calibration error in [0, 1], in 15 bins of equal width (Guo et al. 2017,
+            section 2).
+    """
+
+    top1: float
+    top5: NotRequired[float]
+    nll: float
+    ece: float
+
+
+def classification_metrics(logits: Tensor, targets: Tensor) -> Metrics:
     """Measure predictions.
 
     Args:
         logits: (N, C) float.
         targets: (N,) int64 in 0..C-1.
-
-    Returns:
-        ``top1`` and, for more than 5 classes, ``top5`` (shares in [0, 1]), ``nll`` (mean negative
-        log likelihood, nats) and ``ece`` (expected calibration error in 15 bins of equal width;
-        Guo et al. 2017, section 2).
     """
     logits = logits.float()
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)
     hit = ranked == targets[:, None]
-    metrics = {"top1": hit[:, 0].float().mean().item()}
-    if logits.shape[1] > 5:
-        metrics["top5"] = hit.any(1).float().mean().item()
-    metrics["nll"] = F.cross_entropy(logits, targets).item()
     confidence = logits.softmax(1).amax(1)  # (N,)
     bins = (confidence * 15).long().clamp_(max=14)
     # sum over bins of |right predictions - confidence| / N
     gaps = torch.zeros(15, device=logits.device).index_add_(0, bins, hit[:, 0].float() - confidence)
+    metrics = {"top1": hit[:, 0].float().mean().item()}
+    if logits.shape[1] > 5:
+        metrics["top5"] = hit.any(1).float().mean().item()
+    metrics["nll"] = F.cross_entropy(logits, targets).item()
     metrics["ece"] = (gaps.abs().sum() / len(targets)).item()
-    return metrics
+    return cast(Metrics, metrics)
 
 
 @torch.inference_mode()
@@ -46,12 +59,12 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) float32 and classes (N,) of all labeled images, on every process.
 
-    The images are divided among the processes. The model is left in eval mode.
+    The images are divided among the processes. The model stays in eval mode.
     """
     model.eval()
     ids = np.flatnonzero(images.labels != UNLABELED)
     mine = ids[accelerator.process_index :: accelerator.num_processes]
-    # a process may have no image at all, and still knows the number of classes
+    # for a process without any image: its logits have the right width too
     logits = [torch.zeros(0, len(images.classes), device=accelerator.device)]
     targets = [torch.zeros(0, dtype=torch.int64, device=accelerator.device)]
     for batch, positions in plain_batches(images, mine, data, batch_size, accelerator.device):
@@ -63,18 +76,19 @@ def predict(
         (torch.cat(logits), torch.cat(targets)), dim=0, pad_index=UNLABELED
     )
     all_logits, all_targets = accelerator.gather(padded)
-    there = all_targets != UNLABELED
-    return all_logits[there], all_targets[there]
+    labeled = all_targets != UNLABELED
+    return all_logits[labeled], all_targets[labeled]
 
 
 def evaluate(
     model: nn.Module, test: ImageSet | None, data: Data, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Parameters, and the metrics on the test images where there are any: one row of the table."""
-    row: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
-    if test is not None:
-        row |= classification_metrics(*predict(model, test, data, accelerator))
-    return row
+    """Count the parameters and, where there are test images, measure the predictions on them."""
+    parameters = sum(p.numel() for p in model.parameters())
+    if test is None:
+        return {"parameters": parameters}
+    metrics = classification_metrics(*predict(model, test, data, accelerator))
+    return {"parameters": parameters, **cast(dict[str, float], metrics)}
 
 
 def state_hash(model: nn.Module) -> str:

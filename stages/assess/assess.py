@@ -3,77 +3,36 @@
     accelerate launch -m stages.assess --labels 1pct
     accelerate launch -m stages.assess --assess.parts map,ood --assess.ood photos/
 
-Reads the run's ``pretrain`` (or ``--linear.init``) and those of its classifiers that are there, and
-writes ``<output>/<run>/assess-<labels>-seed<seed>``. No network is trained: their hashes before and
-after are kept. A part that is done and whose networks, data and options are the same is not done
-again; one that fails costs itself alone, and the next call tries it again.
-
-``assess.json`` (there from the first part on; every accuracy is a share in [0, 1]):
-
-    about        labels, n_labels, n_train, n_train_seen, n_test, seed, classes, encoder,
-                 image_size, classifiers: {stage: folder's name}
-    hashes       {"encoder" or a stage: {"before": ..., "after": ...}}: equal: nothing was trained
-    seconds      {part: seconds}
-    failed       {part: message}; such a part has no key of its own
-    linear       rows: [{layer (0 is the encoder's output), width, labels ("1pct" or "all"),
-                 n_labels, top1, top5, nll, ece, knn (top1 of nearest neighbours), *chosen}]
-                 best_layer: {labels: layer}, by validation where there was one
-    neighbours   k, same_class_at_1, same_class_at_8 (share of the nearest training images that
-                 have the test image's class, or null)
-    clusters     k, n_images, nmi, ari, accuracy: of k-means on the test images;
-                 pixels: {nmi, ari, accuracy}
-    map          n, methods: ["tsne", "tsne_pixels", "umap"] (umap where it is installed)
-    classifiers  {stage: {title, top1, top5, nll, ece, parameters, n_labels}}
-    corruptions  n_images, names, groups: {name: noise, blur or digital}, severities: [1..5],
-                 clean: {stage: top1}, mean: {stage: mean over all},
-                 accuracy: {stage: {name: [5 accuracies]}}
-    ood          sets: {name: n_images}, auroc: {stage: {name: share}}, confidence: {stage: {name:
-                 mean max probability, "test" too}}
-    transfer     data, classes, n_train, n_test, rows: [{input ("features" or "pixels"), top1, top5,
-                 nll, ece, *chosen}]
-    baselines    rows: [{input ("pixels" or "features"), method, top1, n_labels, n_unlabeled,
-                 *chosen}]; the methods: stages.assess.features.classical_baselines
-    *chosen      hyper: {name: value}, chosen_by ("validation" or "default"), validation (accuracy
-                 on labeled training images that were held out, or null)
-
-``assess.npz`` (arrays; T test images with a class, positions count in the test or training images):
-
-    map/positions (M,)  map/targets (M,)  map/tsne (M, 2)  map/tsne_pixels (M, 2)  map/umap (M, 2)
-    neighbours/query_positions (Q,)  neighbours/query_targets (Q,)  neighbours/positions (Q, 8)
-    neighbours/targets (Q, 8), -1 unknown  neighbours/similarity (Q, 8)
-    neighbours/query_images (Q, S, S, 3) uint8  neighbours/images (Q, 8, S, S, 3) uint8
-    classifiers/<stage>/positions (T,)  .../targets (T,)  .../predictions (T,)
-    classifiers/<stage>/confidence (T,): the largest probability  .../confusion (C, C): rows are
-        the true classes  .../mistakes (m,): indices into the T, most confident first
-        .../mistake_images (m, S, S, 3) uint8
-    corruptions/examples (names, 5, S, S, 3) uint8: one test image  corruptions/clean (S, S, 3)
-    ood/<name>/examples (8, S, S, 3) uint8
+It reads the run's ``pretrain`` (or ``--linear.init``) and those of its classifiers that are there.
+It writes ``<output>/<run>/assess-<labels>-seed<seed>``; ``shared/runs/assessment.py`` says what is
+in it. No network is trained: their hashes before and after are kept. A part is not measured again
+while its networks, data and options stay the same. A part that fails does not stop the others, and
+the next call tries it again.
 """
 
 import json
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, cast
 
-import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from shared.config.command import run_command
 from shared.config.command_line import load_config
-from shared.config.methods import METHODS
-from shared.config.schema import ASSESSMENTS, Config, dump
-from shared.runs.text import aligned
-from shared.runtime.artifacts import provenance, save_arrays, write_atomically
+from shared.config.schema import Config, dump
+from shared.runs.assessment import Assessment, read_arrays, read_assessment, save_assessment
+from shared.runtime.artifacts import provenance, write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.stop import Stopped, StopRequest
 from shared.training.stage import forced
-from stages.assess.parts import OF_CLASSIFIERS, PARTS, RETRIEVED, Inputs, Result, open_inputs
+from stages.assess.inputs import Arrays, Inputs, open_inputs
+from stages.assess.parts import PARTS, settings_of_parts, wanted_parts
+from stages.assess.text import assessment_text
 
 
 def run(config: Config, accelerator: Accelerator) -> Path:
@@ -81,52 +40,47 @@ def run(config: Config, accelerator: Accelerator) -> Path:
 
     Args:
         config: the run's configuration.
-        accelerator: of this process. Networks are applied by all processes, the rest is done by
-            the main process.
+        accelerator: of this process. All processes apply the networks; the main process does the
+            rest.
 
     Returns:
         The folder ``<output>/<run>/assess-<labels>-seed<seed>``.
 
     Raises:
         UserError: on bad input; and where a part failed, after all others are saved.
-        Stopped: after saving the part in hand, where a signal asked for it.
+        Stopped: after saving the current part, where a signal asked for it.
     """
     inputs = open_inputs(config, accelerator)
     wanted = wanted_parts(config, inputs)
-    path = config.folder / f"assess-{config.label_set.tag}-seed{config.seed}"
-    settings = inputs.settings()
-    numbers, arrays = load(path, settings, wanted if forced(config, "assess") else [])
-    todo = [part for part in wanted if part not in numbers]
+    path = config.folder_of("assess")
+    settings = settings_of_parts(inputs)
+    earlier, arrays = load(path, settings, wanted if forced(config, "assess") else [])
+    todo = [part for part in wanted if earlier is None or part not in earlier]
     accelerator.wait_for_everyone()  # all have read before one writes
-    if not todo:
-        accelerator.print(f"assess: already done, {path}\n\n{table(numbers)}")
+    if earlier is not None and not todo:
+        accelerator.print(f"assess: already done, {path}\n\n{assessment_text(earlier)}")
         return path
 
-    if inputs.main:
+    about = inputs.about()
+    assessment: Assessment = earlier or {
+        "about": about,
+        "seconds": {},
+        "made_from": {},
+        "failed": {},
+    }
+    assessment["about"], assessment["failed"] = about, {}
+    if inputs.is_main:
         with suppress(FileNotFoundError):
             (path / "meta.json").unlink()
         write_atomically(path / "config.yaml", dump(config))
     before = inputs.hashes()
-    numbers = {"about": {}, "seconds": {}, "made_from": {}, **numbers}
-    numbers |= {"about": inputs.about(), "failed": {}}  # of now
-    hidden = None if inputs.main else True
-    for part in (bar := tqdm(todo, "assess", unit="part", disable=hidden)):
+    for part in (
+        bar := tqdm(todo, "assess", unit="part", disable=None if inputs.is_main else True)
+    ):
         bar.set_postfix_str(part)
-        began = time.perf_counter()
-        try:
-            result, more = PARTS[part](inputs)
-        except Exception as error:  # costs this part alone
-            if not isinstance(error, UserError):
-                traceback.print_exc()
-            result, more = None, {}
-            numbers["failed"][part] = " ".join(f"{error or type(error).__name__}".split())
-        accelerator.wait_for_everyone()
-        if inputs.main:
-            if result is not None:
-                numbers[part], numbers["made_from"][part] = result, settings[part]
-                numbers["seconds"][part] = round(time.perf_counter() - began, 1)
-                arrays |= {f"{part}/{name}": array for name, array in more.items()}
-            save(path, numbers, arrays)
+        measure(part, inputs, settings[part], assessment, arrays)
+        if inputs.is_main:
+            save_assessment(path, assessment, arrays)
         if StopRequest.agreed(0):
             raise Stopped(
                 "stopped as asked after a part of assess, which is saved: run the same"
@@ -135,156 +89,87 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     after = inputs.hashes()
     if after != before:
         raise AssertionError("the assessment changed a network")
-    failed = numbers["failed"]
-    if inputs.main:
-        numbers["hashes"] = {name: {"before": before[name], "after": after[name]} for name in after}
-        save(path, numbers, arrays)
-        if not failed:
-            meta = {
-                "kind": "assessment",
-                "stage": "assess",
-                "seed": config.seed,
-                **inputs.network,
-                "labels": {
-                    "given": config.labels,
-                    "hash": inputs.labels.hash,
-                    "number": len(inputs.labels.ids),
-                },
-                "settings": settings,
-                **provenance(),
-            }
-            write_atomically(path / "meta.json", json.dumps(meta, indent=1))
-        print(f"{table(numbers)}\n\nnumbers and arrays: {path / 'assess'}.json, .npz")
-    if failed:
-        which = "; ".join(f"{part}: {message}" for part, message in failed.items())
+    if inputs.is_main:
+        assessment["hashes"] = {
+            name: {"before": before[name], "after": after[name]} for name in after
+        }
+        save_assessment(path, assessment, arrays)
+        if not assessment["failed"]:
+            write_meta(path, inputs, settings)
+        print(f"{assessment_text(assessment)}\n\nnumbers and arrays: {path / 'assess'}.json, .npz")
+    if failed := assessment["failed"]:
+        messages = "; ".join(f"{part}: {message}" for part, message in failed.items())
         raise UserError(
             f"{len(failed)} of {len(todo)} parts failed, the others are saved, and the"
-            f" same command tries again: {which}"
+            f" same command tries again: {messages}"
         )
     return path
 
 
-def wanted_parts(config: Config, inputs: Inputs) -> list[str]:
-    """The parts to do; ``all`` leaves out what has nothing to work on.
-
-    Raises:
-        UserError: where such a part is asked for by name.
-    """
-    impossible: dict[str, str] = {}
-    if not inputs.classifiers:
-        tag = f"--labels {config.labels} --seed {config.seed}"
-        for part in OF_CLASSIFIERS:
-            impossible[part] = f"no finished classifier of {tag} in {config.folder}"
-    if config.assess.transfer is None:
-        impossible["transfer"] = "name a data set with --assess.transfer"
-    asked = config.assess.parts.split(",")
-    for part in asked:
-        if part in impossible:
-            raise UserError(f"assess.parts={part}: {impossible[part]}")
-    return [p for p in ASSESSMENTS if p not in impossible and ("all" in asked or p in asked)]
-
-
-def load(path: Path, settings: dict[str, str], again: Sequence[str]) -> Result:
-    """The parts that are there, still hold and are not to be done again; none if damaged."""
+def measure(
+    part: str, inputs: Inputs, setting: str, assessment: Assessment, arrays: Arrays
+) -> None:
+    """Measure one part; the main process adds its numbers, or why it failed, and its arrays."""
+    began = time.perf_counter()
+    measured = None
     try:
-        numbers = json.loads((path / "assess.json").read_text())
-        with np.load(path / "assess.npz") as file:
-            arrays = dict(file)
-        made_from = numbers["made_from"]
-        stale = {part for part in made_from if made_from[part] != settings[part]}
-        stale |= made_from.keys() & set(again)
-    except FileNotFoundError:
-        return {}, {}
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
-        print(f"{path} is damaged ({error}); all of it is measured again", file=sys.stderr)
-        return {}, {}
-    for part in stale:
-        del numbers[part], made_from[part]
-    return numbers, {k: v for k, v in arrays.items() if k.partition("/")[0] not in stale}
+        measured = PARTS[part](inputs)
+    except Exception as error:  # the other parts are measured all the same
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        assessment["failed"][part] = " ".join(f"{error or type(error).__name__}".split())
+    inputs.accelerator.wait_for_everyone()
+    if inputs.is_main and measured is not None:
+        numbers, arrays_of_part = measured
+        cast(dict[str, Any], assessment)[part] = numbers
+        assessment["made_from"][part] = setting
+        assessment["seconds"][part] = round(time.perf_counter() - began, 1)
+        arrays |= {f"{part}/{name}": array for name, array in arrays_of_part.items()}
 
 
-def save(path: Path, numbers: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write both files; the arrays first, because the numbers say which parts are done."""
-    save_arrays(path / "assess.npz", arrays)
-    write_atomically(path / "assess.json", json.dumps(numbers, indent=1))
+def write_meta(path: Path, inputs: Inputs, settings: dict[str, str]) -> None:
+    """``meta.json``: every part is done."""
+    meta = {
+        "kind": "assessment",
+        "stage": "assess",
+        "seed": inputs.config.seed,
+        **inputs.network,
+        "labels": {
+            "given": inputs.config.labels,
+            "hash": inputs.labels.hash,
+            "number": len(inputs.labels.ids),
+        },
+        "settings": settings,
+        **provenance(),
+    }
+    write_atomically(path / "meta.json", json.dumps(meta, indent=1))
 
 
-# ---------------------------------------------------------------------------------- the table
-def table(numbers: dict[str, Any]) -> str:
-    """What ``assess.json`` holds, as text; accuracies in percent."""
-    about = numbers["about"]
-    blocks = [
-        f"{about['encoder']}, {about['labels']} = {about['n_labels']} labels, seed {about['seed']},"
-        f" {about['n_train']:,} training and {about['n_test']:,} test images; top-1 in %"
-    ]
-    if part := numbers.get("linear"):
-        tags = list(dict.fromkeys(row["labels"] for row in part["rows"]))
-        count = {row["labels"]: row["n_labels"] for row in part["rows"]}
-        head = [
-            "frozen features",
-            *(
-                f"{how}, {count[tag]:,} labels"
-                for tag in tags
-                for how in ("logistic", "neighbours")
-            ),
-        ]
-        lines = [head]
-        for layer in sorted({row["layer"] for row in part["rows"]}):
-            of_layer = [row for row in part["rows"] if row["layer"] == layer]
-            name = f"head, layer {layer}" if layer else "encoder"
-            cells = [percent(row[key]) for row in of_layer for key in ("top1", "knn")]
-            lines.append([f"{name} ({of_layer[0]['width']})", *cells])
-        blocks.append(aligned(lines))
-    if part := numbers.get("clusters"):
-        lines = [["k-means", "NMI", "ARI", "accuracy"]]
-        for name, row in (("features", part), ("pixels", part["pixels"])):
-            lines.append([name, *(percent(row[key]) for key in ("nmi", "ari", "accuracy"))])
-        blocks.append(aligned(lines))
-    if part := numbers.get("neighbours"):
-        blocks.append(
-            "nearest training images of the same class: first"
-            f" {percent(part['same_class_at_1'])}, first {part['k']}"
-            f" {percent(part[f'same_class_at_{RETRIEVED}'])}"
-        )
-    own, harm, ood = (numbers.get(part, {}) for part in OF_CLASSIFIERS)
-    if stages := [*dict.fromkeys([*own, *harm.get("mean", ()), *ood.get("auroc", ())])]:
-        groups = list(dict.fromkeys(harm["groups"].values())) if harm else []
-        lines = [
-            [
-                "classifiers",
-                *(["clean"] if own else []),
-                *groups,
-                *(["corrupted"] if harm else []),
-                *(f"AUROC {name}" for name in ood.get("sets", ())),
-            ]
-        ]
-        for stage in stages:
-            cells = [percent(own[stage]["top1"])] if own else []
-            for group in groups:
-                inside = [name for name, of in harm["groups"].items() if of == group]
-                cells.append(percent(np.mean([harm["accuracy"][stage][name] for name in inside])))
-            cells += [percent(harm["mean"][stage])] if harm else []
-            cells += [percent(share) for share in ood["auroc"][stage].values()] if ood else []
-            lines.append([METHODS[stage].title, *cells])
-        blocks.append(aligned(lines))
-    if part := numbers.get("transfer"):
-        lines = [[f"linear evaluation on {part['data']}", "top-1"]]
-        lines += [[row["input"], percent(row["top1"])] for row in part["rows"]]
-        blocks.append(aligned(lines))
-    if part := numbers.get("baselines"):
-        methods = list(dict.fromkeys(row["method"] for row in part["rows"]))
-        inputs_ = list(dict.fromkeys(row["input"] for row in part["rows"]))
-        found = {(row["method"], row["input"]): row["top1"] for row in part["rows"]}
-        lines = [["scikit-learn on the same labels", *inputs_]]
-        lines += [[name, *(percent(found[name, i]) for i in inputs_)] for name in methods]
-        blocks.append(aligned(lines))
-    blocks += [f"{part} failed: {message}" for part, message in numbers["failed"].items()]
-    return "\n\n".join(blocks)
+def load(
+    path: Path, settings: dict[str, str], again: Collection[str]
+) -> tuple[Assessment | None, Arrays]:
+    """The parts of an earlier call that still hold; None where there is none, or it is damaged.
 
-
-def percent(share: Any) -> str:
-    """A share in percent with one digit; a dash for None."""
-    return "-" if share is None else f"{100 * share:.1f}"
+    Args:
+        path: the folder.
+        settings: part -> hash of everything that its numbers depend on.
+        again: parts that are to be measured again.
+    """
+    if not ((path / "assess.json").exists() and (path / "assess.npz").exists()):
+        return None, {}
+    try:
+        assessment, arrays = read_assessment(path), read_arrays(path)
+        made_from = assessment["made_from"]
+        outdated = {part for part, setting in made_from.items() if setting != settings[part]}
+        outdated |= made_from.keys() & set(again)
+        for part in outdated:
+            del cast(dict[str, Any], assessment)[part], made_from[part]
+    except (UserError, KeyError, AttributeError) as error:
+        reason = error.__cause__ or error
+        print(f"{path} is damaged ({reason}); all of it is measured again", file=sys.stderr)
+        return None, {}
+    kept = {name: array for name, array in arrays.items() if name.partition("/")[0] not in outdated}
+    return assessment, kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:

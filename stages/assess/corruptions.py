@@ -1,14 +1,14 @@
 """Common corruptions of images at five severities (Hendrycks & Dietterich 2019, arXiv 1903.12261).
 
-Eleven of the fifteen of ImageNet-C and CIFAR-10-C: three kinds of noise, three of blur, and five of
-what a camera or a file format does. Left out are glass blur, frost, snow and fog, which need a loop
-over pixels or photographs of their own.
+Eleven of the fifteen of ImageNet-C and CIFAR-10-C: three kinds of noise, three of blur, and five
+effects of cameras and file formats. Glass blur, frost, snow and fog are left out, because they need
+a loop over pixels or photographs of their own.
 
 The strengths are the authors', of CIFAR-10-C for images up to 32 pixels and of ImageNet-C above.
-Lengths (radii, shifts) are theirs for 32 and 224 pixels, and grow with the side of the image, so
-that a corruption covers the same share of it; kernels are smooth in their length, so that a shift
-of a fraction of a pixel counts. A grey image stays grey. Where we differ: zoom blur averages eleven
-zooms, elastic moves pixels once, pixelate averages areas, parts of pixels included, both ways, and
+Lengths (radii, shifts) are theirs for 32 and 224 pixels. They grow with the side of the image, so
+that a corruption covers the same share of it. Kernels are smooth in their length, so that fractions
+of a pixel count. A grey image stays grey. We differ in four points: zoom blur averages eleven
+zooms, elastic moves pixels once, pixelate averages areas (parts of pixels included) both ways, and
 nothing is rounded to 8 bits.
 """
 
@@ -79,7 +79,7 @@ def corrupt(images: Tensor, name: str, severity: int, rng: np.random.Generator) 
         images: (B, 3, S, S) float in [0, 1].
         name: one of ``NAMES``.
         severity: 1 to 5.
-        rng: of noise, directions and shifts; the result is a function of it and of the images.
+        rng: draws noise, directions and shifts.
 
     Returns:
         (B, 3, S, S) float32 in [0, 1], on the device of the images.

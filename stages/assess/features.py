@@ -1,8 +1,8 @@
 """How good features are: linear evaluation, neighbours, clusters, maps, classical baselines.
 
 Pure functions of arrays, most of them a few lines around scikit-learn, and ``over_images``, which
-makes the arrays. Features are (n, F) float32, classes (n,) int64 with -1 where unknown. Nothing
-here sees a test label but to score: whatever is chosen is chosen on labeled training images.
+makes the arrays. Features are (n, F) float32, classes (n,) int64 with -1 where unknown. Test labels
+are used for scores only: every choice is made on labeled training images.
 """
 
 import warnings
@@ -34,11 +34,12 @@ from tqdm import tqdm
 from shared.config.schema import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
-from shared.training.evaluate import classification_metrics
+from shared.runs.assessment import Baseline, Choice, ClusterQuality
+from shared.training.evaluate import Metrics, classification_metrics
 
 PIXEL_SIDE = 32  # larger images are shrunk to this side where pixels are the features
 HOLD_OUT = 1000  # from so many labels on, one part is held out instead of five in turn
-# What the slower methods see at most; the methods' rows say how many it was.
+# Images that the slower methods see, at most; the rows of the methods say how many they saw.
 SPREADING_IMAGES, SVM_IMAGES, CLUSTER_IMAGES = 5_000, 10_000, 10_000
 REGULARISATION = tuple(10.0**power for power in range(-4, 3))  # C of logistic regression
 
@@ -57,9 +58,9 @@ def over_images(
     """Apply a function to every image as evaluation shows it, divided among the processes.
 
     Args:
-        function: a normalised batch (b, 3, S, S) and its number -> (b, F). The number says which
-            ``batch_size`` of the ids these are, however many processes there are: chance may
-            depend on it.
+        function: a normalised batch (b, 3, S, S) and its number -> (b, F). Batch k holds the ids
+            k * batch_size and following, however many processes there are: random numbers may
+            depend on k.
         images: the image set.
         ids: positions in it, ascending.
         data: image size, normalisation, workers.
@@ -68,34 +69,34 @@ def over_images(
         title: of the progress bar.
 
     Returns:
-        Rows (n, F) float32 and their positions (n,), ascending, on every process; unreadable images
-        are left out where ``on_error`` is skip.
+        Rows (n, F) float32 and their positions (n,), ascending, on every process. Where
+        ``on_error`` is skip, unreadable images are left out.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     numbers = range(-(-len(ids) // batch_size))[rank::world]
     mine = [ids[number * batch_size : (number + 1) * batch_size] for number in numbers]
-    rows, places = [], [torch.zeros(0, dtype=torch.int64)]
+    rows, positions = [], [torch.zeros(0, dtype=torch.int64)]
     batches = plain_batches(
         images, np.concatenate([*mine, ids[:0]]), data, batch_size, accelerator.device
     )
     hidden = None if accelerator.is_main_process else True
     with tqdm(total=len(numbers), desc=title, leave=False, disable=hidden) as bar:
-        for number, (batch, positions) in zip(numbers, batches, strict=True):
+        for number, (batch, of_batch) in zip(numbers, batches, strict=True):
             rows.append(function(batch, number).float())
-            places.append(positions)
+            positions.append(of_batch)
             bar.update()
     if world == 1:
-        return torch.cat(rows).cpu().numpy(), torch.cat(places).numpy()
+        return torch.cat(rows).cpu().numpy(), torch.cat(positions).numpy()
     if not rows:  # fewer batches than processes: the width is that of one image
         batch, _ = next(plain_batches(images, ids[:1], data, 1, accelerator.device))
         rows.append(function(batch, 0).float()[:0])
     # processes may hold different numbers of images: pad with rows marked -1
     padded = accelerator.pad_across_processes(
-        (torch.cat(rows), torch.cat(places).to(accelerator.device)), dim=0, pad_index=-1
+        (torch.cat(rows), torch.cat(positions).to(accelerator.device)), dim=0, pad_index=-1
     )
-    all_rows, all_places = (part.cpu().numpy() for part in accelerator.gather(padded))
-    order = np.argsort(all_places)[(all_places < 0).sum() :]
-    return all_rows[order], all_places[order]
+    all_rows, all_positions = (part.cpu().numpy() for part in accelerator.gather(padded))
+    order = np.argsort(all_positions)[(all_positions < 0).sum() :]
+    return all_rows[order], all_positions[order]
 
 
 def as_pixels(images: Tensor) -> Tensor:
@@ -108,8 +109,8 @@ def as_pixels(images: Tensor) -> Tensor:
 def scaled(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     """Subtract the mean of the training rows and divide all by one number: mean variance 1.
 
-    One number, not one for each feature, so that distances keep their meaning and a pixel that is
-    hardly ever set does not grow. The kernels and C below are meant for rows on this scale.
+    One number for all features keeps the meaning of distances, and a pixel that is rarely set does
+    not grow. The kernels and C below are meant for rows on this scale.
     """
     mean = train.mean(0)
     spread = np.sqrt(train.var(0).mean()) or 1
@@ -122,18 +123,18 @@ class Fit:
     """A classifier of scikit-learn, and how its hyper-parameters were found.
 
     Attributes:
-        model: fitted on all that it was given.
+        model: fitted on all rows.
         hyper: the hyper-parameters.
-        validation: accuracy on the labeled training images that were held out; None where there
-            were too few to hold any out, and the hyper-parameters are the defaults.
+        validation: accuracy on the labeled training images that were held out. None: there were
+            too few to hold any out, and the hyper-parameters are the defaults.
     """
 
     model: Any
     hyper: dict[str, Any]
     validation: float | None
 
-    def row(self) -> dict[str, Any]:
-        """As ``assess.json`` has it."""
+    def choice(self) -> Choice:
+        """Everything but the model."""
         chosen_by = "default" if self.validation is None else "validation"
         return {"hyper": self.hyper, "chosen_by": chosen_by, "validation": self.validation}
 
@@ -147,14 +148,15 @@ def fit(
 ) -> Fit:
     """Fit with hyper-parameters chosen on held-out parts of the labeled images.
 
-    Up to five stratified parts are held out in turn, of ``HOLD_OUT`` labels or more only the first.
-    The best has the highest accuracy there; of logistic regressions, many of which often share it,
-    the highest likelihood. A semi-supervised estimator sees the unlabeled images each time. With a
-    single label in some class nothing can be held out, and the estimator's own values stay.
+    Up to five stratified parts are held out in turn; from ``HOLD_OUT`` labels on, only the first.
+    The best values have the highest accuracy there. Many logistic regressions often share it; of
+    them the best has the highest likelihood. A semi-supervised estimator sees the unlabeled images
+    each time. Where some class has a single label, nothing is held out, and the estimator keeps its
+    own values.
 
     Args:
         estimator: with its defaults.
-        grid: what to choose from, as ``GridSearchCV`` takes it.
+        grid: the values to choose from, as ``GridSearchCV`` takes them.
         rows: (n, F).
         targets: (n,) with -1 for unlabeled rows.
         seed: of the parts.
@@ -191,7 +193,7 @@ def _log_likelihood(model: Any, rows: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _log_probabilities(model: Any, rows: np.ndarray, classes: int) -> np.ndarray:
-    """(n, classes); 1e-12 for classes not seen, and for rows that label spreading cannot reach."""
+    """(n, classes); 1e-12 for unseen classes, and for rows that label spreading cannot reach."""
     logits = np.full((len(rows), classes), np.log(1e-12))
     logits[:, model.classes_] = np.log(np.nan_to_num(model.predict_proba(rows)).clip(1e-12))
     return logits
@@ -208,11 +210,11 @@ def fit_logistic_regression(rows: np.ndarray, targets: np.ndarray, seed: int) ->
     )
 
 
-def scores(model: Any, rows: np.ndarray, targets: np.ndarray, classes: int) -> dict[str, float]:
-    """top1, top5, nll and ece of a classifier with probabilities, as in training's evaluation.
+def scores(model: Any, rows: np.ndarray, targets: np.ndarray, classes: int) -> Metrics:
+    """Metrics of a classifier with probabilities, as ``shared.training.evaluate`` defines them.
 
     Args:
-        model: fitted; classes it has not seen get a probability of 1e-12.
+        model: fitted; classes that it has not seen get a probability of 1e-12.
         rows: (n, F).
         targets: (n,).
         classes: number of classes.
@@ -223,7 +225,7 @@ def scores(model: Any, rows: np.ndarray, targets: np.ndarray, classes: int) -> d
 
 def classical_baselines(
     train: np.ndarray, known: np.ndarray, test: np.ndarray, targets: np.ndarray, seed: int
-) -> list[dict[str, Any]]:
+) -> list[Baseline]:
     """What scikit-learn makes of the same labels, supervised and semi-supervised.
 
     Logistic regression; a support vector machine with an RBF kernel; self-training, which adds to
@@ -234,17 +236,44 @@ def classical_baselines(
     Args:
         train: (n, F), ``scaled``.
         known: (n,) their classes where training may see them, else -1.
-        test: (m, F), likewise scaled.
-        targets: (m,) their classes: to score.
-        seed: of what is left out where there is too much.
+        test: (m, F), scaled with the same mean and factor.
+        targets: (m,) their classes, for the scores.
+        seed: of the lot that leaves images out where there are too many.
 
     Returns:
-        One row for each method, as ``assess.json`` has it without ``input``; of the two
-        semi-supervised methods none where every image is labeled.
+        One row for each method. Where every image is labeled, the two semi-supervised methods have
+        no row.
     """
+    rows: list[Baseline] = []
+    for name, estimator, grid, at_most, semi_supervised in _methods(train):
+        labeled, rest = np.flatnonzero(known != UNLABELED), np.flatnonzero(known == UNLABELED)
+        if semi_supervised and not len(rest):
+            continue
+        rng = np.random.default_rng(seed)
+        seen = np.concatenate([rng.permutation(labeled), rng.permutation(rest)])[:at_most]
+        seen = seen if semi_supervised else seen[known[seen] != UNLABELED]
+        fitted = fit(estimator, grid, train[seen], known[seen], seed)
+        right = fitted.model.predict(test) == targets
+        n_labels = int((known[seen] != UNLABELED).sum())
+        rows.append(
+            {
+                "method": name,
+                "top1": float(right.mean()),
+                "n_labels": n_labels,
+                "n_unlabeled": len(seen) - n_labels,
+                **fitted.choice(),
+            }
+        )
+    return rows
+
+
+def _methods(
+    train: np.ndarray,
+) -> list[tuple[str, BaseEstimator, list[dict[str, list]], int, bool]]:
+    """Name, estimator, grid, images that it may see, and whether it is semi-supervised."""
     unit = 1 / train.shape[1]  # squared distances grow with the number of features
     regression = LogisticRegression(C=10, max_iter=500)
-    methods: list[tuple[str, BaseEstimator, list[dict[str, list]], int, bool]] = [
+    return [
         ("logistic regression", regression, [{"C": list(REGULARISATION)}], len(train), False),
         (
             "support vector machine",
@@ -271,39 +300,18 @@ def classical_baselines(
             True,
         ),
     ]
-    table = []
-    for name, estimator, grid, most, semi_supervised in methods:
-        labeled, rest = np.flatnonzero(known != UNLABELED), np.flatnonzero(known == UNLABELED)
-        if semi_supervised and not len(rest):
-            continue
-        rng = np.random.default_rng(seed)
-        seen = np.concatenate([rng.permutation(labeled), rng.permutation(rest)])[:most]
-        seen = seen if semi_supervised else seen[known[seen] != UNLABELED]
-        found = fit(estimator, grid, train[seen], known[seen], seed)
-        right = found.model.predict(test) == targets
-        n_labels = int((known[seen] != UNLABELED).sum())
-        table.append(
-            {
-                "method": name,
-                "top1": float(right.mean()),
-                "n_labels": n_labels,
-                "n_unlabeled": len(seen) - n_labels,
-                **found.row(),
-            }
-        )
-    return table
 
 
 # ---------------------------------------------------------------------------------- geometry
 def nearest(keys: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k keys most similar to each query, by cosine: indices and similarities, (q, k) each."""
     index = NearestNeighbors(n_neighbors=min(k, len(keys)), metric="cosine", algorithm="brute")
-    distance, found = index.fit(keys).kneighbors(queries)
-    return found, 1 - distance
+    distances, indices = index.fit(keys).kneighbors(queries)
+    return indices, 1 - distances
 
 
 def vote(similarity: np.ndarray, classes: np.ndarray, temperature: float = 0.07) -> np.ndarray:
-    """Classes (q,) that neighbours choose, each with weight exp(similarity / temperature).
+    """Classes (q,) that the neighbours vote for, each with weight exp(similarity / temperature).
 
     Wu et al. 2018 (arXiv 1805.01978), section 3.4, with their temperature.
 
@@ -320,10 +328,10 @@ def vote(similarity: np.ndarray, classes: np.ndarray, temperature: float = 0.07)
 
 def cluster_quality(
     train: np.ndarray, test: np.ndarray, targets: np.ndarray, k: int, seed: int
-) -> dict[str, float]:
-    """How far k-means clusters of the training rows are the classes of the test rows.
+) -> ClusterQuality:
+    """How well k-means clusters of the training rows agree with the classes of the test rows.
 
-    All rows are brought to unit length first.
+    All rows are scaled to unit length first.
 
     Args:
         train: (n, F), to find the clusters.
@@ -331,10 +339,6 @@ def cluster_quality(
         targets: (m,).
         k: clusters.
         seed: of the ten starts, the best of which counts.
-
-    Returns:
-        ``nmi`` (normalised mutual information), ``ari`` (adjusted Rand index) and ``accuracy``,
-        where each cluster stands for the class that the best one-to-one matching gives it.
     """
     train, test = (F.normalize(torch.from_numpy(rows)).numpy() for rows in (train, test))
     means = KMeans(min(k, len(train)), n_init=10, random_state=seed)  # type: ignore[arg-type]
@@ -349,13 +353,13 @@ def cluster_quality(
 
 
 def tsne(rows: np.ndarray, seed: int, metric: str = "cosine") -> np.ndarray:
-    """Places (n, 2) on a map that keeps neighbours together (van der Maaten & Hinton 2008)."""
+    """Points (n, 2) on a map that keeps neighbours together (van der Maaten & Hinton 2008)."""
     perplexity = min(30, (len(rows) - 1) / 3)
     return TSNE(perplexity=perplexity, metric=metric, random_state=seed).fit_transform(rows)
 
 
 def umap(rows: np.ndarray, seed: int) -> np.ndarray | None:
-    """Likewise by UMAP (McInnes et al. 2018), where the package umap-learn is installed."""
+    """The same by UMAP (McInnes et al. 2018); None without the package umap-learn."""
     if find_spec("umap") is None:
         return None
     model = import_module("umap").UMAP(metric="cosine", random_state=seed, n_jobs=1)

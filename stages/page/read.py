@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -17,7 +16,9 @@ from shared.config.command_line import read_config
 from shared.config.labelset import LabelSet, parse_folder
 from shared.config.schema import Config
 from shared.data.batches import Batches
-from shared.data.images import UNLABELED, Splits, open_data
+from shared.data.images import UNLABELED, Splits
+from shared.data.sources import open_data
+from shared.runs.assessment import About, Hashes, read_arrays, read_assessment
 from shared.runs.results import collect
 from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import UserError
@@ -29,30 +30,22 @@ class Assessment:
     def __init__(self, folder: Path, labels: LabelSet):
         self.folder = folder
         self.labels = labels
-        self._arrays: Mapping[str, np.ndarray] = {}
-        try:
-            self._numbers: Mapping[str, Any] = json.loads((folder / "assess.json").read_text())
-            if (folder / "assess.npz").exists():
-                with np.load(folder / "assess.npz", allow_pickle=False) as file:
-                    self._arrays = dict(file)
-        except (OSError, ValueError, BadZipFile) as error:
-            raise UserError(f"{folder} is damaged: {error}; run stages.assess again") from error
-        if not isinstance(self._numbers, dict):
-            raise UserError(f"{folder} is damaged: no JSON object; run stages.assess again")
+        self._numbers = read_assessment(folder)
+        self._arrays = read_arrays(folder)
 
     @property
-    def about(self) -> Mapping[str, Any]:
+    def about(self) -> About:
         """What was assessed: data, classes, encoder."""
         return self._numbers["about"]
 
     @property
-    def hashes(self) -> Mapping[str, Mapping[str, str]]:
+    def hashes(self) -> dict[str, Hashes]:
         """Network -> hashes ``before`` and ``after`` the assessment."""
         return self._numbers.get("hashes", {})
 
     def part(self, name: str) -> Any:
         """A part of the assessment; UserError where it failed or was not asked for."""
-        failed = self._numbers.get("failed", {})
+        failed = self._numbers["failed"]
         if name in failed:
             raise UserError(f"this part failed: {failed[name]}")
         if name not in self._numbers:

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
-from shared.data.images import open_data
+from shared.data.sources import open_data
 from shared.networks.build import build_classifier
 from shared.runtime.artifacts import StageFolder
 from shared.training.evaluate import predict as evaluate

@@ -22,6 +22,7 @@ from shared.data import augment
 from shared.data import image_ops as ops
 from shared.data.augment import apply, color_jitter_, draw, draw_boxes
 from shared.data.image_ops import center_crop, crop_resize
+from shared.runtime.randomness import generator
 from tests.support import golden
 
 ATOL = 2e-6  # of values in [0, 1]; the largest difference seen is 8.4e-7
@@ -54,7 +55,7 @@ def photos(B, H=32, W=32, name="augment"):
 
 
 def rng(seed=0):
-    return np.random.default_rng(seed)
+    return generator(seed)
 
 
 # ------------------------------------------------------------------ values: one operation
@@ -230,8 +231,8 @@ def test_affine_warp_shows_a_window():
 
 
 def test_warped_windows_are_drawn_inside_the_image():
-    policy = Augmentation(crop_area=(1, 1), zoom_area=(0.3, 0.9), translate=0.05)
-    draws = draw(policy, rng(3), 5000)
+    augmentation = Augmentation(crop_area=(1, 1), zoom_area=(0.3, 0.9), translate=0.05)
+    draws = draw(augmentation, rng(3), 5000)
     area = draws.scale.prod(1)
     assert stats.kstest(area, "uniform", args=(0.3, 0.6)).pvalue > 1e-3
     aspect = (draws.scale[:, 0] / draws.scale[:, 1]).log()
@@ -243,7 +244,7 @@ def test_warped_windows_are_drawn_inside_the_image():
     still = draw(Augmentation(), rng(3), 50)
     assert (still.scale == 1).all()
     assert (still.shift == 0).all()
-    boxes = draw_boxes(policy, rng(3), [8] * 5, [9] * 5)
+    boxes = draw_boxes(augmentation, rng(3), [8] * 5, [9] * 5)
     assert boxes.tolist() == [[0, 0, 8, 9]] * 5  # crop_area (1, 1) crops nothing
 
 
@@ -273,11 +274,11 @@ def test_colour_chain_in_one_batch(recorded):
 
 
 def test_apply_runs_flip_colour_and_blur_in_this_order():
-    policy = Augmentation(blur_sigma_per="image", rotate=20, shear=10)
-    draws, images = draw(policy, rng(1), 24), photos(24, 40, 40)
+    augmentation = Augmentation(blur_sigma_per="image", rotate=20, shear=10)
+    draws, images = draw(augmentation, rng(1), 24), photos(24, 40, 40)
     assert 0 < draws.flip.sum() < 24  # both sides of each coin occur
     assert 0 < draws.blur.sum() < 24
-    got = apply(policy, images, draws)
+    got = apply(augmentation, images, draws)
     for i in range(24):
         one, image = draws[i : i + 1], images[i : i + 1]
         image = image.flip(-1) if one.flip else image
@@ -307,9 +308,9 @@ def test_apply_leaves_its_input_alone():
 
 def test_equal_images_come_out_different():
     images = photos(1).expand(64, 3, 32, 32)
-    for policy in (Augmentation(), CROP_AND_FLIP):
-        boxes = draw_boxes(policy, rng(), [32] * 64, [32] * 64)
-        views = apply(policy, crop_resize(images, boxes, 32), draw(policy, rng(), 64))
+    for augmentation in (Augmentation(), CROP_AND_FLIP):
+        boxes = draw_boxes(augmentation, rng(), [32] * 64, [32] * 64)
+        views = apply(augmentation, crop_resize(images, boxes, 32), draw(augmentation, rng(), 64))
         assert len(views.flatten(1).unique(dim=0)) == 64
     # The colour alone differs too: each image has its own factors.
     colour = apply(
@@ -320,14 +321,16 @@ def test_equal_images_come_out_different():
     assert len(colour.flatten(1).unique(dim=0)) == 64
 
 
-@pytest.mark.parametrize("policy", [Augmentation(), Augmentation(blur_sigma_per="image", rotate=9)])
-def test_a_slice_of_the_global_batch_is_what_one_process_makes(policy):
+@pytest.mark.parametrize(
+    "augmentation", [Augmentation(), Augmentation(blur_sigma_per="image", rotate=9)]
+)
+def test_a_slice_of_the_global_batch_is_what_one_process_makes(augmentation):
     images, mine = photos(24), slice(8, 16)
-    boxes = draw_boxes(policy, rng(), [32] * 24, [32] * 24)
-    draws = draw(policy, rng(), 24)
+    boxes = draw_boxes(augmentation, rng(), [32] * 24, [32] * 24)
+    draws = draw(augmentation, rng(), 24)
     assert len(draws[mine]) == 8
-    everything = apply(policy, crop_resize(images, boxes, 32), draws)
-    part = apply(policy, crop_resize(images[mine], boxes[mine], 32), draws[mine])
+    everything = apply(augmentation, crop_resize(images, boxes, 32), draws)
+    part = apply(augmentation, crop_resize(images[mine], boxes[mine], 32), draws[mine])
     torch.testing.assert_close(part, everything[mine], rtol=0, atol=ATOL)
 
 
@@ -358,21 +361,21 @@ def test_uint8_and_float_images_give_the_same_view():
 )
 @settings(max_examples=40, deadline=None)
 def test_views_have_their_size_and_range(B, H, W, size, seed, brightness, antialias):
-    policy = Augmentation(
+    augmentation = Augmentation(
         rotate=30, shear=15, brightness=brightness, antialias=antialias, color_strength=1.25
     )
     images = (torch.rand(B, 3, H, W, generator=torch.Generator().manual_seed(seed)) * 255).byte()
-    boxes = draw_boxes(policy, rng(seed), [H] * B, [W] * B)
-    crops = crop_resize(images, boxes, size, policy.antialias)
-    views = apply(policy, crops, draw(policy, rng(seed), B))
+    boxes = draw_boxes(augmentation, rng(seed), [H] * B, [W] * B)
+    crops = crop_resize(images, boxes, size, augmentation.antialias)
+    views = apply(augmentation, crops, draw(augmentation, rng(seed), B))
     assert views.shape == (B, 3, size, size)
     assert views.dtype == torch.float32
     assert 0 <= views.min() <= views.max() <= 1  # false if anything is NaN
 
 
 def test_blur_of_white_is_not_whiter():
-    policy = Augmentation(flip=0, jitter=0, grayscale=0, blur=1, blur_sigma_per="image")
-    views = apply(policy, torch.ones(64, 3, 64, 64), draw(policy, rng(), 64))
+    augmentation = Augmentation(flip=0, jitter=0, grayscale=0, blur=1, blur_sigma_per="image")
+    views = apply(augmentation, torch.ones(64, 3, 64, 64), draw(augmentation, rng(), 64))
     assert views.max() <= 1
     assert views.min() < 0.6  # beyond the border lies black
 
@@ -387,11 +390,11 @@ def test_the_whole_image_at_its_own_size_is_the_image(H, W, seed):
 
 
 def test_flipping_twice_gives_the_image_back():
-    policy, images = replace(CROP_AND_FLIP, flip=1.0), photos(4)
-    draws = draw(policy, rng(), 4)
-    once = apply(policy, images, draws)
+    augmentation, images = replace(CROP_AND_FLIP, flip=1.0), photos(4)
+    draws = draw(augmentation, rng(), 4)
+    once = apply(augmentation, images, draws)
     assert torch.equal(once, images.flip(-1))
-    assert torch.equal(apply(policy, once, draws), images)
+    assert torch.equal(apply(augmentation, once, draws), images)
 
 
 # ------------------------------------------------------------------ distributions
@@ -429,11 +432,11 @@ def test_boxes_are_distributed_as_recorded(recorded, case):
     assert stats.chi2_contingency(counts).pvalue > 1e-3
 
 
-def draw_box_in_words(policy, chance, H, W):
+def draw_box_in_words(augmentation, chance, H, W):
     """SPEC.md section 10, sentence by sentence, one box at a time."""
-    low, high = (share * H * W for share in policy.crop_area)
+    low, high = (share * H * W for share in augmentation.crop_area)
     for _ in range(100):
-        aspect = chance.uniform(*policy.crop_aspect)
+        aspect = chance.uniform(*augmentation.crop_aspect)
         smallest, largest = round((low / aspect) ** 0.5), round((high / aspect) ** 0.5)
         while round(largest * aspect) > W or largest > H:
             largest -= 1
@@ -444,24 +447,24 @@ def draw_box_in_words(policy, chance, H, W):
             h -= 1
         w = round(h * aspect)
         inside = 0 < h <= H and 0 < w <= W and low <= h * w <= high
-        if inside and h * w >= policy.crop_min_covered * H * W:
+        if inside and h * w >= augmentation.crop_min_covered * H * W:
             return h, w
     return H, W
 
 
 @pytest.mark.parametrize(
-    "policy",
+    "augmentation",
     [
         Augmentation(crop_area=(0.1, 0.15)),
         Augmentation(crop_area=(0.3, 0.4), crop_aspect=(0.5, 2.5)),
         Augmentation(crop_area=(0.6, 0.7), crop_aspect=(0.8, 1.2)),
     ],
 )
-def test_boxes_of_tiny_images(policy):
+def test_boxes_of_tiny_images(augmentation):
     """On 9 x 8 pixels rounding decides everything."""
     n, chance = 4000, rng(8)
-    ours = draw_boxes(policy, rng(9), [9] * 5 * n, [8] * 5 * n)[:, 2:].tolist()
-    theirs = [draw_box_in_words(policy, chance, 9, 8) for _ in range(n)]
+    ours = draw_boxes(augmentation, rng(9), [9] * 5 * n, [8] * 5 * n)[:, 2:].tolist()
+    theirs = [draw_box_in_words(augmentation, chance, 9, 8) for _ in range(n)]
     shapes = sorted({(h, w) for h, w in theirs} | {(h, w) for h, w in ours})
     counts = np.array(
         [[sum((h, w) == shape for h, w in boxes) for shape in shapes] for boxes in (ours, theirs)]
@@ -478,8 +481,8 @@ def test_boxes_of_tiny_images(policy):
 )
 @settings(max_examples=60, deadline=None)
 def test_boxes_lie_in_the_image(H, W, low, seed):
-    policy = Augmentation(crop_area=(low, 1.0))
-    y, x, h, w = draw_boxes(policy, rng(seed), [H] * 20, [W] * 20).unbind(1)
+    augmentation = Augmentation(crop_area=(low, 1.0))
+    y, x, h, w = draw_boxes(augmentation, rng(seed), [H] * 20, [W] * 20).unbind(1)
     assert (y >= 0).all()
     assert (x >= 0).all()
     assert (y + h <= H).all()
@@ -497,6 +500,27 @@ def test_boxes_of_images_of_many_sizes():
     assert draw_boxes(Augmentation(), rng(), [1], [50]).tolist() == [[0, 0, 1, 50]]
     whole = Augmentation(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0))
     assert draw_boxes(whole, rng(), [8, 9], [8, 9]).tolist() == [[0, 0, 8, 8], [0, 0, 9, 9]]
+
+
+def test_the_box_of_a_row_is_its_own():
+    """However the rows of a batch are divided, and whatever sizes the other images have."""
+    sizes = rng(1).integers(1, 60, (2, 200))  # many need several attempts, some all of them
+    whole = draw_boxes(Augmentation(), rng(), *sizes)
+    for rows in (slice(50, 100), slice(3, 200, 8), *(slice(k, k + 1) for k in range(200))):
+        part = draw_boxes(Augmentation(), rng(), *sizes[:, rows], rows)
+        assert torch.equal(part, whole[rows])
+    others = np.where(np.arange(200) % 2, sizes, 300)
+    assert torch.equal(draw_boxes(Augmentation(), rng(), *others)[1::2], whole[1::2])
+    again = draw_boxes(Augmentation(), rng(), *sizes[:, :5])  # of a smaller batch
+    assert torch.equal(again, whole[:5])
+
+
+def test_attempts_are_independent_of_each_other_and_of_other_rows():
+    """No number is used twice: not in another row, and not in another attempt."""
+    attempts = augment._crop_numbers(rng(), slice(0, 1000))
+    numbers = np.stack([next(attempts) for _ in range(20)])
+    assert len(np.unique(numbers)) == 20 * 1000 * 4
+    assert stats.kstest(numbers.ravel(), "uniform").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("case", cases("jitter/", "/in"))
@@ -534,10 +558,10 @@ def test_blur_is_distributed_as_recorded(recorded):
         to_torch(arrays["batch_blur/b8_64/in"]),
         arrays["batch_blur/b8_64/mean_abs_change"],
     )
-    policy = Augmentation(flip=0, jitter=0, grayscale=0)
+    augmentation = Augmentation(flip=0, jitter=0, grayscale=0)
     ours = []
     for call in range(len(theirs)):
-        views = apply(policy, images, draw(policy, rng(call), len(images)))
+        views = apply(augmentation, images, draw(augmentation, rng(call), len(images)))
         ours.append((views - images).abs().mean((1, 2, 3)))
     ours = torch.stack(ours).numpy()  # (300, 8)
     chosen, recorded_chosen = ours > 1e-6, theirs > 1e-6
@@ -550,8 +574,11 @@ def test_blur_is_distributed_as_recorded(recorded):
 
 
 def test_draws_of_each_coin_factor_and_order():
-    n, policy = 20000, Augmentation(flip=0.3, rotate=15, shear=5, color_strength=0.5, blur=0.4)
-    draws = draw(policy, rng(11), n)
+    n, augmentation = (
+        20000,
+        Augmentation(flip=0.3, rotate=15, shear=5, color_strength=0.5, blur=0.4),
+    )
+    draws = draw(augmentation, rng(11), n)
     for coin, p in (
         (draws.flip, 0.3),
         (draws.jitter, 0.8),
@@ -571,19 +598,21 @@ def test_draws_of_each_coin_factor_and_order():
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > 1e-3
     assert len(draws.sigma.unique()) == 1  # one for the batch, as the reference
-    sigma = draw(replace(policy, blur_sigma_per="image"), rng(11), n).sigma
+    sigma = draw(replace(augmentation, blur_sigma_per="image"), rng(11), n).sigma
     assert stats.kstest(sigma, "uniform", args=(0.1, 1.9)).pvalue > 1e-3
-    batch_sigmas = [draw(policy, rng(seed), 2).sigma[0].item() for seed in range(500)]
+    batch_sigmas = [draw(augmentation, rng(seed), 2).sigma[0].item() for seed in range(500)]
     assert stats.kstest(batch_sigmas, "uniform", args=(0.1, 1.9)).pvalue > 1e-3
 
 
 def test_additive_brightness():
-    policy = Augmentation(brightness="additive", flip=0, jitter=1, grayscale=0, blur=0)
-    draws = draw(policy, rng(), 2000)
+    augmentation = Augmentation(brightness="additive", flip=0, jitter=1, grayscale=0, blur=0)
+    draws = draw(augmentation, rng(), 2000)
     assert stats.kstest(draws.factors[:, 0], "uniform", args=(-0.8, 1.6)).pvalue > 1e-3
     flat = torch.full((2000, 3, 2, 2), 0.5)  # brightness is all that changes it
     want = (0.5 + draws.factors[:, 0]).clamp(0, 1)
-    torch.testing.assert_close(apply(policy, flat, draws)[:, 0, 0, 0], want, rtol=0, atol=ATOL)
+    torch.testing.assert_close(
+        apply(augmentation, flat, draws)[:, 0, 0, 0], want, rtol=0, atol=ATOL
+    )
 
 
 def test_no_colour_at_strength_zero():
@@ -626,10 +655,15 @@ def test_a_bad_setting_is_named(name, value):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_and_cpu_agree():
-    policy = Augmentation(blur_sigma_per="image", rotate=10, shear=5)
+    augmentation = Augmentation(blur_sigma_per="image", rotate=10, shear=5)
     images = torch.randint(0, 256, (32, 3, 40, 40), dtype=torch.uint8)
-    boxes, draws = draw_boxes(policy, rng(), [40] * 32, [40] * 32), draw(policy, rng(), 32)
-    views = [apply(policy, crop_resize(x, boxes, 32), draws).cpu() for x in (images, images.cuda())]
+    boxes, draws = (
+        draw_boxes(augmentation, rng(), [40] * 32, [40] * 32),
+        draw(augmentation, rng(), 32),
+    )
+    views = [
+        apply(augmentation, crop_resize(x, boxes, 32), draws).cpu() for x in (images, images.cuda())
+    ]
     torch.testing.assert_close(*views, rtol=0, atol=1e-5)
 
 

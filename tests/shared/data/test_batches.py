@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Augmentation, Data
 from shared.data.batches import Batches, _DecodeAndCrop, normalize, plain_batches, positions
 from shared.data.image_ops import center_crop
-from shared.data.images import ImageSet, open_data, open_splits
+from shared.data.images import ImageSet
+from shared.data.sources import open_data, open_splits
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder, process
 
@@ -39,11 +41,13 @@ def images_of(folder, loading="memory", **options) -> tuple[ImageSet, Data]:
     return train, data
 
 
-def batches_of(folder, loading="memory", accelerator=None, policy=VIEWS, **options) -> Batches:
+def batches_of(
+    folder, loading="memory", accelerator=None, augmentation=VIEWS, **options
+) -> Batches:
     train, data = images_of(folder, loading)
     arguments = {"seed": 3, "stage": "pretrain", "batch_size": 8, "views": 2} | options
     return Batches(
-        train, np.arange(len(train)), data, policy, accelerator or process(), **arguments
+        train, np.arange(len(train)), data, augmentation, accelerator or process(), **arguments
     )
 
 
@@ -183,19 +187,19 @@ def test_views_differ(folder, loading):
 def test_views_differ_in_colour_and_not_only_in_the_crop(tmp_path, loading):
     root = make_folder(tmp_path, ["0.png"], size=(40, 40))
     whole = Augmentation(crop_area=(1, 1), crop_aspect=(1, 1), flip=0, jitter=1, blur=0)
-    batch = next(batches_of(root, loading, policy=whole, batch_size=3).steps(0, 1))
+    batch = next(batches_of(root, loading, augmentation=whole, batch_size=3).steps(0, 1))
     assert len({image.numpy().tobytes() for image in batch.images}) == 6
 
 
 @pytest.mark.parametrize("loading", LOADINGS)
 @pytest.mark.parametrize(
-    "policy", [VIEWS, Augmentation(color_strength=0, blur=0, flip=0)], ids=["full", "crop"]
+    "augmentation", [VIEWS, Augmentation(color_strength=0, blur=0, flip=0)], ids=["full", "crop"]
 )
-def test_equal_images_in_a_batch_are_augmented_differently(tmp_path, loading, policy):
+def test_equal_images_in_a_batch_are_augmented_differently(tmp_path, loading, augmentation):
     root = make_folder(tmp_path, ["0.png"], size=(40, 40))
     for i in range(1, 8):
         (root / f"{i}.png").write_bytes((root / "0.png").read_bytes())
-    images = next(batches_of(root, loading, policy=policy).steps(0, 1)).images
+    images = next(batches_of(root, loading, augmentation=augmentation).steps(0, 1)).images
     for i in range(16):
         for j in range(i):
             assert not torch.equal(images[i], images[j])
@@ -221,9 +225,9 @@ def test_seed_and_stage_change_the_views(tmp_path, loading):
 
 
 @pytest.mark.parametrize("loading", LOADINGS)
-def test_without_policy_and_clean_show_the_plain_image(folder, loading):
+def test_without_augmentation_and_clean_show_the_plain_image(folder, loading):
     train, data = images_of(folder, loading)
-    plain = next(batches_of(folder, loading, policy=None, views=1).steps(0, 1))
+    plain = next(batches_of(folder, loading, augmentation=None, views=1).steps(0, 1))
     both = next(batches_of(folder, loading, views=1, clean=True).steps(0, 1))
     for batch, shown in ((plain, plain.images), (both, both.clean)):
         pixels = torch.stack([train.decode(int(id_)) for id_ in batch.ids])
@@ -250,6 +254,75 @@ def test_normalisation(folder):
     assert (normalize(white, data) == 1).all()
 
 
+# ------------------------------------------------------------------------ one key, either loading
+def boxes_seen(batches, steps, monkeypatch, parts=None) -> dict[tuple, list]:
+    """(step, view, row of the global batch) -> box, of all crops made in these steps."""
+    boxes, draw = {}, Batches.boxes
+
+    def remember(self, step, view, rows, height, width):
+        drawn = draw(self, step, view, rows, height, width)
+        for row, box in zip(range(self.batch_size)[rows], drawn.tolist(), strict=True):
+            boxes[step, view, row] = box
+        return drawn
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "boxes", remember)
+        if parts is None:
+            list(batches.steps(*steps))
+        else:
+            for step in batches.steps_in_parts(*steps, parts):
+                list(step)
+    return boxes
+
+
+@pytest.mark.parametrize("loading", LOADINGS)
+@pytest.mark.parametrize(("world", "parts"), [(1, None), (2, None), (4, None), (1, 3), (2, 2)])
+def test_the_same_boxes_however_images_are_loaded_and_divided(
+    folder, monkeypatch, loading, world, parts
+):
+    """Over the end of a pass, for every step, view and row."""
+    options = {"batch_size": 12, "views": 3}
+    expected = boxes_seen(batches_of(folder, **options), (1, 5), monkeypatch)
+    assert expected.keys() == {(s, v, r) for s in range(1, 5) for v in range(3) for r in range(12)}
+    assert len({tuple(box) for box in expected.values()}) > 100
+    boxes = {}
+    for k in range(world):
+        batches = batches_of(folder, loading, process(k, world), **options)
+        boxes |= boxes_seen(batches, (1, 5), monkeypatch, parts)
+    assert boxes == expected
+
+
+CROP = Augmentation(blur=0, color_strength=0)
+
+
+@pytest.mark.parametrize("augmentation", [VIEWS, CROP], ids=["full", "crop"])
+def test_the_same_views_however_images_are_loaded(folder, augmentation):
+    """Workers send uint8 views: half a level. The two crop kernels add in another order: 1e-5."""
+    memory, workers = (batches_of(folder, kind, augmentation=augmentation) for kind in LOADINGS)
+    for a, b in zip(memory.steps(0, 6), workers.steps(0, 6), strict=True):
+        assert torch.equal(a.ids, b.ids)
+        torch.testing.assert_close(a.images, b.images, rtol=0, atol=0.5 / 255 + 1e-5)
+
+
+def test_the_same_antialiased_views_however_images_are_loaded(folder, tmp_path):
+    """The crop of a photo is made in integers: its rows are rounded and clipped, then its columns.
+
+    And ours rounds positions to 1/1024 of a pixel. Clipping matters only where the filter
+    overshoots white or black, which it cannot where the contrast is low.
+    """
+    for file in folder.rglob("*.png"):
+        low_contrast = np.asarray(Image.open(file)) // 4 + 96
+        (tmp_path / file.parent.name).mkdir(exist_ok=True)
+        Image.fromarray(low_contrast).save(tmp_path / file.parent.name / file.name)
+    antialiased = replace(CROP, antialias=True)
+    for source, atol in ((tmp_path, 1.5 / 255), (folder, 25 / 255)):
+        memory, workers = (batches_of(source, kind, augmentation=antialiased) for kind in LOADINGS)
+        for a, b in zip(memory.steps(0, 6), workers.steps(0, 6), strict=True):
+            assert torch.equal(a.ids, b.ids)
+            torch.testing.assert_close(a.images, b.images, rtol=0, atol=atol)
+            assert (a.images - b.images).abs().mean() < 0.5 / 255
+
+
 # ------------------------------------------------------------------------------- decoding workers
 def test_each_image_is_decoded_once_for_both_views(folder, monkeypatch):
     decoded = []
@@ -264,14 +337,14 @@ def test_each_image_is_decoded_once_for_both_views(folder, monkeypatch):
 @pytest.mark.parametrize("antialias", [False, True])
 def test_views_are_the_same_wherever_they_are_finished(folder, antialias):
     """By the workers (on CPU) or on the batch (on a GPU); the latter rounds the crop to uint8."""
-    policy = Augmentation(color_strength=0, blur_sigma_per="image", antialias=antialias)
-    here, there = (batches_of(folder, "workers", policy=policy) for _ in range(2))
+    augmentation = Augmentation(color_strength=0, blur_sigma_per="image", antialias=antialias)
+    here, there = (batches_of(folder, "workers", augmentation=augmentation) for _ in range(2))
     assert here.workers_finish
     there.workers_finish = False
     for a, b in zip(here.steps(0, 2), there.steps(0, 2), strict=True):
         assert torch.equal(a.ids, b.ids)
         torch.testing.assert_close(a.images, b.images, rtol=0, atol=1.1 / 255)
-    everything = batches_of(folder, "workers", policy=replace(VIEWS, antialias=antialias))
+    everything = batches_of(folder, "workers", augmentation=replace(VIEWS, antialias=antialias))
     for a, b in zip(everything.steps(0, 2), here.steps(0, 2), strict=True):
         assert not torch.allclose(a.images, b.images, atol=0.1)  # with colours
 

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
-from shared.data.images import UNLABELED, ImageSet, Splits, open_data
-from shared.data.labels import Labels, draw_labels, write_labels
+from shared.data.images import UNLABELED, ImageSet, Splits
+from shared.data.labels import Labels, draw_labels, find_images, write_labels
+from shared.data.sources import open_data
 from shared.runtime.errors import UserError
-from tests.support.photos import class_folders
+from tests.support.photos import class_folders, make_folder
+from tests.support.sources import opened
 
 PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "imagenet_subsets"
 
@@ -182,6 +184,29 @@ def test_list_with_unlabeled_or_unknown_images(tmp_path):
     assert "cannot read the label file" in refusal(splits, tmp_path / "missing.txt")
     file.write_bytes(b"\xff\xfe\x00")
     assert "cannot read the label file" in refusal(splits, file)
+
+
+def test_images_are_found_by_the_end_of_their_path(tmp_path):
+    splits = opened(class_folders(tmp_path / "x" / "y", 1, classes="ab").parent)
+    assert splits.train.names.tolist() == ["y/a/0.png", "y/b/0.png"]
+    file = tmp_path / "list.txt"
+    assert find_images(splits, ["y/b/0.png", "b/0.png", "a/0.png"], file).tolist() == [1, 1, 0]
+    with pytest.raises(UserError, match=r"list.txt: 0.png may be several images; write more"):
+        find_images(splits, ["0.png"], file)
+    with pytest.raises(UserError, match=r"names 1 unknown images: c/0.png; .* like y/a/0.png"):
+        find_images(splits, ["c/0.png"], file)
+
+
+def test_held_out_images_are_known_but_not_for_training(tmp_path):
+    splits = opened(class_folders(tmp_path, 10))
+    assert find_images(splits, [splits.test.names[0]], tmp_path).tolist() == [-1]
+    flat = opened(
+        make_folder(
+            tmp_path / "t", ["train/a/0.png", "train/b/1.png", "test/a/0.png", "test/b/2.png"]
+        )
+    )
+    with pytest.raises(UserError, match="several"):
+        find_images(flat, ["0.png"], tmp_path)
 
 
 # ---------------------------------------------------------------------------------------- CSV

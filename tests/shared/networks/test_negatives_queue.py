@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from shared.config.command_line import load_config
 from shared.config.schema import Pretrain, hashed_settings
 from shared.data.batches import Batches
-from shared.data.images import open_data
+from shared.data.sources import open_data
 from shared.networks.build import build_contrastive, network_meta
 from shared.networks.negatives_queue import Memory
 from shared.runtime import distributed

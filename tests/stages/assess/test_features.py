@@ -13,7 +13,7 @@ from sklearn.semi_supervised import LabelSpreading
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
-from shared.data.images import open_data
+from shared.data.sources import open_data
 from stages.assess import features
 from tests.support.photos import class_folders, process
 
@@ -85,10 +85,10 @@ def test_rows_do_not_depend_on_the_processes(images, processes):
     wanted = images.pixels[ids].float().mean((2, 3)).numpy() / 255
     np.testing.assert_allclose(one[:, :3], wanted, atol=1e-6)
 
-    group, found = Group(processes), {}
+    group, results = Group(processes), {}
 
     def work(index: int) -> None:
-        found[index] = features.over_images(
+        results[index] = features.over_images(
             tagged, images, ids, data, group.process(index), batch_size=4
         )
 
@@ -97,7 +97,7 @@ def test_rows_do_not_depend_on_the_processes(images, processes):
         thread.start()
     for thread in threads:
         thread.join()
-    for rows, positions in found.values():
+    for rows, positions in results.values():
         np.testing.assert_array_equal(rows, one)
         np.testing.assert_array_equal(positions, at)
 
@@ -126,10 +126,10 @@ GRID = [{"C": [1e-4, 1.0]}]
 
 def test_hyper_parameters_are_chosen_on_held_out_labeled_rows():
     rows, targets = blobs(spread=2.0)
-    found = features.fit(LogisticRegression(C=7), GRID, rows, targets, 0)
-    assert found.hyper == {"C": 1.0}
-    assert found.row()["chosen_by"] == "validation"
-    assert 0.6 < found.validation < 1
+    fitted = features.fit(LogisticRegression(C=7), GRID, rows, targets, 0)
+    assert fitted.hyper == {"C": 1.0}
+    assert fitted.choice()["chosen_by"] == "validation"
+    assert 0.6 < fitted.validation < 1
     # labels without any information: the accuracy on what was held out says so
     lot = np.random.default_rng(0).permutation(targets)
     assert features.fit(LogisticRegression(), GRID, rows, lot, 0).validation < 0.6
@@ -138,10 +138,10 @@ def test_hyper_parameters_are_chosen_on_held_out_labeled_rows():
 def test_one_label_in_a_class_leaves_the_defaults():
     rows, targets = blobs()
     few = [0, 1, 12, 13, 24]
-    found = features.fit(LogisticRegression(C=7), GRID, rows[few], targets[few], 0)
-    assert (found.hyper, found.validation) == ({"C": 7}, None)
-    assert found.row()["chosen_by"] == "default"
-    assert found.model.C == 7
+    fitted = features.fit(LogisticRegression(C=7), GRID, rows[few], targets[few], 0)
+    assert (fitted.hyper, fitted.validation) == ({"C": 7}, None)
+    assert fitted.choice()["chosen_by"] == "default"
+    assert fitted.model.C == 7
 
 
 def test_many_labels_are_held_out_once(monkeypatch):
@@ -175,9 +175,9 @@ def test_semi_supervised_estimators_see_the_unlabeled_rows():
             return super().fit(X, y)
 
     estimator = Spreading("rbf", gamma=0.2)
-    found = features.fit(estimator, [{"alpha": [0.2, 0.9]}], rows, known, 0)
+    fitted = features.fit(estimator, [{"alpha": [0.2, 0.9]}], rows, known, 0)
     assert set(shapes) == {(33, 30), (36, 30)}  # half of the labels held out, then all
-    assert (found.model.predict(rows) == targets).all()
+    assert (fitted.model.predict(rows) == targets).all()
 
 
 def test_scores_of_a_class_that_training_lacked():
@@ -228,9 +228,9 @@ def test_nearest_and_vote_are_the_definition(k, n, seed):
     rng = np.random.default_rng(seed)
     keys, queries = rng.standard_normal((n, 3)), rng.standard_normal((4, 3))
     classes = rng.integers(0, 3, n)
-    found, similarity = features.nearest(keys, queries, k)
-    assert found.shape == similarity.shape == (4, min(k, n))
-    votes = features.vote(similarity, classes[found], 0.3)
+    indices, similarity = features.nearest(keys, queries, k)
+    assert indices.shape == similarity.shape == (4, min(k, n))
+    votes = features.vote(similarity, classes[indices], 0.3)
     for i, query in enumerate(queries):
         cosine = keys @ query / np.linalg.norm(keys, axis=1) / np.linalg.norm(query)
         best = np.argsort(-cosine)[:k]

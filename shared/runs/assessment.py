@@ -1,0 +1,299 @@
+"""What ``stages.assess`` leaves in ``<output>/<run>/assess-<labels>-seed<seed>``.
+
+``assess.json`` is an `Assessment`; it is there from the first finished part on. Every accuracy and
+every other share is in [0, 1]. ``assess.npz`` holds the arrays of the parts, named
+``<part>/<name>``. T is the number of test images with a class, C that of classes, S the side of a
+stored picture; positions count in the test or the training images.
+
+    map/positions (M,)  map/targets (M,)
+    map/tsne (M, 2)  map/tsne_pixels (M, 2)  map/umap (M, 2), where umap-learn is installed
+    neighbours/query_positions (Q,)  neighbours/query_targets (Q,)
+    neighbours/query_images (Q, S, S, 3) uint8
+    neighbours/positions (Q, 8)  neighbours/targets (Q, 8), -1 unknown
+    neighbours/similarity (Q, 8)  neighbours/images (Q, 8, S, S, 3) uint8
+    classifiers/<stage>/positions (T,)  .../targets (T,)  .../predictions (T,)
+    classifiers/<stage>/confidence (T,): the largest probability
+    classifiers/<stage>/confusion (C, C): rows are the true classes
+    classifiers/<stage>/mistakes (m,): indices into the T, most confident first
+    classifiers/<stage>/mistake_images (m, S, S, 3) uint8
+    corruptions/clean (S, S, 3) uint8: one test image
+    corruptions/examples (names, 5, S, S, 3) uint8: the same image, corrupted
+    ood/<set>/examples (8, S, S, 3) uint8
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict, cast
+from zipfile import BadZipFile
+
+import numpy as np
+
+from shared.runtime.artifacts import save_arrays, write_atomically
+from shared.runtime.errors import UserError
+from shared.training.evaluate import Metrics
+
+Input = Literal["features", "pixels"]
+
+
+class About(TypedDict):
+    """The run and the images.
+
+    Attributes:
+        labels: tag of the label set.
+        n_labels: labels that training may see.
+        n_train: training images.
+        n_train_seen: training images whose features were computed.
+        n_test: test images with a class.
+        seed: of the label draw.
+        classes: their names.
+        encoder: of the pretrained network.
+        image_size: pixels per side.
+        classifiers: stage -> name of the classifier's folder.
+    """
+
+    labels: str
+    n_labels: int
+    n_train: int
+    n_train_seen: int
+    n_test: int
+    seed: int
+    classes: list[str]
+    encoder: str
+    image_size: int
+    classifiers: dict[str, str]
+
+
+class Hashes(TypedDict):
+    """Of one network's parameters and buffers; they are equal where nothing was trained."""
+
+    before: str
+    after: str
+
+
+class Choice(TypedDict):
+    """How the hyper-parameters of a classical method were chosen.
+
+    Attributes:
+        hyper: their names and values.
+        chosen_by: validation, or default where too few labels could be held out.
+        validation: accuracy on held-out labeled training images, or None.
+    """
+
+    hyper: dict[str, Any]
+    chosen_by: Literal["validation", "default"]
+    validation: float | None
+
+
+class LinearRow(Metrics, Choice):
+    """Logistic regression on one layer's frozen features.
+
+    Attributes:
+        layer: of the projection head; 0 is the encoder's output.
+        width: number of features.
+        labels: tag of the label set, or "all".
+        n_labels: their number.
+        knn: accuracy of the nearest neighbours' vote.
+    """
+
+    layer: int
+    width: int
+    labels: str
+    n_labels: int
+    knn: float
+
+
+class Linear(TypedDict):
+    """``best_layer``: labels -> the best layer by validation, where there was a validation."""
+
+    rows: list[LinearRow]
+    best_layer: dict[str, int]
+
+
+class Neighbours(TypedDict):
+    """Share of the 1 and k = 8 nearest training images that have the test image's class.
+
+    None where no neighbour's class is known.
+    """
+
+    k: int
+    same_class_at_1: float | None
+    same_class_at_8: float | None
+
+
+class ClusterQuality(TypedDict):
+    """Agreement of clusters with classes.
+
+    Attributes:
+        nmi: normalised mutual information.
+        ari: adjusted Rand index.
+        accuracy: where each cluster gets the class of the best one-to-one matching.
+    """
+
+    nmi: float
+    ari: float
+    accuracy: float
+
+
+class Clusters(ClusterQuality):
+    """k-means on features, found on ``n_images`` training images; ``pixels``: on pixels."""
+
+    k: int
+    n_images: int
+    pixels: ClusterQuality
+
+
+class Map(TypedDict):
+    """``methods``: tsne, tsne_pixels and, where umap-learn is installed, umap; ``n`` images."""
+
+    n: int
+    methods: list[str]
+
+
+class ClassifierRow(Metrics):
+    """A classifier on the test images."""
+
+    title: str
+    parameters: int
+    n_labels: int
+
+
+class Corruptions(TypedDict):
+    """Accuracy of the classifiers on corrupted test images.
+
+    Attributes:
+        n_images: test images.
+        names: of the corruptions.
+        groups: name -> noise, blur or digital.
+        severities: 1 to 5.
+        clean: stage -> accuracy on the images as they are.
+        mean: stage -> mean over corruptions and severities.
+        accuracy: stage -> name -> accuracy at each severity.
+    """
+
+    n_images: int
+    names: list[str]
+    groups: dict[str, str]
+    severities: list[int]
+    clean: dict[str, float]
+    mean: dict[str, float]
+    accuracy: dict[str, dict[str, list[float]]]
+
+
+class OutOfDistribution(TypedDict):
+    """How well confidence separates test images from images of no class.
+
+    Attributes:
+        sets: name -> number of images.
+        auroc: stage -> name -> chance that a test image gets the higher confidence.
+        confidence: stage -> name, or "test" -> mean of the largest probability.
+    """
+
+    sets: dict[str, int]
+    auroc: dict[str, dict[str, float]]
+    confidence: dict[str, dict[str, float]]
+
+
+class TransferRow(Metrics, Choice):
+    """Logistic regression on another data set."""
+
+    input: Input
+
+
+class Transfer(TypedDict):
+    """``data`` names the other data set; ``classes`` is the number of its classes."""
+
+    data: str
+    classes: int
+    n_train: int
+    n_test: int
+    rows: list[TransferRow]
+
+
+class Baseline(Choice):
+    """A method of scikit-learn; the methods: ``stages.assess.features.classical_baselines``."""
+
+    method: str
+    top1: float
+    n_labels: int
+    n_unlabeled: int
+
+
+class BaselineRow(Baseline):
+    """The same, with what it works on."""
+
+    input: Input
+
+
+class Baselines(TypedDict):
+    """What scikit-learn makes of the same labels."""
+
+    rows: list[BaselineRow]
+
+
+class Assessment(TypedDict):
+    """``assess.json``.
+
+    Attributes:
+        about: the run and the images.
+        seconds: part -> seconds that it took.
+        made_from: part -> hash of everything that its numbers depend on.
+        failed: part -> message; a failed part has no key of its own.
+        hashes: "encoder" or a stage -> hashes; written after the last part.
+    """
+
+    about: About
+    seconds: dict[str, float]
+    made_from: dict[str, str]
+    failed: dict[str, str]
+    linear: NotRequired[Linear]
+    neighbours: NotRequired[Neighbours]
+    clusters: NotRequired[Clusters]
+    map: NotRequired[Map]
+    classifiers: NotRequired[dict[str, ClassifierRow]]
+    corruptions: NotRequired[Corruptions]
+    ood: NotRequired[OutOfDistribution]
+    transfer: NotRequired[Transfer]
+    baselines: NotRequired[Baselines]
+    hashes: NotRequired[dict[str, Hashes]]
+
+
+def read_assessment(folder: Path) -> Assessment:
+    """``assess.json`` of an assessment's folder.
+
+    Raises:
+        UserError: it does not exist or is damaged.
+    """
+    try:
+        content = json.loads((folder / "assess.json").read_text())
+        if not isinstance(content, dict) or not content.keys() >= {"about", "failed"}:
+            raise ValueError("assess.json is not an assessment")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is damaged: {error}; run stages.assess again") from error
+    return cast(Assessment, content)
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """``assess.npz`` of an assessment's folder; empty where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with np.load(folder / "assess.npz", allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, EOFError, ValueError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{folder} is damaged: {error}; run stages.assess again") from error
+
+
+def save_assessment(folder: Path, assessment: Assessment, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write both files atomically; the arrays first, because the numbers say which parts are done.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    save_arrays(folder / "assess.npz", arrays)
+    write_atomically(folder / "assess.json", json.dumps(assessment, indent=1))

@@ -1,0 +1,349 @@
+"""Any source becomes the same ImageSet: formats, columns, splits."""
+
+import os
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.config.labelset import LabelSet
+from shared.config.schema import Data
+from shared.data.images import UNLABELED
+from shared.data.sources import open_data
+from tests.support.photos import class_folders, make_folder
+from tests.support.sources import HALVES, PNGS, STRUCTS, error_of, opened, parquet
+
+
+# -------------------------------------------------------------------------------------- folders
+def test_folder_of_classes(tmp_path):
+    train, test = opened(class_folders(tmp_path, 10))
+    assert train.classes == test.classes == ("a", "b", "c")
+    assert sorted([*train.names, *test.names]) == [f"{c}/{i}.png" for c in "abc" for i in range(10)]
+    assert all(name[0] == "abc"[k] for name, k in zip(train.names, train.labels, strict=True))
+    assert np.bincount(test.labels).tolist() == [2, 2, 2]  # a stratified fifth, held out
+    assert train.pixels.shape == (24, 3, 8, 8)
+    expected = np.asarray(Image.open(tmp_path / train.names[5]))
+    np.testing.assert_array_equal(train.pixels[5].permute(1, 2, 0), expected)
+
+
+def test_folder_of_images_only(tmp_path):
+    make_folder(tmp_path, ["x.png", "deep/er/y.png", "deep/z.png"])
+    train, test = opened(tmp_path)
+    assert test is None
+    assert train.classes == ()
+    assert (train.labels == UNLABELED).all()
+    assert set(train.names) == {"x.png", "deep/er/y.png", "deep/z.png"}
+
+
+def test_images_beside_the_class_folders_are_unlabeled(tmp_path):
+    class_folders(tmp_path, 5)
+    make_folder(tmp_path, ["new0.png", "new1.png"])
+    train, test = opened(tmp_path)
+    assert len(train) + len(test) == 17
+    assert set(train.names[train.labels == UNLABELED]) == {"new0.png", "new1.png"}
+
+
+def test_classes_are_the_folders_below_the_root_however_deep_the_images(tmp_path):
+    """As in tiny-imagenet: train/<class>/images/*.JPEG."""
+    make_folder(tmp_path, [f"{c}/images/{i}.JPEG" for c in "ab" for i in range(5)])
+    assert opened(tmp_path)[0].classes == ("a", "b")
+
+
+def test_train_and_test_folders(tmp_path):
+    class_folders(tmp_path / "train", 4)
+    class_folders(tmp_path / "test", 2, classes="ca")
+    train, test = opened(tmp_path)
+    assert (len(train), len(test)) == (12, 4)
+    assert train.names[0] == "train/a/0.png"
+    assert test.classes == train.classes
+    assert test.labels.tolist() == [0, 0, 2, 2]  # by name, although test lacks class b
+
+
+def test_odd_names_hide_no_image(tmp_path):
+    """A file called test_1.png is no split, brackets are no pattern, links are followed."""
+    root = class_folders(tmp_path / "photos [2024] ü", 4)
+    make_folder(root, ["a/test_1.png", "b/train-2.PNG", "c/we*ird ?name#%20.png"])
+    (root / "d").symlink_to(root / "a")
+    make_folder(root, ["a/._5.png", "__MACOSX/a/0.png", ".hidden/0.png"])
+    (root / "a/notes.txt").write_text("not an image")
+    (root / "Thumbs.db").write_text("nor this")
+    train, test = opened(root)
+    assert train.classes == ("a", "b", "c", "d")
+    assert len(train) + len(test) == 12 + 3 + 5
+
+
+def test_metadata_csv_of_the_hub_gives_the_labels(tmp_path):
+    make_folder(tmp_path, [f"{i}.png" for i in range(20)])
+    rows = "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(20))
+    (tmp_path / "metadata.csv").write_text("file_name,label\n" + rows)
+    train, _ = opened(tmp_path)
+    assert train.classes == ("x", "y")
+    assert len(train) == 16
+    assert [int(name[:-4]) % 2 for name in train.names] == train.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("nowhere/at/all", "no such folder or file"),
+        ("./nowhere", "no such folder or file"),
+        ("missing.parquet", "no such folder or file"),
+        ("", "is not a"),
+        (
+            "no-such/data-set",
+            "no folder or file is called 'no-such/data-set', and the hub cannot be reached",
+        ),
+    ],
+)
+def test_no_such_source(source, says):
+    assert says in error_of(source)
+
+
+def test_empty_folder_and_folder_of_other_files(tmp_path):
+    assert "no images in" in error_of(tmp_path)
+    (tmp_path / "readme.txt").write_text("hello")
+    assert "expected" in error_of(tmp_path)
+    assert "is not a .parquet file" in error_of(tmp_path / "readme.txt")
+
+
+# ------------------------------------------------------------------------- parquet and the columns
+def test_parquet_as_the_hub_writes_it(tmp_path):
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"])
+    )
+    rows = {"image": STRUCTS, "label": HALVES}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "b [1].parquet")
+    train, test = opened(tmp_path / "b [1].parquet")
+    assert train.classes == ("cat", "dog")
+    assert (len(train), len(test)) == (16, 4)
+    assert train.names[0] == str(train.pixels[0, 0, 0, 0].item())  # called by row number
+
+
+def test_parquet_of_other_programs_with_labels_missing(tmp_path):
+    """Bytes or structs; null, NaN and -1 are no class."""
+    words = ["x", "y", None, *"xy" * 8, "x"]
+    train, _ = opened(parquet(tmp_path / "a.parquet", pic=STRUCTS, label=words))
+    assert train.classes == ("x", "y")
+    assert train.names[train.labels == UNLABELED].tolist() == ["2"]
+    numbers = [0.0, 1.0, float("nan"), *HALVES[3:]]
+    train, _ = opened(parquet(tmp_path / "b.parquet", pic=PNGS, label=numbers))
+    assert train.classes == ("0", "1")
+    assert (train.labels == UNLABELED).sum() == 1
+    train, _ = opened(parquet(tmp_path / "c.parquet", pic=PNGS, label=[-1, *HALVES[1:]]))
+    assert train.classes == ("0", "1")
+    assert train.names[train.labels == UNLABELED].tolist() == ["0"]
+
+
+def test_folder_of_parquet_splits(tmp_path):
+    for split in ("train", "test"):
+        parquet(tmp_path / f"data/{split}-00000-of-00001.parquet", image=STRUCTS, label=HALVES)
+    train, test = opened(tmp_path)
+    assert (len(train), len(test)) == (20, 20)
+
+
+def test_columns_can_be_named(tmp_path):
+    path = parquet(tmp_path / "a.parquet", left=STRUCTS, right=STRUCTS[::-1], kind=HALVES)
+    assert "several image columns: left, right; choose with --data.image_column" in error_of(path)
+    train, test = opened(path, image_column="right", label_column="kind")
+    assert train.pixels[0, 0, 0, 0] == 19 - int(train.names[0])
+    assert test.classes == ("0", "1")
+    message = error_of(path, image_column="middle")
+    assert "data.image_column=middle is not a column; there are left, right, kind" in message
+    assert "no images" in error_of(path, image_column="kind")
+    assert "data.label_column=sort" in error_of(path, image_column="left", label_column="sort")
+
+
+def test_columns_that_are_not_there(tmp_path):
+    path = parquet(tmp_path / "a.parquet", text=["a", "b"])
+    assert "has no image column; its columns are text" in error_of(path)
+    path = parquet(tmp_path / "b.parquet", image=STRUCTS, label=[[k] for k in HALVES])
+    assert "not one class per image" in error_of(path)
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 and nonsense")
+    assert "cannot load" in error_of(tmp_path / "c.parquet")
+
+
+# ------------------------------------------------------------------------------------------- hub
+def hub(monkeypatch, labels: dict[str, dict[str, datasets.ClassLabel]], rows: dict, image="image"):
+    """Let the hub have this data set; what it was asked for is returned."""
+    asked = []
+    features = datasets.Features({image: datasets.Image(), **labels})
+    splits = datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict({image: STRUCTS, **columns}, features=features)
+            for split, columns in rows.items()
+        }
+    )
+
+    def load_dataset(*args, split=None, **options):
+        asked.append((*args, split))
+        return splits[split] if split else splits
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_hub_with_other_column_names(monkeypatch):
+    """As uoft-cs/cifar10: img, label."""
+    kinds = {"label": datasets.ClassLabel(names=["cat", "dog"])}
+    rows = {"train": {"label": HALVES}, "test": {"label": HALVES[::-1]}}
+    asked = hub(monkeypatch, kinds, rows, image="img")
+    train, test = opened("uoft-cs/cifar10")
+    assert asked == [("uoft-cs/cifar10", None, None)]
+    assert train.classes == ("cat", "dog")
+    assert test.labels.tolist() == HALVES[::-1]
+    assert train.pixels[7, 0, 0, 0] == 7
+
+
+def test_hub_test_split_without_labels_is_passed_over(monkeypatch):
+    """As ILSVRC/imagenet-1k: the test labels are all -1, validation has them."""
+    kinds = {"label": datasets.ClassLabel(names=["cat", "dog"])}
+    rows = {
+        "train": {"label": HALVES},
+        "test": {"label": [-1] * 20},
+        "validation": {"label": HALVES[::-1]},
+    }
+    hub(monkeypatch, kinds, rows)
+    train, test = opened("ILSVRC/imagenet-1k")
+    assert len(train) == 20
+    assert test.labels.tolist() == HALVES[::-1]
+
+
+def test_hub_without_any_labeled_test_split_holds_some_out(monkeypatch):
+    kinds = {"label": datasets.ClassLabel(names=["cat", "dog"])}
+    hub(monkeypatch, kinds, {"train": {"label": HALVES}, "test": {"label": [-1] * 20}})
+    train, test = opened("some/contest")
+    assert (len(train), len(test)) == (16, 4)
+    assert "the test images in some/contest@test have no labels" in error_of(
+        "some/contest", test="some/contest@test"
+    )
+
+
+def test_hub_with_two_label_columns(monkeypatch):
+    """As cifar100: fine_label, coarse_label."""
+    kinds = {
+        "fine_label": datasets.ClassLabel(names=["cat", "dog"]),
+        "coarse_label": datasets.ClassLabel(names=["animal"]),
+    }
+    hub(monkeypatch, kinds, {"train": {"fine_label": HALVES, "coarse_label": [0] * 20}})
+    message = error_of("cifar100")
+    assert "several label columns: fine_label, coarse_label" in message
+    assert "--data.label_column" in message
+    assert opened("cifar100", label_column="fine_label")[0].classes == ("cat", "dog")
+    # unlabeled images may come from there without a choice
+    assert len(opened("digits", unlabeled="cifar100")[0]) == 1437 + 20
+
+
+def test_hub_configuration_and_split(monkeypatch):
+    kinds = {"label": datasets.ClassLabel(names=["cat", "dog"])}
+    asked = hub(monkeypatch, kinds, {"extra[:50%]": {"label": HALVES}})
+    train, _ = opened("me/mine:small@extra[:50%]")
+    assert asked == [("me/mine", "small", "extra[:50%]")]
+    assert train.classes == ("cat", "dog")
+
+
+def test_hub_reasons_are_passed_on(monkeypatch):
+    def gated(*args, **options):
+        raise datasets.exceptions.DatasetNotFoundError("'a/b' is a gated dataset. Ask for access.")
+
+    monkeypatch.setattr(datasets, "load_dataset", gated)
+    assert "cannot load a/b: 'a/b' is a gated dataset. Ask for access." in error_of("a/b")
+
+
+# ------------------------------------------------------------------------------ splits, unlabeled
+def test_digits_are_embedded_and_split_the_same_every_time():
+    train, test = opened("digits")
+    assert (len(train), len(test)) == (1437, 360)
+    assert set(train.names).isdisjoint(test.names)
+    assert train.pixels.shape == (1437, 3, 8, 8)
+    assert train.pixels.max() == 255
+    assert np.bincount(test.labels).min() >= 34
+    again = opened("digits")
+    assert again.train.fingerprint == train.fingerprint
+    assert opened("digits", split_seed=1).train.fingerprint != train.fingerprint
+
+
+def test_too_few_labeled_images_to_hold_out(tmp_path):
+    """One per class, or nothing left on one side: all of them are for training."""
+    assert opened(class_folders(tmp_path / "one", 1)).test is None
+    assert opened(class_folders(tmp_path / "two", 2), test_fraction=0.9).test is None
+    assert len(opened(class_folders(tmp_path / "five", 5), test_fraction=0.01).train) == 15
+
+
+def test_classes_of_one_image_are_named_where_none_is_held_out(tmp_path, capsys):
+    folder = class_folders(tmp_path, 5)
+    (folder / "z").mkdir()
+    shutil.copy(next((folder / "a").iterdir()), folder / "z")
+    assert open_data(Data(train=str(folder)), LabelSet.parse("1pct"), progress=True).test is None
+    assert "too few labeled ones to hold some out, z with one image;" in capsys.readouterr().out
+
+
+def test_test_classes_that_training_lacks(tmp_path):
+    class_folders(tmp_path / "train", 3, classes="ab")
+    class_folders(tmp_path / "test", 3, classes="bz")
+    assert "the training images lack: z" in error_of(tmp_path)
+
+
+def test_unlabeled_test_images_stay_unlabeled(tmp_path):
+    class_folders(tmp_path / "train", 3, classes="abc")
+    class_folders(tmp_path / "test", 2, classes="bc")
+    make_folder(tmp_path / "test", ["unknown.png"])
+    _, test = opened(tmp_path)
+    assert test.labels[test.names == "test/unknown.png"].tolist() == [UNLABELED]
+
+
+def test_extra_unlabeled_images(tmp_path):
+    class_folders(tmp_path / "train", 10)
+    class_folders(tmp_path / "more", 3, classes="xy")  # their folders do not count
+    train, test = opened(tmp_path / "train", unlabeled=str(tmp_path / "more"))
+    assert (len(train), len(test)) == (24 + 6, 6)
+    assert train.classes == ("a", "b", "c")
+    assert (train.labels[24:] == UNLABELED).all()
+    assert (train.labels[:24] != UNLABELED).all()
+    assert train.names[24] == "unlabeled/x/0.png"
+    expected = np.asarray(Image.open(tmp_path / "more/x/0.png"))
+    np.testing.assert_array_equal(train.pixels[24].permute(1, 2, 0), expected)
+    on_disk = opened(tmp_path / "train", unlabeled=str(tmp_path / "more"), loading="workers")
+    np.testing.assert_array_equal(on_disk.train.decode(24), train.pixels[24])
+
+
+def test_extra_unlabeled_images_of_another_size(tmp_path):
+    class_folders(tmp_path / "train", 10)
+    make_folder(tmp_path / "more", ["0.png"], size=(20, 10))
+    train, _ = opened(tmp_path / "train", unlabeled=str(tmp_path / "more"))
+    assert train.pixels is None
+    assert train.decode(24).shape == (3, 10, 20)
+    message = error_of(tmp_path / "train", unlabeled=str(tmp_path / "more"), loading="memory")
+    assert "8x8" in message
+    assert "20x10" in message
+
+
+# ---------------------------------------------------------------------------------- CSV labels
+def test_csv_labels_of_a_folder_without_classes(tmp_path):
+    make_folder(tmp_path / "p", [f"{i}.png" for i in range(30)])
+    rows = "".join(f"{i}.png,{'cat' if i % 2 else 'dog'}\n" for i in range(20))
+    (tmp_path / "labels.csv").write_text("file,label\n" + rows)
+    train, test = opened(tmp_path / "p", labels=str(tmp_path / "labels.csv"))
+    assert train.classes == ("cat", "dog")
+    assert (len(train), len(test)) == (26, 4)
+    assert (train.labels == UNLABELED).sum() == 10
+    assert [1 - int(name[:-4]) % 2 for name in test.names] == test.labels.tolist()
+
+
+def test_csv_labels_replace_folders_that_are_not_its_classes(tmp_path):
+    """Photos sorted by year."""
+    class_folders(tmp_path / "p", 10, classes="34")
+    rows = "".join(f"{y}/{i}.png,{'cat' if i % 2 else 'dog'}\n" for y in "34" for i in range(5))
+    (tmp_path / "labels.csv").write_text("file,label\n" + rows)
+    train, test = opened(tmp_path / "p", labels=str(tmp_path / "labels.csv"))
+    assert train.classes == ("cat", "dog")
+    assert (train.labels != UNLABELED).sum() + len(test) == 10
+
+
+def test_relative_sources(tmp_path, monkeypatch):
+    class_folders(tmp_path / "here", 5)
+    monkeypatch.chdir(tmp_path)
+    for source in ("here", "./here", "../" + os.path.basename(tmp_path) + "/here"):
+        train, _ = opened(source)
+        assert train.names[0].startswith("a/")
