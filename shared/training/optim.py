@@ -1,34 +1,126 @@
-"""LARS as the authors' tf2/lars_optimizer.py has it, parameter groups, and the learning-rate curve.
+"""The optimizers, their parameter groups, and the learning-rate curve.
 
-The curve is a pure function of the step: a stage calls ``set_learning_rate`` before each update,
-there is no scheduler object and nothing to restore.
+LARS is that of the authors' tf2/lars_optimizer.py. The curve is a pure function of the step: a
+stage calls ``set_learning_rate`` before each update, so there is no scheduler object and nothing to
+restore. A new optimizer is one record in `OPTIMIZERS`.
 """
 # torch.optim itself is written with the torch._foreach_* functions: one call, or one kernel, for
 # all tensors of a list.
 # pyright: reportPrivateImportUsage=false
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-OptimizerName = Literal["lars", "sgd", "adamw"]
 ScalingRule = Literal["linear", "sqrt", "none"]
 
 
-class LARS(torch.optim.Optimizer):
+class _MomentumSGD(torch.optim.Optimizer):
+    """SGD whose learning rate is inside the momentum buffer, as in TensorFlow and Keras.
+
+    The buffer becomes v = momentum * v + rate * g, and the weight moves by -v, or with ``nesterov``
+    by -(momentum * v + rate * g). torch's SGD multiplies by the rate outside the buffer, which
+    differs as soon as the rate changes. Parameters without gradient are left alone: neither decayed
+    nor moved by their momentum.
+
+    Args:
+        params: Parameters, or groups with hyper-parameters of their own.
+        hyperparameters: ``lr``, ``momentum``, ``weight_decay``, ``nesterov``, ``classic_momentum``
+            and what a subclass adds.
+
+    Raises:
+        ValueError: A hyper-parameter is out of range.
+    """
+
+    def __init__(self, params: Iterable[Any], hyperparameters: dict[str, Any]) -> None:
+        momentum = hyperparameters["momentum"]
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        for name in ("lr", "weight_decay", "eeta"):
+            value = hyperparameters.get(name, 0)
+            if not value >= 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+        super().__init__(params, hyperparameters)
+
+    def _rates(self, params, updates, group: dict[str, Any]):
+        """Learning rate of each parameter, or one for all."""
+        return group["lr"]
+
+    @torch.no_grad()
+    def step(self, closure=None) -> Any:
+        """Update every parameter that has a gradient; returns the closure's loss, if given one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+
+            # With weight decay 0 too: a list of our own, so that all below may work in place.
+            updates = torch._foreach_add(
+                [p.grad for p in params], params, alpha=group["weight_decay"]
+            )
+            if group["classic_momentum"]:
+                torch._foreach_mul_(updates, self._rates(params, updates, group))
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, updates)
+            if group["nesterov"]:
+                torch._foreach_add_(updates, buffers, alpha=group["momentum"])
+            else:
+                updates = buffers
+            if not group["classic_momentum"]:
+                updates = torch._foreach_mul(updates, self._rates(params, updates, group))
+            torch._foreach_sub_(params, updates)
+        return loss
+
+
+class NesterovSGD(_MomentumSGD):
+    """Keras' SGD(nesterov=True), the reference's ``--optimizer=momentum``.
+
+    Args:
+        params: Parameters, or groups with their own ``weight_decay`` and so on.
+        lr: Learning rate.
+        momentum: In [0, 1).
+        weight_decay: Added to the gradient, times the weight (L2, not decoupled).
+
+    Raises:
+        ValueError: A hyper-parameter is out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
+        hyperparameters = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "nesterov": True,
+            "classic_momentum": True,
+        }
+        super().__init__(params, hyperparameters)
+
+
+class LARS(_MomentumSGD):
     """SGD with momentum whose layers each get a rate in proportion to |weight| / |gradient|.
 
     "Large batch training of convolutional networks" (arXiv 1708.03888), in the variant of the
-    authors' tf2/lars_optimizer.py: the learning rate is inside the momentum buffer (torch's SGD has
-    it outside, which differs as soon as the rate changes), the gradient's norm is taken after
-    weight decay, and a layer whose weight or gradient is all zero has trust ratio 1.
-    Parameters without gradient are left alone: neither decayed nor moved by their momentum.
-
-    With ``adapt=False`` and ``nesterov=True`` this is Keras' SGD(nesterov=True), the reference's
-    ``--optimizer=momentum``.
+    authors' tf2/lars_optimizer.py: the learning rate is inside the momentum buffer, the gradient's
+    norm is taken after weight decay, and a layer whose weight or gradient is all zero has trust
+    ratio 1.
 
     Args:
         params: Parameters, or groups with their own ``weight_decay``, ``adapt`` and so on.
@@ -55,13 +147,8 @@ class LARS(torch.optim.Optimizer):
         nesterov: bool = False,
         classic_momentum: bool = True,
         eeta: float = 0.001,
-    ):
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eeta", eeta)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
-        defaults = {
+    ) -> None:
+        hyperparameters = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
@@ -70,56 +157,60 @@ class LARS(torch.optim.Optimizer):
             "classic_momentum": classic_momentum,
             "eeta": eeta,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, hyperparameters)
 
-    @torch.no_grad()
-    def step(self, closure=None) -> Any:
-        """Update every parameter that has a gradient; returns the closure's loss, if given one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if p not in self.state:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            buffers = [self.state[p]["momentum_buffer"] for p in params]
-
-            # With weight decay 0 too: a list of our own, so that all below may work in place.
-            updates = torch._foreach_add(
-                [p.grad for p in params], params, alpha=group["weight_decay"]
-            )
-            if group["classic_momentum"]:
-                torch._foreach_mul_(updates, _rates(params, updates, group))
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, updates)
-            if group["nesterov"]:
-                torch._foreach_add_(updates, buffers, alpha=group["momentum"])
-            else:
-                updates = buffers
-            if not group["classic_momentum"]:
-                updates = torch._foreach_mul(updates, _rates(params, updates, group))
-            torch._foreach_sub_(params, updates)
-        return loss
+    def _rates(self, params, updates, group: dict[str, Any]):
+        """Learning rate times trust ratio; no norm is ever copied to the host."""
+        if not group["adapt"]:
+            return group["lr"]
+        weight_norm = torch.stack(torch._foreach_norm(params))  # (number of parameters,)
+        update_norm = torch.stack(torch._foreach_norm(updates))
+        ratio = group["eeta"] * weight_norm / update_norm
+        ratio = torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
+        return (group["lr"] * ratio).unbind()
 
 
-def _rates(params, updates, group: dict[str, Any]):
-    """Learning rate times trust ratio for each parameter; no norm is ever copied to the host."""
-    if not group["adapt"]:
-        return group["lr"]
-    weight_norm = torch.stack(torch._foreach_norm(params))  # (number of parameters,)
-    update_norm = torch.stack(torch._foreach_norm(updates))
-    ratio = group["eeta"] * weight_norm / update_norm
-    ratio = torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
-    return (group["lr"] * ratio).unbind()
+@dataclass(frozen=True)
+class OptimizerKind:
+    """What the project knows of an optimizer.
+
+    Attributes:
+        name: in the configuration.
+        build: the optimizer of parameter groups and a momentum, with learning rate 0.
+        slots: numbers that it keeps per parameter.
+        decays_biases: whether weight decay is on the biases of dense and convolutional layers.
+        adapts_layers: whether the kernels' rates follow their norms.
+    """
+
+    name: str
+    build: Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
+    slots: int
+    decays_biases: bool = False
+    adapts_layers: bool = False
+
+
+def _adamw(groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True)
+
+
+_KINDS = (
+    OptimizerKind("lars", lambda g, m: LARS(g, momentum=m), slots=1, adapts_layers=True),
+    OptimizerKind("sgd", lambda g, m: NesterovSGD(g, momentum=m), slots=1, decays_biases=True),
+    OptimizerKind("adamw", _adamw, slots=2),
+)
+OPTIMIZERS = {kind.name: kind for kind in _KINDS}
+
+
+def _kind(name: str) -> OptimizerKind:
+    if name not in OPTIMIZERS:
+        *others, last = OPTIMIZERS
+        raise ValueError(f"unknown optimizer {name!r}, choose {', '.join(others)} or {last}")
+    return OPTIMIZERS[name]
 
 
 def parameter_groups(
     model: nn.Module,
-    optimizer: OptimizerName,
+    optimizer: str,
     weight_decay: float,
     lr_scales: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
@@ -137,7 +228,7 @@ def parameter_groups(
 
     Args:
         model: Its parameters that require a gradient are grouped; the others are left out.
-        optimizer: Decides the rule.
+        optimizer: A name in `OPTIMIZERS`; its record decides the rule.
         weight_decay: For the decayed groups; the others get 0.
         lr_scales: Factors on the learning rate by module path, e.g. ``{"encoder": 0.1}`` for
             ``encoder`` and all below it. The longest path that fits a parameter counts.
@@ -146,8 +237,9 @@ def parameter_groups(
         Groups with ``params``, ``weight_decay``, ``adapt`` and ``lr_scale``.
 
     Raises:
-        ValueError: A path in ``lr_scales`` fits no parameter of the model.
+        ValueError: Unknown optimizer, or a path in ``lr_scales`` fits no parameter of the model.
     """
+    kind = _kind(optimizer)
     lr_scales = lr_scales or {}
     names = [name for name, _ in model.named_parameters()]
     for path in lr_scales:
@@ -165,8 +257,8 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         kernel = parameter.ndim > 1
-        decay = kernel or (optimizer == "sgd" and id(parameter) in layer_biases)
-        adapt = optimizer == "lars" and kernel and not _lies_under(name, "linear")
+        decay = kernel or (kind.decays_biases and id(parameter) in layer_biases)
+        adapt = kernel and kind.adapts_layers and not _lies_under(name, "linear")
         paths = [path for path in lr_scales if _lies_under(name, path)]
         lr_scale = lr_scales[max(paths, key=len)] if paths else 1.0
         groups.setdefault((decay, adapt, lr_scale), []).append(parameter)
@@ -186,7 +278,7 @@ def _lies_under(name: str, path: str) -> bool:
 
 
 def build_optimizer(
-    name: OptimizerName,
+    name: str,
     model: nn.Module,
     weight_decay: float,
     momentum: float = 0.9,
@@ -194,18 +286,12 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over ``parameter_groups(model, ...)``, with learning rate 0 until it is set.
 
-    "sgd" is the reference's ``momentum``, Keras' SGD with Nesterov: `LARS` without adaptation.
-    For "adamw" ``momentum`` is beta1.
+    "sgd" is the reference's ``momentum``: `NesterovSGD`. For "adamw" ``momentum`` is beta1.
 
     Raises:
         ValueError: Unknown name, or a hyper-parameter is out of range.
     """
-    if name not in ("lars", "sgd", "adamw"):
-        raise ValueError(f"unknown optimizer {name!r}, choose lars, sgd or adamw")
-    groups = parameter_groups(model, name, weight_decay, lr_scales)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True)
-    return LARS(groups, momentum=momentum, nesterov=name == "sgd")
+    return _kind(name).build(parameter_groups(model, name, weight_decay, lr_scales), momentum)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

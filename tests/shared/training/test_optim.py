@@ -1,4 +1,4 @@
-"""LARS step by step against the authors' numbers, the groups, and the learning-rate curve."""
+"""The optimizers step by step, LARS against the authors' numbers; groups; learning-rate curve."""
 
 import re
 
@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from shared.config.schema import load_config
 from shared.training.optim import (
     LARS,
+    OPTIMIZERS,
+    NesterovSGD,
     build_optimizer,
     learning_rate_at,
     parameter_groups,
@@ -91,7 +94,7 @@ def test_lars_treats_the_layers_of_a_group_one_by_one():
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("classic_momentum", [False, True])
 def test_lars_by_hand_in_float64(nesterov, classic_momentum):
-    """The formulas of SPEC section 6, spelt out for one weight over a changing rate."""
+    """The formulas of tf2/lars_optimizer.py, spelt out for one weight over a changing rate."""
     rng = np.random.default_rng(0)
     w, v = rng.normal(size=(3, 4)), np.zeros((3, 4))
     param = nn.Parameter(torch.tensor(w))
@@ -139,7 +142,7 @@ def test_sgd_is_keras_sgd_with_nesterov():
 
 
 def test_parameters_without_gradient_are_left_alone():
-    """Neither decayed nor moved on by their momentum (SPEC section 6, last line)."""
+    """They are neither decayed nor moved by their momentum."""
     param = nn.Parameter(torch.ones(2, 2))
     optimizer = LARS([param], lr=1.0, weight_decay=0.1)
     param.grad = torch.ones(2, 2)
@@ -209,13 +212,13 @@ def small_classifier():
 def rules(model, groups):
     """name -> (weight decay, adapt, lr_scale), and each trainable parameter exactly once."""
     names = {id(p): name for name, p in model.named_parameters()}
-    found = [
+    pairs = [
         (names[id(p)], (g["weight_decay"], g["adapt"], g["lr_scale"]))
         for g in groups
         for p in g["params"]
     ]
-    assert len(found) == len(dict(found))
-    return dict(found)
+    assert len(pairs) == len(dict(pairs))
+    return dict(pairs)
 
 
 @pytest.mark.parametrize(
@@ -228,8 +231,8 @@ def rules(model, groups):
 )
 def test_groups(optimizer, kernel, layer_bias, norm, head_kernel, head_bias):
     model = small_classifier()
-    found = rules(model, parameter_groups(model, optimizer, 0.1))
-    assert {name: rule[:2] for name, rule in found.items()} == {
+    rule_of = rules(model, parameter_groups(model, optimizer, 0.1))
+    assert {name: rule[:2] for name, rule in rule_of.items()} == {
         "encoder.0.weight": kernel,
         "encoder.1.weight": norm,
         "encoder.1.bias": norm,
@@ -241,18 +244,18 @@ def test_groups(optimizer, kernel, layer_bias, norm, head_kernel, head_bias):
         "linear.weight": head_kernel,
         "linear.bias": head_bias,
     }
-    assert {rule[2] for rule in found.values()} == {1.0}
+    assert {rule[2] for rule in rule_of.values()} == {1.0}
 
 
 def test_frozen_parameters_are_in_no_group():
     model = small_classifier()
     model["encoder"].requires_grad_(False)
-    found = rules(model, parameter_groups(model, "lars", 0.1))
-    assert not any(name.startswith("encoder") for name in found)
-    assert len(found) == 5
+    rule_of = rules(model, parameter_groups(model, "lars", 0.1))
+    assert not any(name.startswith("encoder") for name in rule_of)
+    assert len(rule_of) == 5
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_learning_rate_scales_by_path(name):
     """The longest path counts, a path ends at a dot, and the scale outlives a change of rate."""
     model = small_classifier()
@@ -283,11 +286,44 @@ def test_optimizer_names():
     assert isinstance(lars, LARS)
     assert not lars.defaults["nesterov"]
     assert lars.defaults["momentum"] == 0.8
+    assert isinstance(sgd, NesterovSGD)
+    assert not isinstance(sgd, LARS)
     assert sgd.defaults["nesterov"]
+    assert sgd.defaults["momentum"] == 0.9
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.defaults["betas"] == (0.8, 0.999)
     with pytest.raises(ValueError, match="'adam', choose lars, sgd or adamw"):
         build_optimizer("adam", model, 0.1)
+    with pytest.raises(ValueError, match="'adam', choose lars, sgd or adamw"):
+        parameter_groups(model, "adam", 0.1)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_records_say_what_the_optimizers_do(name):
+    kind, model = OPTIMIZERS[name], small_classifier()
+    assert kind.name == name
+    optimizer = build_optimizer(name, model, 0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for parameter in model.parameters():
+        kept = [value for value in optimizer.state[parameter].values() if value.ndim]
+        assert sum(value.numel() for value in kept) == kind.slots * parameter.numel()
+    groups = optimizer.param_groups
+    assert any(group["adapt"] for group in groups) == kind.adapts_layers
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert (id(model["linear"].bias) in decayed) == kind.decays_biases
+
+
+def test_the_configuration_takes_the_same_names(capsys):
+    for name in OPTIMIZERS:
+        assert load_config([f"--pretrain.optimizer={name}"], "", "").pretrain.optimizer == name
+    with pytest.raises(SystemExit):
+        load_config(["--pretrain.optimizer=adam"], "", "")
+    message = capsys.readouterr().err
+    choices = re.search(r"must be one of (.+), got", message)
+    assert choices
+    assert set(re.findall(r"\w+", choices[1])) == set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize(("name", "peak"), [("lars", 5.0), ("sgd", 0.02), ("adamw", 0.02)])
