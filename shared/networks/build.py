@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def network_meta(model: Model, data: Data) -> dict[str, Any]:
-    """What ``meta.json`` says of a network, enough to build it again and to feed it."""
+    """What ``meta.json`` says of a network: enough to build it again and to prepare its images."""
     return {
         "encoder": model.encoder,
         "head": {"layers": model.head_layers, "width": model.head_width, "out": model.head_out},
@@ -27,7 +27,7 @@ def network_meta(model: Model, data: Data) -> dict[str, Any]:
 
 
 def build_encoder(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
-    """``create_encoder``, with its refusals as messages to the user."""
+    """`create_encoder`, with its errors as a UserError."""
     try:
         return create_encoder(name, image_size, pretrained=pretrained)
     except (ValueError, RuntimeError, AssertionError) as error:
@@ -37,36 +37,50 @@ def build_encoder(name: str, image_size: int, pretrained: bool = False) -> nn.Mo
 def build_contrastive(meta: dict[str, Any], pretrained: bool = False) -> ContrastiveModel:
     """Encoder and whole projection head, as `network_meta` describes them."""
     encoder = build_encoder(meta["encoder"], meta["image_size"], pretrained)
-    head = meta["head"]
-    width: int = encoder.head_hidden_size  # type: ignore[assignment]
-    return ContrastiveModel(
-        encoder, ProjectionHead(width, head["layers"], head["out"], head["width"])
-    )
+    features, size = cast(int, encoder.head_hidden_size), meta["head"]
+    head = ProjectionHead(features, size["layers"], size["out"], size["width"])
+    return ContrastiveModel(encoder, head)
 
 
 def build_classifier(meta: dict[str, Any]) -> Classifier:
-    """Encoder, the first ``from_layer`` layers of the head, linear layer."""
+    """Encoder, the first ``from_layer`` layers of the head, and linear layer.
+
+    Args:
+        meta: as `network_meta`, with ``classes`` (names) and ``from_layer``.
+    """
     classes = len(meta["classes"])
     if not meta["from_layer"]:
         return Classifier(build_encoder(meta["encoder"], meta["image_size"]), classes)
-    whole = build_contrastive(meta)
-    return Classifier(whole.encoder, classes, whole.head, meta["from_layer"])
+    pretrained = build_contrastive(meta)
+    return Classifier(pretrained.encoder, classes, pretrained.head, meta["from_layer"])
 
 
 def load_contrastive(path: Path) -> tuple[ContrastiveModel, dict[str, Any]]:
-    """The pretrained network of an artifact folder and its ``meta.json``."""
+    """The pretrained network of an artifact folder, and its ``meta.json``.
+
+    Raises:
+        UserError: no finished artifact of pretraining, or its weights do not fit.
+    """
     meta = read_meta(path, "encoder")
     return _fill(build_contrastive(meta), path), meta
 
 
 def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
-    """The classifier of an artifact folder and its ``meta.json``."""
+    """The classifier of an artifact folder, and its ``meta.json``.
+
+    Raises:
+        UserError: no finished artifact of a classifier, or its weights do not fit.
+    """
     meta = read_meta(path, "classifier")
     return _fill(build_classifier(meta), path), meta
 
 
 def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Classifier:
-    """The classifier that fine-tuning starts with; UserError where the head has fewer layers."""
+    """The classifier that fine-tuning starts with, on the first ``from_layer`` layers of the head.
+
+    Raises:
+        UserError: the head has fewer layers.
+    """
     try:
         return Classifier(model.encoder, classes, model.head, from_layer)
     except ValueError as error:
@@ -74,17 +88,22 @@ def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Class
 
 
 def require_same_input(meta: dict[str, Any], data: Data, path: Path) -> None:
-    """UserError where an artifact expects other images than the configuration gives."""
+    """Check that the configuration gives an artifact the images that it was trained with.
+
+    Raises:
+        UserError: another image size, mean or standard deviation.
+    """
     for key in ("image_size", "mean", "std"):
-        has, given = meta[key], json.loads(json.dumps(getattr(data, key)))
-        if has != given:
+        trained, configured = meta[key], json.loads(json.dumps(getattr(data, key)))
+        if trained != configured:
             raise UserError(
-                f"{path} was trained with data.{key}={has}, now it is {given};"
-                f" give --data.{key} {has}"
+                f"{path} was trained with data.{key}={trained}, now it is {configured};"
+                f" give --data.{key} {trained}"
             )
 
 
 def _fill(model: M, path: Path) -> M:
+    """The same model with the weights of the artifact folder."""
     file = path / "model.safetensors"
     tensors, _ = load_tensors(file)
     try:
