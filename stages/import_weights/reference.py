@@ -218,14 +218,15 @@ def recognise_encoder(
 
     Args:
         shapes: short name -> shape in TensorFlow's order.
-        pooled_shortcuts: whether the shortcuts are known to hold a pooling. Only for 18 and 34
-            layers with the small stem does it tell what the tensors do not: selective kernels.
+        pooled_shortcuts: whether the shortcuts are known to hold a pooling, as those of networks
+            with selective kernels do. With 18 and 34 layers and the small stem the tensors alone do
+            not show selective kernels.
 
     Returns:
         The encoder's name, and whether it has the small-image stem.
 
     Raises:
-        UserError: where it is none of them, or a tensor that decides is missing.
+        UserError: where it is none of them, or lacks a tensor that decides.
     """
     numbers = [int(m[1] or 0) for m in (re.match(r"conv2d(?:_(\d+))?/", s) for s in shapes) if m]
 
@@ -244,7 +245,7 @@ def recognise_encoder(
     excite = any(re.match(r"conv2d_\d+/bias", name) for name in shapes)
     per_block = 2 + bottleneck + 2 * two_streams + 2 * excite
     blocks = (max(numbers) + 1 - stem - 4) / per_block  # 4 shortcuts
-    # the nearest depth: if a tensor is missing, it will be named
+    # The nearest depth, so that the error message can name a missing tensor.
     depths = [d for d in BLOCKS if d not in SMALL_DEPTHS and (d >= 50) == bottleneck]
     depth = min(depths, key=lambda d: abs(sum(BLOCKS[d]) - blocks))
     if base not in (64, 128, 192, 256):
@@ -271,7 +272,7 @@ def recognise_head(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int | No
 
 
 def trace_linear_input(graphs: Iterable[Mapping[str, Node]], because: str) -> LinearInput | None:
-    """Follow a computation graph back from the linear layer; None where it has none."""
+    """Follow a computation graph back from the linear layer; None where no graph has the layer."""
     for graph in graphs:
         linear = [n for n in graph if re.search(LINEAR + "MatMul$", n) and graph[n].op == "MatMul"]
         if not linear:
@@ -362,7 +363,7 @@ def _guessed_from_training(checkpoint: Checkpoint, contents: Contents, layers: i
 
 
 def recognise(checkpoint: Checkpoint, contents: Contents, image_size: int | None = None) -> Parts:
-    """The network that has these variables, all of them and no other.
+    """The network that has exactly these variables.
 
     Args:
         checkpoint: opened.
@@ -370,7 +371,7 @@ def recognise(checkpoint: Checkpoint, contents: Contents, image_size: int | None
         image_size: pixels per side; None is 224, or 32 for the small-image stem.
 
     Raises:
-        UserError: where there is none, naming what is missing, left over or of another shape.
+        UserError: where there is none. It names what is missing, left over or of another shape.
     """
     shapes = {short: checkpoint.entries[key].shape for short, key in contents.network.items()}
     lists = [children.get("shortcut_layers") for children in checkpoint.objects]
@@ -389,7 +390,14 @@ def recognise(checkpoint: Checkpoint, contents: Contents, image_size: int | None
             kernel = shapes.get("linear/kernel", ())
             linear = nn.Linear(*kernel) if len(kernel) == 2 else nn.Linear(1, 1)
     parts = Parts(name, image_size, encoder, head, linear)
+    _require_same_tensors(shapes, contents, parts)
+    return parts
 
+
+def _require_same_tensors(
+    shapes: Mapping[str, tuple[int, ...]], contents: Contents, parts: Parts
+) -> None:
+    """UserError where the checkpoint's tensors (short name -> shape) are not those of the parts."""
     expected = expected_tensors(parts)
     missing = expected.keys() - shapes.keys()
     left_over = [contents.network[short] for short in shapes.keys() - expected.keys()]
@@ -398,14 +406,13 @@ def recognise(checkpoint: Checkpoint, contents: Contents, image_size: int | None
         faults = [f"{len(missing)} missing ({_examples(missing)})"] if missing else []
         faults += [f"{len(left_over)} left over ({_examples(left_over)})"] if left_over else []
         advice = "; give --drop PATTERN for what is no part of the network" if left_over else ""
-        raise UserError(f"the variables are not those of {name}: {', '.join(faults)}{advice}")
+        raise UserError(f"the variables are not those of {parts.name}: {', '.join(faults)}{advice}")
     for short, (_, shape) in expected.items():
         if shapes[short] != _tensorflow_order(shape):
             raise UserError(
-                f"{contents.network[short]} has shape {shapes[short]}; in {name} it is"
+                f"{contents.network[short]} has shape {shapes[short]}; in {parts.name} it is"
                 f" {_tensorflow_order(shape)}"
             )
-    return parts
 
 
 def expected_tensors(parts: Parts) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -434,7 +441,11 @@ def _tensorflow_order(shape: tuple[int, ...]) -> tuple[int, ...]:
 def fill(
     model: nn.Module, checkpoint: Checkpoint, network: Mapping[str, str], parts: Parts
 ) -> list[str]:
-    """Read the model's tensors, one after another; returns the keys that it has no use for."""
+    """Read the model's tensors, one after another.
+
+    Returns:
+        The keys that the model does not use.
+    """
     state, unused = model.state_dict(), []
     for short, (name, _) in expected_tensors(parts).items():
         name = name if name in state else f"head.{name}"  # as a ContrastiveModel calls it
@@ -471,7 +482,8 @@ def import_checkpoint(
         out: folder of the artifact.
         kind: ``encoder`` (with its projection head) or ``classifier``; None takes what the
             checkpoint was trained for.
-        selector: after how many layers of the head the linear layer stands; None finds out.
+        selector: after how many layers of the head the linear layer stands; None lets
+            `find_linear_input` answer.
         image_size: pixels per side; None is 224, or 32 for the small-image stem.
         classes: their names; None counts them.
         average: take the moving average of the weights.
@@ -576,7 +588,7 @@ def _size(module: nn.Module) -> str:
 
 
 def describe_head(head: ProjectionHead | None) -> dict[str, int | None]:
-    """What ``meta.json`` says of it; 0 layers for none."""
+    """What ``meta.json`` says of a projection head; 0 layers where there is none."""
     if head is None:
         return {"layers": 0, "width": None, "out": None}
     layers = len(head.layers)
@@ -589,7 +601,7 @@ def describe_head(head: ProjectionHead | None) -> dict[str, int | None]:
 
 @torch.inference_mode()
 def check_output(model: nn.Module, image_size: int) -> None:
-    """UserError where the network makes something else than numbers of a random image."""
+    """UserError where the network's output for a random image is not finite."""
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     if not model.eval()(image).isfinite().all():
         raise UserError(
@@ -599,7 +611,7 @@ def check_output(model: nn.Module, image_size: int) -> None:
 
 
 def write_artifact(out: Path, model: nn.Module, meta: Mapping[str, Any]) -> None:
-    """Weights, then ``meta.json``: the artifact is finished (as ``StageFolder.finish`` does)."""
+    """Write the weights, then ``meta.json``, which finishes it (as ``StageFolder.finish`` does)."""
     weights = out / "model.safetensors"
     save_tensors(weights, model.state_dict(), {})
     complete = {**meta, "weights_sha256": sha256(weights), **provenance()}
