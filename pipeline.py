@@ -59,7 +59,7 @@ def train(
     """Check data, labels and schedules; run the stages; print the table."""
     from shared.data.labels import draw_labels
     from shared.data.sources import open_data
-    from shared.runs.results import collect, table, write_results
+    from shared.runs.results import collect, results_text, write_results
     from shared.training.schedule import schedule_of
 
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
@@ -67,7 +67,7 @@ def train(
     labels = draw_labels(splits, config.label_set, config.seed)
     for name in wanted:
         images = len(splits.train) if METHODS[name].all_images else len(labels.ids)
-        schedule_of(getattr(config, METHODS[name].section), images)
+        schedule_of(config.training_of(name), images)
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
         f"data: {len(splits.train):,} images for training, {len(labels.ids):,} of them with a"
@@ -86,7 +86,7 @@ def train(
                 f"\non {tested:,} test images; NLL: mean negative log likelihood, ECE:"
                 " expected calibration error"
             )
-        print(f"\n{table(own)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
+        print(f"\n{results_text(own)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
         print(f"as a page with pictures: python -m stages.page {config.folder}")
 
 

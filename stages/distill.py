@@ -52,7 +52,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         Stopped: after saving, where a signal asked for it.
     """
     cfg, itself = config.distill, method == "self-distill"
-    source = teacher_folder(config, itself)
+    source = teacher_folder(config, method)
     teacher_meta = read_meta(source, "classifier")
     require_same_input(teacher_meta, config.data, source)
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
@@ -127,11 +127,12 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     return stage.finish_classifier(description, teacher_meta["labels"], splits.test, source)
 
 
-def teacher_folder(config: Config, itself: bool) -> Path:
+def teacher_folder(config: Config, method: str) -> Path:
     """The classifier that teaches: the self-distilled one for a student with ``self_first``."""
-    if config.distill.self_first and not itself:
-        return config.folder_of("self-distill")
-    return Path(config.distill.teacher) if config.distill.teacher else config.folder_of("finetune")
+    teacher = config.parent_of(method) or "finetune"
+    if teacher == "finetune" and config.distill.teacher:
+        return Path(config.distill.teacher)
+    return config.folder_of(teacher)
 
 
 def require_same_task(

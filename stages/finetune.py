@@ -70,7 +70,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     images, classes = splits.train, splits.train.classes
     labels = draw_labels(splits, config.label_set, config.seed)
     # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
-    from_layer = first_tuned_layer(cfg, len(labels.ids), len(images))
+    from_layer = cfg.kept_layers(len(labels.ids), len(images))
     source = None
     if row.made_from:
         source = Path(cfg.init) if cfg.init else config.folder / "pretrain"
@@ -78,8 +78,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         require_same_input(network, config.data, source)
         origin: dict[str, Any] = {"parent": network["weights_sha256"]}
     else:
-        section, _, option = row.network.partition(".")
-        scratch = replace(config.model, encoder=getattr(getattr(config, section), option))
+        scratch = replace(config.model, encoder=config.encoder_of(method))
         network = network_meta(scratch, config.data)
         origin = hashed_settings(scratch, "model")
     settings = {
@@ -145,15 +144,6 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         "number": len(labels.ids),
     }
     return stage.finish_classifier(description, made_from, splits.test, source)
-
-
-def first_tuned_layer(cfg: Finetune, labels: int, images: int) -> int:
-    """How many layers of the projection head are kept and tuned (section 2).
-
-    Unset, it is the paper's choice: 1 where up to 10% of the images have a label, else 0.
-    """
-    few = labels <= round(0.1 * images)
-    return cfg.from_layer if cfg.from_layer is not None else int(few)
 
 
 def freeze_beginning(model: Classifier, cfg: Finetune, whole: bool) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.runs import grid
-from shared.runs.results import collect, table
+from shared.runs.results import collect, results_text
 from shared.runtime.errors import UserError, exit_code_2
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = collect(arguments.run)
     if not rows:
         raise UserError(f"no finished classifier in {arguments.run}")
-    print(table(rows))
+    print(results_text(rows))
     return 0
 
 

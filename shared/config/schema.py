@@ -6,6 +6,7 @@ This file imports neither torch nor the configuration library: the command line 
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import FORCEABLE, METHODS
+from shared.config.optimizers import OPTIMIZERS
 
 RECIPES = Path(__file__).parents[2] / "configs"
 
@@ -27,6 +29,11 @@ def not_hashed(default: Any) -> Any:
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{key} must be {allowed}, got {value!r}")
+
+
+def _require_one_of(names: Iterable[str], key: str, value: str) -> None:
+    names = list(names)
+    _require(value in names, key, value, "one of " + ", ".join(map(repr, names)))
 
 
 def _require_seed(key: str, value: int) -> None:
@@ -215,7 +222,7 @@ class Training:
     epochs: float = 100
     steps: int | None = None
     batch_size: int = 1024
-    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
+    optimizer: str = "lars"
     learning_rate: float = 0.1
     learning_rate_scaling: Literal["sqrt", "linear", "none"] = "sqrt"
     warmup_epochs: float = 0
@@ -241,6 +248,7 @@ class Training:
             value = getattr(self, key)
             _require(value >= 0, f"{self.section}.{key}", value, "0 or more")
         _require(0 <= self.momentum < 1, f"{self.section}.momentum", self.momentum, "in [0, 1)")
+        _require_one_of(OPTIMIZERS, f"{self.section}.optimizer", self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -364,6 +372,17 @@ class Finetune(Training):
         key = f"{self.section}.from_layer"
         _require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
 
+    def kept_layers(self, labels: int, images: int) -> int:
+        """``from_layer``; where it is unset, 1 for up to 10% of the labels and 0 for more.
+
+        Args:
+            labels: number of labeled images.
+            images: number of training images.
+        """
+        if self.from_layer is not None:
+            return self.from_layer
+        return int(labels <= round(0.1 * images))
+
 
 @dataclass(frozen=True)
 class Linear(Finetune):
@@ -372,7 +391,7 @@ class Linear(Finetune):
     section: ClassVar[str] = "linear"
 
     epochs: float = 90
-    optimizer: Literal["lars", "sgd", "adamw"] = "sgd"
+    optimizer: str = "sgd"
     learning_rate: float = 0.1
     learning_rate_scaling: Literal["sqrt", "linear", "none"] = "linear"
     from_layer: int | None = 0
@@ -560,7 +579,7 @@ class Config:
         )
         LabelSet.parse(self.labels)
         tuned = [method.name for method in METHODS.values() if method.stage == "finetune"]
-        _require(self.method in tuned, "method", self.method, "one of " + ", ".join(tuned))
+        _require_one_of(tuned, "method", self.method)
         _require_seed("seed", self.seed)
         _require(self.threads >= 0, "threads", self.threads, "0 or more")
         for stage in filter(None, self.force.split(",")):
@@ -593,6 +612,22 @@ class Config:
         """
         name = stage if stage == "pretrain" else self.label_set.folder(stage, self.seed)
         return self.folder / name
+
+    def training_of(self, method: str) -> Training:
+        """The section that a method's training reads."""
+        return getattr(self, METHODS[method].section)
+
+    def encoder_of(self, method: str) -> str:
+        """The encoder that a method trains."""
+        section, option = METHODS[method].network.split(".")
+        return getattr(getattr(self, section), option)
+
+    def parent_of(self, method: str) -> str | None:
+        """The method whose artifact this one starts from; None where it starts from scratch."""
+        parents = METHODS[method].made_from
+        if "self-distill" in parents and self.distill.self_first:
+            return "self-distill"
+        return parents[0] if parents else None
 
 
 def hashed_settings(section: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,35 +1,121 @@
-"""Statistics and text of a table: pure functions of its cells.
+"""Statistics of a table: pure functions of its cells.
 
-A cell is a mapping as ``shared.runs.grid.read_cell`` makes it: row, column, seed, status, result. What
-is compared, and with which intervals:
+The functions compare these things, with these intervals:
 
     a cell          mean ± half the 95% interval of the mean, from Student's t over the repetitions
     two rows        the same over the differences of repetitions with the same label draw
-    worth           which share of the labels gives the supervised row the same accuracy
+    worth           the share of the labels that gives the supervised row the same accuracy
 """
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from scipy.special import stdtrit
 
+from shared.config.labelset import LabelSet
+from shared.runs.table import METRICS, Paper, Table
+from shared.runtime.artifacts import Result
 from shared.runtime.randomness import generator
-from shared.runs.results import aligned
 
-# metric -> title, factor, decimals
-METRICS = {
-    "top1": ("top-1 %", 100, 1),
-    "top5": ("top-5 %", 100, 1),
-    "nll": ("NLL", 1, 3),
-    "ece": ("ECE %", 100, 1),
-    "seconds": ("seconds", 1, 0),
-}
 RESAMPLES = 2000  # of the bootstrap
+
+
+class BaselineResult(TypedDict):
+    """The result of a baseline."""
+
+    n_labels: int
+    top1: float
+
+
+class NoResult(TypedDict):
+    """The result of a cell that is not done: empty."""
+
+
+class CellLine(TypedDict):
+    """One cell and repetition, a line of ``cells.jsonl``.
+
+    ``labels`` is the tag of the label set, ``vary`` this repetition's value of each option that
+    the table varies, ``message`` says why a cell failed, and ``folder`` is relative to the run's.
+    """
+
+    row: str
+    column: str
+    method: str
+    labels: str
+    seed: int
+    vary: dict[str, Any]
+    status: Literal["done", "failed", "missing"]
+    message: str
+    folder: str
+    result: Result | BaselineResult | NoResult
+
+
+class CellSummary(TypedDict):
+    """A cell over its repetitions; ``mean`` and ``half`` in the metric's printed unit.
+
+    ``n`` of ``of`` repetitions are done. ``notes`` count in the summary's messages, from 1.
+    """
+
+    row: str
+    column: str
+    method: str
+    labels: str
+    mean: float | None
+    half: float | None
+    n: int
+    of: int
+    failed: int
+    missing: int
+    notes: list[int]
+    parameters: list[int]
+    n_labels: list[int]
+
+
+class Difference(TypedDict):
+    """A cell minus the one of the row it is compared with, over ``n`` pairs."""
+
+    row: str
+    column: str
+    mean: float
+    half: float | None
+    n: int
+
+
+class Worth(TypedDict):
+    """Per cent of the labels that give the reference row a cell's accuracy, and its interval.
+
+    A number outside the reference's curve is None; ``text`` says on which side it lies.
+    """
+
+    row: str
+    column: str
+    share: float | None
+    low: float | None
+    high: float | None
+    text: str
+    n: int
+
+
+class Summary(TypedDict):
+    """All numbers of a table, ``summary.json``; ``cells`` and so on in the order of the rows."""
+
+    name: str
+    title: str
+    metric: str
+    rows: list[str]
+    columns: list[str]
+    seeds: list[int]
+    vary: dict[str, list[Any]]
+    cells: list[CellSummary]
+    messages: list[str]
+    against: str
+    differences: list[Difference]
+    worth: list[Worth]
+    worth_of: str | None
+    paper: Paper | None
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -88,258 +174,154 @@ def worth(
     if n < 2:
         return share, None
     draws = generator(n, "bootstrap").integers(n, size=(RESAMPLES, n))
-    found = [crossing(shares, reference[d].mean(0), float(values[d].mean())) for d in draws]
+    resampled = [crossing(shares, reference[d].mean(0), float(values[d].mean())) for d in draws]
     # of the sorted values themselves: there is nothing between a number and infinity
-    low, high = np.quantile(found, (0.025, 0.975), method="closest_observation")
+    low, high = np.quantile(resampled, (0.025, 0.975), method="closest_observation")
     return share, (float(low), float(high))
 
 
-def summarize(table: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+Groups = Mapping[tuple[str, str], Sequence[CellLine]]  # (row, column) -> repetitions
+Values = Mapping[tuple[str, str], Mapping[str, float]]  # (row, column) -> repetition -> value
+
+
+def summarize(table: Table, lines: Sequence[CellLine]) -> Summary:
     """All numbers of a table, JSON values.
 
     Args:
-        table: ``shared.runs.grid.Table`` as a mapping.
+        table: its definition.
         lines: its cells, one per repetition.
-
-    Returns:
-        ``cells``, ``differences`` and ``worth`` as lists in the order of rows and columns, with
-        the table's title, labels and published figures; values in the metric's printed unit.
     """
-    rows, columns = list(table["rows"]), list(table["columns"])
-    _, factor, _ = METRICS[table["metric"]]
+    rows, columns = list(table.rows), list(table.columns)
     groups = {
-        (row, column): [x for x in lines if (x["row"], x["column"]) == (row, column)]
+        (row, column): [line for line in lines if (line["row"], line["column"]) == (row, column)]
         for row in rows
         for column in columns
     }
-    values = {  # cell -> repetition -> value
-        place: {
-            json.dumps([line["seed"], line["vary"]], sort_keys=True):
-                line["result"][table["metric"]] * factor
-            for line in group if table["metric"] in line["result"]
-        }
-        for place, group in groups.items()
-    }
+    values = {place: _values(group, table.metric) for place, group in groups.items()}
     messages = sorted({line["message"] for line in lines if line["message"]})
-    cells = []
-    for (row, column), group in groups.items():
-        done = list(values[row, column].values())
-        mean, half = interval(done) if done else (None, None)
-        reasons = {line["message"] for line in group if line["message"]}
-        cells.append({
-            "row": row, "column": column, "method": group[0]["method"] if group else "",
-            "labels": group[0]["labels"] if group else "",
-            "mean": mean, "half": half, "n": len(done), "of": len(group),
-            "failed": sum(line["status"] == "failed" for line in group),
-            "missing": sum(line["status"] == "missing" for line in group),
-            "notes": [messages.index(reason) + 1 for reason in sorted(reasons)],
-            "parameters": sorted({x["result"]["parameters"] for x in group
-                                  if "parameters" in x["result"]}),
-            "n_labels": sorted({x["result"]["n_labels"] for x in group
-                                if "n_labels" in x["result"]}),
-        })
-    against = table["against"] or rows[0]
+    against = table.against or rows[0]
     return {
-        "name": table["name"], "title": table["title"], "metric": table["metric"],
-        "rows": rows, "columns": columns, "seeds": list(table["seeds"]), "vary": table["vary"],
-        "cells": cells, "messages": messages, "against": against,
-        "differences": _differences(values, rows, columns, against),
-        "worth": _worth(values, groups, rows, columns, table["worth"]) if table["worth"] else [],
-        "worth_of": table["worth"], "paper": table["paper"],
+        "name": table.name,
+        "title": table.title,
+        "metric": table.metric,
+        "rows": rows,
+        "columns": columns,
+        "seeds": list(table.seeds),
+        "vary": table.vary,
+        "cells": [_cell(place, groups[place], values[place], messages) for place in groups],
+        "messages": messages,
+        "against": against,
+        "differences": _differences(values, against),
+        "worth": _worth(values, groups, table.worth) if table.worth else [],
+        "worth_of": table.worth,
+        "paper": table.paper,
     }
 
 
-Values = Mapping[tuple[str, str], Mapping[str, float]]
+def _values(group: Sequence[CellLine], metric: str) -> dict[str, float]:
+    """Repetition -> value in the printed unit, where it was measured."""
+    factor = METRICS[metric].factor
+    values = {}
+    for line in group:
+        value = line["result"].get(metric)
+        if value is not None:
+            repetition = json.dumps([line["seed"], line["vary"]], sort_keys=True)
+            values[repetition] = value * factor
+    return values
 
 
-def _differences(
-    values: Values, rows: Sequence[str], columns: Sequence[str], against: str
-) -> list[dict[str, Any]]:
+def _cell(
+    place: tuple[str, str],
+    group: Sequence[CellLine],
+    values: Mapping[str, float],
+    messages: Sequence[str],
+) -> CellSummary:
+    measured = list(values.values())
+    mean, half = interval(measured) if measured else (None, None)
+    reasons = sorted({line["message"] for line in group if line["message"]})
+
+    results = [line["result"] for line in group]
+    return {
+        "row": place[0],
+        "column": place[1],
+        "method": group[0]["method"] if group else "",
+        "labels": group[0]["labels"] if group else "",
+        "mean": mean,
+        "half": half,
+        "n": len(measured),
+        "of": len(group),
+        "failed": sum(line["status"] == "failed" for line in group),
+        "missing": sum(line["status"] == "missing" for line in group),
+        "notes": [messages.index(reason) + 1 for reason in reasons],
+        "parameters": sorted({r["parameters"] for r in results if "parameters" in r}),
+        "n_labels": sorted({r["n_labels"] for r in results if "n_labels" in r}),
+    }
+
+
+def _differences(values: Values, against: str) -> list[Difference]:
     """Row minus ``against`` over the repetitions that both have."""
-    found = []
-    for row in rows:
-        for column in columns:
-            one, other = values[row, column], values[against, column]
-            both = [one[key] - other[key] for key in one if key in other]
-            if row != against and both:
-                mean, half = interval(both)
-                found.append(
-                    {"row": row, "column": column, "mean": mean, "half": half, "n": len(both)}
-                )
-    return found
+    differences: list[Difference] = []
+    for (row, column), of_row in values.items():
+        other = values[against, column]
+        pairs = [of_row[key] - other[key] for key in of_row if key in other]
+        if row != against and pairs:
+            mean, half = interval(pairs)
+            differences.append(
+                {"row": row, "column": column, "mean": mean, "half": half, "n": len(pairs)}
+            )
+    return differences
 
 
-def _worth(
-    values: Values, groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
-    rows: Sequence[str], columns: Sequence[str], reference: str,
-) -> list[dict[str, Any]]:
-    share = {}  # column -> per cent of the labels
-    for column in columns:
-        tag = groups[reference, column][0]["labels"] if groups[reference, column] else ""
-        if tag.endswith("pct") and values[reference, column]:
-            share[column] = float(tag.removesuffix("pct"))
-    curve = sorted(share, key=lambda column: share[column])
-    found = []
-    for row in rows:
-        for column in columns:
-            if row == reference or len(curve) < 2 or column not in share:
-                continue
-            shared = [k for k in values[row, column]
-                      if all(k in values[reference, c] for c in curve)]
-            if not shared:
-                continue
-            of_reference = np.array([[values[reference, c][k] for c in curve] for k in shared])
-            of_row = np.array([values[row, column][k] for k in shared])
-            shares = [share[c] for c in curve]
-            point, bounds = worth(shares, of_reference, of_row)
-            low, high = bounds or (None, None)
-            text = _share(point, shares)
-            if bounds:
-                text += f" [{_share(bounds[0], shares)} to {_share(bounds[1], shares)}]"
-            found.append({"row": row, "column": column, "share": _finite(point),
-                          "low": _finite(low), "high": _finite(high), "text": text,
-                          "n": len(shared)})
-    return found
+def _worth(values: Values, groups: Groups, reference: str) -> list[Worth]:
+    """What the labels are worth, for each cell in a column on the reference's curve."""
+    share_of = {}  # column -> per cent of the labels
+    for (row, column), group in groups.items():
+        share = _percent_of_labels(group[0]["labels"]) if group else None
+        if row == reference and share is not None and values[reference, column]:
+            share_of[column] = share
+    curve = sorted(share_of, key=lambda column: share_of[column])
+    if len(curve) < 2:
+        return []
+    shares = [share_of[column] for column in curve]
+    cells: list[Worth] = []
+    for (row, column), of_row in values.items():
+        if row == reference or column not in share_of:
+            continue
+        common = [key for key in of_row if all(key in values[reference, c] for c in curve)]
+        if not common:
+            continue
+        of_reference = np.array([[values[reference, c][key] for c in curve] for key in common])
+        point, bounds = worth(shares, of_reference, np.array([of_row[key] for key in common]))
+        text = _share_text(point, shares)
+        if bounds:
+            text += f" [{_share_text(bounds[0], shares)} to {_share_text(bounds[1], shares)}]"
+        cells.append(
+            {
+                "row": row,
+                "column": column,
+                "share": _finite(point),
+                "low": _finite(bounds[0]) if bounds else None,
+                "high": _finite(bounds[1]) if bounds else None,
+                "text": text,
+                "n": len(common),
+            }
+        )
+    return cells
 
 
-def _finite(value: float | None) -> float | None:
+def _percent_of_labels(tag: str) -> float | None:
+    """Per cent of the labels that a label set takes; None where it is no share."""
+    share = LabelSet.of_tag(tag).share
+    # 100 * 0.07 is 7.000000000000001
+    return None if share is None else round(100 * share, 9)
+
+
+def _finite(value: float) -> float | None:
     """JSON knows no infinity; the text beside it says ``> 100%``."""
-    return value if value is not None and math.isfinite(value) else None
+    return value if math.isfinite(value) else None
 
 
-def _share(value: float, shares: Sequence[float]) -> str:
+def _share_text(value: float, shares: Sequence[float]) -> str:
     if value == 0:
         return f"< {shares[0]:g}%"
     return f"> {shares[-1]:g}%" if value == math.inf else f"{float(f'{value:.2g}'):g}%"
-
-
-def render(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The table as text for the screen, Markdown, LaTeX (booktabs), and all cells as CSV.
-
-    Args:
-        summary: what ``summarize`` returned.
-        lines: the cells it was made from.
-
-    Returns:
-        ``txt``, ``md``, ``tex``, ``csv``.
-    """
-    parts = blocks(summary)
-    notes = [f"[{i}] {message}" for i, message in enumerate(summary["messages"], 1)]
-    text = [summary["title"]]
-    markdown = [f"# {summary['title']}"]
-    latex = [f"% {summary['title']}"]
-    for caption, grid in parts:
-        text.append(f"{caption}\n\n{aligned(grid)}")
-        markdown.append(f"{caption}\n\n{_markdown(grid)}")
-        latex.append(_latex(caption, grid))
-    if notes:
-        text.append("\n".join(notes))
-        markdown.append("\n".join(f"- {note}" for note in notes))
-        latex.append("\n".join(f"% {note}" for note in notes))
-    return {
-        "txt": "\n\n".join(text),
-        "md": "\n\n".join(markdown) + "\n",
-        "tex": "\n\n".join(latex) + "\n",
-        "csv": _csv(lines),
-    }
-
-
-def blocks(summary: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
-    """Caption and grid of each part: the table, its differences, the labels' worth, the paper."""
-    title, _, digits = METRICS[summary["metric"]]
-    rows, columns = summary["rows"], summary["columns"]
-
-    def grid(cell: Any, of: Iterable[str], *more: str) -> list[list[str]]:
-        head = ["", *more, *columns]
-        return [head] + [
-            [row, *([_parameters(summary, row)] if more else []), *(cell(row, c) for c in columns)]
-            for row in of
-        ]
-
-    def find(part: str, row: str, column: str) -> Mapping[str, Any] | None:
-        same = [x for x in summary[part] if (x["row"], x["column"]) == (row, column)]
-        return same[0] if same else None
-
-    def main(row: str, column: str) -> str:
-        cell = find("cells", row, column)
-        assert cell
-        notes = "".join(f" [{note}]" for note in cell["notes"])
-        if not cell["n"]:
-            return ("failed" if cell["failed"] else "missing") + notes
-        some = f"{cell['n']}" if cell["n"] == cell["of"] else f"{cell['n']} of {cell['of']}"
-        return f"{_number(cell['mean'], cell['half'], digits)} ({some}){notes}"
-
-    def difference(row: str, column: str) -> str:
-        found = find("differences", row, column)
-        if not found:
-            return "-"
-        return f"{_number(found['mean'], found['half'], digits, '+')} ({found['n']})"
-
-    repeats = f", each with its own {' and '.join(summary['vary'])}" if summary["vary"] else ""
-    parts = [(
-        f"{title}, mean ± half its 95% interval (number of runs) over {len(summary['seeds'])}"
-        f" label draws{repeats}", grid(main, rows, "parameters"),
-    )]
-    others = [row for row in rows if row != summary["against"]]
-    if summary["differences"]:
-        parts.append((f"Difference to \"{summary['against']}\" on the same label draws, mean ± half"
-                       " its 95% interval (pairs)", grid(difference, others)))
-    if summary["worth"]:
-        parts.append((
-            f"What the labels are worth: \"{summary['worth_of']}\" needs this share of the labels"
-            " for the same result (95% interval from a bootstrap over the label draws)",
-            grid(lambda r, c: (find("worth", r, c) or {"text": "-"})["text"],
-                 [row for row in rows if row != summary["worth_of"]]),
-        ))
-    if paper := summary["paper"]:
-        shown = paper["cells"]
-        wide = list(dict.fromkeys(column for cells in shown.values() for column in cells))
-        parts.append((
-            f"Published figures: {paper['source']}",
-            [["", *wide]] + [[row, *(str(cells.get(c, "-")) for c in wide)]
-                             for row, cells in shown.items()],
-        ))
-    return parts
-
-
-def _parameters(summary: Mapping[str, Any], row: str) -> str:
-    counts = {n for cell in summary["cells"] if cell["row"] == row for n in cell["parameters"]}
-    return " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)})) if counts else "-"
-
-
-def _number(mean: float, half: float | None, digits: int, sign: str = "") -> str:
-    text = f"{mean:{sign}.{digits}f}"
-    return text if half is None else f"{text} ± {half:.{digits}f}"
-
-
-def _markdown(grid: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in grid]
-    rule = "|---|" + "---:|" * (len(grid[0]) - 1)
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _latex(caption: str, grid: Sequence[Sequence[str]]) -> str:
-    special = str.maketrans({c: f"\\{c}" for c in "%&_#$"} | {c: f"${c}$" for c in "<>"})
-    escaped = [[cell.translate(special).replace("±", r"$\pm$") for cell in row] for row in grid]
-    lines = [" & ".join(row) + r" \\" for row in escaped]
-    return "\n".join([
-        f"% {caption}", rf"\begin{{tabular}}{{l{'r' * (len(grid[0]) - 1)}}}", r"\toprule", lines[0],
-        r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}",
-    ])
-
-
-def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    """One line per cell and repetition."""
-    measured = ["n_labels", "parameters", *METRICS]
-    vary = list(lines[0]["vary"]) if lines else []
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(["row", "column", "method", "labels", "seed", *vary, "status", *measured,
-                  "message", "folder"])
-    for line in lines:
-        out.writerow([
-            line["row"], line["column"], line["method"], line["labels"], line["seed"],
-            *line["vary"].values(), line["status"],
-            *(line["result"].get(key, "") for key in measured), line["message"], line["folder"],
-        ])
-    return text.getvalue()

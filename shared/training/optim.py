@@ -2,19 +2,21 @@
 
 LARS is that of the authors' tf2/lars_optimizer.py. The curve is a pure function of the step: a
 stage calls ``set_learning_rate`` before each update, so there is no scheduler object and nothing to
-restore. A new optimizer is one record in `OPTIMIZERS`.
+restore. Which optimizers there are stands in ``shared/config/optimizers.py``.
 """
 # torch.optim itself is written with the torch._foreach_* functions: one call, or one kernel, for
 # all tensors of a list.
 # pyright: reportPrivateImportUsage=false
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from shared.config.optimizers import OPTIMIZERS, OptimizerKind
 
 ScalingRule = Literal["linear", "sqrt", "none"]
 
@@ -170,35 +172,9 @@ class LARS(_MomentumSGD):
         return (group["lr"] * ratio).unbind()
 
 
-@dataclass(frozen=True)
-class OptimizerKind:
-    """What the project knows of an optimizer.
-
-    Attributes:
-        name: in the configuration.
-        build: the optimizer of parameter groups and a momentum, with learning rate 0.
-        slots: numbers that it keeps per parameter.
-        decays_biases: whether weight decay is on the biases of dense and convolutional layers.
-        adapts_layers: whether the kernels' rates follow their norms.
-    """
-
-    name: str
-    build: Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
-    slots: int
-    decays_biases: bool = False
-    adapts_layers: bool = False
-
-
-def _adamw(groups: list[dict[str, Any]], momentum: float) -> torch.optim.Optimizer:
+def fused_adamw(groups: list[dict[str, Any]], momentum: float) -> torch.optim.AdamW:
+    """Torch's AdamW (arXiv 1711.05101) in one kernel; ``momentum`` is its beta1."""
     return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True)
-
-
-_KINDS = (
-    OptimizerKind("lars", lambda g, m: LARS(g, momentum=m), slots=1, adapts_layers=True),
-    OptimizerKind("sgd", lambda g, m: NesterovSGD(g, momentum=m), slots=1, decays_biases=True),
-    OptimizerKind("adamw", _adamw, slots=2),
-)
-OPTIMIZERS = {kind.name: kind for kind in _KINDS}
 
 
 def _kind(name: str) -> OptimizerKind:
@@ -291,7 +267,8 @@ def build_optimizer(
     Raises:
         ValueError: Unknown name, or a hyper-parameter is out of range.
     """
-    return _kind(name).build(parameter_groups(model, name, weight_decay, lr_scales), momentum)
+    make = getattr(sys.modules[__name__], _kind(name).maker)
+    return make(parameter_groups(model, name, weight_decay, lr_scales), momentum=momentum)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

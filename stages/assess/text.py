@@ -4,7 +4,7 @@ import numpy as np
 
 from shared.config.methods import METHODS
 from shared.runs.assessment import Assessment, Baselines, Clusters, Linear, Neighbours, Transfer
-from shared.runs.results import aligned
+from shared.runs.text import aligned, percent
 
 
 def assessment_text(assessment: Assessment) -> str:
@@ -27,11 +27,6 @@ def assessment_text(assessment: Assessment) -> str:
         blocks.append(_baselines(baselines))
     blocks += [f"{part} failed: {message}" for part, message in assessment["failed"].items()]
     return "\n\n".join(blocks)
-
-
-def percent(share: float | None) -> str:
-    """A share in percent with one digit; a dash for None."""
-    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _linear(part: Linear) -> str:

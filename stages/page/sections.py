@@ -9,8 +9,9 @@ from typing import Any
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS
 from shared.config.schema import Config
-from shared.runs.statistics import METRICS, interval
-from shared.runs.statistics import blocks as table_parts
+from shared.runs.statistics import interval
+from shared.runs.table import METRICS
+from shared.runs.text import blocks as table_parts
 from shared.runtime.errors import UserError
 from stages.page import pictures
 from stages.page.assessment import assessments

@@ -8,6 +8,7 @@ import numpy as np
 from shared.config.methods import CLASSIFIERS
 from shared.config.schema import Config, dump
 from shared.runs.statistics import summarize
+from shared.runs.table import Table
 
 CLASSES = [str(digit) for digit in range(10)]
 
@@ -223,18 +224,14 @@ def fill_table(run: Path) -> Path:
         line |= {"status": "failed", "message": "the loss is nan <at> step 3", "result": {}}
     for line in lines[3:6]:
         line |= {"status": "missing", "result": {}}
-    table = {
-        "name": "small",
-        "title": "A small table",
-        "metric": "top1",
-        "rows": rows,
-        "columns": columns,
-        "seeds": [0, 1, 2],
-        "vary": {},
-        "against": "supervised",
-        "worth": None,
-        "paper": None,
-    }
+    table = Table(
+        name="small",
+        title="A small table",
+        rows={row: {} for row in rows},
+        columns={column: {} for column in columns},
+        seeds=(0, 1, 2),
+        against="supervised",
+    )
     folder = run / "tables" / "small"
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps(summarize(table, lines)))

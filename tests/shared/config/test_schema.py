@@ -147,7 +147,7 @@ def test_misspelt_key_in_a_recipe(capsys, tmp_path, text, says):
         ("finetune:\n  steps: many", "finetune.steps must be a whole number or null, got many"),
         (
             "pretrain:\n  optimizer: adam",
-            "pretrain.optimizer must be one of 'lars', 'sgd', 'adamw', got adam",
+            "pretrain.optimizer must be one of 'lars', 'sgd', 'adamw', got 'adam'",
         ),
         ("precision: no", "precision must be one of 'auto', 'no', 'bf16', got False"),
         ("distill:\n  self_first: 3", "distill.self_first must be true or false, got 3"),
@@ -292,3 +292,24 @@ def test_help_of_a_section(section, capsys):
         before_next = rest.partition(f" --{section}.")[0].partition("more options")[0]
         assert "(default: " in before_next
         assert len(before_next.partition("(default")[0].split()) > 2
+
+
+# ------------------------------------------------------------------------ what follows from methods
+def test_kept_layers_are_the_papers_unless_set():
+    assert [Finetune().kept_layers(labels, 1000) for labels in (10, 100, 101)] == [1, 1, 0]
+    assert Finetune(from_layer=2).kept_layers(1000, 1000) == 2
+    assert Config().linear.kept_layers(10, 1000) == Config().supervised.kept_layers(10, 1000) == 0
+
+
+def test_what_a_method_trains_and_starts_from():
+    config = load("--distill.student=resnet18")
+    assert config.training_of("supervised-student") is config.supervised
+    assert config.training_of("self-distill") is config.distill
+    assert config.encoder_of("finetune") == config.model.encoder
+    assert config.encoder_of("distill") == config.encoder_of("supervised-student") == "resnet18"
+    assert config.parent_of("supervised") is config.parent_of("pretrain") is None
+    assert config.parent_of("finetune") == config.parent_of("linear") == "pretrain"
+    assert config.parent_of("distill") == config.parent_of("self-distill") == "finetune"
+    twice = load("--distill.self_first=true")
+    assert twice.parent_of("distill") == "self-distill"
+    assert twice.parent_of("self-distill") == "finetune"

@@ -10,10 +10,19 @@ from shared.runtime.stop import Stopped
 from stages import finetune, report
 
 TINY = [
-    "--model.encoder=simclr_resnet8_1x_sk0", "--model.head_width=32", "--model.head_out=16",
-    "--pretrain.steps=2", "--pretrain.batch_size=32", "--pretrain.warmup_epochs=0",
-    "--finetune.steps=2", "--supervised.steps=2", "--supervised.warmup_epochs=0",
-    "--distill.steps=2", "--distill.batch_size=32", "--distill.warmup_epochs=0", "--precision=no",
+    "--model.encoder=simclr_resnet8_1x_sk0",
+    "--model.head_width=32",
+    "--model.head_out=16",
+    "--pretrain.steps=2",
+    "--pretrain.batch_size=32",
+    "--pretrain.warmup_epochs=0",
+    "--finetune.steps=2",
+    "--supervised.steps=2",
+    "--supervised.warmup_epochs=0",
+    "--distill.steps=2",
+    "--distill.batch_size=32",
+    "--distill.warmup_epochs=0",
+    "--precision=no",
     "--threads=1",
 ]
 TABLE = {
@@ -61,10 +70,17 @@ def test_fills_and_shares(filled):
     assert {line["message"] for line in lines if line["row"] == "deep"} == {
         "finetune.from_layer must be 0 to 3 (model.head_layers), got 7"
     }
-    names = [f"{m}-{t}-seed{s}" for m in ("finetune", "supervised") for t in ("1pct", "10pct")
-             for s in (0, 1)]
-    students = [f"variants/distill.images-labeled/distill-{t}-seed{s}" for t in ("1pct", "10pct")
-                for s in (0, 1)]
+    names = [
+        f"{m}-{t}-seed{s}"
+        for m in ("finetune", "supervised")
+        for t in ("1pct", "10pct")
+        for s in (0, 1)
+    ]
+    students = [
+        f"variants/distill.images-labeled/distill-{t}-seed{s}"
+        for t in ("1pct", "10pct")
+        for s in (0, 1)
+    ]
     assert sorted(made(filled)) == sorted(f"digits/{n}" for n in ["pretrain", *names, *students])
     folder = filled / "digits/tables/toy"
     assert "failed [1]" in (folder / "table.md").read_text()

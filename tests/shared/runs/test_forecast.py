@@ -7,36 +7,39 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 import pipeline
-from shared.runs import forecast as forecasting
 from shared.config.command_line import load_config
-from shared.runtime.errors import UserError
-from shared.runs.forecast import Counts, forecast, known_counts, measure_size, network_size, paper_table
+from shared.config.labelset import LabelSet
 from shared.networks.build import build_contrastive, network_meta
+from shared.runs import forecast as forecasting
+from shared.runs.forecast import (
+    Counts,
+    cost_of,
+    forecast,
+    known_counts,
+    network_size,
+    paper_table,
+)
+from shared.runtime.errors import UserError
 
-TINY = ["--pretrain.batch_size=32", "--distill.batch_size=32", "--supervised.batch_size=8",
-        "--linear.batch_size=8", "--finetune.batch_size=8", "--precision=no"]
+TINY = [
+    "--pretrain.batch_size=32",
+    "--distill.batch_size=32",
+    "--supervised.batch_size=8",
+    "--linear.batch_size=8",
+    "--finetune.batch_size=8",
+    "--precision=no",
+]
 
 
 def config_of(*flags):
     return load_config([*TINY, *flags], "test", "")[0]
 
 
-def test_size_of_a_convolution_is_counted_by_hand():
-    size = measure_size(
-        lambda: nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.ReLU(), nn.Flatten()), 6, "no"
-    )
-    assert size.parameters == 5 * 3 * 9
-    assert size.flops == 2 * (5 * 3 * 9) * 16  # a multiplication and an addition at 4 x 4 places
-    # kept: the input (for the kernel's gradient), and the output of the ReLU
-    assert size.activations == 4 * (3 * 36 + 5 * 16)
-
-
 def test_size_of_the_recipe_network():
     config = config_of()
-    size = network_size("pretrain", config.model, config, Counts(1437, 14, 360, 10), "no")
+    size = network_size("pretrain", config, Counts(1437, 14, 360, 10), "no")
     network = build_contrastive(network_meta(config.model, config.data))
     assert size.parameters == sum(p.numel() for p in network.parameters())
     held = []
@@ -47,7 +50,7 @@ def test_size_of_the_recipe_network():
     real = sum(nbytes for place, nbytes in kept.items() if place not in own) // 2
     # statistics per channel, which images share, are part of the real sum and small
     assert size.activations == pytest.approx(real, rel=0.1)
-    half = network_size("pretrain", config.model, config, Counts(1437, 14, 360, 10), "bf16")
+    half = network_size("pretrain", config, Counts(1437, 14, 360, 10), "bf16")
     assert half.activations < 0.6 * size.activations
     assert half.flops == size.flops
 
@@ -56,7 +59,42 @@ def test_size_of_the_recipe_network():
     ("labels", "number"), [("1pct", 600), ("0.001pct", 10), ("100pct", 60_000), ("4perclass", 40)]
 )
 def test_labels_of_a_data_set_that_is_not_here(labels, number):
-    assert known_counts(60_000, 10_000, 10, labels) == Counts(60_000, number, 10_000, 10)
+    counts = known_counts(60_000, 10_000, 10, LabelSet.parse(labels))
+    assert counts == Counts(60_000, number, 10_000, 10)
+
+
+def test_labels_of_a_file_for_a_data_set_that_is_not_here(tmp_path):
+    (tmp_path / "names.txt").write_text("a.png\nb.png\n")
+    (tmp_path / "labels.csv").write_text("file,label\na.png,cat\nb.png,dog\nc.png,a cat\n")
+    for name, number in (("names.txt", 2), ("labels.csv", 3)):
+        labels = LabelSet.parse(str(tmp_path / name))
+        assert known_counts(60_000, 10_000, 10, labels).labeled == number
+    with pytest.raises(UserError, match=r"nowhere\.txt"):
+        known_counts(60_000, 10_000, 10, LabelSet.parse(str(tmp_path / "nowhere.txt")))
+
+
+def test_cost_of_each_method():
+    config = config_of()
+    counts = Counts(1437, 14, 360, 10)
+
+    def cost(method, *flags):
+        return cost_of(method, config_of(*flags), counts, "no")
+
+    size = network_size("pretrain", config, counts, "no")
+    one = cost("pretrain")
+    assert (one.update, one.prediction) == (6 * size.flops, size.flops)
+    assert one.activations == 2 * size.activations
+    assert cost("pretrain", "--pretrain.memory=64").update == 8 * size.flops
+    moco = ("--pretrain.memory=64", "--pretrain.negatives=memory")
+    assert cost("pretrain", *moco).update == 4 * size.flops
+    assert cost("pretrain", "--pretrain.micro_batch=16").update == 8 * size.flops
+    assert cost("linear").update == cost("linear").prediction
+    teacher, student = cost("finetune"), cost("distill")
+    assert student.update == 3 * student.prediction + teacher.prediction
+    itself = cost("self-distill")
+    assert itself.parameters == teacher.parameters  # its layers of the head too
+    assert itself.update == 4 * teacher.prediction
+    assert student.parameters == cost("supervised-student").parameters < teacher.parameters
 
 
 def clock(monkeypatch, *times: float) -> None:
@@ -84,7 +122,7 @@ def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys, monkeyp
     # weights, checkpoint of weights and two moments of AdamW
     assert first["disk_bytes"] == 4 * 4 * first["parameters"]
     # two views forward and backward; three passes and the teacher's one
-    head = network_size("pretrain", config.model, config, Counts(1437, 14, 360, 10), "no")
+    head = network_size("pretrain", config, Counts(1437, 14, 360, 10), "no")
     assert first["flops"] == 6 * head.flops * first["steps"] * 32
 
 
@@ -120,9 +158,13 @@ def test_made_up_images_stand_in_for_a_hub_out_of_reach(tmp_path, capsys, monkey
 
 def test_the_papers_networks(monkeypatch):
     assert len(set(forecasting.PAPER)) == 13
-    monkeypatch.setattr(forecasting, "PAPER", [(50, 1, 0), (50, 1, 1)])
-    config = config_of("--pretrain.epochs=800", "--data.image_size=224", "--model.head_width=null",
-                       "--model.head_out=128")
+    monkeypatch.setattr(forecasting, "PAPER", ["simclr_resnet50_1x_sk0", "simclr_resnet50_1x_sk1"])
+    config = config_of(
+        "--pretrain.epochs=800",
+        "--data.image_size=224",
+        "--model.head_width=null",
+        "--model.head_out=128",
+    )
     text = paper_table(config, Accelerator(cpu=True), 1_281_167, 1e12)
     assert text.count("simclr_resnet") == 2
     smallest = next(line for line in text.splitlines() if "resnet50_1x_sk0" in line)

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from shared.config.command_line import load_config
 from shared.config.schema import RECIPES
-from shared.runtime.errors import UserError
-from shared.runs.grid import expand, in_order, load_table, make_job, read_cells
+from shared.runs.grid import expand, in_order, make_job, read_cells
+from shared.runs.table import load_table
+from tests.support.tables import write
 
 TABLES = sorted(file.stem for file in (RECIPES / "tables").glob("*.yaml"))
 
@@ -17,16 +17,6 @@ TABLES = sorted(file.stem for file in (RECIPES / "tables").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def config():
     return load_config(["--output=out"], "test", "")[0]
-
-
-def write(folder, **table):
-    file = folder / "mine.yaml"
-    whole = {"title": "T", "rows": {"a": {"method": "finetune"}},
-             "columns": {"1%": {"labels": "1pct"}}, **table}
-    file.write_text(
-        yaml.safe_dump({k: v for k, v in whole.items() if v != "left out"}, sort_keys=False)
-    )
-    return str(file)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -131,57 +121,11 @@ def test_vary_gives_every_seed_a_value_of_its_own(config, tmp_path):
     assert len({c.job.path for c in cells if c.job}) == 2
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ({"rowz": {}}, "unknown key: rowz; did you mean rows?"),
-        ({"title": "left out"}, "title missing"),
-        ({"rows": {}}, "rows must be a mapping"),
-        ({"rows": {"a": 3}}, "rows: a must be a mapping"),
-        ({"rows": {"a": {"pretrain.temprature": 1}}}, "did you mean pretrain.temperature?"),
-        ({"rows": {"a": {"seed": 1}}}, "unknown option in rows: a: seed"),
-        ({"rows": {"a": {"distill.teacher": "x"}}}, "distill.teacher is for the command line"),
-        ({"rows": {"a": {"method": "finetun"}}}, "did you mean finetune?"),
-        ({"rows": {"a": {"labels": "1pct"}}}, "row 'a' and column '1%' both set labels"),
-        ({"seeds": 0}, "seeds must be a number"),
-        ({"seeds": [1, 1]}, "seeds must differ"),
-        ({"title": ["a"]}, "title must be one line"),
-        ({"paper": 3}, "paper must have source, and cells"),
-        ({"paper": {"source": "x", "cells": {"a": 1}}}, "paper must have source, and cells"),
-        ({"rows": {"a": {"labels": "2perclas"}}}, "labels in rows: a must be"),
-        ({"rows": {"a": {"data.train": "x"}}}, "data.train is for the command line"),
-        ({"seeds": ["x"]}, "seeds must be a number"),
-        ({"metric": "top2"}, "unknown metric: top2; did you mean"),
-        ({"against": "b"}, "unknown row in against: b"),
-        (
-            {
-                "rows": {"a": {"pretrain.seed": 1}},
-                "vary": {"pretrain.seed": [0, 1, 2, 3, 4]},
-            },
-            "vary sets pretrain.seed, which row 'a' or column",
-        ),
-        ({"vary": {"pretrain.seed": 3}}, "must be a list of one value for each of the 5 seeds"),
-    ],
-)
-def test_bad_tables(table, message, tmp_path):
-    with pytest.raises(UserError) as error:
-        load_table(write(tmp_path, **table))
-    assert message in str(error.value)
-    assert "mine.yaml" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_unknown_table(tmp_path):
-    with pytest.raises(UserError, match=r"no table 'nowhere'; there are .*label_efficiency"):
-        load_table("nowhere")
-    (tmp_path / "broken.yaml").write_text("rows: [")
-    with pytest.raises(UserError, match=r"broken\.yaml is not YAML"):
-        load_table(str(tmp_path / "broken.yaml"))
-
-
 def test_damaged_lines_are_named(tmp_path, capsys):
-    good = ('{"row": "a", "column": "b", "method": "m", "labels": "1pct", "seed": 0, "vary": {},'
-            ' "status": "missing", "message": "", "folder": "", "result": {}}')
+    good = (
+        '{"row": "a", "column": "b", "method": "m", "labels": "1pct", "seed": 0, "vary": {},'
+        ' "status": "missing", "message": "", "folder": "", "result": {}}'
+    )
     file = tmp_path / "cells.jsonl"
     file.write_text(f'{good}\n{{"row": \n[1]\n{good}\n')
     assert len(read_cells(file)) == 2

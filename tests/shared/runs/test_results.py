@@ -7,14 +7,26 @@ import statistics
 
 import pytest
 
+from shared.config.methods import CLASSIFIERS
+from shared.runs.results import collect, results_text, write_results
 from shared.runtime.artifacts import write_atomically
-from shared.runs.results import TITLES, collect, table, write_results
+from stages.report import main
 
 
 def row(stage="finetune", labels="1pct", seed=0, **changes) -> dict:
-    return {"stage": stage, "labels": labels, "n_labels": 14, "seed": seed, "parameters": 12345,
-            "top1": 0.5, "top5": 0.9, "nll": 1.25, "ece": 0.125, "seconds": 61.4,
-            **changes}
+    return {
+        "stage": stage,
+        "labels": labels,
+        "n_labels": 14,
+        "seed": seed,
+        "parameters": 12345,
+        "top1": 0.5,
+        "top5": 0.9,
+        "nll": 1.25,
+        "ece": 0.125,
+        "seconds": 61.4,
+        **changes,
+    }
 
 
 def cells(text: str) -> list[list[str]]:
@@ -24,17 +36,33 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_one_row():
-    head, line = cells(table([row()]))
-    assert head == ["model", "labels", "parameters", "top-1 %", "top-5 %", "NLL", "ECE %",
-                    "seconds"]
-    assert line == ["fine-tuned teacher", "1pct (14)", "12,345", "50.0", "90.0", "1.250", "12.5",
-                    "61"]
+    head, line = cells(results_text([row()]))
+    assert head == [
+        "model",
+        "labels",
+        "parameters",
+        "top-1 %",
+        "top-5 %",
+        "NLL",
+        "ECE %",
+        "seconds",
+    ]
+    assert line == [
+        "fine-tuned teacher",
+        "1pct (14)",
+        "12,345",
+        "50.0",
+        "90.0",
+        "1.250",
+        "12.5",
+        "61",
+    ]
 
 
 def test_several_seeds_become_mean_and_spread():
     rows = [row(seed=s, top1=t) for s, t in enumerate((0.5, 0.6, 0.8))]
     rows.append(row("distill", top1=0.7))
-    head, first, second = cells(table(rows))
+    head, first, second = cells(results_text(rows))
     assert head[-1] == "n"
     assert (first[-1], second[-1]) == ("3", "1")
     deviation = statistics.stdev([50, 60, 80])  # of the sample
@@ -46,10 +74,10 @@ def test_several_seeds_become_mean_and_spread():
 
 def test_top5_is_missing_for_few_classes():
     few = {key: value for key, value in row().items() if key != "top5"}
-    head, line = cells(table([few]))
+    head, line = cells(results_text([few]))
     assert "top-5 %" not in head
     assert len(line) == len(head)
-    head, first, second = cells(table([few, row("distill")]))
+    head, first, second = cells(results_text([few, row("distill")]))
     assert first[head.index("top-5 %")] == "-"
     assert second[head.index("top-5 %")] == "90.0"
 
@@ -57,28 +85,32 @@ def test_top5_is_missing_for_few_classes():
 def test_rows_without_any_measurement():
     """No test images."""
     bare = {k: v for k, v in row().items() if k not in ("top1", "top5", "nll", "ece")}
-    assert cells(table([bare]))[0] == ["model", "labels", "parameters", "seconds"]
+    assert cells(results_text([bare]))[0] == ["model", "labels", "parameters", "seconds"]
 
 
 def test_label_sets_stay_apart():
     rows = [row(labels=labels, top1=top1) for labels, top1 in (("1pct", 0.1), ("mine", 0.3))]
-    assert [line[1] for line in cells(table(rows))[1:]] == ["1pct (14)", "mine (14)"]
+    assert [line[1] for line in cells(results_text(rows))[1:]] == ["1pct (14)", "mine (14)"]
 
 
 def test_pure():
-    rows = [row(stage, seed=seed) for seed in (0, 1) for stage in TITLES]
+    rows = [row(stage, seed=seed) for seed in (0, 1) for stage in CLASSIFIERS]
     before = copy.deepcopy(rows)
-    assert table(rows) == table(rows)
+    assert results_text(rows) == results_text(rows)
     assert rows == before
-    assert len(table(rows).splitlines()) == 2 + len(TITLES)
-    assert len({len(line) for line in table(rows).splitlines()[:2]}) == 1
+    assert len(results_text(rows).splitlines()) == 2 + len(CLASSIFIERS)
+    assert len({len(line) for line in results_text(rows).splitlines()[:2]}) == 1
 
 
 @pytest.fixture
 def run(tmp_path):
     """Finished artifacts as the stages leave them, in no order, one not finished."""
-    rows = [row(stage, labels, seed, n_labels=n) for labels, n in (("10pct", 144), ("1pct", 14))
-            for seed in (1, 0) for stage in TITLES]
+    rows = [
+        row(stage, labels, seed, n_labels=n)
+        for labels, n in (("10pct", 144), ("1pct", 14))
+        for seed in (1, 0)
+        for stage in CLASSIFIERS
+    ]
     random.Random(0).shuffle(rows)
     base = {"encoder": "x", "image_size": 8, "weights_sha256": "0"}
     for r in rows:
@@ -91,9 +123,10 @@ def run(tmp_path):
 
 def test_collect(run):
     rows = collect(run)
-    keys = [(r["n_labels"], r["labels"], r["seed"], list(TITLES).index(r["stage"])) for r in rows]
+    order = list(CLASSIFIERS)
+    keys = [(r["n_labels"], r["labels"], r["seed"], order.index(r["stage"])) for r in rows]
     assert keys == sorted(keys)
-    assert len(rows) == 4 * len(TITLES)
+    assert len(rows) == 4 * len(CLASSIFIERS)
     write_results(run, rows)
     lines = (run / "results.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows
@@ -103,8 +136,16 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
     """Teachers given by path count too; what is gone, and notes of earlier versions, do not."""
 
     def artifact(name: str, weights: str, parent: str | None = None, of: str = "", **more) -> None:
-        meta = {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": weights,
-                "settings": {"parent": of}, "parent": parent, "stage": name, **more}
+        meta = {
+            "kind": "classifier",
+            "encoder": "x",
+            "image_size": 8,
+            "weights_sha256": weights,
+            "settings": {"parent": of},
+            "parent": parent,
+            "stage": name,
+            **more,
+        }
         write_atomically(tmp_path / "run" / name / "meta.json", json.dumps(meta))
 
     def stages() -> list[str]:
@@ -130,7 +171,31 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
     assert stages() == everything
     artifact("../other", "o2")
     assert stages() == ["supervised", "finetune", "self-distill", "distill"]
-    write_atomically(tmp_path / "run/linear/meta.json", json.dumps(
-        {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": "l1",
-         "settings": {"parent": "o1"}, "result": row("linear")}))
+    write_atomically(
+        tmp_path / "run/linear/meta.json",
+        json.dumps(
+            {
+                "kind": "classifier",
+                "encoder": "x",
+                "image_size": 8,
+                "weights_sha256": "l1",
+                "settings": {"parent": "o1"},
+                "result": row("linear"),
+            }
+        ),
+    )
     assert stages() == everything
+
+
+def test_command(run, capsys, tmp_path_factory):
+    assert main([str(run)]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == results_text(collect(run))
+    for wrong in (run / "nowhere", tmp_path_factory.mktemp("empty")):
+        assert main([str(wrong)]) == 2
+        assert capsys.readouterr().err == f"error: no finished classifier in {wrong}\n"
+    (run / "pretrain/meta.json").write_text("{")
+    assert main([str(run)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: ")
+    assert main(["--help"]) == 0

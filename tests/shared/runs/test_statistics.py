@@ -1,7 +1,5 @@
-"""Statistics against SciPy and by hand; the text of a table holds every cell."""
+"""Statistics against SciPy and by hand."""
 
-import csv
-import io
 import json
 import math
 
@@ -11,7 +9,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.runs.statistics import crossing, interval, render, summarize, worth
+from shared.runs.statistics import crossing, interval, summarize, worth
+from tests.support.tables import TOY, toy_lines
 
 accuracies = st.integers(0, 360).map(lambda right: right / 360)
 
@@ -65,37 +64,13 @@ def test_worth_brackets_the_point():
     assert worth(shares, reference, np.full(8, 1.2)) == (math.inf, (math.inf, math.inf))
 
 
-TABLE = {
-    "name": "t", "title": "A title", "rows": {"a": {}, "b_1": {}, "c": {}},
-    "columns": {"1%": {}, "100%": {}}, "seeds": (0, 1, 2), "vary": {}, "metric": "top1",
-    "against": "a", "worth": "a",
-    "paper": {"source": "a paper", "cells": {"a": {"1%": 12.5, "10%": 50.0}}},
-}
-
-
-def line(row, column, seed, top1=None, status="done", message=""):
-    result = {"n_labels": 14, "parameters": 1000, "top1": top1} if top1 is not None else {}
-    return {"row": row, "column": column, "method": "finetune", "seed": seed, "vary": {},
-            "labels": column.replace("%", "pct"), "status": status, "message": message,
-            "folder": f"finetune-{seed}", "result": result}
-
-
 @pytest.fixture
 def lines():
-    cells = []
-    for seed in range(3):
-        cells += [line("a", "1%", seed, 0.5 + seed / 10), line("a", "100%", seed, 0.9 + seed / 100),
-                  line("b_1", "1%", seed, 0.6 + seed / 10)]
-    cells += [line("b_1", "100%", 0, 0.95), line("b_1", "100%", 1, status="missing"),
-              line("b_1", "100%", 2, status="failed", message="too bad | so sad")]
-    for seed in range(3):
-        cells.append(line("c", "1%", seed, status="failed", message="impossible"))
-        cells.append(line("c", "100%", seed, status="missing"))
-    return cells
+    return toy_lines()
 
 
 def test_summary(lines):
-    summary = summarize(TABLE, lines)
+    summary = summarize(TOY, lines)
     assert json.loads(json.dumps(summary)) == summary
     cells = {(c["row"], c["column"]): c for c in summary["cells"]}
     assert len(cells) == 6
@@ -119,37 +94,6 @@ def test_summary(lines):
 def test_only_draws_that_both_rows_have_are_compared(lines):
     """Also where the row that is compared with lacks one."""
     lost = [x for x in lines if (x["row"], x["column"], x["seed"]) != ("a", "1%", 1)]
-    found = summarize(TABLE, lost)["differences"][0]
+    found = summarize(TOY, lost)["differences"][0]
     assert (found["row"], found["n"]) == ("b_1", 2)
-    assert summarize(TABLE, lost)["worth"][0]["n"] == 2
-
-
-def test_no_cell_is_left_out(lines):
-    texts = render(summarize(TABLE, lines), lines)
-    for kind in ("txt", "md"):
-        text = texts[kind]
-        assert "A title" in text
-        assert "60.0 ± 24.8 (3)" in text
-        assert "95.0 (1 of 3) [2]" in text
-        assert "failed [1]" in text
-        assert "missing" in text
-        assert "[1] impossible" in text
-        assert "a paper" in text
-        assert "12.5" in text
-    table = [row for row in texts["md"].splitlines() if row.startswith("|")][:5]
-    assert {row.count("|") for row in table} == {5}
-    tex = texts["tex"]
-    assert r"b\_1 & 1,000 & 70.0 $\pm$ 24.8 (3) & 95.0 (1 of 3) [2] \\" in tex
-    assert tex.count(r"\begin{tabular}") == tex.count(r"\bottomrule") == 4
-    rows = list(csv.DictReader(io.StringIO(texts["csv"])))
-    assert len(rows) == len(lines)
-    assert [r["status"] for r in rows] == [x["status"] for x in lines]
-    assert rows[0]["top1"] == "0.5"
-    assert rows[11]["message"] == "too bad | so sad"
-
-
-def test_nothing_finished():
-    nothing = [line(row, column, 0, status="missing") for row in "a" for column in ("1%", "100%")]
-    summary = summarize({**TABLE, "rows": {"a": {}}}, nothing)
-    assert {cell["mean"] for cell in summary["cells"]} == {None}
-    assert "missing" in render(summary, nothing)["txt"]
+    assert summarize(TOY, lost)["worth"][0]["n"] == 2

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from shared.config.schema import load_config
+from shared.config.command_line import load_config
+from shared.config.optimizers import OPTIMIZERS
 from shared.training.optim import (
     LARS,
-    OPTIMIZERS,
     NesterovSGD,
     build_optimizer,
     learning_rate_at,
@@ -317,7 +317,7 @@ def test_records_say_what_the_optimizers_do(name):
 
 def test_the_configuration_takes_the_same_names(capsys):
     for name in OPTIMIZERS:
-        assert load_config([f"--pretrain.optimizer={name}"], "", "").pretrain.optimizer == name
+        assert load_config([f"--pretrain.optimizer={name}"], "", "")[0].pretrain.optimizer == name
     with pytest.raises(SystemExit):
         load_config(["--pretrain.optimizer=adam"], "", "")
     message = capsys.readouterr().err

@@ -1,0 +1,232 @@
+"""The definition of a table: what its YAML file in ``configs/tables`` says.
+
+A table has rows and columns. Each of them sets some options of the recipe. `shared.runs.grid` makes
+the runs of its cells.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import yaml
+
+from shared.config.labelset import LabelSet
+from shared.config.methods import CLASSIFIERS, METHODS
+from shared.config.schema import RECIPES, SECTIONS, Config, hashed_settings
+from shared.runtime.errors import UserError
+
+
+class Metric(NamedTuple):
+    """How a measurement is printed."""
+
+    title: str
+    factor: int  # from the measurement to the printed unit
+    digits: int  # after the decimal point
+
+
+# The measurements of a result (`shared.training.evaluate.Result`) that tables show.
+METRICS = {
+    "top1": Metric("top-1 %", 100, 1),
+    "top5": Metric("top-5 %", 100, 1),
+    "nll": Metric("NLL", 1, 3),
+    "ece": Metric("ECE %", 100, 1),
+    "seconds": Metric("seconds", 1, 0),
+}
+# Rows that scikit-learn makes of the same labels: name -> method and input, as assess.json has them
+BASELINES = {
+    f"baseline: {method}, {inputs}": (method, inputs)
+    for inputs in ("pixels", "features")
+    for method in (
+        "logistic regression",
+        "support vector machine",
+        "self-training",
+        "label spreading",
+    )
+}
+
+
+class Paper(TypedDict):
+    """A published table: where it stands, and its cells as row -> column -> value."""
+
+    source: str
+    cells: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table's YAML file says.
+
+    Attributes:
+        name: of the file.
+        title: one line.
+        rows: label -> the options that the row sets; ``method`` and ``labels`` besides those of the
+            recipe.
+        columns: likewise.
+        base: options that every cell sets.
+        seeds: of the label draws and of stages 2 and 3; a number n means 0 to n - 1.
+        vary: option -> one value for each seed. So repetitions can also differ in their pretraining
+            or their test images.
+        metric: the measurement that the table shows, a key of ``METRICS``.
+        against: the row that the others are compared with; unset: the first.
+        worth: the row whose accuracy over the number of labels says what the labels are worth.
+        paper: the published table.
+    """
+
+    name: str
+    title: str
+    rows: dict[str, dict[str, Any]]
+    columns: dict[str, dict[str, Any]]
+    base: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    vary: dict[str, list[Any]] = field(default_factory=dict)
+    metric: str = "top1"
+    against: str | None = None
+    worth: str | None = None
+    paper: Paper | None = None
+
+
+def load_table(name: str) -> Table:
+    """Read ``configs/tables/<name>.yaml``, or a path.
+
+    Raises:
+        UserError: no such file, no YAML of that form, an unknown key or method.
+    """
+    files = {file.stem: file for file in sorted((RECIPES / "tables").glob("*.yaml"))}
+    file = files.get(name, Path(name))
+    if not file.is_file():
+        raise UserError(f"no table {name!r}; there are {', '.join(files)}, or give a YAML file")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return _table(file.stem, content)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def dump_table(table: Table) -> str:
+    """The table as YAML, which `load_table` reads."""
+    definition = {**asdict(table), "seeds": list(table.seeds)}
+    del definition["name"]
+    return yaml.safe_dump(definition, sort_keys=False)
+
+
+def settable_options(config: Config) -> dict[str, Any]:
+    """The options of the recipe that a table may set, as ``{"pretrain.temperature": 1.0, ...}``.
+
+    These are the options that decide the result. ``init`` is one of them: its hash counts, not its
+    path, but a table may compare several pretrained networks.
+    """
+    options: dict[str, Any] = {}
+    for section in SECTIONS:
+        options |= hashed_settings(getattr(config, section), section)
+    for method in METHODS.values():
+        if "pretrain" in method.made_from:
+            options[f"{method.section}.init"] = getattr(config, method.section).init
+    return options
+
+
+def _table(name: str, content: Any) -> Table:
+    """Check what the file holds; ValueError where a part is wrong."""
+    if not isinstance(content, dict):
+        raise ValueError("must have title, rows and columns")
+    _require_known(content, [f.name for f in fields(Table) if f.name != "name"], "key")
+    parts = {key: value for key, value in content.items() if value is not None}
+    if missing := {"title", "rows", "columns"} - parts.keys():
+        raise ValueError(f"{', '.join(sorted(missing))} missing")
+    if not isinstance(parts["title"], str):
+        raise ValueError(f"title must be one line of text, got {parts['title']!r}")
+    for key in ("rows", "columns"):
+        if not isinstance(parts[key], dict) or not parts[key]:
+            raise ValueError(f"{key} must be a mapping from labels to options")
+        parts[key] = {str(label): options or {} for label, options in parts[key].items()}
+    vary = parts.get("vary", {})
+    _check_options(parts["rows"], parts["columns"], parts.get("base", {}), vary)
+    _require_set_once(parts["rows"], parts["columns"], vary)
+    parts["seeds"] = _seeds(parts.get("seeds", 5))
+    for option, choices in vary.items():
+        if not isinstance(choices, list) or len(choices) != len(parts["seeds"]):
+            raise ValueError(
+                f"vary: {option} must be a list of one value for each of the"
+                f" {len(parts['seeds'])} seeds, got {choices!r}"
+            )
+    _require_known([parts.get("metric", "top1")], METRICS, "metric")
+    for key in ("against", "worth"):
+        _require_known([parts[key]] if key in parts else [], parts["rows"], f"row in {key}")
+    _check_paper(parts.get("paper"))
+    return Table(name, **parts)
+
+
+def _check_options(
+    rows: Mapping[str, Any], columns: Mapping[str, Any], base: object, vary: object
+) -> None:
+    """Every row, every column, ``base`` and ``vary`` set options that exist."""
+    places = {"base": base, "vary": vary}
+    places |= {f"rows: {label}": options for label, options in rows.items()}
+    places |= {f"columns: {label}": options for label, options in columns.items()}
+    known = ["method", "labels", *settable_options(Config())]
+    for place, options in places.items():
+        if not isinstance(options, dict):
+            raise ValueError(f"{place} must be a mapping from options to values, got {options!r}")
+        _require_known(options, known, f"option in {place}")
+        if "method" in options:
+            methods = (*CLASSIFIERS, *BASELINES)
+            _require_known([options["method"]], methods, f"method in {place}")
+        if "labels" in options and place != "vary":
+            try:
+                LabelSet.parse(str(options["labels"]))
+            except ValueError as error:
+                message = str(error).replace("labels", f"labels in {place}", 1)
+                raise ValueError(message) from error
+
+
+def _require_set_once(
+    rows: Mapping[str, dict[str, Any]],
+    columns: Mapping[str, dict[str, Any]],
+    vary: Mapping[str, Any],
+) -> None:
+    """A row, a column and ``vary`` must not set the same option."""
+    for (row, row_options), (column, column_options) in product(rows.items(), columns.items()):
+        if twice := row_options.keys() & column_options.keys():
+            raise ValueError(f"row {row!r} and column {column!r} both set {', '.join(twice)}")
+        if twice := (row_options.keys() | column_options.keys()) & vary.keys():
+            raise ValueError(
+                f"vary sets {', '.join(twice)}, which row {row!r} or column {column!r} sets"
+            )
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    """The list of seeds, or 0 to n - 1 for a number n."""
+    numbers = list(range(seeds)) if isinstance(seeds, int) else seeds
+    is_list = isinstance(numbers, list) and len(numbers) > 0
+    if not is_list or not all(isinstance(seed, int) and seed >= 0 for seed in numbers):
+        raise ValueError(f"seeds must be a number or a list of numbers, got {seeds!r}")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds must differ from each other, got {numbers}")
+    return tuple(numbers)
+
+
+def _check_paper(paper: Any) -> None:
+    if paper is None:
+        return
+    cells = paper.get("cells") if isinstance(paper, dict) and "source" in paper else None
+    if not isinstance(cells, dict) or not all(isinstance(row, dict) for row in cells.values()):
+        raise ValueError("paper must have source, and cells: row -> column -> value")
+
+
+def _require_known(names: Iterable[Any], known: Collection[str], what: str) -> None:
+    """ValueError for the first name that is not known, with a hint at what may be meant."""
+    known = list(known)  # a name may be anything that YAML holds, also what no dictionary takes
+    for name in names:
+        if name in known:
+            continue
+        section, _, option = str(name).partition(".")
+        if what.startswith("option") and hasattr(getattr(Config(), section, None), option):
+            raise ValueError(f"{what}: {name} is for the command line, not for a table")
+        close = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        raise ValueError(f"unknown {what}: {name}; {hint}")

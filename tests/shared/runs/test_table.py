@@ -1,0 +1,68 @@
+"""Tables read, checked and written again."""
+
+import pytest
+
+from shared.config.schema import Config
+from shared.runs.table import dump_table, load_table, settable_options
+from shared.runtime.errors import UserError
+from tests.support.tables import write
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"rowz": {}}, "unknown key: rowz; did you mean rows?"),
+        ({"title": "left out"}, "title missing"),
+        ({"rows": {}}, "rows must be a mapping"),
+        ({"rows": {"a": 3}}, "rows: a must be a mapping"),
+        ({"rows": {"a": {"pretrain.temprature": 1}}}, "did you mean pretrain.temperature?"),
+        ({"rows": {"a": {"seed": 1}}}, "unknown option in rows: a: seed"),
+        ({"rows": {"a": {"distill.teacher": "x"}}}, "distill.teacher is for the command line"),
+        ({"rows": {"a": {"method": "finetun"}}}, "did you mean finetune?"),
+        ({"rows": {"a": {"labels": "1pct"}}}, "row 'a' and column '1%' both set labels"),
+        ({"seeds": 0}, "seeds must be a number"),
+        ({"seeds": [1, 1]}, "seeds must differ"),
+        ({"title": ["a"]}, "title must be one line"),
+        ({"paper": 3}, "paper must have source, and cells"),
+        ({"paper": {"source": "x", "cells": {"a": 1}}}, "paper must have source, and cells"),
+        ({"rows": {"a": {"labels": "2perclas"}}}, "labels in rows: a must be"),
+        ({"rows": {"a": {"data.train": "x"}}}, "data.train is for the command line"),
+        ({"seeds": ["x"]}, "seeds must be a number"),
+        ({"metric": "top2"}, "unknown metric: top2; did you mean"),
+        ({"against": "b"}, "unknown row in against: b"),
+        (
+            {
+                "rows": {"a": {"pretrain.seed": 1}},
+                "vary": {"pretrain.seed": [0, 1, 2, 3, 4]},
+            },
+            "vary sets pretrain.seed, which row 'a' or column",
+        ),
+        ({"vary": {"pretrain.seed": 3}}, "must be a list of one value for each of the 5 seeds"),
+    ],
+)
+def test_bad_tables(table, message, tmp_path):
+    with pytest.raises(UserError) as error:
+        load_table(write(tmp_path, **table))
+    assert message in str(error.value)
+    assert "mine.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_table(tmp_path):
+    with pytest.raises(UserError, match=r"no table 'nowhere'; there are .*label_efficiency"):
+        load_table("nowhere")
+    (tmp_path / "broken.yaml").write_text("rows: [")
+    with pytest.raises(UserError, match=r"broken\.yaml is not YAML"):
+        load_table(str(tmp_path / "broken.yaml"))
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    table = load_table("pretrainings")
+    (tmp_path / "pretrainings.yaml").write_text(dump_table(table))
+    assert load_table(str(tmp_path / "pretrainings.yaml")) == table
+
+
+def test_init_may_be_set_and_other_paths_may_not():
+    options = settable_options(Config())
+    assert {"finetune.init", "linear.init", "pretrain.temperature"} <= options.keys()
+    assert {"distill.teacher", "data.train", "pretrain.log_every_steps"}.isdisjoint(options)

@@ -1,0 +1,70 @@
+"""The text of a table holds every cell."""
+
+import csv
+import io
+from dataclasses import replace
+
+import pytest
+
+from shared.runs.statistics import summarize
+from shared.runs.text import aligned, latex, markdown, percent, render
+from tests.support.tables import TOY, toy_line, toy_lines
+
+
+@pytest.fixture
+def lines():
+    return toy_lines()
+
+
+def test_no_cell_is_left_out(lines):
+    texts = render(summarize(TOY, lines), lines)
+    for kind in ("txt", "md"):
+        text = texts[kind]
+        assert "A title" in text
+        assert "60.0 ± 24.8 (3)" in text
+        assert "95.0 (1 of 3) [2]" in text
+        assert "failed [1]" in text
+        assert "missing" in text
+        assert "[1] impossible" in text
+        assert "a paper" in text
+        assert "12.5" in text
+    table = [row for row in texts["md"].splitlines() if row.startswith("|")][:5]
+    assert {row.count("|") for row in table} == {5}
+    tex = texts["tex"]
+    assert r"b\_1 & 1,000 & 70.0 $\pm$ 24.8 (3) & 95.0 (1 of 3) [2] \\" in tex
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\bottomrule") == 4
+    rows = list(csv.DictReader(io.StringIO(texts["csv"])))
+    assert len(rows) == len(lines)
+    assert [r["status"] for r in rows] == [x["status"] for x in lines]
+    assert rows[0]["top1"] == "0.5"
+    assert rows[11]["message"] == "too bad | so sad"
+
+
+def test_nothing_finished():
+    nothing = [toy_line("a", column, 0, status="missing") for column in ("1%", "100%")]
+    summary = summarize(replace(TOY, rows={"a": {}}), nothing)
+    assert {cell["mean"] for cell in summary["cells"]} == {None}
+    assert "missing" in render(summary, nothing)["txt"]
+
+
+def test_percent():
+    assert percent(0.979) == "97.9"
+    assert percent(0.979, 0) == "98"
+    assert percent(None) == "-"
+
+
+def test_lines_of_cells_in_each_form():
+    lines = [["", "a | b"], ["x_1", "50% < 60 ± 1"]]
+    assert aligned(lines).splitlines() == [
+        "            a | b",
+        "-" * 17,
+        "x_1  50% < 60 ± 1",
+    ]
+    assert markdown(lines).splitlines() == [
+        "|  | a \\| b |",
+        "|---|---:|",
+        "| x_1 | 50% < 60 ± 1 |",
+    ]
+    tex = latex("A caption", lines).splitlines()
+    assert tex[:2] == ["% A caption", r"\begin{tabular}{lr}"]
+    assert r"x\_1 & 50\% $<$ 60 $\pm$ 1 \\" in tex
