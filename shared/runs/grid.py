@@ -33,10 +33,11 @@ from shared.config.schema import (
     hashed_settings,
 )
 from shared.data.sources import open_data
+from shared.runs.assessment import BaselineRow, read_assessment
 from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
-from shared.runtime.artifacts import Result, read_json, read_meta, write_atomically
+from shared.runtime.artifacts import Result, read_meta, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.stop import Stopped
 
@@ -63,13 +64,14 @@ class Job:
     def done(self) -> bool:
         """Whether it is there, made with whatever settings."""
         if self.method == "assess":
-            return "baselines" in self.assessment()
+            return bool(self.baselines())
         return (self.path / "meta.json").exists()
 
-    def assessment(self) -> dict[str, Any]:
-        """``assess.json``; empty where there is none."""
-        file = self.path / "assess.json"
-        return read_json(file) if file.exists() else {}
+    def baselines(self) -> list[BaselineRow]:
+        """The rows of the baselines in ``assess.json``; empty where there are none."""
+        if not (self.path / "assess.json").exists():
+            return []
+        return read_assessment(self.path).get("baselines", {"rows": []})["rows"]
 
 
 @dataclass(frozen=True)
@@ -376,7 +378,7 @@ def _read_result(job: Job) -> Result:
 def _read_baseline(name: str, job: Job) -> BaselineResult:
     """The result of a baseline, from ``assess.json``; UserError where it has none."""
     method, inputs = BASELINES[name]
-    for row in job.assessment()["baselines"]["rows"]:
+    for row in job.baselines():
         if (row["method"], row["input"]) == (method, inputs):
             return {"n_labels": row["n_labels"], "top1": row["top1"]}
     raise UserError(f"{job.path} has no {method} on {inputs}: every image is labeled")

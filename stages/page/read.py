@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from shared.config.schema import Config
 from shared.data.batches import Batches
 from shared.data.images import UNLABELED, Splits
 from shared.data.sources import open_data
+from shared.runs.assessment import read_arrays, read_assessment
 from shared.runs.results import collect
 from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import UserError
@@ -30,16 +30,8 @@ class Assessment:
     def __init__(self, folder: Path, labels: LabelSet):
         self.folder = folder
         self.labels = labels
-        self._arrays: Mapping[str, np.ndarray] = {}
-        try:
-            self._numbers: Mapping[str, Any] = json.loads((folder / "assess.json").read_text())
-            if (folder / "assess.npz").exists():
-                with np.load(folder / "assess.npz", allow_pickle=False) as file:
-                    self._arrays = dict(file)
-        except (OSError, ValueError, BadZipFile) as error:
-            raise UserError(f"{folder} is damaged: {error}; run stages.assess again") from error
-        if not isinstance(self._numbers, dict):
-            raise UserError(f"{folder} is damaged: no JSON object; run stages.assess again")
+        self._numbers: Mapping[str, Any] = read_assessment(folder)
+        self._arrays = read_arrays(folder)
 
     @property
     def about(self) -> Mapping[str, Any]:
