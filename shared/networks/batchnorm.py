@@ -20,8 +20,8 @@ _statistics_frozen = False
 def frozen_statistics() -> Iterator[None]:
     """Forward passes run inside do not update the running statistics of any `BatchNorm`.
 
-    Normalisation is unchanged (train mode still uses the batch). For a batch that is passed through
-    the model a second time, as activation checkpointing does: it must be counted once.
+    Normalisation is unchanged: train mode still uses the batch. This is for a batch that passes
+    through the model a second time, as in activation checkpointing, and must be counted once.
     """
     global _statistics_frozen
     before, _statistics_frozen = _statistics_frozen, True
@@ -32,10 +32,10 @@ def frozen_statistics() -> Iterator[None]:
 
 
 def stretch_memory(model: nn.Module, updates: int) -> None:
-    """Let ``updates`` updates of the running statistics forget what one did before; in place.
+    """Let ``updates`` updates of the running statistics forget as much as one did; in place.
 
-    For a batch that passes in parts: each part is counted, and what a whole step leaves of the old
-    statistics is still 1 - momentum.
+    This is for a batch that passes in parts. Each part is counted, and a whole step still leaves
+    1 - momentum of the old statistics.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
@@ -140,11 +140,11 @@ class _GlobalBatchNormAct(BatchNormAct2d):
 def synchronize(model: nn.Module) -> nn.Module:
     """Switch every batch norm of ``model``, in place, to statistics over all processes' rows.
 
-    Each process may hold another number of rows. Gradients with respect to the input are exact;
-    those of gamma and beta are this process' share of the sum, for DistributedDataParallel to
-    combine. With one process nothing changes, and without an initialised process group there is
-    one. The modules keep their class' estimator of the running variance: biased for `BatchNorm`,
-    unbiased for torch's and timm's. `torch.nn.SyncBatchNorm`, global already, is left alone.
+    The processes may hold different numbers of rows. Gradients with respect to the input are exact.
+    Those of gamma and beta are this process' share of the sum, which DistributedDataParallel
+    combines. With one process, or without a process group, nothing changes. The modules keep their
+    class' estimator of the running variance: biased for `BatchNorm`, unbiased for torch's and
+    timm's. `torch.nn.SyncBatchNorm` is global already and stays as it is.
 
     Returns:
         The same ``model``.

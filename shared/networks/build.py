@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import nn
 
@@ -45,7 +45,7 @@ def network_of(meta: NetworkMeta) -> NetworkMeta:
 
 
 def build_encoder(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
-    """``create_encoder``, with its refusals as messages to the user."""
+    """`create_encoder`, with its errors as a UserError."""
     try:
         return create_encoder(name, image_size, pretrained=pretrained)
     except (ValueError, RuntimeError, AssertionError) as error:
@@ -55,11 +55,9 @@ def build_encoder(name: str, image_size: int, pretrained: bool = False) -> nn.Mo
 def build_contrastive(meta: NetworkMeta, pretrained: bool = False) -> ContrastiveModel:
     """Encoder and whole projection head, as `network_meta` describes them."""
     encoder = build_encoder(meta["encoder"], meta["image_size"], pretrained)
-    head = meta["head"]
-    width: int = encoder.head_hidden_size  # type: ignore[assignment]
-    return ContrastiveModel(
-        encoder, ProjectionHead(width, head["layers"], head["out"], head["width"])
-    )
+    features, size = cast(int, encoder.head_hidden_size), meta["head"]
+    head = ProjectionHead(features, size["layers"], size["out"], size["width"])
+    return ContrastiveModel(encoder, head)
 
 
 def build_classifier(meta: ClassifierNetwork) -> Classifier:
@@ -67,8 +65,8 @@ def build_classifier(meta: ClassifierNetwork) -> Classifier:
     classes = len(meta["classes"])
     if not meta["from_layer"]:
         return Classifier(build_encoder(meta["encoder"], meta["image_size"]), classes)
-    whole = build_contrastive(meta)
-    return Classifier(whole.encoder, classes, whole.head, meta["from_layer"])
+    pretrained = build_contrastive(meta)
+    return Classifier(pretrained.encoder, classes, pretrained.head, meta["from_layer"])
 
 
 def load_contrastive(path: Path) -> tuple[ContrastiveModel, Meta]:
@@ -84,7 +82,11 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassifierMeta]:
 
 
 def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Classifier:
-    """The classifier that fine-tuning starts with; UserError where the head has fewer layers."""
+    """The classifier that fine-tuning starts with, on the first ``from_layer`` layers of the head.
+
+    Raises:
+        UserError: the head has fewer layers.
+    """
     try:
         return Classifier(model.encoder, classes, model.head, from_layer)
     except ValueError as error:
@@ -94,15 +96,16 @@ def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Class
 def require_same_input(meta: NetworkMeta, data: Data, path: Path) -> None:
     """UserError where an artifact expects other images than the configuration gives."""
     for key in ("image_size", "mean", "std"):
-        has, given = meta[key], json.loads(json.dumps(getattr(data, key)))
-        if has != given:
+        trained, configured = meta[key], json.loads(json.dumps(getattr(data, key)))
+        if trained != configured:
             raise UserError(
-                f"{path} was trained with data.{key}={has}, now it is {given};"
-                f" give --data.{key} {has}"
+                f"{path} was trained with data.{key}={trained}, now it is {configured};"
+                f" give --data.{key} {trained}"
             )
 
 
 def _fill(model: M, path: Path) -> M:
+    """The same model with the weights of the artifact folder."""
     file = path / "model.safetensors"
     tensors, _ = load_tensors(file)
     try:

@@ -1,9 +1,9 @@
 """The convolution of the SimCLRv2 ResNets: its initialisation, and its training on CPU.
 
 On CPU, in bfloat16, torch's weight gradient of a convolution on small maps with many channels takes
-up to six times as long as the same sum written as one matrix product (docs/performance.md), which
-is a sixth of the step of ResNet-18 on images of 32 pixels. So there it is written as one; for the
-moment it takes k * k times the memory of the layer's input.
+up to six times as long as the same sum written as one matrix product (docs/performance.md). That
+is a sixth of the step of ResNet-18 on images of 32 pixels. So this file writes it as one product,
+which needs k * k times the memory of the layer's input while it is computed.
 """
 
 import math
@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# From so many weights per position of the output map on, the product never was the slower one.
+# With this many weights per position of the output map, or more, the product never was slower.
 WEIGHTS_PER_POSITION = 16_000
 
 
 class Conv2d(nn.Conv2d):
     """A convolution padded by k // 2, with the reference's initialisation.
 
-    That is Keras' VarianceScaling: a normal distribution cut at two standard deviations, scaled to
-    have variance 1 / fan_in after the cut. Biases are 0.
+    The initialisation is Keras' VarianceScaling: a normal distribution that is cut at two standard
+    deviations and has variance 1 / fan_in after the cut. Biases are 0.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
-        usual = input.dim() == 4 and input.dtype in (torch.float32, torch.bfloat16)
-        if usual and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        plain = input.dim() == 4 and input.dtype in (torch.float32, torch.bfloat16)
+        if plain and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             stride = self.stride[0]
             positions = math.ceil(input.shape[2] / stride) * math.ceil(input.shape[3] / stride)
             many = self.weight.numel() >= WEIGHTS_PER_POSITION * positions

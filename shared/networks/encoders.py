@@ -19,17 +19,17 @@ def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kw
     """A timm model without its classifier: images (B, 3, S, S) -> features (B, F).
 
     F is ``encoder.head_hidden_size``. Members of the SimCLRv2 family get the small-image stem for
-    images of at most 32 pixels; models that need to know the image size are told it.
+    images of at most 32 pixels. Models of a fixed image size are built for this one.
 
     Args:
-        name: a timm model, ``simclr_resnet50_1x_sk1`` and its like included.
+        name: of a timm model; ``simclr_resnet50_1x_sk1`` and the rest of the family are among them.
         image_size: side S of the square images, in pixels.
         pretrained: start from timm's own weights (a download).
         **kwargs: passed on to timm.
 
     Raises:
-        ValueError: an unknown name, no pretrained weights, or images of a size that the encoder
-            does not take.
+        ValueError: the name is unknown, there are no pretrained weights, or the encoder does not
+            take images of this size.
     """
     try:
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
@@ -58,7 +58,12 @@ def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kw
 
 
 def _dry_run(encoder: nn.Module, channels: int, image_size: int) -> None:
-    """Pass one blank image through; raises what the encoder raises, or RuntimeError."""
+    """Pass one blank image through the encoder, and leave it as it was.
+
+    Raises:
+        RuntimeError: the features are not finite, or a part of the image would be ignored.
+        Exception: whatever the encoder raises.
+    """
     blank = next(encoder.parameters()).new_zeros(1, channels, image_size, image_size)
     encoder.eval()  # one image is no batch to normalise
     with torch.no_grad():
@@ -74,11 +79,11 @@ def _dry_run(encoder: nn.Module, channels: int, image_size: int) -> None:
 
 
 def checkpoint_activations(encoder: nn.Module) -> None:
-    """Keep only what enters each block for the backward pass, which computes the rest again.
+    """Keep only the blocks' inputs for the backward pass, which computes the rest again.
 
     Raises:
-        ValueError: the encoder cannot, or has a batch norm that would count every batch twice:
-            timm's recomputation does not know it has counted it already.
+        ValueError: the encoder does not support it, or has a batch norm that would count every
+            batch twice, because timm's recomputation does not prevent that.
     """
     name = type(encoder).__name__
     if not isinstance(encoder, resnet.SimCLRResNet):
@@ -96,11 +101,11 @@ def checkpoint_activations(encoder: nn.Module) -> None:
 
 
 class _Layers(fx.Tracer):
-    """Records a network as a graph of its layers, ours among them."""
+    """Records a network as a graph of its layers; our subclasses of torch's layers are layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, nn.Conv2d | nn.BatchNorm2d)
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        is_layer = isinstance(m, nn.Conv2d | nn.BatchNorm2d)
+        return is_layer or super().is_leaf_module(m, module_qualified_name)
 
 
 def fold_batch_norm(encoder: nn.Module) -> nn.Module:
@@ -113,7 +118,7 @@ def fold_batch_norm(encoder: nn.Module) -> nn.Module:
         encoder: in eval mode; it stays as it is.
 
     Returns:
-        A network with less layers, or ``encoder`` itself where it cannot be recorded as a graph.
+        A network with fewer layers, or ``encoder`` itself where it cannot be recorded as a graph.
     """
     try:
         graph = _Layers().trace(encoder)
@@ -124,7 +129,7 @@ def fold_batch_norm(encoder: nn.Module) -> nn.Module:
     for node in graph.nodes:
         norm = layers.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(norm, nn.BatchNorm2d) or type(norm) not in (nn.BatchNorm2d, BatchNorm):
-            continue  # timm's, with an activation inside, stay
+            continue  # timm's batch norms hold an activation and stay
         before = node.args[0]
         conv = layers.get(str(before.target)) if before.op == "call_module" else None
         if isinstance(conv, nn.Conv2d) and len(before.users) == 1:

@@ -11,7 +11,7 @@ from shared.networks.resnet import SimCLRResNet
 
 
 class ProjectionHead(nn.Module):
-    """The projection head, every layer in reach (SimCLRv2, section 2; tf2/model.py).
+    """The projection head (SimCLRv2, section 2; tf2/model.py), which returns every layer's output.
 
     Each layer is a dense map without bias and a batch norm. The middle layers have a ReLU; the
     last has neither ReLU nor beta. Dense kernels start as N(0, 0.01^2).
@@ -75,9 +75,9 @@ class ContrastiveModel(nn.Module):
 class Classifier(nn.Module):
     """What fine-tuning and distillation train: encoder, first layers of the head, linear layer.
 
-    A kept layer is the dense map with its batch norm and ReLU, and counts as part of the encoder
-    (SimCLRv2, section 2). Its parameters are called ``layers.i.*`` as in the head, whose modules
-    they are. The linear layer starts at zero.
+    A kept layer of the head is the dense map with its batch norm and ReLU. It counts as part of the
+    encoder (SimCLRv2, section 2). The classifier shares these modules with the head and calls them
+    ``layers.i.*`` as the head does. The linear layer starts at zero.
 
     Args:
         encoder: images -> (B, F), with ``head_hidden_size`` = F.
@@ -125,7 +125,7 @@ class Classifier(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def train(self, mode: bool = True) -> "Classifier":
-        """As in torch, but frozen parts stay in eval mode."""
+        """As in torch, except that frozen parts stay in eval mode."""
         super().train(mode)
         for part in self.frozen:
             part.eval()
@@ -135,8 +135,8 @@ class Classifier(nn.Module):
 def freeze(classifier: Classifier, after_block: int | None = None) -> None:
     """Freeze the encoder's beginning: no gradients, and batch norm neither uses nor counts a batch.
 
-    The reference's TF2 code goes on counting batches in frozen blocks, against its own comments;
-    this is the meaning of its TF1 code for linear evaluation.
+    This is what the reference's TF1 code does in linear evaluation. Its TF2 code goes on counting
+    batches in frozen blocks, against its own comments.
 
     Args:
         classifier: changed in place.

@@ -1,7 +1,7 @@
 """The memory of SimCLRv2 (section 2, third improvement), which is MoCo's (arXiv 1911.05722, 3.2).
 
-A second network, whose weights are a moving average of the trained one's, embeds the images too.
-Its outputs, the *keys*, are kept for some steps in a queue and serve as further negatives. As the
+A second network embeds the images too. Its weights are a moving average of the trained network's.
+A queue keeps its outputs, the *keys*, for some steps, and they serve as further negatives. As the
 average moves slowly, keys of different age still fit together.
 """
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 class Memory(nn.Module):
     """The averaged network and the queue of its keys; the state dict holds both and resumes them.
 
-    The network stays in train mode, as in MoCo: its batch norm takes the batch's statistics. Those
-    of queries and keys come from the same images, to which the keys in the queue do not belong, so
-    they can give the positive away. MoCo therefore shuffles the keys' images among the processes
-    ("shuffling BN"), whose statistics are their own. Here those of both networks are over all
-    processes' images (`batchnorm.synchronize`): SimCLR's remedy for the same leak (arXiv
-    2002.05709, section 2.2). There is nothing left to shuffle, with one process as with many; what
-    remains of the leak shrinks as the global batch grows. How much that is we have not measured.
+    The network stays in train mode, as in MoCo: its batch norm takes the batch's statistics. The
+    statistics of queries and keys come from the same images, and those of the keys in the queue
+    from others, so the statistics can give the positive away. MoCo therefore shuffles the keys'
+    images among the processes, each of which has statistics of its own ("shuffling BN"). Here both
+    networks take their statistics over the images of all processes (`batchnorm.synchronize`), which
+    is SimCLR's remedy for the same leak (arXiv 2002.05709, section 2.2). So there is nothing to
+    shuffle. What remains of the leak shrinks as the global batch grows; we have not measured it.
 
     Args:
         model: the network to be trained; copied, so call this before anything wraps its forward.
@@ -44,7 +44,7 @@ class Memory(nn.Module):
         self.momentum = momentum
         device = next(model.parameters()).device
         self.register_buffer("queue", torch.randn(size, width).to(device))
-        # On the CPU, wherever the queue is: to read it, nobody has to wait for a GPU.
+        # On the CPU, wherever the queue is, so that reading it never waits for a GPU.
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ from shared.config.schema import (
     hashed_settings,
 )
 from shared.data.sources import open_data
-from shared.runs.assessment import BaselineRow, read_assessment
+from shared.runs.assessment import read_assessment
 from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
@@ -64,14 +64,9 @@ class Job:
     def done(self) -> bool:
         """Whether it is there, made with whatever settings."""
         if self.method == "assess":
-            return bool(self.baselines())
+            there = (self.path / "assess.json").exists()
+            return there and "baselines" in read_assessment(self.path)
         return (self.path / "meta.json").exists()
-
-    def baselines(self) -> list[BaselineRow]:
-        """The rows of the baselines in ``assess.json``; empty where there are none."""
-        if not (self.path / "assess.json").exists():
-            return []
-        return read_assessment(self.path).get("baselines", {"rows": []})["rows"]
 
 
 @dataclass(frozen=True)
@@ -378,7 +373,8 @@ def _read_result(job: Job) -> Result:
 def _read_baseline(name: str, job: Job) -> BaselineResult:
     """The result of a baseline, from ``assess.json``; UserError where it has none."""
     method, inputs = BASELINES[name]
-    for row in job.baselines():
+    baselines = read_assessment(job.path).get("baselines", {"rows": []})
+    for row in baselines["rows"]:
         if (row["method"], row["input"]) == (method, inputs):
             return {"n_labels": row["n_labels"], "top1": row["top1"]}
     raise UserError(f"{job.path} has no {method} on {inputs}: every image is labeled")

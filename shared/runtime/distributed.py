@@ -1,7 +1,7 @@
-"""What one process must know of the others; every function also works without a process group.
+"""What processes tell one another; every function also works without a process group.
 
-With `shared.networks.batchnorm` the only place that talks to torch.distributed. All functions but
-`rank` and `world_size` are collective: every process has to call them, in the same order.
+Only this file and `shared.networks.batchnorm` talk to torch.distributed. All functions but `rank`
+and `world_size` are collective: every process has to call them, in the same order.
 """
 
 import torch
@@ -23,10 +23,11 @@ def rank() -> int:
 def gather_with_grad(x: Tensor) -> Tensor:
     """The rows of all processes in the order of their ranks, (B, D) -> (N, D), with N = B * ranks.
 
-    The backward pass adds up what the losses of all processes say about this process's rows;
-    ``Accelerator.gather`` drops that, so that negatives on other processes are never moved.
-    Averaging the parameter gradients over processes (as DDP does) then gives exactly the gradient
-    of the mean of the losses. B must be the same everywhere. A lone process gets ``x`` itself.
+    The backward pass adds up the gradients of all processes' losses with respect to this process's
+    rows. ``Accelerator.gather`` has no backward pass, so negatives on other processes would never
+    be moved. When DDP averages the parameter gradients over processes, the result is exactly the
+    gradient of the mean of the losses. B must be the same everywhere. A lone process gets ``x``
+    itself.
     """
     return _Gather.apply(x) if world_size() > 1 else x
 
@@ -58,7 +59,7 @@ def mean_over_processes(x: Tensor) -> Tensor:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process, e.g. because a signal asked only that one to stop."""
+    """Whether the flag is set on any process: a signal may ask only one of them to stop."""
     if world_size() == 1:
         return flag
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # nccl cannot reduce CPU tensors
@@ -68,5 +69,5 @@ def any_process(flag: bool) -> bool:
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has called this."""
     any_process(False)  # nobody has the result before all have joined

@@ -7,11 +7,18 @@ import torch
 
 
 def generator(*key: str | int) -> np.random.Generator:
-    """A counter-based generator that is a function of its key, such as (seed, "pretrain", step)."""
+    """A counter-based generator whose draws depend only on the key.
+
+    numpy pads a key of less than four parts with zeros, so ``(0, "pretrain")`` and
+    ``(0, "pretrain", 0)`` are the same key. Keys of one length never meet in this way.
+
+    Args:
+        *key: such as ``(seed, "pretrain", step)``; the numbers are >= 0.
+    """
     words = [crc32(part.encode()) if isinstance(part, str) else part for part in key]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
 
 def seed_torch(*key: str | int) -> None:
-    """Make what torch draws next, such as initial weights or dropout, a function of the key."""
+    """Seed torch by the key, so that initial weights or dropout depend only on it."""
     torch.manual_seed(int(generator(*key).integers(2**63)))

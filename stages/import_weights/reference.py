@@ -3,14 +3,14 @@
     python -m stages.import_weights r50_1x_sk0/model.ckpt-250228 runs/published/pretrain
     accelerate launch -m stages.finetune --finetune.init runs/published/pretrain
 
-Read are TF1 checkpoints, TF2 training checkpoints and SavedModels: pretrained, fine-tuned,
-supervised or distilled. TensorFlow is not needed, not even as an extra: `tf_checkpoint` beside this
-file reads the files, whose formats are small and stable; so the import runs wherever torch does,
-one tensor at a time. Every tensor is accounted for: placed, dropped for a reason that is printed,
-or an error that names it.
+This reads TF1 checkpoints, TF2 training checkpoints and SavedModels of networks that were
+pretrained, fine-tuned, supervised or distilled. It does not need TensorFlow: `tf_checkpoint` beside
+this file reads the files, whose formats are small and stable. So the import runs wherever torch
+does. It holds one tensor at a time besides the network. It accounts for every tensor: it places the
+tensor, or drops it for a reason that it prints, or stops with an error that names the tensor.
 
-The encoder alone, in timm (``import shared.networks.resnet`` makes the family known to it; up to
-32 pixels it is built with ``small_stem=True``)::
+timm takes the encoder alone. ``import shared.networks.resnet`` registers the family with timm; an
+encoder for images of at most 32 pixels needs ``small_stem=True``::
 
     encoder = timm.create_model(meta["encoder"])
     tensors = load_file("runs/published/pretrain/model.safetensors")
@@ -22,7 +22,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -49,6 +49,7 @@ HEAD = r"(?:head_contrastive|projection_head(?:_\d+)?)/n?l_(\d+)/(?:.*/)?"
 LINEAR = r"head_supervised(?:_\d+)?/linear_layer/dense(?:_\d+)?/"
 LEAF = r"(kernel|bias|gamma|beta|moving_mean|moving_variance)$"
 SLOTS = ("/Momentum", "/Adam", "/Adam_1")  # what TF1's optimizers append to a variable's name
+OPTIMIZER_MEMORY = "memory of the optimizer"
 COUNTERS = ("global_step", "save_counter", "beta1_power", "beta2_power")
 HEAD_LEAVES = {
     "kernel": "dense.weight",
@@ -95,10 +96,10 @@ class Parts(NamedTuple):
 
 
 class LinearInput(NamedTuple):
-    """From where a linear layer gets its features: after so many layers of the head."""
+    """After how many layers of the head a linear layer stands, and why we think so."""
 
     layer: int
-    fine_tuned: bool  # or only trained along with the pretraining, behind a stop_gradient
+    fine_tuned: bool  # False: trained along with the pretraining, behind a stop_gradient
     because: str
 
 
@@ -118,42 +119,21 @@ def sort_variables(
     """
     contents, weights = Contents(), {}
     names = checkpoint.names
-    averaged = {key for key, name in names.items() if name.startswith("ema_model/")}
-    if average and not averaged:
+    if average and not any(_is_average(name) for name in names.values()):
         raise UserError(f"{checkpoint.prefix} holds no moving average (ema_model/...); omit --ema")
     for key, name in names.items():
-        reason = None
-        owner = next((name.removesuffix(slot) for slot in SLOTS if name.endswith(slot)), None)
-        if any(fnmatchcase(text, pattern) for pattern in drop for text in (key, name)):
-            reason = "named by --drop"
-        elif key.split("/")[0] in COUNTERS:
-            reason = "a counter"
-        elif ".OPTIMIZER_SLOT/" in key or key.startswith("optimizer/") or owner in names:
-            reason = "memory of the optimizer"
+        reason = _reason_to_drop(key, checkpoint, average, drop)
+        if reason == OPTIMIZER_MEMORY:
             contents.trained |= _part(name)
-        elif key in averaged and not average:
-            reason = "the moving average, which --ema takes"
-        elif average and key not in averaged and not re.search(LINEAR, name):
-            reason = "not the moving average"
         if reason:
             contents.dropped.setdefault(reason, []).append(key)
         else:
             weights[key] = name
 
-    first = {"conv2d": 0, "batch_normalization": 0}
-    if checkpoint.format.startswith("TF2"):  # Keras counts on over all models of a session
-        trunk = [m for name in weights.values() if (m := re.search(TRUNK + LEAF, name))]
-        for layer in first:
-            first[layer] = min((int(m[2] or 0) for m in trunk if m[1] == layer), default=0)
+    first_numbers = _first_numbers(checkpoint, weights.values())
     for key, name in weights.items():
-        if match := re.search(TRUNK + LEAF, name):
-            number = int(match[2] or 0) - first[match[1]]
-            short = f"{match[1]}{f'_{number}' if number else ''}/{match[3]}"
-        elif match := re.search(HEAD + LEAF, name):
-            short = f"nl_{match[1]}/{match[2]}"
-        elif match := re.search(LINEAR + LEAF, name):
-            short = f"linear/{match[1]}"
-        else:
+        short = _short_name(name, first_numbers)
+        if short is None:
             contents.unknown.append(key)
             continue
         if short in contents.network:
@@ -162,9 +142,58 @@ def sort_variables(
     if not any(short.startswith("conv2d") for short in contents.network):
         raise UserError(
             f"{checkpoint.prefix} holds no SimCLR network: of its {len(names)} variables"
-            f" ({_some(names.values())}) none is a convolution of base_model (TF1) or resnet (TF2)"
+            f" ({_examples(names.values())}) none is a convolution of base_model (TF1) or resnet"
+            " (TF2)"
         )
     return contents
+
+
+def _is_average(name: str) -> bool:
+    return name.startswith("ema_model/")
+
+
+def _reason_to_drop(
+    key: str, checkpoint: Checkpoint, average: bool, drop: Sequence[str]
+) -> str | None:
+    """Why a variable is no weight of the network; None where it may be one."""
+    name = checkpoint.names[key]
+    owner = next((name.removesuffix(slot) for slot in SLOTS if name.endswith(slot)), None)
+    if any(fnmatchcase(text, pattern) for pattern in drop for text in (key, name)):
+        return "named by --drop"
+    if key.split("/")[0] in COUNTERS:
+        return "a counter"
+    if ".OPTIMIZER_SLOT/" in key or key.startswith("optimizer/") or owner in checkpoint.names:
+        return OPTIMIZER_MEMORY
+    if _is_average(name) and not average:
+        return "the moving average, which --ema takes"
+    if average and not _is_average(name) and not re.search(LINEAR, name):
+        return "not the moving average"
+    return None
+
+
+def _first_numbers(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, int]:
+    """The number of the trunk's first convolution and batch norm.
+
+    Keras (TF2) counts on over all models of a session; TF1 begins at 0.
+    """
+    numbers: dict[str, list[int]] = {"conv2d": [], "batch_normalization": []}
+    if checkpoint.format.startswith("TF2"):
+        for name in names:
+            if match := re.search(TRUNK + LEAF, name):
+                numbers[match[1]].append(int(match[2] or 0))
+    return {layer: min(counted, default=0) for layer, counted in numbers.items()}
+
+
+def _short_name(name: str, first_numbers: Mapping[str, int]) -> str | None:
+    """The short name of a weight, as `Contents` has it; None for what is no part of the network."""
+    if match := re.search(TRUNK + LEAF, name):
+        number = int(match[2] or 0) - first_numbers[match[1]]
+        return f"{match[1]}{f'_{number}' if number else ''}/{match[3]}"
+    if match := re.search(HEAD + LEAF, name):
+        return f"nl_{match[1]}/{match[2]}"
+    if match := re.search(LINEAR + LEAF, name):
+        return f"linear/{match[1]}"
+    return None
 
 
 def _part(name: str) -> set[str | int]:
@@ -176,7 +205,8 @@ def _part(name: str) -> set[str | int]:
     return {"trunk"} if re.search(TRUNK, name) else set()
 
 
-def _some(names: Iterable[str]) -> str:
+def _examples(names: Iterable[str]) -> str:
+    """The first three names."""
     ordered = sorted(names)
     return ", ".join(ordered[:3]) + (", ..." if len(ordered) > 3 else "")
 
@@ -188,14 +218,15 @@ def recognise_encoder(
 
     Args:
         shapes: short name -> shape in TensorFlow's order.
-        pooled_shortcuts: whether the shortcuts are known to hold a pooling. Only for 18 and 34
-            layers with the small stem does it tell what the tensors do not: selective kernels.
+        pooled_shortcuts: whether the shortcuts are known to hold a pooling, as those of networks
+            with selective kernels do. With 18 and 34 layers and the small stem the tensors alone do
+            not show selective kernels.
 
     Returns:
         The encoder's name, and whether it has the small-image stem.
 
     Raises:
-        UserError: where it is none of them, or a tensor that decides is missing.
+        UserError: where it is none of them, or lacks a tensor that decides.
     """
     numbers = [int(m[1] or 0) for m in (re.match(r"conv2d(?:_(\d+))?/", s) for s in shapes) if m]
 
@@ -214,7 +245,7 @@ def recognise_encoder(
     excite = any(re.match(r"conv2d_\d+/bias", name) for name in shapes)
     per_block = 2 + bottleneck + 2 * two_streams + 2 * excite
     blocks = (max(numbers) + 1 - stem - 4) / per_block  # 4 shortcuts
-    # the nearest depth: if a tensor is missing, it will be named
+    # The nearest depth, so that the error message can name a missing tensor.
     depths = [d for d in BLOCKS if d not in SMALL_DEPTHS and (d >= 50) == bottleneck]
     depth = min(depths, key=lambda d: abs(sum(BLOCKS[d]) - blocks))
     if base not in (64, 128, 192, 256):
@@ -241,7 +272,7 @@ def recognise_head(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int | No
 
 
 def trace_linear_input(graphs: Iterable[Mapping[str, Node]], because: str) -> LinearInput | None:
-    """Follow a computation graph back from the linear layer; None where it has none."""
+    """Follow a computation graph back from the linear layer; None where no graph has the layer."""
     for graph in graphs:
         linear = [n for n in graph if re.search(LINEAR + "MatMul$", n) and graph[n].op == "MatMul"]
         if not linear:
@@ -266,11 +297,11 @@ def find_linear_input(
 ) -> LinearInput:
     """After which layer of the head the linear layer stands; the weights alone do not say it.
 
-    The computation graph says it, where it is there. Else the memory of the optimizer says what
-    was trained: everything in pretraining; in fine-tuning with LARS under TF2 those layers of the
-    head that are below the linear one; in fine-tuning under TF1 none of them. That last case is
-    settled by habit: 1 as in the paper for 1% and 10% of the labels (0 for 100%), and 0 for a
-    network trained from scratch, whose head has never moved.
+    The computation graph says it, where there is one. Otherwise the memory of the optimizer says
+    what was trained. Pretraining trains everything. Fine-tuning with LARS under TF2 trains those
+    layers of the head that are below the linear layer; fine-tuning under TF1 trains none of them.
+    In that last case the answer is a guess: 1, as in the paper for 1% and 10% of the labels (it
+    takes 0 for 100%), and 0 for a network trained from scratch, whose head has never moved.
 
     Args:
         checkpoint: opened.
@@ -286,43 +317,53 @@ def find_linear_input(
     widths = parts.head.widths if parts.head else [parts.encoder.num_features]
     layers = len(widths) - 1
     fits = [layer for layer, width in enumerate(widths) if width == needed]
-    wanted = layers if selector == -1 else selector
-    if not fits or (wanted is not None and wanted not in fits):
+    selected = layers if selector == -1 else selector
+    if not fits or (selected is not None and selected not in fits):
         raise UserError(
             f"the linear layer takes {needed} features; the encoder and the layers of its head give"
             f" {', '.join(map(str, widths))}, which leaves for --selector: {fits or 'nothing'}"
         )
-    file = checkpoint.graph_file
-    traced = trace_linear_input(read_graphs(file), f"so says {file.name}") if file else None
-    trained = len([part for part in contents.trained if isinstance(part, int)])
-    if wanted is not None:
-        found = LinearInput(wanted, True, "--selector")
-    elif traced:
-        found = traced
-    elif not layers:
-        found = LinearInput(0, True, "there is no head")
-    elif not contents.trained or ("trunk" in contents.trained and trained == layers):
-        found = LinearInput(0, False, "the reference's default in pretraining")
-    elif "trunk" not in contents.trained and trained in (0, layers):
-        found = LinearInput(0, True, "linear evaluation: the trunk was frozen")
-    elif trained or checkpoint.format.startswith("TF2"):
-        found = LinearInput(trained, True, "the optimizer trained the layers below it")
-    elif (checkpoint.read(contents.network["nl_0/gamma"]) == 1).all():
-        found = LinearInput(0, True, "the head was never trained")
+    if selected is not None:
+        answer = LinearInput(selected, True, "--selector")
     else:
-        found = LinearInput(
-            1,
-            True,
-            "a guess: TF1 checkpoints do not say it; the paper takes 1 for"
-            " 1% and 10% of the labels, 0 for 100%: --selector 0",
-        )
-    if len(fits) > 1 and found.layer in fits:
-        return found
-    return LinearInput(fits[0], found.fine_tuned, "the one that fits")
+        answer = _traced(checkpoint) or _guessed_from_training(checkpoint, contents, layers)
+    if len(fits) > 1 and answer.layer in fits:
+        return answer
+    return LinearInput(fits[0], answer.fine_tuned, "the one that fits")
+
+
+def _traced(checkpoint: Checkpoint) -> LinearInput | None:
+    """What the computation graph says, where there is one."""
+    file = checkpoint.graph_file
+    return trace_linear_input(read_graphs(file), f"so says {file.name}") if file else None
+
+
+def _guessed_from_training(checkpoint: Checkpoint, contents: Contents, layers: int) -> LinearInput:
+    """What follows from the parts that the optimizer has trained; ``layers`` is the head's number.
+
+    `find_linear_input` says why.
+    """
+    if not layers:
+        return LinearInput(0, True, "there is no head")
+    trained = len([part for part in contents.trained if isinstance(part, int)])
+    trunk_trained = "trunk" in contents.trained
+    if not contents.trained or (trunk_trained and trained == layers):
+        return LinearInput(0, False, "the reference's default in pretraining")
+    if not trunk_trained and trained in (0, layers):
+        return LinearInput(0, True, "linear evaluation: the trunk was frozen")
+    if trained or checkpoint.format.startswith("TF2"):
+        return LinearInput(trained, True, "the optimizer trained the layers below it")
+    if (checkpoint.read(contents.network["nl_0/gamma"]) == 1).all():
+        return LinearInput(0, True, "the head was never trained")
+    because = (
+        "a guess: TF1 checkpoints do not say it; the paper takes 1 for 1% and 10% of the labels,"
+        " 0 for 100%: --selector 0"
+    )
+    return LinearInput(1, True, because)
 
 
 def recognise(checkpoint: Checkpoint, contents: Contents, image_size: int | None = None) -> Parts:
-    """The network that has these variables, all of them and no other.
+    """The network that has exactly these variables.
 
     Args:
         checkpoint: opened.
@@ -330,7 +371,7 @@ def recognise(checkpoint: Checkpoint, contents: Contents, image_size: int | None
         image_size: pixels per side; None is 224, or 32 for the small-image stem.
 
     Raises:
-        UserError: where there is none, naming what is missing, left over or of another shape.
+        UserError: where there is none. It names what is missing, left over or of another shape.
     """
     shapes = {short: checkpoint.entries[key].shape for short, key in contents.network.items()}
     lists = [children.get("shortcut_layers") for children in checkpoint.objects]
@@ -349,22 +390,29 @@ def recognise(checkpoint: Checkpoint, contents: Contents, image_size: int | None
             kernel = shapes.get("linear/kernel", ())
             linear = nn.Linear(*kernel) if len(kernel) == 2 else nn.Linear(1, 1)
     parts = Parts(name, image_size, encoder, head, linear)
+    _require_same_tensors(shapes, contents, parts)
+    return parts
 
+
+def _require_same_tensors(
+    shapes: Mapping[str, tuple[int, ...]], contents: Contents, parts: Parts
+) -> None:
+    """UserError where the checkpoint's tensors (short name -> shape) are not those of the parts."""
     expected = expected_tensors(parts)
     missing = expected.keys() - shapes.keys()
-    left = [contents.network[short] for short in shapes.keys() - expected.keys()] + contents.unknown
-    if missing or left:
-        faults = [f"{len(missing)} missing ({_some(missing)})"] if missing else []
-        faults += [f"{len(left)} left over ({_some(left)})"] if left else []
-        advice = "; give --drop PATTERN for what is no part of the network" if left else ""
-        raise UserError(f"the variables are not those of {name}: {', '.join(faults)}{advice}")
+    left_over = [contents.network[short] for short in shapes.keys() - expected.keys()]
+    left_over += contents.unknown
+    if missing or left_over:
+        faults = [f"{len(missing)} missing ({_examples(missing)})"] if missing else []
+        faults += [f"{len(left_over)} left over ({_examples(left_over)})"] if left_over else []
+        advice = "; give --drop PATTERN for what is no part of the network" if left_over else ""
+        raise UserError(f"the variables are not those of {parts.name}: {', '.join(faults)}{advice}")
     for short, (_, shape) in expected.items():
         if shapes[short] != _tensorflow_order(shape):
             raise UserError(
-                f"{contents.network[short]} has shape {shapes[short]}; in {name} it is"
+                f"{contents.network[short]} has shape {shapes[short]}; in {parts.name} it is"
                 f" {_tensorflow_order(shape)}"
             )
-    return parts
 
 
 def expected_tensors(parts: Parts) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -393,7 +441,11 @@ def _tensorflow_order(shape: tuple[int, ...]) -> tuple[int, ...]:
 def fill(
     model: nn.Module, checkpoint: Checkpoint, network: Mapping[str, str], parts: Parts
 ) -> list[str]:
-    """Read the model's tensors, one after another; returns the keys that it has no use for."""
+    """Read the model's tensors, one after another.
+
+    Returns:
+        The keys that the model does not use.
+    """
     state, unused = model.state_dict(), []
     for short, (name, _) in expected_tensors(parts).items():
         name = name if name in state else f"head.{name}"  # as a ContrastiveModel calls it
@@ -428,16 +480,17 @@ def import_checkpoint(
     Args:
         source: the folder of a checkpoint, its prefix, one of its files, or a SavedModel's folder.
         out: folder of the artifact.
-        kind: ``encoder`` (with its projection head) or ``classifier``; None: what it was trained
-            for.
-        selector: after how many layers of the head the linear layer stands; None finds out.
+        kind: ``encoder`` (with its projection head) or ``classifier``; None takes what the
+            checkpoint was trained for.
+        selector: after how many layers of the head the linear layer stands; None lets
+            `find_linear_input` answer.
         image_size: pixels per side; None is 224, or 32 for the small-image stem.
         classes: their names; None counts them.
         average: take the moving average of the weights.
         drop: patterns of variables to leave out.
 
     Returns:
-        What was done, line by line.
+        A report for the user, line by line.
 
     Raises:
         UserError: where the checkpoint is unreadable or not wholly understood, its network yields
@@ -448,71 +501,86 @@ def import_checkpoint(
     checkpoint = open_checkpoint(source)
     contents = sort_variables(checkpoint, average, drop)
     parts = recognise(checkpoint, contents, image_size)
-    found = find_linear_input(checkpoint, contents, parts, selector) if parts.linear else None
-    kind = kind or ("classifier" if found and found.fine_tuned else "encoder")
+    linear_input = None
+    if parts.linear:
+        linear_input = find_linear_input(checkpoint, contents, parts, selector)
+    kind = kind or ("classifier" if linear_input and linear_input.fine_tuned else "encoder")
+    model: nn.Module
     if kind == "encoder" and parts.head:
         model = ContrastiveModel(parts.encoder, parts.head)
-        more: dict[str, Any] = {"images": None}
-        unused = "linear layer; --as classifier takes it"
-    elif kind == "classifier" and parts.linear and found:
-        count = parts.linear.out_features
-        names = [str(number) for number in range(count)] if classes is None else list(classes)
-        if len(names) != count:
-            raise UserError(f"--classes names {len(names)} classes, the linear layer has {count}")
+        kind_meta: dict[str, Any] = {"images": None}
+        not_taken = "linear layer; --as classifier takes it"
+    elif kind == "classifier" and parts.linear and linear_input:
+        number, layer = parts.linear.out_features, linear_input.layer
         with torch.device("meta"):
-            model = Classifier(parts.encoder, count, parts.head, found.layer)
+            model = Classifier(parts.encoder, number, parts.head, layer)
         labels = {"given": "unknown", "hash": None, "number": 0}
-        more = {"classes": names, "from_layer": found.layer, "labels": labels}
-        unused = "head above the linear layer; --as encoder takes it"
+        kind_meta = {"classes": _names(number, classes), "from_layer": layer, "labels": labels}
+        not_taken = "head above the linear layer; --as encoder takes it"
     else:
         part = "projection head" if kind == "encoder" else "linear layer"
         raise UserError(f"{source} holds no {part}, so it makes no {kind}: see --as")
     if keys := fill(model, checkpoint, contents.network, parts):
-        contents.dropped[unused] = keys
+        contents.dropped[not_taken] = keys
     check_output(model, parts.image_size)
 
-    total = len(checkpoint.entries)
-    dropped = {reason: len(keys) for reason, keys in contents.dropped.items()}
-    placed = total - sum(dropped.values())
+    account = _account(checkpoint, contents)
     meta = {
         "kind": kind,
         "stage": "import",
         **network_meta(Model(encoder=parts.name), Data(image_size=parts.image_size)),
         "head": describe_head(parts.head),
-        **more,
+        **kind_meta,
         "seed": None,
         "seconds": 0.0,
-        "settings": {
-            "stage": "import",
-            "source": checkpoint.prefix.name,
-            "format": checkpoint.format,
-            "variables": total,
-            "placed": placed,
-            "dropped": dropped,
-        },
+        "settings": account,
     }
     write_artifact(out, model, meta)
-
+    variables, placed = account["variables"], account["placed"]
     lines = [
-        f"{checkpoint.prefix}: {checkpoint.format}, {total} variables: {placed} placed",
-        *(f"  {number} dropped: {reason}" for reason, number in dropped.items()),
+        f"{checkpoint.prefix}: {checkpoint.format}, {variables} variables: {placed} placed",
+        *(f"  {number} dropped: {reason}" for reason, number in account["dropped"].items()),
         f"{out}: {kind}, images of {parts.image_size} pixels",
-        f"  encoder {parts.name}: {_size(parts.encoder)} parameters",
+        *_lines_on_parts(parts, linear_input),
     ]
-    if parts.head:
-        lines.append(
-            f"  projection head {' -> '.join(map(str, parts.head.widths))}:"
-            f" {_size(parts.head)} parameters"
-        )
-    if parts.linear and found:
-        lines.append(
-            f"  linear layer {parts.linear.in_features} -> {parts.linear.out_features}:"
-            f" {_size(parts.linear)} parameters, after layer {found.layer} of the head"
-            f" ({found.because})"
-        )
-    if parts.linear and parts.linear.out_features == 1001:
-        lines.append("  1001 classes: ImageNet's, with class 0 for the background")
     return [*lines, "  self-check: the output for a random image is finite", HINTS]
+
+
+def _names(number: int, classes: Sequence[str] | None) -> list[str]:
+    """The classes' names; counted from 0 where none are given."""
+    names = [str(i) for i in range(number)] if classes is None else list(classes)
+    if len(names) != number:
+        raise UserError(f"--classes names {len(names)} classes, the linear layer has {number}")
+    return names
+
+
+def _account(checkpoint: Checkpoint, contents: Contents) -> dict[str, Any]:
+    """What became of every variable, for ``settings`` in ``meta.json``."""
+    dropped = {reason: len(keys) for reason, keys in contents.dropped.items()}
+    return {
+        "stage": "import",
+        "source": checkpoint.prefix.name,
+        "format": checkpoint.format,
+        "variables": len(checkpoint.entries),
+        "placed": len(checkpoint.entries) - sum(dropped.values()),
+        "dropped": dropped,
+    }
+
+
+def _lines_on_parts(parts: Parts, linear_input: LinearInput | None) -> Iterator[str]:
+    """The network's parts and their sizes, for the user."""
+    yield f"  encoder {parts.name}: {_size(parts.encoder)} parameters"
+    if parts.head:
+        widths = " -> ".join(map(str, parts.head.widths))
+        yield f"  projection head {widths}: {_size(parts.head)} parameters"
+    if parts.linear and linear_input:
+        yield (
+            f"  linear layer {parts.linear.in_features} -> {parts.linear.out_features}:"
+            f" {_size(parts.linear)} parameters, after layer {linear_input.layer} of the head"
+            f" ({linear_input.because})"
+        )
+        if parts.linear.out_features == 1001:
+            yield "  1001 classes: ImageNet's, with class 0 for the background"
 
 
 def _size(module: nn.Module) -> str:
@@ -520,7 +588,7 @@ def _size(module: nn.Module) -> str:
 
 
 def describe_head(head: ProjectionHead | None) -> dict[str, int | None]:
-    """What ``meta.json`` says of it; 0 layers for none."""
+    """What ``meta.json`` says of a projection head; 0 layers where there is none."""
     if head is None:
         return {"layers": 0, "width": None, "out": None}
     layers = len(head.layers)
@@ -533,7 +601,7 @@ def describe_head(head: ProjectionHead | None) -> dict[str, int | None]:
 
 @torch.inference_mode()
 def check_output(model: nn.Module, image_size: int) -> None:
-    """UserError where the network makes something else than numbers of a random image."""
+    """UserError where the network's output for a random image is not finite."""
     image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     if not model.eval()(image).isfinite().all():
         raise UserError(
@@ -543,7 +611,7 @@ def check_output(model: nn.Module, image_size: int) -> None:
 
 
 def write_artifact(out: Path, model: nn.Module, meta: Mapping[str, Any]) -> None:
-    """Weights, then ``meta.json``: the artifact is finished (as ``StageFolder.finish`` does)."""
+    """Write the weights, then ``meta.json``, which finishes it (as ``StageFolder.finish`` does)."""
     weights = out / "model.safetensors"
     save_tensors(weights, model.state_dict(), {})
     complete = {**meta, "weights_sha256": sha256(weights), **provenance()}
@@ -616,26 +684,28 @@ def _parser() -> argparse.ArgumentParser:
 @exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Import one checkpoint: 0, or 2 after one line that says what is wrong."""
-    given = _parser().parse_args(argv)
-    classes = None
-    if given.classes:
-        try:
-            classes = given.classes.read_text().split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read --classes {given.classes}: {error}") from error
-        classes = [name.strip() for name in classes if name.strip()]
+    arguments = _parser().parse_args(argv)
     lines = import_checkpoint(
-        given.checkpoint,
-        given.out,
-        given.kind,
-        given.selector,
-        given.image_size,
-        classes,
-        given.ema,
-        given.drop,
+        arguments.checkpoint,
+        arguments.out,
+        arguments.kind,
+        arguments.selector,
+        arguments.image_size,
+        _read_classes(arguments.classes) if arguments.classes else None,
+        arguments.ema,
+        arguments.drop,
     )
     print("\n".join(lines))
     return 0
+
+
+def _read_classes(file: Path) -> list[str]:
+    """One name a line; empty lines do not count."""
+    try:
+        lines = file.read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read --classes {file}: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 if __name__ == "__main__":

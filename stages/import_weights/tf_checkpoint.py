@@ -13,10 +13,10 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 
 from shared.runtime.errors import UserError
@@ -67,7 +67,7 @@ class Checkpoint:
     graph_file: Path | None
 
     def read(self, key: str) -> np.ndarray:
-        """One float32 tensor, as a new array.
+        """One tensor as a new float32 array, in TensorFlow's order of dimensions.
 
         Raises:
             UserError: where it has another type, or its bytes do not match their checksum.
@@ -76,12 +76,12 @@ class Checkpoint:
         if entry.dtype != FLOAT or entry.size != 4 * np.prod(entry.shape, dtype=np.int64):
             raise UserError(f"{key} in {self.prefix} is not a plain float32 tensor")
         data = _bytes(self.prefix, self.shards, entry)
-        if _masked(crc32c(data)) != entry.checksum:
+        if checksum(data) != entry.checksum:
             raise UserError(
                 f"{key} in {_shard(self.prefix, self.shards, entry.shard)} is damaged (its bytes do"
                 " not match their checksum); copy the file again"
             )
-        return data.view("<f4").reshape(entry.shape)
+        return np.frombuffer(data, "<f4").reshape(entry.shape).copy()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -110,8 +110,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     names, objects = {key: key for key in entries}, []
     if graph is not None:
         with _damage_to(_shard(prefix, shards, graph.shard)):
-            known, objects = _object_graph(_string(_bytes(prefix, shards, graph), graph.checksum))
-            names |= {key: name for key, name in known.items() if key in entries}
+            content = _string(_bytes(prefix, shards, graph), graph.checksum)
+            graph_names, objects = _object_graph(content)
+            names |= {key: name for key, name in graph_names.items() if key in entries}
     saved_model = prefix.parent.parent / "saved_model.pb"
     in_saved_model = prefix.name == "variables" and saved_model.exists()
     graph_file = saved_model if in_saved_model else _with_ending(prefix, ".meta")
@@ -145,63 +146,15 @@ def read_graphs(file: Path) -> Iterator[dict[str, Node]]:
                         yield _nodes(function.get(3, []))
 
 
-def crc32c(data: np.ndarray) -> int:
-    """CRC-32C (Castagnoli) of at least 4 bytes, a uint8 array.
-
-    A CRC is linear over GF(2): with A^n the linear map that appends n zero bytes, the remainder of
-    the words w0 w1 w2 w3 is A^4(A^12 w0 + A^8 w1 + A^4 w2 + w3). So neighbours are joined in pairs,
-    then the pairs, and so on, each round in one vectorised step.
-    """
-    rounds = min(18, (-(-len(data) // 4) - 1).bit_length())  # 2^18 words stay in the cache
-    words = np.zeros((-(-len(data) // (4 << rounds)), 1 << rounds), "<u4")
-    padded = words.reshape(-1).view(np.uint8)  # zeros in front do not change the remainder
-    padded[padded.size - len(data) :] = data
-    padded[padded.size - len(data) :][:4] ^= 0xFF  # the register starts with all bits set
-    remainder = np.uint32(0)
-    for chunk in words:
-        for round_ in range(rounds):
-            chunk = _append_zeros(chunk[::2], round_) ^ chunk[1::2]
-        remainder = _append_zeros(remainder, rounds) ^ chunk[0]
-    return int(_append_zeros(remainder, 0)) ^ 0xFFFFFFFF
-
-
-def _append_zeros(remainders: Any, doublings: int) -> Any:
-    """Remainders after 4 * 2^doublings more bytes, all zero; uint32, any shape."""
-    low, high = _tables(doublings)
-    half = np.uint32(16)
-    # "clip" only saves numpy the check of the range
-    return low.take(remainders & np.uint32(0xFFFF), mode="clip") ^ high.take(
-        remainders >> half, mode="clip"
-    )
-
-
-@cache
-def _tables(doublings: int) -> tuple[np.ndarray, np.ndarray]:
-    """What `_append_zeros` makes of every lower and every upper half of a word: (65536,) each."""
-    images = np.uint32(1) << np.arange(32, dtype=np.uint32)  # of the 32 single bits
-    if doublings:
-        for _ in range(2):
-            images = _append_zeros(images, doublings - 1)
-    else:
-        for _ in range(32):
-            images = (images >> np.uint32(1)) ^ np.uint32(0x82F63B78) * (images & np.uint32(1))
-    tables = []
-    for bits in (images[:16], images[16:]):
-        table = np.zeros(1, np.uint32)
-        for image in bits:
-            table = np.concatenate([table, table ^ image])
-        tables.append(table)
-    return tables[0], tables[1]
-
-
-def _masked(crc: int) -> int:
-    """The form in which TensorFlow stores a checksum (tensorflow/core/lib/hash/crc32c.h)."""
+def checksum(data: bytes) -> int:
+    """CRC-32C in the form in which TensorFlow stores it (tensorflow/core/lib/hash/crc32c.h)."""
+    crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @contextmanager
 def _damage_to(file: Path) -> Iterator[None]:
-    """Whatever the parsers below stumble over becomes one line that names the file."""
+    """Turn an error of the parsers below into one line that names the file."""
     try:
         yield
     except (LookupError, ValueError, struct.error) as error:
@@ -219,8 +172,10 @@ def _shard(prefix: Path, shards: int, number: int) -> Path:
     return _with_ending(prefix, f".data-{number:05}-of-{shards:05}")
 
 
-def _bytes(prefix: Path, shards: int, entry: Entry) -> np.ndarray:
-    return np.fromfile(_shard(prefix, shards, entry.shard), np.uint8, entry.size, "", entry.offset)
+def _bytes(prefix: Path, shards: int, entry: Entry) -> bytes:
+    with _shard(prefix, shards, entry.shard).open("rb") as file:
+        file.seek(entry.offset)
+        return file.read(entry.size)
 
 
 def _find_prefix(path: Path) -> Path:
@@ -248,14 +203,10 @@ def _find_prefix(path: Path) -> Path:
             return _find_prefix(path / latest[1].replace("\\", "/").rpartition("/")[2])
     indices = sorted(path.glob("*.index"))
     if len(indices) != 1:
-        raise UserError(
-            f"{path} holds {len(indices)} checkpoints (*.index); "
-            + (
-                "name one of them: " + ", ".join(i.stem for i in indices[:5])
-                if indices
-                else "give the folder of a TensorFlow checkpoint or SavedModel"
-            )
-        )
+        advice = "give the folder of a TensorFlow checkpoint or SavedModel"
+        if indices:
+            advice = "name one of them: " + ", ".join(index.stem for index in indices[:5])
+        raise UserError(f"{path} holds {len(indices)} checkpoints (*.index); {advice}")
     return indices[0].with_suffix("")
 
 
@@ -296,8 +247,8 @@ def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
     start, at = _varint(handle, 0)
     size, _ = _varint(handle, at)
     end = start + size
-    kind, checksum = struct.unpack_from("<BI", data, end)  # after the block
-    if _masked(crc32c(np.frombuffer(data, np.uint8, size + 1, start))) != checksum:
+    kind, stored_checksum = struct.unpack_from("<BI", data, end)  # after the block
+    if checksum(data[start : end + 1]) != stored_checksum:
         raise ValueError("a checksum does not match")
     if kind:
         raise ValueError("it is compressed, which TensorFlow does not do by default")
@@ -358,15 +309,12 @@ def _entry(message: dict[int, list[Any]]) -> Entry:
     )
 
 
-def _string(data: np.ndarray, checksum: int) -> bytes:
+def _string(data: bytes, stored_checksum: int) -> bytes:
     """The content of a tensor of one string: its length, a checksum of that, and its bytes."""
-    content = data.tobytes()
-    length, start = _varint(content, 0)
-    if _masked(crc32c(np.frombuffer(struct.pack("<I", length) + content[start:], np.uint8))) != (
-        checksum
-    ):
+    length, start = _varint(data, 0)
+    if checksum(struct.pack("<I", length) + data[start:]) != stored_checksum:
         raise ValueError("the checksum of the object graph does not match")
-    return content[start + 4 :]
+    return data[start + 4 :]
 
 
 def _object_graph(content: bytes) -> tuple[dict[str, str], list[dict[str, int]]]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS
+from shared.runs.text import percent
 from stages.page import pictures
 from stages.page.blocks import (
     Block,
@@ -18,7 +19,7 @@ from stages.page.blocks import (
     Table,
     or_missing,
 )
-from stages.page.facts import method_to_deploy, percent
+from stages.page.facts import method_to_deploy
 from stages.page.pictures import svg
 from stages.page.read import Assessment, Run
 

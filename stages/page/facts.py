@@ -168,11 +168,6 @@ def _count_in_words(count: float, counts: Sequence[int], n_train: int | None) ->
     return f"{sign}{inside:,.0f} labels{share_text}"
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """97.9, or a dash."""
-    return "-" if share is None else f"{100 * share:.{digits}f}"
-
-
 def plural(count: int, noun: str) -> str:
     """1 run, 2 runs."""
     return f"{count} {noun}{'s' * (count > 1)}"

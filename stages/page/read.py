@@ -18,7 +18,7 @@ from shared.config.schema import Config
 from shared.data.batches import Batches
 from shared.data.images import UNLABELED, Splits
 from shared.data.sources import open_data
-from shared.runs.assessment import read_arrays, read_assessment
+from shared.runs.assessment import About, Hashes, read_arrays, read_assessment
 from shared.runs.results import collect
 from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import UserError
@@ -30,22 +30,22 @@ class Assessment:
     def __init__(self, folder: Path, labels: LabelSet):
         self.folder = folder
         self.labels = labels
-        self._numbers: Mapping[str, Any] = read_assessment(folder)
+        self._numbers = read_assessment(folder)
         self._arrays = read_arrays(folder)
 
     @property
-    def about(self) -> Mapping[str, Any]:
+    def about(self) -> About:
         """What was assessed: data, classes, encoder."""
         return self._numbers["about"]
 
     @property
-    def hashes(self) -> Mapping[str, Mapping[str, str]]:
+    def hashes(self) -> dict[str, Hashes]:
         """Network -> hashes ``before`` and ``after`` the assessment."""
         return self._numbers.get("hashes", {})
 
     def part(self, name: str) -> Any:
         """A part of the assessment; UserError where it failed or was not asked for."""
-        failed = self._numbers.get("failed", {})
+        failed = self._numbers["failed"]
         if name in failed:
             raise UserError(f"this part failed: {failed[name]}")
         if name not in self._numbers:

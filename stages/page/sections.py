@@ -12,6 +12,7 @@ from shared.config.schema import Config
 from shared.runs.statistics import interval
 from shared.runs.table import METRICS
 from shared.runs.text import blocks as table_parts
+from shared.runs.text import percent
 from shared.runtime.errors import UserError
 from stages.page import pictures
 from stages.page.assessment import assessments
@@ -35,7 +36,6 @@ from stages.page.facts import (
     groups,
     labels_worth,
     method_to_deploy,
-    percent,
     plural,
 )
 from stages.page.pictures import Point, svg

@@ -69,9 +69,9 @@ class Recorder(Memory):
         Recorder.made = self
 
 
-def run(output: Path, *more: str) -> Path:
+def run(output: Path, *options: str) -> Path:
     """Pretrain; return the artifact folder."""
-    assert pretrain.main([*TINY, f"--output={output}", *more]) == 0
+    assert pretrain.main([*TINY, f"--output={output}", *options]) == 0
     return output / "digits" / "pretrain"
 
 

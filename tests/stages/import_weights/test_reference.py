@@ -4,18 +4,14 @@ import functools
 import json
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -24,140 +20,19 @@ from shared.networks.resnet import BLOCKS, SMALL_DEPTHS, reference_names
 from stages import distill, finetune
 from stages.import_weights import reference as import_reference
 from stages.import_weights.reference import recognise_encoder
-from stages.import_weights.tf_checkpoint import OBJECT_GRAPH, Entry, crc32c, open_checkpoint
-from tests.support import golden
+from stages.import_weights.tf_checkpoint import Entry, open_checkpoint
+from tests.support import golden, tensorflow_files
+from tests.support.tensorflow_files import (
+    SAVED,
+    TF1,
+    TF2,
+    message,
+    object_graph,
+    rewrite,
+    write_tensors,
+)
 
-TF1, TF2, SAVED = "tf1_r18_cifar_ft1", "tf2_r18_cifar", "tf2_r18_cifar_saved_model"
 TOLERANCE = 1e-4
-
-
-# A writer of TensorFlow's formats, as small as the tests need it.
-
-
-def varint(number: int) -> bytes:
-    groups = []
-    while number > 127:
-        groups.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*groups, number])
-
-
-def message(*fields: tuple[int, int | bytes | str]) -> bytes:
-    out = b""
-    for number, value in fields:
-        if isinstance(value, int):
-            out += varint(number << 3) + varint(value)
-        else:
-            content = value.encode() if isinstance(value, str) else value
-            out += varint(number << 3 | 2) + varint(len(content)) + content
-    return out
-
-
-def masked(content: bytes | np.ndarray) -> int:
-    crc = crc32c(np.frombuffer(content, np.uint8))
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def write_index(prefix: Path, entries: dict[str, Entry], shards: int = 1, block: int = 1000):
-    rows = [(b"", message((1, shards)))]
-    for key, entry in sorted(entries.items()):
-        shape = message(*((2, message((1, side))) for side in entry.shape))
-        fields = [(1, entry.dtype), (2, shape), (3, entry.shard), (4, entry.offset)]
-        value = message(*fields, (5, entry.size)) + varint(6 << 3 | 5)
-        rows.append((key.encode(), value + struct.pack("<I", entry.checksum)))
-    out, handles, first = b"", [], 0
-
-    def add_block(rows) -> bytes:
-        nonlocal out
-        content, restarts, before = b"", [], b""
-        for i, (key, value) in enumerate(rows):
-            shared = 0
-            while i % 16 and before[: shared + 1] == key[: shared + 1] and shared < len(before):
-                shared += 1
-            if i % 16 == 0:
-                restarts.append(len(content))
-            content += varint(shared) + varint(len(key) - shared) + varint(len(value))
-            content += key[shared:] + value
-            before = key
-        content += struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
-        handle = varint(len(out)) + varint(len(content))
-        out += content + b"\0" + struct.pack("<I", masked(content + b"\0"))
-        return handle
-
-    while first < len(rows):
-        some = rows[first : first + block]
-        handles.append((some[-1][0], add_block(some)))
-        first += block
-    footer = varint(0) + varint(0) + add_block(handles)
-    magic = struct.pack("<Q", 0xDB4775248B80FB57)
-    prefix.with_name(prefix.name + ".index").write_bytes(out + footer.ljust(40, b"\0") + magic)
-
-
-def write_tensors(prefix: Path, tensors, graph: bytes | None = None) -> Path:
-    """A checkpoint of (key, array) pairs, which may be made one at a time."""
-    entries, offset = {}, 0
-    with prefix.with_name(prefix.name + ".data-00000-of-00001").open("wb") as file:
-        for key, array in tensors:
-            data = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-            file.write(data)
-            entries[key] = Entry(1, array.shape, 0, offset, data.size, masked(data))
-            offset += data.size
-        if graph is not None:
-            content, entries[OBJECT_GRAPH] = string_tensor(graph, 0, offset)
-            file.write(content)
-    write_index(prefix, entries)
-    return prefix
-
-
-def string_tensor(text: bytes, shard: int, offset: int) -> tuple[bytes, Entry]:
-    length = struct.pack("<I", len(text))
-    summed = struct.pack("<I", masked(length)) + text
-    content = varint(len(text)) + summed
-    return content, Entry(7, (), shard, offset, len(content), masked(length + summed))
-
-
-def object_graph(names: dict[str, str], shortcut_layers: int = 2) -> bytes:
-    """Key -> variable name, in objects without structure but for one list of shortcut layers."""
-    variables = [
-        message((2, message((1, "VARIABLE_VALUE"), (2, name), (3, key))))
-        for key, name in names.items()
-    ]
-    layers = [message((1, message((1, 0), (2, str(i))))) for i in range(shortcut_layers)]
-    block = message((1, message((1, 1), (2, "shortcut_layers"))))
-    return message(*((1, node) for node in [block, b"".join(layers), *variables]))
-
-
-def rewrite(folder: Path, source: Path, entries: dict[str, Entry], names=None) -> Path:
-    """A checkpoint with other entries and (TF2) names but the data of ``source``."""
-    original, prefix = open_checkpoint(source), folder / "ckpt"
-    if names is None and original.objects:
-        names = {key: original.names[key] for key in entries}
-    shards = 1 if names is None else 2
-    data = original.prefix.with_name(original.prefix.name + ".data-00000-of-00001")
-    (folder / f"ckpt.data-00000-of-0000{shards}").symlink_to(data)
-    entries = dict(entries)
-    if names is not None:
-        content, entries[OBJECT_GRAPH] = string_tensor(object_graph(names), 1, 0)
-        (folder / "ckpt.data-00001-of-00002").write_bytes(content)
-    write_index(prefix, entries, shards)
-    return prefix
-
-
-@pytest.fixture(scope="session")
-def golden_checkpoints(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for tag in (TF1, TF2, SAVED):
-        with tarfile.open(golden.path(f"checkpoints/{tag}.tar.xz")) as archive:
-            archive.extractall(folder, filter="data")
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(autouse=True)
-def no_gigabytes_left(tmp_path):
-    """Every imported network is 45 MB or more, and pytest would keep them of three runs."""
-    yield
-    shutil.rmtree(tmp_path)
 
 
 def run(source, out, *flags: str) -> int:
@@ -241,16 +116,6 @@ def test_tf2_pretrained(golden_checkpoints, tmp_path, tag):
     assert run(golden_checkpoints / tag, tmp_path / "b", "--as=classifier") == 0
     assert meta_of(tmp_path / "b")["from_layer"] == 0
     assert_logits(tmp_path / "b", arrays)
-
-
-def test_every_way_to_name_a_checkpoint(golden_checkpoints):
-    prefix = golden_checkpoints / TF1 / "model.ckpt-1000"
-    for path in (prefix.parent, prefix, f"{prefix}.index", f"{prefix}.data-00000-of-00001"):
-        assert open_checkpoint(Path(path)).prefix == prefix
-    saved = golden_checkpoints / SAVED
-    for path in (saved, saved / "saved_model.pb", saved / "variables"):
-        assert open_checkpoint(path).format == "TF2 SavedModel"
-    assert open_checkpoint(golden_checkpoints / TF2).format == "TF2 checkpoint"
 
 
 def test_no_head_layer_is_wrong_unnoticed(golden_checkpoints, tmp_path):
@@ -343,7 +208,7 @@ def test_every_architecture_is_recognised(depth):
 def test_pooled_shortcuts_are_seen_in_the_object_graph(golden_checkpoints, tmp_path, monkeypatch):
     checkpoint = open_checkpoint(golden_checkpoints / TF2)
     graph = functools.partial(object_graph, shortcut_layers=4)  # pad, pool, convolution, norm
-    monkeypatch.setitem(globals(), "object_graph", graph)
+    monkeypatch.setattr(tensorflow_files, "object_graph", graph)
     source = rewrite(tmp_path, golden_checkpoints / TF2, checkpoint.entries)
     assert run(source, tmp_path / "out") == 0
     assert meta_of(tmp_path / "out")["encoder"] == "simclr_resnet18_1x_sk1"
@@ -798,30 +663,3 @@ def test_timm_starts_from_it(imported):
     with torch.no_grad():
         features = encoder.eval()(as_images(arrays["input"]))[:2]
     np.testing.assert_allclose(features, arrays["eval/final_avg_pool_view1"], atol=TOLERANCE)
-
-
-# The checksum.
-
-
-def slow_crc32c(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
-@given(st.binary(min_size=4, max_size=100))
-def test_checksum(data):
-    assert crc32c(np.frombuffer(data, np.uint8)) == slow_crc32c(data)
-
-
-def test_checksum_of_more_than_one_chunk():
-    assert crc32c(np.frombuffer(b"123456789", np.uint8)) == 0xE3069283  # RFC 3720, B.4
-    data = np.zeros((1 << 20) + 5, np.uint8)
-    data[[0, 3, -1]] = 1, 2, 3
-    whole = crc32c(data)
-    data[3] ^= 128
-    assert crc32c(data) != whole
-    assert whole == slow_crc32c(data[:3].tobytes() + b"\2" + data[4:].tobytes())
