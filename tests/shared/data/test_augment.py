@@ -65,11 +65,11 @@ def test_colour_operation(recorded, case):
     values, name = case.split("/")
     images = to_torch(arrays[f"color/{values}/in"])
     if name == "grayscale":
-        got = ops.grayscale(images)
+        actual = ops.grayscale(images)
     else:
         operation, amount = name.split("_")
-        got = getattr(ops, f"adjust_{operation}")(images, torch.tensor([float(amount)]))
-    np.testing.assert_allclose(to_numpy(got)[0], arrays[f"color/{case}"], rtol=0, atol=ATOL)
+        actual = getattr(ops, f"adjust_{operation}")(images, torch.tensor([float(amount)]))
+    np.testing.assert_allclose(to_numpy(actual)[0], arrays[f"color/{case}"], rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize("case", cases("blur/", "/in"))
@@ -77,9 +77,9 @@ def test_blur(recorded, case):
     arrays, meta = recorded
     images, case_meta = to_torch(arrays[f"blur/{case}/in"]), meta[f"blur/{case}"]
     sigma = torch.full((len(images),), case_meta["sigma"])
-    got = ops.gaussian_blur(images, sigma, radius=case_meta["actual_taps"] // 2)
-    want = arrays[f"blur/{case}/out"].reshape(to_numpy(got).shape)
-    np.testing.assert_allclose(to_numpy(got), want, rtol=0, atol=ATOL)
+    actual = ops.gaussian_blur(images, sigma, radius=case_meta["actual_taps"] // 2)
+    expected = arrays[f"blur/{case}/out"].reshape(to_numpy(actual).shape)
+    np.testing.assert_allclose(to_numpy(actual), expected, rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize("case", cases("resize/", "/out_strided"))
@@ -88,10 +88,10 @@ def test_crop_resize(recorded, case):
     case_meta = meta[f"resize/{case}"]
     photo, stride = to_torch(arrays[case_meta["image"]]), case_meta["stride"]
     boxes = torch.tensor([case_meta["box_y_x_h_w"]])
-    got = to_numpy(crop_resize(photo, boxes, tuple(case_meta["out"])))[0]
-    want = arrays[f"resize/{case}/out_strided"]
-    np.testing.assert_allclose(got[::stride, ::stride], want, rtol=0, atol=ATOL)
-    summary = [got.min(), got.max(), got.mean(dtype=np.float64)]
+    actual = to_numpy(crop_resize(photo, boxes, tuple(case_meta["out"])))[0]
+    expected = arrays[f"resize/{case}/out_strided"]
+    np.testing.assert_allclose(actual[::stride, ::stride], expected, rtol=0, atol=ATOL)
+    summary = [actual.min(), actual.max(), actual.mean(dtype=np.float64)]
     np.testing.assert_allclose(summary, arrays[f"resize/{case}/min_max_mean"], atol=ATOL)
 
 
@@ -100,10 +100,10 @@ def test_center_crop(recorded, case):
     arrays, meta = recorded
     case_meta, key = meta[f"center_crop/{case}"], f"center_crop/{case}"
     photo, stride = to_torch(arrays[case_meta["image"]]), case_meta["stride"]
-    got = to_numpy(center_crop(photo, tuple(case_meta["out"])))[0]
-    want = arrays[f"{key}/unclipped_strided"].clip(0, 1)
-    np.testing.assert_allclose(got[::stride, ::stride], want, rtol=0, atol=ATOL)
-    np.testing.assert_allclose(got.mean((1, 2)), arrays[f"{key}/final_row_mean"], atol=ATOL)
+    actual = to_numpy(center_crop(photo, tuple(case_meta["out"])))[0]
+    expected = arrays[f"{key}/unclipped_strided"].clip(0, 1)
+    np.testing.assert_allclose(actual[::stride, ::stride], expected, rtol=0, atol=ATOL)
+    np.testing.assert_allclose(actual.mean((1, 2)), arrays[f"{key}/final_row_mean"], atol=ATOL)
 
 
 def test_center_crop_leaves_small_images_as_they_are():
@@ -115,10 +115,10 @@ def test_center_crop_leaves_small_images_as_they_are():
 def test_crop_resize_gives_each_image_its_own_box():
     images = photos(3, 20, 30)
     boxes = torch.tensor([[0, 0, 20, 30], [5, 10, 7, 9], [12, 3, 8, 20]])
-    got = crop_resize(images, boxes, 16)
+    actual = crop_resize(images, boxes, 16)
     for i in range(3):
         alone = crop_resize(images[i : i + 1], boxes[i : i + 1], 16)
-        torch.testing.assert_close(got[i : i + 1], alone, rtol=0, atol=ATOL)
+        torch.testing.assert_close(actual[i : i + 1], alone, rtol=0, atol=ATOL)
         y, x, h, w = boxes[i].tolist()  # nothing from outside the box comes in
         cut = crop_resize(
             images[i : i + 1, :, y : y + h, x : x + w], torch.tensor([[0, 0, h, w]]), 16
@@ -129,20 +129,22 @@ def test_crop_resize_gives_each_image_its_own_box():
 @pytest.mark.parametrize("size", [(11, 64), (50, 17)])
 def test_antialias_is_the_usual_one(size):
     images = photos(2, 40, 48)
-    got = crop_resize(images, torch.tensor([[0, 0, 40, 48]]), size, antialias=True)
-    want = F.interpolate(images, size, mode="bicubic", antialias=True)
-    torch.testing.assert_close(got, want, rtol=0, atol=4e-3)  # positions are rounded to 1/1024
-    assert (crop_resize(images, torch.tensor([[0, 0, 40, 48]]), size) - want).abs().max() > 0.02
+    actual = crop_resize(images, torch.tensor([[0, 0, 40, 48]]), size, antialias=True)
+    expected = F.interpolate(images, size, mode="bicubic", antialias=True)
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=4e-3
+    )  # positions are rounded to 1/1024
+    assert (crop_resize(images, torch.tensor([[0, 0, 40, 48]]), size) - expected).abs().max() > 0.02
 
 
 def test_photos_are_cropped_in_integers_as_in_floats():
     image = (photos(1, 150, 200) * 255).round().byte()
     for box in ([0, 0, 150, 200], [20, 30, 100, 90], [100, 150, 20, 25]):
         box = torch.tensor([box])
-        got = ops.crop_resize_photo(image, box, 64)
-        assert got.dtype == torch.uint8
-        want = crop_resize(image, box, 64, antialias=True).clamp(0, 1) * 255
-        difference = (got - want).abs()
+        actual = ops.crop_resize_photo(image, box, 64)
+        assert actual.dtype == torch.uint8
+        expected = crop_resize(image, box, 64, antialias=True).clamp(0, 1) * 255
+        difference = (actual - expected).abs()
         assert difference.mean() < 0.5
         assert difference.flatten().quantile(0.999) < 1.5
 
@@ -153,10 +155,10 @@ def test_blur_is_the_convolution_at_every_size(H, W, radius, sigma):
     images = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(H))
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
     taps = (taps / taps.sum()).view(1, 1, 1, -1)
-    want = F.conv2d(images.view(6, 1, H, W), taps, padding=(0, radius))
-    want = F.conv2d(want, taps.mT, padding=(radius, 0)).view(2, 3, H, W)
-    got = ops.gaussian_blur(images, torch.full((2,), sigma), radius)
-    torch.testing.assert_close(got, want, rtol=0, atol=ATOL)
+    expected = F.conv2d(images.view(6, 1, H, W), taps, padding=(0, radius))
+    expected = F.conv2d(expected, taps.mT, padding=(radius, 0)).view(2, 3, H, W)
+    actual = ops.gaussian_blur(images, torch.full((2,), sigma), radius)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=ATOL)
 
 
 def test_operations_may_write_over_their_images():
@@ -169,10 +171,10 @@ def test_operations_may_write_over_their_images():
         "adjust_hue",
     ):
         operation, amount = getattr(ops, name), torch.tensor([0.1, 0.2, 0.3, -0.1])
-        before, want = images.clone(), operation(images, amount)
+        before, expected = images.clone(), operation(images, amount)
         assert torch.equal(images, before)
         assert operation(before, amount, out=before) is before
-        assert torch.equal(before, want)
+        assert torch.equal(before, expected)
 
 
 def test_gray_pixels_survive_saturation_and_hue():
@@ -181,13 +183,13 @@ def test_gray_pixels_survive_saturation_and_hue():
     )
     gray = gray.expand(3, 3, 8, 8)
     for factor in (0.0, 0.5, 1.8):
-        got = ops.adjust_saturation(gray, torch.full((3,), factor))
-        torch.testing.assert_close(got, gray, rtol=0, atol=ATOL)
+        actual = ops.adjust_saturation(gray, torch.full((3,), factor))
+        torch.testing.assert_close(actual, gray, rtol=0, atol=ATOL)
     torch.testing.assert_close(ops.adjust_hue(gray, torch.full((3,), 0.2)), gray, rtol=0, atol=ATOL)
     # Where the resize overshot below black, S counts as 0 and all channels become V.
     below = torch.tensor([-0.1, -0.3, -0.2]).view(1, 3, 1, 1)
-    got = ops.adjust_saturation(below, torch.tensor([1.8]))
-    torch.testing.assert_close(got, torch.full((1, 3, 1, 1), -0.1))
+    actual = ops.adjust_saturation(below, torch.tensor([1.8]))
+    torch.testing.assert_close(actual, torch.full((1, 3, 1, 1), -0.1))
 
 
 @given(st.floats(-1 / 3, 1 / 3), st.integers(0, 2**16))
@@ -263,14 +265,14 @@ def test_colour_chain_in_one_batch(recorded):
         grayscale=torch.tensor([s["u_gray"] < 0.2 for s in scripts]),
     )
     images = torch.cat([to_torch(arrays[f"chain/{name}/in"]) for name in names])
-    got = to_numpy(color_jitter_(images.clone(), draws))
+    actual = to_numpy(color_jitter_(images.clone(), draws))
     for i, name in enumerate(names):
-        want = arrays[f"chain/{name}/out"]
-        np.testing.assert_allclose(got[i], want, rtol=0, atol=ATOL, err_msg=name)
+        expected = arrays[f"chain/{name}/out"]
+        np.testing.assert_allclose(actual[i], expected, rtol=0, atol=ATOL, err_msg=name)
     # A view is clipped at the end, jittered or not.
     plain = replace(draws, flip=torch.zeros(len(names), dtype=torch.bool))
     view = to_numpy(apply(Augmentation(blur=0), images, plain))
-    np.testing.assert_allclose(view, got.clip(0, 1), rtol=0, atol=ATOL)
+    np.testing.assert_allclose(view, actual.clip(0, 1), rtol=0, atol=ATOL)
 
 
 def test_apply_runs_flip_colour_and_blur_in_this_order():
@@ -278,7 +280,7 @@ def test_apply_runs_flip_colour_and_blur_in_this_order():
     draws, images = draw(augmentation, rng(1), 24), photos(24, 40, 40)
     assert 0 < draws.flip.sum() < 24  # both sides of each coin occur
     assert 0 < draws.blur.sum() < 24
-    got = apply(augmentation, images, draws)
+    actual = apply(augmentation, images, draws)
     for i in range(24):
         one, image = draws[i : i + 1], images[i : i + 1]
         image = image.flip(-1) if one.flip else image
@@ -287,7 +289,7 @@ def test_apply_runs_flip_colour_and_blur_in_this_order():
         ).clamp(0, 1)
         if one.blur:  # 40 pixels: 2 * int(40 // 10 / 2) + 1 = 5 taps
             image = ops.gaussian_blur(image, one.sigma, radius=2).clamp(0, 1)
-        torch.testing.assert_close(got[i : i + 1], image, rtol=0, atol=ATOL)
+        torch.testing.assert_close(actual[i : i + 1], image, rtol=0, atol=ATOL)
 
 
 def test_large_images_one_by_one_are_jittered_as_in_a_batch(monkeypatch):
@@ -385,8 +387,8 @@ def test_blur_of_white_is_not_whiter():
 def test_the_whole_image_at_its_own_size_is_the_image(H, W, seed):
     images = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(seed))
     for antialias in (False, True):
-        got = crop_resize(images, torch.tensor([[0, 0, H, W]]), (H, W), antialias)
-        torch.testing.assert_close(got, images, rtol=0, atol=1e-6)
+        actual = crop_resize(images, torch.tensor([[0, 0, H, W]]), (H, W), antialias)
+        torch.testing.assert_close(actual, images, rtol=0, atol=1e-6)
 
 
 def test_flipping_twice_gives_the_image_back():
@@ -609,17 +611,17 @@ def test_additive_brightness():
     draws = draw(augmentation, rng(), 2000)
     assert stats.kstest(draws.factors[:, 0], "uniform", args=(-0.8, 1.6)).pvalue > 1e-3
     flat = torch.full((2000, 3, 2, 2), 0.5)  # brightness is all that changes it
-    want = (0.5 + draws.factors[:, 0]).clamp(0, 1)
+    expected = (0.5 + draws.factors[:, 0]).clamp(0, 1)
     torch.testing.assert_close(
-        apply(augmentation, flat, draws)[:, 0, 0, 0], want, rtol=0, atol=ATOL
+        apply(augmentation, flat, draws)[:, 0, 0, 0], expected, rtol=0, atol=ATOL
     )
 
 
 def test_no_colour_at_strength_zero():
     images = photos(64)
     draws = draw(CROP_AND_FLIP, rng(), 64)
-    got = apply(CROP_AND_FLIP, images, draws)
-    assert torch.equal(got, torch.where(draws.flip.view(-1, 1, 1, 1), images.flip(-1), images))
+    actual = apply(CROP_AND_FLIP, images, draws)
+    assert torch.equal(actual, torch.where(draws.flip.view(-1, 1, 1, 1), images.flip(-1), images))
 
 
 # ------------------------------------------------------------------ settings

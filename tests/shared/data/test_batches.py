@@ -229,10 +229,10 @@ def test_without_augmentation_and_clean_show_the_plain_image(folder, loading):
     train, data = images_of(folder, loading)
     plain = next(batches_of(folder, loading, augmentation=None, views=1).steps(0, 1))
     both = next(batches_of(folder, loading, views=1, clean=True).steps(0, 1))
-    for batch, shown in ((plain, plain.images), (both, both.clean)):
+    for batch, plain_images in ((plain, plain.images), (both, both.clean)):
         pixels = torch.stack([train.decode(int(id_)) for id_ in batch.ids])
         expected = center_crop(pixels, data.image_size)
-        torch.testing.assert_close(shown, expected, atol=0.5 / 255 + 1e-6, rtol=0)
+        torch.testing.assert_close(plain_images, expected, atol=0.5 / 255 + 1e-6, rtol=0)
     assert plain.clean is None
     assert both.images.shape == both.clean.shape == (8, 3, 8, 8)
     assert not torch.equal(both.images, both.clean)
@@ -423,13 +423,13 @@ def test_nothing_readable(tmp_path):
 def test_evaluation_sees_each_image_once_in_order(folder, loading):
     train, data = images_of(folder, loading)
     ids = np.array([5, 2, 9, 11, 0])
-    shown = list(plain_batches(train, ids, data, 2, "cpu"))
-    assert [len(batch) for batch, _ in shown] == [2, 2, 1]
-    assert torch.cat([positions for _, positions in shown]).tolist() == ids.tolist()
+    plain_images = list(plain_batches(train, ids, data, 2, "cpu"))
+    assert [len(batch) for batch, _ in plain_images] == [2, 2, 1]
+    assert torch.cat([positions for _, positions in plain_images]).tolist() == ids.tolist()
     in_memory, data = images_of(folder, "memory")
     expected = torch.cat([batch for batch, _ in plain_batches(in_memory, ids, data, 5, "cpu")])
     torch.testing.assert_close(
-        torch.cat([batch for batch, _ in shown]), expected, atol=0.5 / 255 + 1e-6, rtol=0
+        torch.cat([batch for batch, _ in plain_images]), expected, atol=0.5 / 255 + 1e-6, rtol=0
     )
 
 

@@ -17,10 +17,10 @@ def test_pictures_are_the_images(assessed, photos):
     queries, near = arrays["neighbours/query_positions"], arrays["neighbours/positions"]
     assert (test.labels[queries] == arrays["neighbours/query_targets"]).all()
     assert (train.labels[near] == arrays["neighbours/targets"]).all()
-    shown = torch.from_numpy(arrays["neighbours/images"]).permute(0, 1, 4, 2, 3)
-    assert torch.equal(shown, train.pixels[torch.from_numpy(near)])
-    shown = torch.from_numpy(arrays["neighbours/query_images"]).permute(0, 3, 1, 2)
-    assert torch.equal(shown, test.pixels[torch.from_numpy(queries)])
+    pictures = torch.from_numpy(arrays["neighbours/images"]).permute(0, 1, 4, 2, 3)
+    assert torch.equal(pictures, train.pixels[torch.from_numpy(near)])
+    pictures = torch.from_numpy(arrays["neighbours/query_images"]).permute(0, 3, 1, 2)
+    assert torch.equal(pictures, test.pixels[torch.from_numpy(queries)])
 
 
 def test_queries_are_of_all_classes_in_turn():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from shared.runs.assessment import read_assessment
-from stages.assess.text import assessment_text, percent
+from stages.assess.text import assessment_text
 
 RECORDED = Path(__file__).parents[3] / "docs/results/digits/assess-1pct-seed0.json"
 
@@ -50,7 +50,3 @@ def test_the_classifiers_block_has_the_parts_that_are_there(tmp_path):
 def test_failures_come_last(tmp_path):
     chosen = {"about": recorded(tmp_path)["about"], "failed": {"map": "no memory"}}
     assert assessment_text(chosen).endswith("\n\nmap failed: no memory")
-
-
-def test_percent():
-    assert [percent(share) for share in (0.12345, 1, None)] == ["12.3", "100.0", "-"]
