@@ -25,6 +25,7 @@ from tqdm import tqdm
 from benchmarks.compare import ROOT, circumstances, replace_between
 from benchmarks.ours import accelerator, read
 from shared.networks.build import build_contrastive, network_meta
+from shared.training import stage
 from shared.training.device import to_device
 from shared.training.losses import Pairs, nt_xent
 from stages import pretrain
@@ -76,13 +77,13 @@ def measured(imported: float, images: int, seconds: float) -> dict[str, float]:
 
 def batch_row(batch_size: int, micro_batch: int | None) -> dict[str, float]:
     """Two steps of the stage; the time is that of the first one, from its rate to the second's."""
-    imported, began, real = resident(), [], pretrain.set_learning_rate
+    imported, began, real = resident(), [], stage.set_learning_rate
 
     def begin_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
         began.append(now())
         real(optimizer, learning_rate)
 
-    pretrain.set_learning_rate = begin_step
+    stage.set_learning_rate = begin_step
     with tempfile.TemporaryDirectory() as folder:
         code = pretrain.main(
             [

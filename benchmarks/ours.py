@@ -26,6 +26,7 @@ from shared.networks import cpu as convolution
 from shared.networks.build import build_classifier, build_contrastive, network_meta
 from shared.networks.cpu import Conv2d
 from shared.runtime.randomness import generator
+from shared.training import stage
 from shared.training.device import to_device, to_inference
 from shared.training.losses import Pairs, nt_xent
 from shared.training.optim import build_optimizer, set_learning_rate
@@ -98,7 +99,7 @@ def accelerator(precision: str | None = None) -> Accelerator:
 # ---------------------------------------------------------------------------------- whole steps
 def step(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
     """``python -m stages.pretrain``; a lap ends where one of its steps begins."""
-    config, count, real = read(argv), 0, pretrain.set_learning_rate
+    config, count, real = read(argv), 0, stage.set_learning_rate
 
     def begin_step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
         nonlocal count
@@ -107,7 +108,7 @@ def step(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
         count += 1
         real(optimizer, learning_rate)
 
-    pretrain.set_learning_rate = begin_step
+    stage.set_learning_rate = begin_step
     try:
         pretrain.main(
             [
@@ -123,7 +124,7 @@ def step(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
             ]
         )
     finally:
-        pretrain.set_learning_rate = real
+        stage.set_learning_rate = real
 
 
 def waiting(lap: Lap, argv: list[str], steps: int) -> None:
@@ -135,7 +136,7 @@ def waiting(lap: Lap, argv: list[str], steps: int) -> None:
             line = json.loads(self._path.read_text().splitlines()[-1])
             lap(steps * self.batch_size, waiting=line["waiting_for_data"])
 
-    real, pretrain.RunLog = pretrain.RunLog, Log
+    real, stage.RunLog = stage.RunLog, Log
     try:
         pretrain.main(
             [
@@ -151,7 +152,7 @@ def waiting(lap: Lap, argv: list[str], steps: int) -> None:
             ]
         )
     finally:
-        pretrain.RunLog = real
+        stage.RunLog = real
 
 
 def bare(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:

@@ -533,7 +533,7 @@ def test_damaged_checkpoint(capfd, tmp_path, photos, monkeypatch):
         "--pretrain.checkpoint_every_steps=2",
     ]
 
-    def interrupted(self, model, meta):
+    def interrupted(self, model, meta, parent):
         raise artifacts.UserError("stopped here")
 
     with monkeypatch.context() as patch:

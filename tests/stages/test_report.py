@@ -5,7 +5,7 @@ import json
 import pytest
 
 from shared.config.methods import CLASSIFIERS
-from shared.runs.results import collect, table
+from shared.runs.results import collect, results_text
 from shared.runtime.artifacts import write_atomically
 from stages.report import main
 
@@ -25,7 +25,7 @@ def run(tmp_path):
 def test_command(run, capsys, tmp_path_factory):
     assert main([str(run)]) == 0
     text = capsys.readouterr().out.rstrip("\n")
-    assert text == table(collect(run))
+    assert text == results_text(collect(run))
     assert len(text.splitlines()) == 2 + len(CLASSIFIERS)
     for wrong in (run / "nowhere", tmp_path_factory.mktemp("empty")):
         assert main([str(wrong)]) == 2

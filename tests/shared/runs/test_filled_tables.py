@@ -1,6 +1,7 @@
 """A grid at toy size: filled, resumed, with an impossible cell, and read without training."""
 
 import json
+from functools import partial
 
 import pytest
 import yaml
@@ -163,8 +164,10 @@ def test_a_stop_leaves_the_table_so_far(tmp_path, monkeypatch, capsys):
             raise Stopped("stopped as asked")
         return finetune.run(config, accelerator, method)
 
-    for method in ("finetune", "supervised"):
-        monkeypatch.setitem(pipeline.STAGES, method, lambda c, a, m=method: stop(c, a, m))
+    stages = {m: partial(stop, method=m) for m in ("finetune", "supervised")} | {
+        "pretrain": pipeline.stages()["pretrain"]
+    }
+    monkeypatch.setattr(pipeline, "stages", lambda: stages)
     assert call(tmp_path) == 143
     status = {(line["row"], line["seed"]): line["status"] for line in cells(tmp_path)}
     assert status["supervised", 0] == "done"

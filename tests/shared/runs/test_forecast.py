@@ -106,7 +106,7 @@ def clock(monkeypatch, *times: float) -> None:
 def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys, monkeypatch):
     clock(monkeypatch, *[0] * 4)
     config = config_of(f"--output={tmp_path}", "--distill.self_first=true")
-    stages = {name: pipeline.STAGES[name] for name in ("pretrain", "finetune", "self-distill")}
+    stages = {name: pipeline.stages()[name] for name in ("pretrain", "finetune", "self-distill")}
     forecast(config, Accelerator(cpu=True), stages, seconds=0.1)
     printed = capsys.readouterr().out
     lines = json.loads((tmp_path / config.run / "plan.json").read_text())
@@ -129,7 +129,7 @@ def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys, monkeyp
 def test_late_stages_are_not_measured_and_the_plan_says_so(tmp_path, capsys, monkeypatch):
     clock(monkeypatch, 0, 0, 61)
     config = config_of(f"--output={tmp_path}")
-    stages = {name: pipeline.STAGES[name] for name in ("pretrain", "supervised")}
+    stages = {name: pipeline.stages()[name] for name in ("pretrain", "supervised")}
     forecast(config, Accelerator(cpu=True), stages, seconds=3)
     assert "The rows without a batch were not measured" in capsys.readouterr().out
     first, second = json.loads((tmp_path / config.run / "plan.json").read_text())
@@ -149,7 +149,7 @@ def test_made_up_images_stand_in_for_a_hub_out_of_reach(tmp_path, capsys, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = config_of(f"--output={tmp_path}")
     data = replace(config.data, train="zalando-datasets/fashion_mnist")
-    stages = {"pretrain": pipeline.STAGES["pretrain"]}
+    stages = {"pretrain": pipeline.stages()["pretrain"]}
     forecast(replace(config, data=data), Accelerator(cpu=True), stages, seconds=0.1)
     printed = capsys.readouterr().out
     assert "60,000" in printed

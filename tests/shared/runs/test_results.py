@@ -10,7 +10,6 @@ import pytest
 from shared.config.methods import CLASSIFIERS
 from shared.runs.results import collect, results_text, write_results
 from shared.runtime.artifacts import write_atomically
-from stages.report import main
 
 
 def row(stage="finetune", labels="1pct", seed=0, **changes) -> dict:
@@ -185,17 +184,3 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
         ),
     )
     assert stages() == everything
-
-
-def test_command(run, capsys, tmp_path_factory):
-    assert main([str(run)]) == 0
-    assert capsys.readouterr().out.rstrip("\n") == results_text(collect(run))
-    for wrong in (run / "nowhere", tmp_path_factory.mktemp("empty")):
-        assert main([str(wrong)]) == 2
-        assert capsys.readouterr().err == f"error: no finished classifier in {wrong}\n"
-    (run / "pretrain/meta.json").write_text("{")
-    assert main([str(run)]) == 2
-    assert "is damaged" in capsys.readouterr().err
-    assert main([]) == 2
-    assert capsys.readouterr().err.startswith("usage: ")
-    assert main(["--help"]) == 0

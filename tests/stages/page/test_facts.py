@@ -3,6 +3,7 @@
 import pytest
 
 from shared.config.methods import METHODS
+from shared.runs.text import percent
 from shared.runtime.errors import UserError
 from stages.page import facts
 
@@ -73,7 +74,7 @@ def test_student_is_deployed_else_the_most_accurate():
 
 
 def test_words():
-    assert (facts.percent(0.9789), facts.percent(None), facts.percent(0.5, 0)) == (
+    assert (percent(0.9789), percent(None), percent(0.5, 0)) == (
         "97.9",
         "-",
         "50",

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.page.facts import accuracy, groups, percent
+from shared.runs.text import percent
+from stages.page.facts import accuracy, groups
 from stages.page.read import read_run
 from stages.page.write import compose, render, write_page
 from tests.support.run_folder import assess, fill_table, make_run
