@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from shared.config.command import run_command
 from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
+from shared.config.methods import method_of
 from shared.config.schema import Config, augmentation_for
 from shared.data.images import UNLABELED, Splits
 from shared.data.labels import draw_labels
@@ -48,10 +49,11 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         The artifact folder ``<output>/<run>/<method>-<labels>-seed<seed>``: a classifier.
 
     Raises:
+        ValueError: the method is neither.
         UserError: on bad input, a non-finite loss, or an artifact made with other settings.
         Stopped: after saving, where a signal asked for it.
     """
-    cfg, itself = config.distill, method == "self-distill"
+    cfg, itself = config.distill, method_of("distill", method).name == "self-distill"
     source = teacher_folder(config, method)
     teacher_meta = read_meta(source, "classifier")
     require_same_input(teacher_meta, config.data, source)
@@ -150,7 +152,7 @@ def require_same_task(
     if taught_with["number"] and LabelSet.of_tag(taught_with["given"]).tag != label_set.tag:
         raise UserError(
             f"the teacher {folder} was trained with --labels {taught_with['given']}, now it is"
-            f" {label_set.given}; give the same"
+            f" {label_set.text}; give the same"
         )
 
 

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 
 from shared.config.command import run_command
 from shared.config.command_line import load_config
-from shared.config.methods import METHODS
+from shared.config.methods import method_of
 from shared.config.schema import Config, Finetune, augmentation_for, hashed_settings
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
@@ -61,10 +61,11 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         The artifact folder ``<output>/<run>/<method>-<labels>-seed<seed>``: a classifier.
 
     Raises:
+        ValueError: the method is none of these.
         UserError: on bad input, a non-finite loss, or an artifact made with other settings.
         Stopped: after saving, where a signal asked for it.
     """
-    row = METHODS[method]
+    row = method_of("finetune", method)
     cfg: Finetune = getattr(config, row.section)
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     images, classes = splits.train, splits.train.classes

@@ -17,14 +17,14 @@ class LabelSet:
     Exactly one of ``share``, ``per_class`` and ``file`` is set.
 
     Attributes:
-        given: the text, as the user wrote it.
+        text: as the user wrote it.
         tag: names the label set in folders and results: ``1pct``, or a file's name.
         share: of the labeled images, in [0, 1].
         per_class: images of each class.
         file: a text file of image names, or a CSV file with the columns file and label.
     """
 
-    given: str
+    text: str
     tag: str
     share: float | None = None
     per_class: int | None = None

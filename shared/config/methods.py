@@ -135,6 +135,18 @@ CLASSIFIERS = {name: method for name, method in METHODS.items() if name != "pret
 FORCEABLE = (*METHODS, "assess")
 
 
+def method_of(stage: str, name: str) -> Method:
+    """The row of a method that a stage makes.
+
+    Raises:
+        ValueError: where another stage makes it, or none.
+    """
+    own = [method.name for method in METHODS.values() if method.stage == stage]
+    if name not in own:
+        raise ValueError(f"stages.{stage} makes {', '.join(own)}, not {name!r}")
+    return METHODS[name]
+
+
 def ancestors(name: str) -> tuple[str, ...]:
     """The methods that an artifact may be made from, at any remove, in the order of the table."""
     parents = METHODS[name].made_from if name in METHODS else ()

@@ -49,7 +49,7 @@ def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
         return _checked(splits.train, *_listed(splits, labels), labels.file)
     if (splits.train.labels == UNLABELED).all():
         raise UserError(
-            f"labels={labels.given}, but the images have no labels; give a CSV file with"
+            f"labels={labels.text}, but the images have no labels; give a CSV file with"
             " the columns file and label: --labels labels.csv"
         )
     return _stratified(splits.train, labels, generator(seed, "labels"))
@@ -112,7 +112,7 @@ def _stratified(images: ImageSet, labels: LabelSet, rng: np.random.Generator) ->
         counts = np.full(len(members), labels.per_class)
         if counts[0] < 1 or (counts > available).any():
             raise UserError(
-                f"labels={labels.given}: the smallest class has {available.min()} images,"
+                f"labels={labels.text}: the smallest class has {available.min()} images,"
                 f" so it must be 1perclass to {available.min()}perclass"
             )
     else:
@@ -127,11 +127,11 @@ def _proportional(available: np.ndarray, labels: LabelSet, rng: np.random.Genera
     share, classes = labels.share or 0.0, len(available)
     total = round(share * available.sum())
     if not 0 < share <= 1:
-        raise UserError(f"labels={labels.given}: the share must be above 0 and at most 100pct")
+        raise UserError(f"labels={labels.text}: the share must be above 0 and at most 100pct")
     if total < classes:
         least = math.ceil(1e4 * classes / available.sum()) / 100
         raise UserError(
-            f"labels={labels.given} is {total} of {available.sum()} images, fewer than the"
+            f"labels={labels.text} is {total} of {available.sum()} images, fewer than the"
             f" {classes} classes; take at least {least:g}pct or 1perclass"
         )
     # one each, the rest by largest remainder; lots decide between classes with equal remainders

@@ -23,7 +23,7 @@ def test_numbers_per_class():
 def test_files(suffix):
     text = f"some/where/mine.v2.{suffix}"
     labels = LabelSet.parse(text)
-    assert (labels.given, labels.tag, labels.title) == (text, "mine.v2", "mine.v2")
+    assert (labels.text, labels.tag, labels.title) == (text, "mine.v2", "mine.v2")
     assert labels.file == Path(text)
     assert labels.table == (Path(text) if suffix == "csv" else None)
 

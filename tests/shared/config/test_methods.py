@@ -2,7 +2,9 @@
 
 import importlib
 
-from shared.config.methods import CLASSIFIERS, METHODS, ancestors, depends_on
+import pytest
+
+from shared.config.methods import CLASSIFIERS, METHODS, ancestors, depends_on, method_of
 from shared.config.schema import SECTIONS, Config
 
 
@@ -51,3 +53,10 @@ def test_what_an_artifact_depends_on():
         )
     )
     assert depends_on("supervised") == ("data", "augment", "model", "supervised")
+
+
+def test_a_stage_refuses_what_it_does_not_make():
+    assert method_of("finetune", "linear") is METHODS["linear"]
+    for name in ("distill", "lineal"):
+        with pytest.raises(ValueError, match=f"supervised-student, linear, finetune, not '{name}'"):
+            method_of("finetune", name)
