@@ -59,6 +59,7 @@ def train(
     """Check data, labels and schedules; run the stages; print the table."""
     from shared.data.labels import draw_labels
     from shared.data.sources import open_data
+    from shared.runs.metrics import legend
     from shared.runs.results import collect, results_text, write_results
     from shared.training.schedule import schedule_of
 
@@ -82,10 +83,7 @@ def train(
         this_run = (config.label_set.tag, config.seed)
         own = [row for row in rows if (row["labels"], row["seed"]) == this_run]
         if tested:
-            print(
-                f"\non {tested:,} test images; NLL: mean negative log likelihood, ECE:"
-                " expected calibration error"
-            )
+            print(f"\non {tested:,} test images; {legend()}")
         print(f"\n{results_text(own)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
         print(f"as a page with pictures: python -m stages.page {config.folder}")
 

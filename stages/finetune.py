@@ -105,12 +105,11 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         model = keep_layers(load_contrastive(source)[0], from_layer, len(classes))
     else:
         model = build_classifier(description)
-    frozen = method == "linear"
-    freeze_beginning(model, cfg, whole=frozen)
+    freeze_beginning(model, cfg, whole=row.frozen)
     to_device(model, config, accelerator)
     if cfg.linear_init == "class_means":
         start_from_class_means(model, images, labels, config, accelerator.device)
-    encoder_before = state_hash(model.encoder) if frozen else ""
+    encoder_before = state_hash(model.encoder) if row.frozen else ""
     rates = {"encoder": cfg.encoder_rate} | ({"layers": cfg.encoder_rate} if from_layer else {})
     net = stage.prepare(model, len(labels.ids), learning_rates=rates)
     if accelerator.is_main_process:
@@ -137,8 +136,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
 
         if stage.log_is_due:
             stage.log(loss=loss, top1=(logits.argmax(1) == target).float().mean())
-    if frozen and state_hash(model.encoder) != encoder_before:
-        raise AssertionError("linear evaluation changed the encoder")
+    if row.frozen and state_hash(model.encoder) != encoder_before:
+        raise AssertionError(f"{method} changed the frozen encoder")
     made_from: LabelsMeta = {
         "given": config.labels,
         "hash": labels.hash,

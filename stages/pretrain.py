@@ -146,14 +146,16 @@ def warnings_for(config: Config, images: ImageSet) -> list[str]:
 
 def without_learning(cfg: Pretrain) -> tuple[int, float]:
     """Negatives per anchor, and the loss of a network that cannot tell any two images apart."""
+    if cfg.negatives == "memory":  # one direction; all others are the sum of two
+        return cfg.memory, math.log(cfg.memory + 1)
     if cfg.loss == "nt_xent":
-        if cfg.negatives == "memory":  # one direction; all others are the sum of two
-            return cfg.memory, math.log(cfg.memory + 1)
         negatives = cfg.memory + 2 * cfg.batch_size - 2
         return negatives, 2 * math.log(negatives + 1)
-    negatives = 1 if cfg.semi_hard else cfg.batch_size - 1
-    # NT-Logistic's is this small only where the similarities of all pairs are 0.
-    return negatives, 2 * cfg.margin if cfg.loss == "margin_triplet" else 4 * math.log(2)
+    chance = {
+        "nt_logistic": 4 * math.log(2),  # where the similarities of all pairs are 0
+        "margin_triplet": 2 * cfg.margin,
+    }
+    return (1 if cfg.semi_hard else cfg.batch_size - 1), chance[cfg.loss]
 
 
 def embed_anchors(net: nn.Module, images: Tensor, cfg: Pretrain) -> Tensor:
@@ -212,8 +214,10 @@ def contrast(z: Tensor, keys: Tensor | None, memory: Memory | None, cfg: Pretrai
         loss = nt_logistic(pairs, cfg.temperature, cfg.semi_hard)
     elif cfg.loss == "margin_triplet":
         loss = margin_triplet(pairs, cfg.margin, cfg.semi_hard)
-    else:
+    elif cfg.loss == "nt_xent":
         loss = nt_xent(pairs, cfg.temperature)
+    else:
+        raise ValueError(f"pretrain.loss={cfg.loss} has no branch here")
     return Contrast(loss, pairs, c2_all)
 
 

@@ -27,7 +27,8 @@ def before(anchor: str, text: str) -> tuple[str, str]:
     return anchor, text + anchor
 
 
-# extension -> file -> (anchor, what stands in its place)
+# extension -> file -> (anchor, what stands in its place). A second change of a file has a space
+# behind its name.
 DIFFS: dict[str, dict[str, tuple[str, str]]] = {
     "a loss": {
         "shared/training/losses.py": before(
@@ -44,6 +45,7 @@ DIFFS: dict[str, dict[str, tuple[str, str]]] = {
             "        from shared.training.losses import alignment\n\n"
             "        loss = alignment(pairs)\n",
         ),
+        "stages/pretrain.py ": after("    chance = {\n", '        "alignment": 2.0,\n'),
     },
     "an encoder family": {
         "shared/networks/encoders.py": before(
@@ -78,7 +80,7 @@ DIFFS: dict[str, dict[str, tuple[str, str]]] = {
         ),
     },
     "a metric column": {
-        "shared/runs/table.py": after("METRICS = {\n", '    "brier": Metric("Brier", 1, 3),\n'),
+        "shared/runs/metrics.py": after("METRICS = {\n", '    "brier": Metric("Brier", 1, 3),\n'),
         "shared/training/evaluate.py": before(
             "    return cast(Metrics, metrics)\n",
             "    truth = F.one_hot(targets, logits.shape[1])\n"
@@ -150,7 +152,7 @@ def extended(tmp_path_factory):
     shutil.copy(ROOT / "pipeline.py", root)
     for files in DIFFS.values():
         for name, (anchor, text) in files.items():
-            path = root / name
+            path = root / name.strip()
             if anchor == NEW:
                 assert not path.exists()
                 path.write_text(text)
@@ -173,13 +175,15 @@ def extended(tmp_path_factory):
 
 def test_at_most_three_files_each():
     assert len(DIFFS) == 10
-    assert max(len(files) for files in DIFFS.values()) <= 3
+    assert max(len({name.strip() for name in files}) for files in DIFFS.values()) <= 3
     guide = (ROOT / "docs/architecture.md").read_text()
     for extension, files in DIFFS.items():
         (line,) = [x for x in guide.splitlines() if x.startswith(f"| {extension} ")]
         for name in files:
             folder = str(Path(name).parent)
-            assert name in line or folder in line, f"{extension}: the guide does not name {name}"
+            assert name.strip() in line or folder in line, (
+                f"{extension}: the guide does not name {name}"
+            )
 
 
 def test_the_run_has_the_new_row_and_column(extended):

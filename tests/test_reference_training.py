@@ -75,12 +75,12 @@ class Reference(nn.Module):
 def classifier_of(model, flags):
     """The project's classifier over the reference's modules, with the reference's two bugs."""
     classifier = Classifier(model.encoder, model.linear.out_features, model.head, model.selector)
-    # SPEC 9, zero initialisation: its flag does nothing there, the restored layer stays. Ours
-    # starts at zero; see test_the_linear_layer_starts_at_zero.
+    # reference.md 9, zero initialisation: its flag does nothing there, the restored layer stays.
+    # Ours starts at zero; see test_the_linear_layer_starts_at_zero.
     classifier.linear = model.linear
     freeze(classifier, flags["fine_tune_after_block"])
-    # SPEC 9, frozen blocks: their batch norm goes on using and counting batches there. Ours does
-    # not; see test_frozen_blocks_stay_as_they_are.
+    # reference.md 9, frozen blocks: their batch norm goes on using and counting batches there. Ours
+    # does not; see test_frozen_blocks_stay_as_they_are.
     classifier.frozen = ()
     return classifier
 
@@ -104,8 +104,8 @@ def optimizer_of(trained, unused, flags):
     name, decay = flags["optimizer"], flags["weight_decay"]
     if name == "lars":
         return build_optimizer("lars", trained, decay, flags["momentum"])
-    # SPEC 7: the decay is a term of the loss over every trainable kernel and bias, so the head's
-    # layers above the selected one, which no image reaches, shrink all the same.
+    # reference.md 7: the decay is a term of the loss over every trainable kernel and bias, so the
+    # head's layers above the selected one, which no image reaches, shrink all the same.
     for kernel in unused:
         kernel.grad = torch.zeros_like(kernel)
     if name == "adam":  # L2 decay goes through the moments; the project offers AdamW instead
@@ -218,7 +218,9 @@ def follow(scenario, dtype, noise):
             features = trained.features(images)
             logits = trained.linear(features)  # (B, classes)
             outputs.append(logits.detach().double())
-            with torch.no_grad():  # SPEC 4: batch norm of the layers above counts batches too
+            with (
+                torch.no_grad()
+            ):  # reference.md 4: batch norm of the layers above counts batches too
                 for layer in above:
                     features = layer(features)
         if supervised:
@@ -439,7 +441,7 @@ def new_classifier(ours):
 
 
 def test_the_linear_layer_starts_at_zero(case):
-    """SPEC 9: the first loss is that of chance; the reference goes on with what it restored."""
+    """reference.md 9: the first loss is that of chance; the reference keeps what it restored."""
     ours = case[0]
     if not ours.flags["zero_init_logits_layer"]:
         pytest.skip("the scenario does not ask for it")
@@ -451,7 +453,7 @@ def test_the_linear_layer_starts_at_zero(case):
 
 
 def test_frozen_blocks_stay_as_they_are(case):
-    """SPEC 9: statistics of frozen blocks do not move; those of the reference do."""
+    """reference.md 9: statistics of frozen blocks do not move; those of the reference do."""
     ours = case[0]
     if ours.flags["fine_tune_after_block"] == -1:
         pytest.skip("the scenario freezes nothing")

@@ -27,6 +27,7 @@ class Method:
         independent: options of those that it does not depend on.
         network: the option that names the encoder it trains.
         all_images: whether it trains on all images, or only on those with a label.
+        frozen: whether it trains the linear layer alone.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Method:
     independent: tuple[str, ...] = ()
     network: str = "model.encoder"
     all_images: bool = False
+    frozen: bool = False
 
 
 # In the order in which they run, which is that of the tables' rows.
@@ -90,6 +92,7 @@ METHODS = {
             section="linear",
             made_from=("pretrain",),
             depends=("linear",),
+            frozen=True,
         ),
         Method(
             "finetune",

@@ -212,7 +212,7 @@ class Training:
         learning_rate_scaling: sqrt is rate x sqrt(batch size), linear is rate x batch size / 256.
         warmup_epochs: epochs of linear warmup; then half a cosine to 0.
         weight_decay: of kernels (sgd also decays biases); never of batch norm.
-        momentum: of lars and sgd.
+        momentum: of lars and sgd; beta1 of adamw.
         log_every_steps: steps between two lines of metrics.jsonl.
         checkpoint_every_steps: steps between two checkpoints, from which a stopped run goes on.
     """

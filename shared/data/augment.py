@@ -179,6 +179,7 @@ def draw(augmentation: Augmentation, rng: np.random.Generator, batch_size: int) 
     aspect = np.exp(aspect) if augmentation.zoom_area != (1, 1) else np.ones(B)
     scale = np.sqrt(np.stack([area * aspect, area / aspect], axis=1))  # (B, 2)
     room = np.maximum(1 - scale, 0) / 2 + augmentation.translate
+    # In this order: a new draw goes last, so that the others stay what they are.
     return Draws(
         flip=torch.from_numpy(rng.random(B) < augmentation.flip),
         angle=torch.from_numpy(rng.uniform(-augmentation.rotate, augmentation.rotate, B)).float(),

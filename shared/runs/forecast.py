@@ -30,7 +30,7 @@ from tqdm import tqdm
 from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.schema import Config, Distill, Finetune, Linear, Pretrain
+from shared.config.schema import Config, Distill, Finetune, Pretrain
 from shared.data.labels import draw_labels, read_csv, read_text
 from shared.data.sources import open_data
 from shared.networks.build import build_classifier, build_contrastive, network_meta
@@ -125,7 +125,8 @@ def forecast(
         began = time.perf_counter()
         for method, run in tqdm(stages.items(), "measuring", disable=None, leave=False):
             cost = cost_of(method, config, counts, accelerator.mixed_precision)
-            if time.perf_counter() - began > 2 * seconds:
+            late = time.perf_counter() - began > 2 * seconds
+            if late and lines:
                 rate = statistics.median(line.flops / line.seconds for line in lines)
                 batch, each = 0, cost.update / rate
             else:
@@ -222,7 +223,7 @@ def cost_of(method: str, config: Config, counts: Counts, precision: str) -> Cost
         # the averaged network sees the views too, and parts are embedded twice
         passes = 3 + bool(training.memory) + bool(parts)
         update = passes * trained * size.flops
-    elif isinstance(training, Linear):
+    elif METHODS[method].frozen:
         update = size.flops  # the encoder is frozen
     elif isinstance(training, Distill) and teacher:
         update += network_size(teacher, config, counts, precision).flops

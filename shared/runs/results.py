@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shared.config.methods import METHODS
-from shared.runs.table import METRICS
+from shared.runs.metrics import METRICS
 from shared.runs.text import aligned
 from shared.runtime.artifacts import Result, is_outdated, read_meta, write_atomically
 

@@ -16,7 +16,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 from shared.config.labelset import LabelSet
-from shared.runs.table import METRICS, Paper, Table
+from shared.runs.metrics import METRICS
+from shared.runs.table import Paper, Table
 from shared.runtime.artifacts import Result
 from shared.runtime.randomness import generator
 

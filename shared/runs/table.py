@@ -9,32 +9,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import yaml
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import RECIPES, SECTIONS, Config, hashed_settings
+from shared.runs.metrics import METRICS
 from shared.runtime.errors import UserError
 
-
-class Metric(NamedTuple):
-    """How a measurement is printed."""
-
-    title: str
-    factor: int  # from the measurement to the printed unit
-    digits: int  # after the decimal point
-
-
-# The measurements of a result (`shared.training.evaluate.Result`) that tables show.
-METRICS = {
-    "top1": Metric("top-1 %", 100, 1),
-    "top5": Metric("top-5 %", 100, 1),
-    "nll": Metric("NLL", 1, 3),
-    "ece": Metric("ECE %", 100, 1),
-    "seconds": Metric("seconds", 1, 0),
-}
 # Rows that scikit-learn makes of the same labels: name -> method and input, as assess.json has them
 BASELINES = {
     f"baseline: {method}, {inputs}": (method, inputs)

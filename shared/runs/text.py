@@ -7,8 +7,8 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from shared.runs.metrics import METRICS
 from shared.runs.statistics import CellLine, Summary
-from shared.runs.table import METRICS
 
 Lines = list[list[str]]
 
@@ -106,7 +106,7 @@ def blocks(summary: Summary) -> list[tuple[str, Lines]]:
 
 
 def _cells(summary: Summary) -> tuple[str, Lines]:
-    title, _, digits = METRICS[summary["metric"]]
+    metric = METRICS[summary["metric"]]
     cells = {(cell["row"], cell["column"]): cell for cell in summary["cells"]}
 
     def text(row: str, column: str) -> str:
@@ -115,17 +115,15 @@ def _cells(summary: Summary) -> tuple[str, Lines]:
         if cell["mean"] is None:
             return ("failed" if cell["failed"] else "missing") + notes
         count = f"{cell['n']}" if cell["n"] == cell["of"] else f"{cell['n']} of {cell['of']}"
-        return f"{_mean(cell['mean'], cell['half'], digits)} ({count}){notes}"
+        return f"{_mean(cell['mean'], cell['half'], metric.digits)} ({count}){notes}"
 
     lines = _lines(summary["rows"], summary["columns"], text)
     lines[0].insert(1, "parameters")
     for row, line in zip(summary["rows"], lines[1:], strict=True):
         line.insert(1, _parameters(summary, row))
     repeats = f", each with its own {' and '.join(summary['vary'])}" if summary["vary"] else ""
-    caption = (
-        f"{title}, mean ± half its 95% interval (number of runs) over {len(summary['seeds'])}"
-        f" label draws{repeats}"
-    )
+    draws = f"{len(summary['seeds'])} label draws{repeats}"
+    caption = f"{metric.title}, mean ± half its 95% interval (number of runs) over {draws}"
     return caption, lines
 
 

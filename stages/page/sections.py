@@ -9,8 +9,8 @@ from typing import Any
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS
 from shared.config.schema import Config
+from shared.runs.metrics import METRICS, legend
 from shared.runs.statistics import interval
-from shared.runs.table import METRICS
 from shared.runs.text import blocks as table_parts
 from shared.runs.text import percent
 from shared.runtime.errors import UserError
@@ -126,12 +126,12 @@ def _data(run: Run) -> str:
 def results(run: Run) -> Iterator[Block]:
     """The table of all label sets: mean and interval over the draws."""
     columns = {key: column for key, column in METRICS.items() if any(key in r for r in run.rows)}
-    titles = [title for title, _, _ in columns.values()]
+    titles = [column.title for column in columns.values()]
     rows, methods = [], []
     for group in groups(run.rows).values():
         cells = [
-            _mean(group.measurements(key), factor, digits)
-            for key, (_, factor, digits) in columns.items()
+            _mean(group.measurements(key), column.factor, column.digits)
+            for key, column in columns.items()
         ]
         labels = f"{group.n_labels:,} ({group.labels.title})"
         size, draws = f"{group.parameters:,}", str(len(group.rows))
@@ -141,8 +141,7 @@ def results(run: Run) -> Iterator[Block]:
         ["model", "labels", "parameters", *titles, "n"],
         rows,
         "Test images. Mean over n label draws ± half the 95% interval of the mean (Student's t)."
-        " NLL: mean negative log likelihood, nats; ECE: expected calibration error, 15 bins."
-        " Click a title to sort.",
+        f" {legend()}. Click a title to sort.",
         methods,
     )
     for name in run.unfinished:

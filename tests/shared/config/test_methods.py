@@ -39,6 +39,10 @@ def test_what_is_made_from_what():
     assert ancestors("distill") == ("pretrain", "finetune", "self-distill")
 
 
+def test_what_is_frozen():
+    assert [name for name, method in METHODS.items() if method.frozen] == ["linear"]
+
+
 def test_what_an_artifact_depends_on():
     pretrained = ("data", "augment", "model", "pretrain")
     assert depends_on("pretrain") == pretrained

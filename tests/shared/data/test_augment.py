@@ -435,7 +435,7 @@ def test_boxes_are_distributed_as_recorded(recorded, case):
 
 
 def draw_box_in_words(augmentation, chance, H, W):
-    """SPEC.md section 10, sentence by sentence, one box at a time."""
+    """reference.md 10, sentence by sentence, one box at a time."""
     low, high = (share * H * W for share in augmentation.crop_area)
     for _ in range(100):
         aspect = chance.uniform(*augmentation.crop_aspect)
@@ -671,7 +671,7 @@ def test_gpu_and_cpu_agree():
 
 # ------------------------------------------------------------------- the part that a stage uses
 def test_fine_tuning_and_distillation_crop_and_flip_alone():
-    """No colour and no blur (SPEC 10), whatever the recipe says of pretraining's."""
+    """No colour and no blur (reference.md 10), whatever the recipe says of pretraining's."""
     assert {Finetune().augmentation, Linear().augmentation, Distill().augmentation} == {"crop"}
     recipe = Augmentation(jitter=1.0, grayscale=1.0, blur=1.0, rotate=10, crop_area=(0.3, 1.0))
     ours = augmentation_for(recipe, "crop")

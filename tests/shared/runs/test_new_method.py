@@ -25,6 +25,7 @@ COPY = Method(
     section="linear",
     made_from=("pretrain",),
     depends=("linear",),
+    frozen=True,
 )
 
 
