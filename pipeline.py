@@ -44,8 +44,7 @@ def run(config: Config, accelerator: "Accelerator", flags: Collection[str] = ())
 
     if config.table:
         return fill(config, accelerator, {**stages(), "assess": assess.run}, flags)
-    skipped = () if config.distill.self_first else ("self-distill",)
-    wanted = {name: stage for name, stage in stages().items() if name not in skipped}
+    wanted = {name: stage for name, stage in stages().items() if config.asks_for(name)}
     if config.plan:
         return forecast(config, accelerator, wanted)
     train(config, accelerator, wanted)

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from shared.config.command import run_command
 from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
-from shared.config.methods import method_of
+from shared.config.methods import METHODS, method_of
 from shared.config.schema import Config, augmentation_for
 from shared.data.images import UNLABELED, Splits
 from shared.data.labels import draw_labels
@@ -158,9 +158,9 @@ def require_same_task(
 
 def run_all(config: Config, accelerator: Accelerator) -> None:
     """Distill into the student; where ``self_first`` asks, into the teacher's own kind first."""
-    if config.distill.self_first:
-        run(config, accelerator, "self-distill")
-    run(config, accelerator)
+    for method in METHODS.values():
+        if method.stage == "distill" and config.asks_for(method.name):
+            run(config, accelerator, method.name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

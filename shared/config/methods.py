@@ -6,6 +6,7 @@ on, and the lines of ``--plan``. A new row to compare with is one line here, and
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Method:
         network: the option that names the encoder it trains.
         all_images: whether it trains on all images, or only on those with a label.
         frozen: whether it trains the linear layer alone.
+        asked_by: the option that asks for it; empty: every run of the pipeline makes it.
+        role: ``reference``, whose accuracy says what the labels are worth; ``deployed``, the model
+            that a user takes away.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Method:
     network: str = "model.encoder"
     all_images: bool = False
     frozen: bool = False
+    asked_by: str = ""
+    role: Literal["", "reference", "deployed"] = ""
 
 
 # In the order in which they run, which is that of the tables' rows.
@@ -69,6 +75,7 @@ METHODS = {
             stage="finetune",
             section="supervised",
             depends=("data", "augment", "model", "supervised"),
+            role="reference",
         ),
         Method(
             "supervised-student",
@@ -117,6 +124,7 @@ METHODS = {
             depends=("distill",),
             independent=("distill.student", "distill.temperature", "distill.self_first"),
             all_images=True,
+            asked_by="distill.self_first",
         ),
         Method(
             "distill",
@@ -130,10 +138,13 @@ METHODS = {
             depends=("distill",),
             network="distill.student",
             all_images=True,
+            role="deployed",
         ),
     )
 }
 CLASSIFIERS = {name: method for name, method in METHODS.items() if name != "pretrain"}
+REFERENCE = next(name for name, method in METHODS.items() if method.role == "reference")
+DEPLOYED = next(name for name, method in METHODS.items() if method.role == "deployed")
 # what --force may name, in the order in which it runs
 FORCEABLE = (*METHODS, "assess")
 

@@ -619,15 +619,26 @@ class Config:
 
     def encoder_of(self, method: str) -> str:
         """The encoder that a method trains."""
-        section, option = METHODS[method].network.split(".")
-        return getattr(getattr(self, section), option)
+        return self.option(METHODS[method].network)
+
+    def asks_for(self, method: str) -> bool:
+        """Whether a run of the pipeline makes the method's artifact."""
+        option = METHODS[method].asked_by
+        return not option or bool(self.option(option))
 
     def parent_of(self, method: str) -> str | None:
-        """The method whose artifact this one starts from; None where it starts from scratch."""
-        parents = METHODS[method].made_from
-        if "self-distill" in parents and self.distill.self_first:
-            return "self-distill"
-        return parents[0] if parents else None
+        """The method whose artifact this one starts from; None where it starts from scratch.
+
+        Of several it is the last one that this run makes: the self-distilled teacher before the
+        fine-tuned one.
+        """
+        parents = [parent for parent in METHODS[method].made_from if self.asks_for(parent)]
+        return parents[-1] if parents else None
+
+    def option(self, name: str) -> Any:
+        """The value of an option of a section, such as ``distill.student``."""
+        section, _, key = name.partition(".")
+        return getattr(getattr(self, section), key)
 
 
 def hashed_settings(section: Any, prefix: str = "") -> dict[str, Any]:
