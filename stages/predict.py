@@ -3,7 +3,6 @@
 python -m stages.predict runs/photos/distill-10pct-seed0 new/*.jpg > predictions.csv
 """
 
-import argparse
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from shared.data.batches import normalize
 from shared.data.image_ops import center_crop
 from shared.data.images import decode_image
 from shared.networks.build import load_classifier
-from shared.runtime.errors import UserError, exit_code_2
+from shared.runtime.errors import CommandParser, UserError, exit_code_2
 
 
 @torch.inference_mode()
@@ -49,8 +48,8 @@ def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, fl
         yield file, meta["classes"][int(index)], float(probability)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         "python -m stages.predict",
         description="Print the most likely class of each image, and its probability, as CSV.",
     )

@@ -4,18 +4,17 @@ python -m stages.report runs/digits          # all label sets; mean and spread o
 python -m stages.report runs/digits --table label_efficiency   # a grid of runs
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from shared.runs import grid
 from shared.runs.results import collect, results_text
-from shared.runtime.errors import UserError, exit_code_2
+from shared.runtime.errors import CommandParser, UserError, exit_code_2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         "python -m stages.report",
         description="Print the table of a run from the files in its folder. It trains nothing.",
     )

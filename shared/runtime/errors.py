@@ -1,9 +1,10 @@
 """The one exception that is a message to the user rather than a defect of ours."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
 
@@ -18,6 +19,14 @@ class UserError(ValueError):
 
 class CannotWriteError(UserError):
     """The disk is full or not writable: whatever else a grid of runs would do meets it too."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The command line of a ``main`` under `exit_code_2`: a bad call is a UserError, one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """UserError instead of the usage and an exit."""
+        raise UserError(f"{message} (see --help)")
 
 
 def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:

@@ -18,7 +18,6 @@ encoder for images of at most 32 pixels needs ``small_stem=True``::
                              in tensors.items() if name.startswith("encoder.")})
 """
 
-import argparse
 import json
 import re
 import sys
@@ -26,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -37,7 +36,7 @@ from shared.networks.encoders import SMALL_IMAGE
 from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
 from shared.networks.resnet import BLOCKS, SMALL_DEPTHS, SimCLRResNet, reference_names
 from shared.runtime.artifacts import provenance, save_tensors, sha256, write_atomically
-from shared.runtime.errors import UserError, exit_code_2
+from shared.runtime.errors import CommandParser, UserError, exit_code_2
 from stages.import_weights.tf_checkpoint import Checkpoint, Node, open_checkpoint, read_graphs
 
 # What the formats call the variables of the trunk, the projection head and the linear layer:
@@ -529,7 +528,7 @@ def import_checkpoint(
         "kind": kind,
         "stage": "import",
         **network_meta(Model(encoder=parts.name), Data(image_size=parts.image_size)),
-        "head": describe_head(parts.head),
+        "head": head_meta(parts.head),
         **kind_meta,
         "seed": None,
         "seconds": 0.0,
@@ -587,7 +586,7 @@ def _size(module: nn.Module) -> str:
     return f"{sum(p.numel() for p in module.parameters()):,}"
 
 
-def describe_head(head: ProjectionHead | None) -> dict[str, int | None]:
+def head_meta(head: ProjectionHead | None) -> dict[str, int | None]:
     """What ``meta.json`` says of a projection head; 0 layers where there is none."""
     if head is None:
         return {"layers": 0, "width": None, "out": None}
@@ -618,13 +617,8 @@ def write_artifact(out: Path, model: nn.Module, meta: Mapping[str, Any]) -> None
     write_atomically(out / "meta.json", json.dumps(complete, indent=1))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m stages.import_weights",
         description="Turn a published SimCLR checkpoint of TensorFlow into an artifact folder that"
         " the stages and timm start from. TensorFlow is not needed.",

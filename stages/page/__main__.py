@@ -8,17 +8,16 @@ of ``pipeline.py --table``, and what ``stages.assess`` measured. The page shows 
 missing, with the command that makes them.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.runtime.errors import exit_code_2
+from shared.runtime.errors import CommandParser, exit_code_2
 from stages.page.write import write_page
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         "python -m stages.page",
         description="Write one HTML file that shows a run: runs/NAME/page.html.",
     )
