@@ -1,16 +1,15 @@
 """Pictures of a run: plain numbers and arrays in, a matplotlib ``Figure`` out.
 
 Every function draws at the size at which a phone still shows its text; ``svg`` gives the text of a
-picture that follows the reader's light or dark colours, ``save`` writes a file. Accuracies are
-shares in [0, 1], drawn in percent; images are (N, H, W, 3), uint8 or float in [0, 1].
+picture that follows the reader's light or dark colours. Accuracies are shares in [0, 1], drawn in
+percent; images are (N, H, W, 3), uint8 or float in [0, 1].
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
-from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,8 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from shared.config.methods import METHODS
-
-P = ParamSpec("P")
 
 INK, FAINT, PAPER = "#24292f", "#d0d5da", "#ffffff"
 DARK = {INK: "#e3e6e9", FAINT: "#434a52", PAPER: "#16191d"}  # what they become on dark pages
@@ -59,23 +56,20 @@ STYLE = {
 }
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw with ``STYLE``, whatever the reader's own matplotlib is set to."""
-
-    @wraps(draw)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context():
-            mpl.rcdefaults()
-            mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
-            return draw(*args, **kwargs)
-
-    return inner
+@contextmanager
+def _styled() -> Iterator[None]:
+    """Draw with ``STYLE``, whatever the reader's own matplotlib is set to; also a decorator."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
+        yield
 
 
+@_styled()
 def svg(figure: Figure) -> str:
     """The picture as SVG text with a transparent ground; it turns light where the page is dark."""
     buffer = io.BytesIO()
-    _write(figure, buffer, "svg")
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue().decode()
     rules = "".join(
         f'[style*="{part}: {light}"]{{{part}:{dark}!important}}'
@@ -87,22 +81,6 @@ def svg(figure: Figure) -> str:
     # the reader's own sans-serif; what was measured with is wider than most
     rest = rest.replace("'DejaVu Sans', ", "system-ui, 'DejaVu Sans', ")
     return head + mark + style + rest
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture as .svg, or as .png with a white ground."""
-    if path.suffix == ".svg":
-        path.write_text(svg(figure))
-    else:
-        with path.open("wb") as file:
-            _write(figure, file, "png", dpi=200, transparent=False)
-
-
-@_styled
-def _write(figure: Figure, file: Any, format_: str, **options: Any) -> Figure:
-    about = {"Date": None} if format_ == "svg" else None
-    figure.savefig(file, format=format_, metadata=about, **options)
-    return figure
 
 
 # --- curves -----------------------------------------------------------------------------------
@@ -117,7 +95,7 @@ DASHES = ["-", (0, (4, 1.5)), (0, (1, 1)), "-."]  # of the label sets
 Curve = Sequence[Mapping[str, float]]  # lines of metrics.jsonl
 
 
-@_styled
+@_styled()
 def learning_curves(method: str, runs: Mapping[str, Sequence[Curve]]) -> Figure:
     """Loss, and what the stage counts as right, while it trained.
 
@@ -247,7 +225,7 @@ class Point:
     name: str = ""
 
 
-@_styled
+@_styled()
 def label_efficiency(curves: Mapping[str, Sequence[Point]]) -> Figure:
     """Accuracy against the number of labels, with the band of the interval.
 
@@ -278,7 +256,7 @@ def label_efficiency(curves: Mapping[str, Sequence[Point]]) -> Figure:
     return figure
 
 
-@_styled
+@_styled()
 def accuracy_against_parameters(panels: Mapping[str, Sequence[Point]]) -> Figure:
     """Accuracy against the size of the network, one panel per label set.
 
@@ -335,7 +313,7 @@ def short(count: float) -> str:
 # --- one classifier ----------------------------------------------------------------------------
 
 
-@_styled
+@_styled()
 def reliability(method: str, confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> Figure:
     """Share of right answers against their confidence.
 
@@ -365,7 +343,7 @@ def reliability(method: str, confidence: np.ndarray, right: np.ndarray, bins: in
     return figure
 
 
-@_styled
+@_styled()
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """True classes in rows, predicted ones in columns; right answers and mistakes in two colours.
 
@@ -403,7 +381,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-@_styled
+@_styled()
 def robustness(accuracy: np.ndarray, corruptions: Sequence[str], clean: float) -> Figure:
     """Accuracy under each corruption and severity, the hardest last; the more lost, the darker.
 
@@ -414,13 +392,13 @@ def robustness(accuracy: np.ndarray, corruptions: Sequence[str], clean: float) -
     """
     order = np.argsort(-accuracy.mean(1))
     names = [_plain(corruptions[int(i)].replace("_", " ")) for i in order]
-    table = np.column_stack([accuracy, accuracy.mean(1)])[order]  # (K, S + 1)
+    with_mean = np.column_stack([accuracy, accuracy.mean(1)])[order]  # (K, S + 1)
     K, S = accuracy.shape
     figure = Figure(layout="constrained", figsize=(4.7, 0.8 + 0.23 * (K + 1)))
     ax = figure.subplots()
-    lost = np.clip(clean - table, 0, 1)
+    lost = np.clip(clean - with_mean, 0, 1)
     ax.imshow(_tinted(WRONG, lost), aspect="auto", interpolation="none")
-    for (row, column), value in np.ndenumerate(table):
+    for (row, column), value in np.ndenumerate(with_mean):
         ax.text(
             column,
             row,
@@ -463,7 +441,7 @@ def _clip(name: str, length: int = 14) -> str:
     return _plain(name if len(name) <= length else name[: length - 1] + "…")
 
 
-@_styled
+@_styled()
 def feature_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """Images as points in the plane, coloured by class and named at the middle of each class.
 
@@ -503,7 +481,7 @@ def feature_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) 
 # --- sheets of images --------------------------------------------------------------------------
 
 
-@_styled
+@_styled()
 def pairs(images: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
     """Images above the two augmented views that pretraining sees of each; (N, H, W, 3) each."""
     figure, ax = _sheet(len(images), 3, 0.65, left=0.6)
@@ -515,7 +493,7 @@ def pairs(images: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
     return figure
 
 
-@_styled
+@_styled()
 def mistakes(
     images: np.ndarray,
     true: Sequence[str],
@@ -542,7 +520,7 @@ def mistakes(
     return figure
 
 
-@_styled
+@_styled()
 def retrieval(queries: np.ndarray, neighbours: np.ndarray, same: np.ndarray) -> Figure:
     """Test images and, in their rows, the training images nearest in feature space.
 
