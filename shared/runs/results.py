@@ -15,11 +15,16 @@ from shared.runtime.artifacts import Result, is_outdated, read_meta, write_atomi
 def collect(run: Path) -> list[Result]:
     """One row per finished classifier of a run; imported ones, never evaluated, have none.
 
-    Classifiers whose pretraining or teacher has been redone since are left out; a line on standard
-    error names them.
+    Classifiers whose pretraining or teacher has been redone since are left out, and those of a
+    method that this version does not know; a line on standard error names them.
     """
     metas = {path.parent: read_meta(path.parent) for path in sorted(run.glob("*/meta.json"))}
     metas = {path: meta for path, meta in metas.items() if "result" in meta}
+    unknown = [path for path, meta in metas.items() if meta["result"]["stage"] not in METHODS]
+    if unknown:
+        names = ", ".join(repr(path.name) for path in unknown)
+        print(f"left out, because this version has no such method: {names}", file=sys.stderr)
+    metas = {path: meta for path, meta in metas.items() if path not in unknown}
     outdated = [path for path, meta in metas.items() if is_outdated(path, meta)]
     if outdated:
         stages = ",".join(dict.fromkeys(metas[path]["stage"] for path in outdated))

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from shared.config.command_line import read_config
 from shared.config.labelset import LabelSet, parse_folder
+from shared.config.methods import METHODS
 from shared.config.schema import Config
 from shared.data.batches import Batches
 from shared.data.images import UNLABELED, Splits
 from shared.data.sources import open_data
 from shared.runs.assessment import About, Hashes, read_arrays, read_assessment
 from shared.runs.results import collect
-from shared.runtime.artifacts import read_meta
+from shared.runtime.artifacts import ClassifierMeta, Meta, Result, read_meta
 from shared.runtime.errors import UserError
 
 
@@ -73,8 +74,8 @@ class Run:
     """
 
     folder: Path
-    rows: Sequence[Mapping[str, Any]]
-    metas: Mapping[str, Mapping[str, Any]]
+    rows: Sequence[Result]
+    metas: Mapping[str, Meta | ClassifierMeta]
     config: Config | str
     splits: Splits | str
     assessments: Mapping[tuple[str, int], Assessment | str]
@@ -107,8 +108,17 @@ class Run:
     @property
     def outdated(self) -> list[str]:
         """Names of the folders of results made from what has been redone since."""
+        return [name for name, result in self._left_out.items() if result["stage"] in METHODS]
+
+    @property
+    def of_unknown_methods(self) -> list[str]:
+        """Names of the folders of results whose method this version does not have."""
+        return [name for name, result in self._left_out.items() if result["stage"] not in METHODS]
+
+    @property
+    def _left_out(self) -> dict[str, Result]:
         results = {name: meta["result"] for name, meta in self.metas.items() if "result" in meta}
-        return sorted(name for name, result in results.items() if result not in self.rows)
+        return {name: results[name] for name in sorted(results) if results[name] not in self.rows}
 
 
 def read_run(folder: Path) -> Run:

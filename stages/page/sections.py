@@ -148,6 +148,8 @@ def results(run: Run) -> Iterator[Block]:
         yield Missing(name, "unfinished; run the same command again")
     for name in run.outdated:
         yield Missing(name, "left out, because what it was made from has been redone; redo it too")
+    for name in run.of_unknown_methods:
+        yield Missing(name, "left out, because this version has no such method")
 
 
 def _mean(measurements: list[float], factor: float, digits: int) -> str:
@@ -351,7 +353,8 @@ def provenance(run: Run) -> Iterator[Block]:
 def _command(run: Run, tag: str) -> str:
     """The command that makes all results of a label set."""
     seeds = sorted({row["seed"] for row in run.rows if row["labels"] == tag})
-    same = (m for m in run.metas.values() if m.get("result", {}).get("labels") == tag)
+    classifiers = [meta for meta in run.metas.values() if "result" in meta]
+    same = (meta for meta in classifiers if meta["result"]["labels"] == tag)
     labels = next((meta["labels"]["given"] for meta in same), tag)
     path = shlex.quote(str(run.folder / "config.yaml"))
     return (

@@ -131,6 +131,15 @@ def test_collect(run):
     assert [json.loads(line) for line in lines] == rows
 
 
+def test_a_method_of_another_version_is_left_out(run, capsys):
+    path = run / "old-method-1pct-seed0/meta.json"
+    meta = {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": "0"}
+    write_atomically(path, json.dumps({**meta, "result": row("old-method")}))
+    assert len(collect(run)) == 4 * len(CLASSIFIERS)
+    line = "left out, because this version has no such method: 'old-method-1pct-seed0'\n"
+    assert capsys.readouterr().err == line
+
+
 def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
     """Teachers given by path count too; what is gone, and notes of earlier versions, do not."""
 
