@@ -29,6 +29,8 @@ class Method:
         network: the option that names the encoder it trains.
         all_images: whether it trains on all images, or only on those with a label.
         frozen: whether it trains the linear layer alone.
+        copies_teacher: whether its network is that of its teacher, with the layers of the
+            projection head that the teacher kept.
         asked_by: the option that asks for it; empty: every run of the pipeline makes it.
         role: ``reference``, whose accuracy says what the labels are worth; ``deployed``, the model
             that a user takes away.
@@ -47,6 +49,7 @@ class Method:
     network: str = "model.encoder"
     all_images: bool = False
     frozen: bool = False
+    copies_teacher: bool = False
     asked_by: str = ""
     role: Literal["", "reference", "deployed"] = ""
 
@@ -124,6 +127,7 @@ METHODS = {
             depends=("distill",),
             independent=("distill.student", "distill.temperature", "distill.self_first"),
             all_images=True,
+            copies_teacher=True,
             asked_by="distill.self_first",
         ),
         Method(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 
@@ -218,6 +218,8 @@ class Training:
     """
 
     section: ClassVar[str]
+    views: ClassVar[int] = 1  # of each image, in one update
+    has_teacher: ClassVar[bool] = False  # whether a teacher sees each image too
 
     epochs: float = 100
     steps: int | None = None
@@ -250,6 +252,37 @@ class Training:
         _require(0 <= self.momentum < 1, f"{self.section}.momentum", self.momentum, "in [0, 1)")
         _require_one_of(OPTIMIZERS, f"{self.section}.optimizer", self.optimizer)
 
+    @property
+    def images_at_once(self) -> int:
+        """Images whose activations are in memory at the same time, over all processes."""
+        return self.batch_size
+
+    @property
+    def batch_unit(self) -> int:
+        """``batch_size`` is a multiple of this number of images."""
+        return 1
+
+    @property
+    def passes(self) -> int:
+        """Cost of one image in an update, in forward passes of the trained network.
+
+        A backward pass costs as much as two forward passes.
+        """
+        return 3
+
+    def with_batch(self, size: int) -> Self:
+        """The same training with another batch size, a multiple of ``batch_unit``."""
+        return replace(self, batch_size=size)
+
+    def kept_layers(self, labels: int, images: int) -> int:
+        """Layers of the projection head in the classifier that is trained.
+
+        Args:
+            labels: number of labeled images.
+            images: number of training images.
+        """
+        return 0
+
 
 @dataclass(frozen=True)
 class Pretrain(Training):
@@ -276,6 +309,7 @@ class Pretrain(Training):
     """
 
     section: ClassVar[str] = "pretrain"
+    views: ClassVar[int] = 2
 
     epochs: float = 800
     batch_size: int = 4096
@@ -331,6 +365,33 @@ class Pretrain(Training):
         )
         _require_seed("pretrain.seed", self.seed)
 
+    @property
+    def images_at_once(self) -> int:
+        """``micro_batch``, or the whole batch."""
+        return self.micro_batch or self.batch_size
+
+    @property
+    def batch_unit(self) -> int:
+        """``micro_batch``, or 1."""
+        return self.micro_batch or 1
+
+    @property
+    def passes(self) -> int:
+        """Cost of one image in an update, in forward passes of the trained network.
+
+        As in MoCo, ``negatives=memory`` trains with one view; the other view is a key. With a
+        memory the averaged network embeds as many views as the trained one. In parts, each view is
+        embedded twice.
+        """
+        trained_views = 1 if self.negatives == "memory" else 2
+        in_parts = self.images_at_once < self.batch_size
+        return trained_views * (3 + (self.memory > 0) + in_parts)
+
+    def with_batch(self, size: int) -> Self:
+        """The same training with another batch size, and about the same memory."""
+        memory = max(1, self.memory // size) * size if self.memory else 0
+        return replace(self, batch_size=size, memory=memory)
+
 
 @dataclass(frozen=True)
 class Finetune(Training):
@@ -373,12 +434,7 @@ class Finetune(Training):
         _require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
 
     def kept_layers(self, labels: int, images: int) -> int:
-        """``from_layer``; where it is unset, 1 for up to 10% of the labels and 0 for more.
-
-        Args:
-            labels: number of labeled images.
-            images: number of training images.
-        """
+        """``from_layer``; where it is unset, 1 for up to 10% of the labels and 0 for more."""
         if self.from_layer is not None:
             return self.from_layer
         return int(labels <= round(0.1 * images))
@@ -436,6 +492,7 @@ class Distill(Training):
     """
 
     section: ClassVar[str] = "distill"
+    has_teacher: ClassVar[bool] = True
 
     epochs: float = 400
     batch_size: int = 4096

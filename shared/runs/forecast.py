@@ -1,4 +1,4 @@
-"""A plan before you pay: what a recipe's stages would take on this machine.
+"""The plan, before you pay: what a recipe's stages would take on this machine.
 
 ``pipeline.py --plan`` runs every stage for some seconds, as it is, on the recipe's own data in a
 folder that is deleted afterwards, and scales up what it measured. Where the first stages of a large
@@ -27,29 +27,26 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
-from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.schema import Config, Distill, Finetune, Pretrain
-from shared.data.labels import draw_labels, read_csv, read_text
-from shared.data.sources import open_data
-from shared.networks.build import build_classifier, build_contrastive, network_meta
-from shared.networks.size import Size, measure_size
+from shared.config.schema import Config
+from shared.runs.cost import (
+    HUB_SIZES,
+    Cost,
+    Counts,
+    cost_of,
+    count_images,
+    known_counts,
+    network_size,
+)
 from shared.runs.text import aligned
-from shared.runtime.artifacts import ClassifierNetwork, write_atomically
+from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
 from shared.training.schedule import schedule_of
 
 RunStage = Callable[[Config, Accelerator], object]
 
-# images for training, for testing, classes: for a plan before the download
-HUB_SIZES = {
-    "ILSVRC/imagenet-1k": (1_281_167, 50_000, 1000),
-    "uoft-cs/cifar10": (50_000, 10_000, 10),
-    "zalando-datasets/fashion_mnist": (60_000, 10_000, 10),
-    "tanganke/stl10": (5_000, 8_000, 10),
-}
 # SimCLRv2, table 1: depth and width of the networks, each without and with selective kernels
 PAPER = [
     f"simclr_resnet{depth}_{width}x_sk{kernels}"
@@ -89,14 +86,11 @@ class StagePlan:
     probed_batch_size: int
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Images for training, with labels among them, and for testing; classes."""
+class Probe(NamedTuple):
+    """What was measured: images per update, 0 for an estimate, and the seconds of one image."""
 
-    train: int
-    labeled: int
-    test: int
-    classes: int
+    batch_size: int
+    seconds_per_image: float
 
 
 def forecast(
@@ -120,19 +114,19 @@ def forecast(
         )
     lines: list[StagePlan] = []
     with tempfile.TemporaryDirectory() as folder:
-        probe = replace(config, output=folder, run="probe", force="")
-        probe, counts, note = _data_of(probe, Path(folder) / "images")
+        small = replace(config, output=folder, run="probe", force="")
+        small, counts, note = _data_of(small, Path(folder) / "images")
         began = time.perf_counter()
         for method, run in tqdm(stages.items(), "measuring", disable=None, leave=False):
             cost = cost_of(method, config, counts, accelerator.mixed_precision)
             late = time.perf_counter() - began > 2 * seconds
             if late and lines:
                 rate = statistics.median(line.flops / line.seconds for line in lines)
-                batch, each = 0, cost.update / rate
+                probe = Probe(0, cost.update / rate)
             else:
                 share = seconds / len(stages)
-                batch, each = _measure(method, run, probe, accelerator, cost, share)
-            lines.append(_stage_plan(method, config, counts, cost, batch, each))
+                probe = _measure(method, run, small, accelerator, cost, share)
+            lines.append(_stage_plan(method, config, counts, cost, probe))
     print(_text(lines, accelerator))
     if not all(line.probed_batch_size for line in lines):
         note += (
@@ -163,28 +157,6 @@ def _data_of(config: Config, folder: Path) -> tuple[Config, Counts, str]:
         return _stand_in(config, folder), counts, f"Measured on made-up images: {error}.\n"
 
 
-def count_images(config: Config) -> Counts:
-    """Open the data and count."""
-    splits = open_data(config.data, config.label_set)
-    labeled = len(draw_labels(splits, config.label_set, config.seed).ids)
-    test = len(splits.test) if splits.test else 0
-    return Counts(len(splits.train), labeled, test, len(splits.train.classes))
-
-
-def known_counts(train: int, test: int, classes: int, labels: LabelSet) -> Counts:
-    """The counts of a data set that is not here, all of whose images have labels."""
-    if labels.share is not None:
-        labeled = max(classes, round(train * labels.share))
-    elif labels.per_class is not None:
-        labeled = classes * labels.per_class
-    elif labels.table is not None:
-        labeled = len(read_csv(labels.table))
-    else:
-        assert labels.file is not None
-        labeled = len(read_text(labels.file).split())
-    return Counts(train, labeled, test, classes)
-
-
 def _stand_in(config: Config, folder: Path) -> Config:
     """A folder of two classes: JPEGs of ImageNet's usual size, or PNGs of the recipe's."""
     size = config.data.image_size
@@ -201,103 +173,43 @@ def _stand_in(config: Config, folder: Path) -> Config:
     )
 
 
-# -------------------------------------------------------------------------------- what is counted
-class Cost(NamedTuple):
-    """What one image costs in a method: FLOPs of an update and a prediction, bytes, parameters."""
-
-    update: float
-    prediction: float
-    activations: int  # that an update keeps for its backward pass
-    parameters: int
-
-
-def cost_of(method: str, config: Config, counts: Counts, precision: str) -> Cost:
-    """Count what one image costs; a backward pass takes two forward passes."""
-    size = network_size(method, config, counts, precision)
-    training, teacher = config.training_of(method), config.parent_of(method)
-    update, views = 3 * size.flops, 1
-    if isinstance(training, Pretrain):
-        views = 2
-        trained = 1 if training.negatives == "memory" else 2  # MoCo's other view is a key
-        parts = training.micro_batch and training.micro_batch < training.batch_size
-        # the averaged network sees the views too, and parts are embedded twice
-        passes = 3 + bool(training.memory) + bool(parts)
-        update = passes * trained * size.flops
-    elif METHODS[method].frozen:
-        update = size.flops  # the encoder is frozen
-    elif isinstance(training, Distill) and teacher:
-        update += network_size(teacher, config, counts, precision).flops
-    return Cost(update, size.flops, views * size.activations, size.parameters)
-
-
-def network_size(method: str, config: Config, counts: Counts, precision: str) -> Size:
-    """Of the network that a method trains."""
-    model = replace(config.model, encoder=config.encoder_of(method))
-    meta = network_meta(model, config.data)
-    if METHODS[method].stage == "pretrain":
-        return measure_size(lambda: build_contrastive(meta), config.data.image_size, precision)
-    classifier: ClassifierNetwork = {
-        **meta,
-        "classes": [str(number) for number in range(counts.classes)],
-        "from_layer": _kept_layers(method, config, counts),
-    }
-    return measure_size(lambda: build_classifier(classifier), config.data.image_size, precision)
-
-
-def _kept_layers(method: str, config: Config, counts: Counts) -> int:
-    """Layers of the projection head in a classifier; of students, only a teacher's copy has any."""
-    training = config.training_of(method)
-    if isinstance(training, Finetune):
-        return training.kept_layers(counts.labeled, counts.train)
-    teacher = config.parent_of(method)
-    if teacher is None or METHODS[teacher].network != METHODS[method].network:
-        return 0
-    return _kept_layers(teacher, config, counts)
-
-
 # ------------------------------------------------------------------------------- what is measured
 def _measure(
     method: str, run: RunStage, config: Config, accelerator: Accelerator, cost: Cost, seconds: float
-) -> tuple[int, float]:
-    """Run one stage on a small batch, then on as much of the recipe's as time and memory allow.
-
-    Returns:
-        The batch size that was measured last, and the seconds per image.
-    """
+) -> Probe:
+    """Run one stage on a small batch, then on as much of the recipe's as time and memory allow."""
     training = config.training_of(method)
-    full, unit = training.batch_size, getattr(training, "micro_batch", None) or 1
+    full, unit = training.batch_size, training.batch_unit
     in_memory = int(0.5 * _free_bytes(accelerator) / cost.activations)
     slow = int(1e11 * seconds / cost.update)  # so many are in time on any machine
     batch = min(full, max(2 * unit, min(32, in_memory, slow) // unit * unit))
-    each = _seconds_per_image(method, run, config, accelerator, batch, 2)
-    in_time = int(seconds / (4 * each))  # images of one of four steps
+    probe = _run_for(2, batch, method, run, config, accelerator)
+    in_time = int(seconds / (4 * probe.seconds_per_image))  # images of one of four steps
     batch = max(batch, min(full, in_memory, in_time) // unit * unit)
-    if 4 * batch * each < seconds:
-        steps = min(200, max(4, int(seconds / (batch * each))))
-        each = _seconds_per_image(method, run, config, accelerator, batch, steps)
-    return batch, each
+    seconds_per_step = batch * probe.seconds_per_image
+    if 4 * seconds_per_step < seconds:
+        steps = min(200, max(4, int(seconds / seconds_per_step)))
+        return _run_for(steps, batch, method, run, config, accelerator)
+    return Probe(batch, probe.seconds_per_image)
 
 
-def _seconds_per_image(
+def _run_for(
+    steps: int,
+    batch_size: int,
     method: str,
     run: RunStage,
     config: Config,
     accelerator: Accelerator,
-    batch_size: int,
-    steps: int,
-) -> float:
+) -> Probe:
     """Run a stage with another length and batch; the rest of the configuration stays."""
-    training = config.training_of(method)
-    options: dict[str, Any] = {
-        "batch_size": batch_size,
-        "steps": steps,
-        "warmup_epochs": 0.0,
-        "log_every_steps": max(1, steps // 4),
-        "checkpoint_every_steps": 10**9,
-    }
-    if isinstance(training, Pretrain) and training.memory:
-        options["memory"] = max(1, training.memory // batch_size) * batch_size
-    section = {METHODS[method].section: replace(training, **options)}
+    training = replace(
+        config.training_of(method).with_batch(batch_size),
+        steps=steps,
+        warmup_epochs=0.0,
+        log_every_steps=max(1, steps // 4),
+        checkpoint_every_steps=10**9,
+    )
+    section: dict[str, Any] = {training.section: training}
     short = replace(config, force="all", **section)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         run(short, accelerator)
@@ -307,29 +219,29 @@ def _seconds_per_image(
     if not any(method in other.made_from for other in METHODS.values()):
         shutil.rmtree(folder)
     rates = [json.loads(line)["images_per_second"] for line in log]
-    return 1 / statistics.median(rates[1:])  # the first line has the start in it
+    return Probe(batch_size, 1 / statistics.median(rates[1:]))  # the first has the start in it
 
 
-def _stage_plan(
-    method: str, config: Config, counts: Counts, cost: Cost, batch: int, each: float
-) -> StagePlan:
-    """Scale up ``each``, the seconds per image, which were measured with ``batch`` images."""
+def _stage_plan(method: str, config: Config, counts: Counts, cost: Cost, probe: Probe) -> StagePlan:
+    """Scale up what was measured."""
     training = config.training_of(method)
     images = counts.train if METHODS[method].all_images else counts.labeled
-    steps, full = schedule_of(training, images).steps, training.batch_size
+    steps = schedule_of(training, images).steps
+    seen = steps * training.batch_size
     tested = counts.test if method in CLASSIFIERS else 0
-    held = getattr(training, "micro_batch", None) or full  # images whose activations exist at once
+    cost_in_updates = seen + tested * cost.prediction / cost.update
+    not_probed = max(0, training.images_at_once - probe.batch_size)
     return StagePlan(
         method,
         images,
         steps,
-        full,
+        training.batch_size,
         cost.parameters,
-        flops=cost.update * steps * full,
-        seconds=steps * full * each + tested * each * cost.prediction / cost.update,
-        peak_bytes=_peak_bytes() + max(0, held - batch) * cost.activations,
+        flops=cost.update * seen,
+        seconds=cost_in_updates * probe.seconds_per_image,
+        peak_bytes=_peak_bytes() + not_probed * cost.activations,
         disk_bytes=4 * cost.parameters * (2 + OPTIMIZERS[training.optimizer].slots),
-        probed_batch_size=batch,
+        probed_batch_size=probe.batch_size,
     )
 
 
@@ -351,17 +263,17 @@ def paper_table(config: Config, accelerator: Accelerator, images: int, rate: flo
     """What pretraining the paper's 13 networks would take with this recipe.
 
     Args:
-        config: its epochs and image size count.
+        config: its image size and its pretraining.
         accelerator: its precision.
         images: that are trained on.
         rate: FLOP/s of the probe.
     """
-    epochs = config.pretrain.epochs
+    epochs, passes = config.pretrain.epochs, config.pretrain.passes
     lines = [["network", "parameters", "GFLOPs/image", "days here", "H100-hours"]]
     for name in PAPER:
         recipe = replace(config, model=replace(config.model, encoder=name))
         size = network_size("pretrain", recipe, Counts(0, 0, 0, 0), accelerator.mixed_precision)
-        flops = 6.0 * size.flops * images * epochs
+        flops = passes * size.flops * images * epochs
         times = [f"{flops / rate / 86400:,.0f}", f"{flops / H100_FLOPS / 3600:,.0f}"]
         lines.append([name, f"{size.parameters:,}", f"{size.flops / 1e9:,.1f}", *times])
     return (

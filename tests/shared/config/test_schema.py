@@ -7,7 +7,15 @@ import pytest
 
 import pipeline
 from shared.config.command_line import load_config
-from shared.config.schema import SECTIONS, Config, Finetune, dump, hashed_settings
+from shared.config.schema import (
+    SECTIONS,
+    Config,
+    Distill,
+    Finetune,
+    Pretrain,
+    dump,
+    hashed_settings,
+)
 from stages import distill, finetune, pretrain
 
 RECIPES = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
@@ -299,6 +307,28 @@ def test_kept_layers_are_the_papers_unless_set():
     assert [Finetune().kept_layers(labels, 1000) for labels in (10, 100, 101)] == [1, 1, 0]
     assert Finetune(from_layer=2).kept_layers(1000, 1000) == 2
     assert Config().linear.kept_layers(10, 1000) == Config().supervised.kept_layers(10, 1000) == 0
+
+
+def test_facts_of_a_training():
+    plain, tuned = Pretrain(batch_size=256), Finetune(batch_size=256)
+    assert (plain.passes, plain.views, tuned.passes, tuned.views) == (6, 2, 3, 1)
+    assert (plain.images_at_once, plain.batch_unit) == (256, 1)
+    assert (tuned.images_at_once, tuned.batch_unit) == (256, 1)
+    in_parts = dataclasses.replace(plain, micro_batch=64, memory=1024)
+    assert (in_parts.passes, in_parts.images_at_once, in_parts.batch_unit) == (10, 64, 64)
+    moco = dataclasses.replace(plain, memory=1024, negatives="memory")
+    assert (moco.passes, moco.views) == (4, 2)
+    assert dataclasses.replace(plain, micro_batch=256).passes == 6
+    assert (Distill().has_teacher, Distill().kept_layers(10, 1000)) == (True, 0)
+    assert not tuned.has_teacher
+
+
+def test_another_batch_size_keeps_the_rest():
+    tuned = Finetune(epochs=3).with_batch(16)
+    assert tuned == Finetune(epochs=3, batch_size=16)
+    pretraining = Pretrain(batch_size=256, memory=1024)
+    assert [pretraining.with_batch(size).memory for size in (32, 96, 2048)] == [1024, 960, 2048]
+    assert Pretrain(batch_size=256).with_batch(32).memory == 0
 
 
 def test_what_a_method_trains_and_starts_from():

@@ -1,26 +1,17 @@
-"""The plan: counts against networks that compute, and a plan of the embedded recipe."""
+"""The plan of the embedded recipe."""
 
 import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
 from accelerate import Accelerator
 
 import pipeline
 from shared.config.command_line import load_config
-from shared.config.labelset import LabelSet
-from shared.networks.build import build_contrastive, network_meta
 from shared.runs import forecast as forecasting
-from shared.runs.forecast import (
-    Counts,
-    cost_of,
-    forecast,
-    known_counts,
-    network_size,
-    paper_table,
-)
+from shared.runs.cost import Counts, network_size
+from shared.runs.forecast import forecast, paper_table
 from shared.runtime.errors import UserError
 
 TINY = [
@@ -35,66 +26,6 @@ TINY = [
 
 def config_of(*flags):
     return load_config([*TINY, *flags], "test", "")[0]
-
-
-def test_size_of_the_recipe_network():
-    config = config_of()
-    size = network_size("pretrain", config, Counts(1437, 14, 360, 10), "no")
-    network = build_contrastive(network_meta(config.model, config.data))
-    assert size.parameters == sum(p.numel() for p in network.parameters())
-    held = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
-        network(torch.rand(2, 3, 8, 8))
-    own = {p.data_ptr() for p in (*network.parameters(), *network.buffers())}
-    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
-    real = sum(nbytes for place, nbytes in kept.items() if place not in own) // 2
-    # statistics per channel, which images share, are part of the real sum and small
-    assert size.activations == pytest.approx(real, rel=0.1)
-    half = network_size("pretrain", config, Counts(1437, 14, 360, 10), "bf16")
-    assert half.activations < 0.6 * size.activations
-    assert half.flops == size.flops
-
-
-@pytest.mark.parametrize(
-    ("labels", "number"), [("1pct", 600), ("0.001pct", 10), ("100pct", 60_000), ("4perclass", 40)]
-)
-def test_labels_of_a_data_set_that_is_not_here(labels, number):
-    counts = known_counts(60_000, 10_000, 10, LabelSet.parse(labels))
-    assert counts == Counts(60_000, number, 10_000, 10)
-
-
-def test_labels_of_a_file_for_a_data_set_that_is_not_here(tmp_path):
-    (tmp_path / "names.txt").write_text("a.png\nb.png\n")
-    (tmp_path / "labels.csv").write_text("file,label\na.png,cat\nb.png,dog\nc.png,a cat\n")
-    for name, number in (("names.txt", 2), ("labels.csv", 3)):
-        labels = LabelSet.parse(str(tmp_path / name))
-        assert known_counts(60_000, 10_000, 10, labels).labeled == number
-    with pytest.raises(UserError, match=r"nowhere\.txt"):
-        known_counts(60_000, 10_000, 10, LabelSet.parse(str(tmp_path / "nowhere.txt")))
-
-
-def test_cost_of_each_method():
-    config = config_of()
-    counts = Counts(1437, 14, 360, 10)
-
-    def cost(method, *flags):
-        return cost_of(method, config_of(*flags), counts, "no")
-
-    size = network_size("pretrain", config, counts, "no")
-    one = cost("pretrain")
-    assert (one.update, one.prediction) == (6 * size.flops, size.flops)
-    assert one.activations == 2 * size.activations
-    assert cost("pretrain", "--pretrain.memory=64").update == 8 * size.flops
-    moco = ("--pretrain.memory=64", "--pretrain.negatives=memory")
-    assert cost("pretrain", *moco).update == 4 * size.flops
-    assert cost("pretrain", "--pretrain.micro_batch=16").update == 8 * size.flops
-    assert cost("linear").update == cost("linear").prediction
-    teacher, student = cost("finetune"), cost("distill")
-    assert student.update == 3 * student.prediction + teacher.prediction
-    itself = cost("self-distill")
-    assert itself.parameters == teacher.parameters  # its layers of the head too
-    assert itself.update == 4 * teacher.prediction
-    assert student.parameters == cost("supervised-student").parameters < teacher.parameters
 
 
 def clock(monkeypatch, *times: float) -> None:
@@ -171,3 +102,15 @@ def test_the_papers_networks(monkeypatch):
     # 4.1 GMACs (He et al. 2016 count 3.8 for a strided 1x1) and the head's 2 x 2048^2 + 2048 x 128
     gflops = float(smallest.split()[2])
     assert gflops == pytest.approx(8.2, rel=0.03)
+
+
+def test_the_papers_networks_with_the_recipes_pretraining(monkeypatch):
+    """A memory adds the passes of the averaged network."""
+    monkeypatch.setattr(forecasting, "PAPER", ["simclr_resnet50_1x_sk0"])
+
+    def days(*flags):
+        config = config_of("--pretrain.epochs=800", *flags)
+        text = paper_table(config, Accelerator(cpu=True), 1_281_167, 1e9)
+        return float(text.splitlines()[-1].split()[3].replace(",", ""))
+
+    assert days("--pretrain.memory=64") == pytest.approx(8 / 6 * days(), rel=1e-3)

@@ -7,7 +7,7 @@ import pytest
 
 from shared.config.command_line import load_config
 from shared.config.methods import CLASSIFIERS, METHODS, Method
-from shared.runs.forecast import Counts, cost_of
+from shared.runs.cost import Counts, cost_of
 from shared.runs.grid import expand, in_order, make_job, require_made_so
 from shared.runs.results import collect, results_text
 from shared.runs.table import load_table
