@@ -1,12 +1,12 @@
 """The section that shows what ``stages.assess`` measured: one function per part of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS
+from shared.runs.assessment import Choice
 from shared.runs.text import percent
 from stages.page import pictures
 from stages.page.blocks import (
@@ -227,7 +227,7 @@ def _clusters(assessment: Assessment) -> Iterator[Block]:
     )
 
 
-def _chosen(row: Mapping[str, Any]) -> str:
+def _chosen(row: Choice) -> str:
     """The parameters of a classical method, and whether they were chosen or are the default."""
     texts = []
     for name, value in row["hyper"].items():

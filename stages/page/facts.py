@@ -1,19 +1,17 @@
 """Numbers and words that several sections of the page show: pure functions of a run's results."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
 from shared.config.labelset import LabelSet
-from shared.config.methods import METHODS, Method
+from shared.config.methods import DEPLOYED, METHODS, REFERENCE, Method
 from shared.runs.statistics import interval, worth
+from shared.runtime.artifacts import Result
 from shared.runtime.errors import UserError
-
-Row = Mapping[str, Any]  # of shared.runs.results.collect
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Group:
     labels: LabelSet
     n_labels: int
     parameters: int
-    rows: Sequence[Row]
+    rows: Sequence[Result]
 
     @property
     def label_title(self) -> str:
@@ -38,12 +36,13 @@ class Group:
 
     def measurements(self, metric: str) -> list[float]:
         """The values of a metric, one per label draw that has it."""
-        return [row[metric] for row in self.rows if metric in row]
+        values = [row.get(metric) for row in self.rows]
+        return [value for value in values if value is not None]
 
 
-def groups(rows: Iterable[Row]) -> dict[tuple[str, str], Group]:
+def groups(rows: Iterable[Result]) -> dict[tuple[str, str], Group]:
     """The results by tag of the label set and name of the method, in the order of the table."""
-    together: dict[tuple[str, str], list[Row]] = {}
+    together: dict[tuple[str, str], list[Result]] = {}
     for row in rows:
         together.setdefault((row["labels"], row["stage"]), []).append(row)
     return {
@@ -105,7 +104,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def method_to_deploy(results: Iterable[tuple[str, float]]) -> str:
-    """The distilled student or, where none is finished, the most accurate method.
+    """The method with the role ``deployed`` or, where none is finished, the most accurate method.
 
     Args:
         results: name of a method and a top-1 accuracy, at least one; a method may occur often.
@@ -113,13 +112,13 @@ def method_to_deploy(results: Iterable[tuple[str, float]]) -> str:
     accuracies: dict[str, list[float]] = {}
     for method, top1 in results:
         accuracies.setdefault(method, []).append(top1)
-    if "distill" in accuracies:
-        return "distill"
+    if DEPLOYED in accuracies:
+        return DEPLOYED
     return max(accuracies, key=lambda method: float(np.mean(accuracies[method])))
 
 
-def labels_worth(rows: Iterable[Row], tag: str, method: str, n_train: int | None) -> str:
-    """How many labels supervised training needs for the same accuracy, in words.
+def labels_worth(rows: Iterable[Result], tag: str, method: str, n_train: int | None) -> str:
+    """How many labels the reference method needs for the same accuracy, in words.
 
     Args:
         rows: results of the run.
@@ -128,24 +127,28 @@ def labels_worth(rows: Iterable[Row], tag: str, method: str, n_train: int | None
         n_train: labeled training images in all, to give shares of them; None where unknown.
 
     Raises:
-        UserError: where the run has too few supervised results.
+        UserError: where the run has too few results of the reference.
     """
-    tested = [row for row in rows if "top1" in row]
-    top1 = {(row["stage"], row["labels"], row["seed"]): row["top1"] for row in tested}
-    tags = {row["n_labels"]: row["labels"] for row in tested if row["stage"] == "supervised"}
+    reference = METHODS[REFERENCE].short
+    top1, tags = {}, {}
+    for row in rows:
+        if "top1" in row:
+            top1[row["stage"], row["labels"], row["seed"]] = row["top1"]
+            if row["stage"] == REFERENCE:
+                tags[row["n_labels"]] = row["labels"]
     counts = sorted(tags)
     seeds = sorted(
         seed
         for name, labels, seed in top1
         if (name, labels) == (method, tag)
-        and all(("supervised", tags[count], seed) in top1 for count in counts)
+        and all((REFERENCE, tags[count], seed) in top1 for count in counts)
     )
     if len(counts) < 2 or not seeds:
         raise UserError(
-            "supervised results at several label counts are needed; run pipeline.py"
+            f"{reference} results at several label counts are needed; run pipeline.py"
             " with other --labels, or --table label_efficiency"
         )
-    curves = [[top1["supervised", tags[count], seed] for count in counts] for seed in seeds]
+    curves = [[top1[REFERENCE, tags[count], seed] for count in counts] for seed in seeds]
     accuracies = [top1[method, tag, seed] for seed in seeds]
     count, bounds = worth(counts, np.array(curves), np.array(accuracies))
     spread = ""
@@ -155,7 +158,7 @@ def labels_worth(rows: Iterable[Row], tag: str, method: str, n_train: int | None
     known = ", ".join(f"{count:,}" for count in counts[:-1]) + f" and {counts[-1]:,}"
     return (
         f"{_count_in_words(count, counts, n_train)}{spread}"
-        f" ({plural(len(seeds), 'label draw')}; supervised results at {known} labels)"
+        f" ({plural(len(seeds), 'label draw')}; {reference} results at {known} labels)"
     )
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -19,7 +19,21 @@ from shared.config.schema import Config
 from shared.data.batches import Batches
 from shared.data.images import UNLABELED, Splits
 from shared.data.sources import open_data
-from shared.runs.assessment import About, Hashes, read_arrays, read_assessment
+from shared.runs.assessment import (
+    About,
+    Baselines,
+    ClassifierRow,
+    Clusters,
+    Corruptions,
+    Hashes,
+    Linear,
+    Map,
+    Neighbours,
+    OutOfDistribution,
+    Transfer,
+    read_arrays,
+    read_assessment,
+)
 from shared.runs.results import collect
 from shared.runtime.artifacts import ClassifierMeta, Meta, Result, read_meta
 from shared.runtime.errors import UserError
@@ -44,7 +58,25 @@ class Assessment:
         """Network -> hashes ``before`` and ``after`` the assessment."""
         return self._numbers.get("hashes", {})
 
-    def part(self, name: str) -> Any:
+    @overload
+    def part(self, name: Literal["linear"]) -> Linear: ...
+    @overload
+    def part(self, name: Literal["neighbours"]) -> Neighbours: ...
+    @overload
+    def part(self, name: Literal["clusters"]) -> Clusters: ...
+    @overload
+    def part(self, name: Literal["map"]) -> Map: ...
+    @overload
+    def part(self, name: Literal["classifiers"]) -> dict[str, ClassifierRow]: ...
+    @overload
+    def part(self, name: Literal["corruptions"]) -> Corruptions: ...
+    @overload
+    def part(self, name: Literal["ood"]) -> OutOfDistribution: ...
+    @overload
+    def part(self, name: Literal["transfer"]) -> Transfer: ...
+    @overload
+    def part(self, name: Literal["baselines"]) -> Baselines: ...
+    def part(self, name: str) -> object:
         """A part of the assessment; UserError where it failed or was not asked for."""
         failed = self._numbers["failed"]
         if name in failed:
@@ -84,6 +116,11 @@ class Run:
     def tags(self) -> list[str]:
         """Tags of the label sets, fewest labels first."""
         return list(dict.fromkeys(row["labels"] for row in self.rows))
+
+    def asks_for(self, method: str) -> bool:
+        """Whether the run's configuration asks for the method; without it, the usual ones."""
+        config = Config() if isinstance(self.config, str) else self.config
+        return config.asks_for(method)
 
     @property
     def n_test(self) -> int | None:

@@ -4,15 +4,16 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from shared.config.labelset import LabelSet
-from shared.config.methods import METHODS
+from shared.config.methods import CLASSIFIERS, METHODS, REFERENCE
 from shared.config.schema import Config
 from shared.runs.metrics import METRICS, legend
+from shared.runs.statistics import Summary as TableSummary
 from shared.runs.statistics import interval
 from shared.runs.text import blocks as table_parts
 from shared.runs.text import percent
+from shared.runtime.artifacts import ClassifierMeta, Meta
 from shared.runtime.errors import UserError
 from stages.page import pictures
 from stages.page.assessment import assessments
@@ -40,9 +41,6 @@ from stages.page.facts import (
 )
 from stages.page.pictures import Point, svg
 from stages.page.read import Run, pretraining_views, read_metrics
-
-COMPARED = ("supervised", "linear", "finetune", "distill")  # the curves of the label efficiency
-
 
 # --- summary -----------------------------------------------------------------------------------
 
@@ -82,16 +80,15 @@ def _card(run: Run, group: Group, same_labels: Iterable[Group]) -> Card:
         for other in same_labels
         if other is not group and (value := accuracy(other.measurements("top1"), run.n_test))
     }
-    reference = {m: v for m, v in means.items() if m.name in ("supervised-student", "finetune")}
     better = {m: v for m, v in means.items() if result and v > result.mean}
     if result:
         bounds = f"{percent(result.low)} to {percent(result.high)}"
         sentences = [f"To deploy: {name}; 95% interval {bounds}; {result.over}."]
     else:
         sentences = [f"To deploy: {name}; there are no test images with labels."]
-    for title, others in {"For comparison": reference, "More accurate": better}.items():
+    for title, others in {"For comparison": means, "More accurate": better}.items():
         if others:
-            accuracies = "; ".join(f"{m.title} {percent(v)}%" for m, v in others.items())
+            accuracies = "; ".join(f"{m.short} {percent(v)}%" for m, v in others.items())
             sentences.append(f"{title}: {accuracies}.")
     return Card(
         f"{group.labels.title} = {group.n_labels:,} labels",
@@ -104,9 +101,9 @@ def _card(run: Run, group: Group, same_labels: Iterable[Group]) -> Card:
 
 
 def _worth(run: Run, group: Group) -> Iterator[Block]:
-    if group.method.name != "supervised":
+    if group.method.name != REFERENCE:
         count = labels_worth(run.rows, group.labels.tag, group.method.name, run.n_labeled)
-        yield Paragraph(f"This equals supervised training from scratch on {count}.")
+        yield Paragraph(f"This equals {METHODS[REFERENCE].short} training from scratch on {count}.")
 
 
 def _data(run: Run) -> str:
@@ -173,19 +170,19 @@ def efficiency(run: Run) -> Iterator[Block]:
         over.add(value.over)
         name, bounds = group.method.name, (value.mean, value.low, value.high)
         panels.setdefault(group.label_title, []).append(Point(name, group.parameters, *bounds))
-        if name in COMPARED:
-            curves.setdefault(name, []).append(Point(name, group.n_labels, *bounds))
+        curves.setdefault(name, []).append(Point(name, group.n_labels, *bounds))
     if not panels:
         yield Missing("Accuracy against labels and parameters", "no test images with labels")
         return
     if len(panels) < 2:
         yield Missing("A curve", "only one label set is finished; run other --labels too")
-    for name in COMPARED:
-        if name not in curves:
-            yield Missing(METHODS[name].title, "not finished in this run")
+    for name, method in CLASSIFIERS.items():
+        if name not in curves and run.asks_for(name):
+            yield Missing(method.title, "not finished in this run")
     bands = f"Bands and bars: 95% intervals over {' or '.join(sorted(over))}."
-    drawn = [_accuracy_against_labels(curves, bands)] if curves else []
-    yield Gallery([*drawn, _accuracy_against_parameters(panels, bands)])
+    yield Gallery(
+        [_accuracy_against_labels(curves, bands), _accuracy_against_parameters(panels, bands)]
+    )
 
 
 def _accuracy_against_labels(curves: Mapping[str, list[Point]], bands: str) -> Picture:
@@ -234,7 +231,7 @@ def tables(run: Run) -> Iterator[Block]:
 def _table(folder: Path) -> Iterator[Block]:
     path = folder / "summary.json"
     try:
-        contents = json.loads(path.read_text())
+        contents: TableSummary = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error})") from error
     yield Heading(contents["title"])
@@ -245,11 +242,11 @@ def _table(folder: Path) -> Iterator[Block]:
         yield Notes([f"[{number}] {message}" for number, message in enumerate(messages, 1)])
 
 
-def _sizes(name: str, contents: Mapping[str, Any]) -> Iterator[Block]:
+def _sizes(name: str, contents: TableSummary) -> Iterator[Block]:
     """A table's accuracy against parameters, where its rows differ in size; else nothing."""
     panels: dict[str, list[Point]] = {}
     for cell in contents["cells"]:
-        if contents["metric"] != "top1" or not cell["n"] or cell["method"] not in METHODS:
+        if contents["metric"] != "top1" or cell["mean"] is None or cell["method"] not in METHODS:
             continue
         mean, half = cell["mean"] / 100, (cell["half"] or 0) / 100
         size, bounds = cell["parameters"][0], (mean, mean - half, mean + half)
@@ -301,7 +298,7 @@ def learning(run: Run) -> Iterator[Block]:
                 curves.setdefault(labels.title if labels else "", []).append(lines)
         if curves:
             blocks.append(_learning_curves(name, curves, n_damaged))
-        elif name != "self-distill":  # which few runs ask for
+        elif run.asks_for(name):
             blocks.append(
                 Missing(f"Learning curve, {method.title}", "no metrics.jsonl in this run")
             )
@@ -363,7 +360,7 @@ def _command(run: Run, tag: str) -> str:
     )
 
 
-def _circumstances(metas: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _circumstances(metas: Iterable[Meta | ClassifierMeta]) -> dict[str, str]:
     """Where and with what the artifacts were made.
 
     Args:

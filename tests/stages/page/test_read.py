@@ -7,6 +7,8 @@ import pytest
 
 from shared.config.schema import Config
 from shared.runtime.errors import UserError
+from stages.page import sections
+from stages.page.blocks import Missing
 from stages.page.read import Assessment, pretraining_views, read_metrics, read_run
 from tests.support.run_folder import assess
 
@@ -32,6 +34,21 @@ def test_unfinished_and_outdated(bare):
     run = read_run(bare)
     assert run.unfinished == ["distill-1pct-seed1"]
     assert run.outdated == ["distill-1pct-seed0"]
+    assert not run.of_unknown_methods
+
+
+def test_results_of_unknown_methods_are_named(bare):
+    file = bare / "linear-1pct-seed0/meta.json"
+    meta = json.loads(file.read_text())
+    meta["result"]["stage"] = "old"
+    file.write_text(json.dumps(meta))
+    run = read_run(bare)
+    assert run.of_unknown_methods == ["linear-1pct-seed0"]
+    assert not run.outdated
+    assert "old" not in [row["stage"] for row in run.rows]
+    assert "linear-1pct-seed0" in [
+        block.what for block in sections.results(run) if isinstance(block, Missing)
+    ]
 
 
 @pytest.mark.parametrize("name", ["assess-1pct", "assess-1pct-seedx", "assess--seed1"])

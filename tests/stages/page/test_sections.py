@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+from shared.config.methods import CLASSIFIERS, METHODS
 from shared.runtime.artifacts import write_atomically
 from stages.page import sections
 from stages.page.blocks import Missing, Picture, Summary, Table
@@ -46,11 +47,41 @@ def test_a_card_names_better_methods(bare):
     assert (card.title, card.accuracy) == ("1% = 14 labels", "90.0%")
     assert card.sentences[0].startswith("To deploy: distilled student; 95% interval 86.5 to 92.7")
     assert card.sentences[1:] == [
-        "For comparison: student's network, labels alone 50.0%; fine-tuned teacher 95.0%.",
-        "More accurate: fine-tuned teacher 95.0%.",
+        "For comparison: supervised 50.0%; student, labels alone 50.0%; linear 50.0%;"
+        " fine-tuned 95.0%.",
+        "More accurate: fine-tuned 95.0%.",
     ]
     assert card.parameters == "78,330"
     assert card.folder == str(bare / "distill-1pct-seed0")
+
+
+def test_a_new_row_of_the_methods_gets_its_curve(bare, monkeypatch):
+    copy = replace(METHODS["linear"], name="linear-copy", title="a copy", short="copied")
+    monkeypatch.setitem(METHODS, copy.name, copy)
+    monkeypatch.setitem(CLASSIFIERS, copy.name, copy)
+    run = read_run(bare)
+    assert "a copy" in [block.what for block in sections.efficiency(run) if block.kind == "missing"]
+    rows = [*run.rows, {**run.rows[0], "stage": copy.name}]
+    run = replace(run, rows=rows)
+    *others, gallery = sections.efficiency(run)
+    assert [block.what for block in others] == ["A curve"]  # one label set alone
+    for picture in gallery.blocks:
+        assert "copied" in picture.svg
+    (summary,) = sections.summary(run)
+    assert "copied" in summary.cards[0].sentences[1]
+
+
+def test_methods_that_the_run_asks_for_are_missed(bare):
+    run = read_run(bare)
+    blocks = {block.what for block in sections.efficiency(run) if isinstance(block, Missing)}
+    assert blocks == {"A curve"}
+    asked = replace(run.config, distill=replace(run.config.distill, self_first=True))
+    run = replace(run, config=asked)
+    blocks = {block.what for block in sections.efficiency(run) if isinstance(block, Missing)}
+    assert blocks == {"A curve", "self-distilled teacher"}
+    (gallery,) = sections.learning(run)
+    what = [block.what for block in gallery.blocks if isinstance(block, Missing)]
+    assert what == ["Learning curve, self-distilled teacher"]
 
 
 def test_without_test_images(bare):
