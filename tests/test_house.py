@@ -174,3 +174,16 @@ def test_old_names_work_and_say_the_new_one():
     for old, new in moved.items():
         assert f"{old} is now {new}; the old name goes with the next version" in done.stderr
     assert done.stdout.count("usage:") == len(moved)
+
+
+def test_old_names_can_still_be_imported():
+    program = (
+        "from shared.page import write_page\n"
+        "from shared.report import collect, write_results\n"
+        "from shared.predict import predict\n"
+        "from shared.import_reference import import_checkpoint\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "shared.page is now stages.page.write" in done.stderr

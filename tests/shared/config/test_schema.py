@@ -313,3 +313,18 @@ def test_what_a_method_trains_and_starts_from():
     twice = load("--distill.self_first=true")
     assert twice.parent_of("distill") == "self-distill"
     assert twice.parent_of("self-distill") == "finetune"
+
+
+# ------------------------------------------------------------------------------------------- force
+@pytest.mark.parametrize(
+    ("force", "stage", "says"),
+    [
+        ("", "pretrain", "run the same command"),
+        ("pretrain", "finetune", "run the same command, now with --force self-distill,distill,"),
+        ("linear", "linear", "run the same command, now without --force,"),
+        ("distill", "finetune", "run the same command, now with --force distill,"),
+    ],
+)
+def test_how_a_stopped_run_goes_on(force, stage, says):
+    """Without doing again what is done or begun, but all that comes later."""
+    assert Config(force=force).to_go_on(stage) == says

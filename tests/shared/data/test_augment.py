@@ -16,11 +16,10 @@ from shared.config.schema import (
     Distill,
     Finetune,
     Linear,
-    augmentation_for,
 )
 from shared.data import augment
 from shared.data import image_ops as ops
-from shared.data.augment import apply, color_jitter_, draw, draw_boxes
+from shared.data.augment import apply, augmentation_for, color_jitter_, draw, draw_boxes
 from shared.data.image_ops import center_crop, crop_resize
 from shared.runtime.randomness import generator
 from tests.support import golden
