@@ -161,26 +161,6 @@ def test_pretraining_on_what_is_hardly_meant_says_so():
     assert "the first image has 32 x 30 pixels, and the network sees 8 x 8" in large
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--pretrain.micro_batch=5"], "pretrain.micro_batch must be a divisor of pretrain.batch_"),
-        (["--pretrain.micro_batch=0"], "pretrain.micro_batch must be a divisor of pretrain.batch_"),
-        (["--pretrain.margin=-1"], "pretrain.margin must be 0 or more, got -1.0"),
-        (["--pretrain.semi_hard=true"], "pretrain.semi_hard must be false with pretrain.loss=nt_x"),
-        (
-            ["--pretrain.loss=nt_logistic", "--pretrain.memory=64"],
-            "pretrain.memory must be 0 with pretrain.loss=nt_logistic: the memory is for nt_xent",
-        ),
-        (["--pretrain.loss=triplet"], "pretrain.loss must be one of"),
-    ],
-)
-def test_impossible_options_are_named(arguments, message, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        load_config([*TINY, *arguments], "", "")
-    assert message in capsys.readouterr().err
-
-
 def run_stage(output, accelerator, *options):
     """Last line of the log, weights and buffers, of the stage at toy size."""
     arguments = [*TINY, f"--output={output}", "--pretrain.steps=3", "--pretrain.log_every_steps=1"]
