@@ -12,30 +12,10 @@ import pipeline
 from shared.data.batches import Batches
 from shared.runs.results import collect
 from stages import distill, finetune, pretrain, report
+from tests.support.toy_run import call
 
-TINY = [
-    "--model.encoder=simclr_resnet8_1x_sk0",
-    "--model.head_width=32",
-    "--model.head_out=16",
-    "--pretrain.steps=6",
-    "--pretrain.batch_size=32",
-    "--pretrain.warmup_epochs=0",
-    "--finetune.steps=4",
-    "--linear.steps=4",
-    "--supervised.steps=4",
-    "--supervised.warmup_epochs=0",
-    "--distill.steps=4",
-    "--distill.batch_size=32",
-    "--distill.warmup_epochs=0",
-    "--precision=no",
-    "--threads=1",
-]
 STEPS = ("pretrain", "finetune", "linear", "supervised", "distill")
 FOLDERS = ["distill", "finetune", "linear", "supervised", "supervised-student"]
-
-
-def call(main, output, *more: str) -> int:
-    return main([*TINY, f"--output={output}", *more])
 
 
 def made(output) -> dict[str, int]:
@@ -250,15 +230,6 @@ def test_tensorboard_shows_each_stage_at_its_own_steps(tmp_path):
         (folder,) = tmp_path.glob(f"digits/{stage}*")
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         assert [scalar.value for scalar in scalars] == pytest.approx([x["loss"] for x in lines])
-
-
-def test_non_finite_loss_stops_before_the_update(tmp_path, capsys):
-    arguments = ["--pretrain.learning_rate=1e30", "--pretrain.checkpoint_every_steps=1"]
-    assert call(pretrain.main, tmp_path, *arguments) == 2
-    message = capsys.readouterr().err
-    assert "the loss is nan at step" in message
-    assert "learning rate" in message
-    assert ".safetensors" in message  # the last good checkpoint
 
 
 def test_an_impossible_schedule_of_a_late_stage_stops_before_the_first(tmp_path, capsys):
