@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_pipeline import TINY
+from tests.support.toy_run import TINY
 
 ROOT = Path(__file__).parents[1]
 NEW = ""  # the anchor of a file that is new

@@ -1,0 +1,32 @@
+"""What a main that uses no Accelerator makes of errors."""
+
+import pytest
+
+from shared.runtime.errors import CannotWriteError, UserError, exit_code_2
+
+
+@exit_code_2
+def main(error: Exception | None, code: int = 0) -> int:
+    """What it does."""
+    if error:
+        raise error
+    return code
+
+
+@pytest.mark.parametrize("kind", [UserError, CannotWriteError])
+def test_bad_input_is_one_line_and_exit_code_2(capsys, kind):
+    assert main(kind("no such folder: x")) == 2
+    assert capsys.readouterr() == ("", "error: no such folder: x\n")
+
+
+def test_without_an_error_the_code_is_mains(capsys):
+    assert [main(None), main(None, code=3)] == [0, 3]
+    assert capsys.readouterr() == ("", "")
+    assert (main.__name__, main.__doc__) == ("main", "What it does.")
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), OSError(2, "not ours"), SystemExit(5)])
+def test_a_defect_keeps_its_traceback(error):
+    with pytest.raises(type(error)) as caught:
+        main(error)
+    assert caught.value is error
