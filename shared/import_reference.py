@@ -2,4 +2,6 @@
 
 from shared.runtime.moved import moved
 
-moved(__name__, "shared.import_reference", "stages.import_weights")
+moved(
+    __name__, "shared.import_reference", "stages.import_weights", "stages.import_weights.reference"
+)

@@ -2,4 +2,4 @@
 
 from shared.runtime.moved import moved
 
-moved(__name__, "shared.page", "stages.page")
+moved(__name__, "shared.page", "stages.page", "stages.page.write")

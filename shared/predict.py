@@ -2,4 +2,4 @@
 
 from shared.runtime.moved import moved
 
-moved(__name__, "shared.predict", "stages.predict")
+moved(__name__, "shared.predict", "stages.predict", "stages.predict")

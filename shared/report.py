@@ -2,4 +2,4 @@
 
 from shared.runtime.moved import moved
 
-moved(__name__, "shared.report", "stages.report")
+moved(__name__, "shared.report", "stages.report", "shared.runs.results")

@@ -20,7 +20,8 @@ from shared.config.command import run_command
 from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, method_of
-from shared.config.schema import Config, augmentation_for
+from shared.config.schema import Config
+from shared.data.augment import augmentation_for
 from shared.data.images import UNLABELED, Splits
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data
@@ -53,7 +54,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         UserError: on bad input, a non-finite loss, or an artifact made with other settings.
         Stopped: after saving, where a signal asked for it.
     """
-    cfg, itself = config.distill, method_of("distill", method).name == "self-distill"
+    cfg, self_distilling = config.distill, method_of("distill", method).name == "self-distill"
     source = teacher_folder(config, method)
     teacher_meta = read_meta(source, "classifier")
     require_same_input(teacher_meta, config.data, source)
@@ -73,15 +74,15 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
 
     teacher = to_inference(load_classifier(source)[0], config, accelerator)
     stage.seed_initial_weights()
-    description: ClassifierNetwork = {
+    classifier: ClassifierNetwork = {
         **network_of(teacher_meta),
-        "encoder": teacher_meta["encoder"] if itself else cfg.student,
+        "encoder": teacher_meta["encoder"] if self_distilling else cfg.student,
         "classes": teacher_meta["classes"],
-        "from_layer": teacher_meta["from_layer"] if itself else 0,
+        "from_layer": teacher_meta["from_layer"] if self_distilling else 0,
     }
-    student = to_device(build_classifier(description), config, accelerator)
+    student = to_device(build_classifier(classifier), config, accelerator)
     net = stage.prepare(student, len(images))
-    temperature = cfg.self_temperature if itself else cfg.temperature
+    temperature = cfg.self_temperature if self_distilling else cfg.temperature
     augmentation = augmentation_for(config.augment, cfg.augmentation)
     ids, labeled, targets = np.arange(len(images)), iter(()), torch.full((len(images),), UNLABELED)
     if cfg.labeled_weight or cfg.images == "labeled":
@@ -98,7 +99,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
             ).steps(stage.start, stage.schedule.steps)
     batches = stage.batches(images, ids, augmentation, clean=cfg.teacher_view == "clean")
     accelerator.print(
-        f"{method}: {source} into {description['encoder']}, {len(ids):,} images,"
+        f"{method}: {source} into {classifier['encoder']}, {len(ids):,} images,"
         f" {stage.schedule.steps:,} steps of {cfg.batch_size}, learning rate"
         f" {stage.schedule.peak:.4g}, temperature {temperature}"
     )
@@ -126,7 +127,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         if stage.log_is_due:
             agreement = student_logits.argmax(1) == teacher_logits.argmax(1)
             stage.log(loss=loss, agreement=agreement.float().mean())
-    return stage.finish_classifier(description, teacher_meta["labels"], splits.test, source)
+    return stage.finish_classifier(classifier, teacher_meta["labels"], splits.test, source)
 
 
 def teacher_folder(config: Config, method: str) -> Path:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from accelerate import Accelerator
 from shared.config.command import run_command
 from shared.config.command_line import load_config
 from shared.config.methods import method_of
-from shared.config.schema import Config, Finetune, augmentation_for, hashed_settings
+from shared.config.schema import Config, Finetune, hashed_settings
+from shared.data.augment import augmentation_for
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.labels import Labels, draw_labels, write_labels
@@ -42,7 +43,7 @@ from shared.networks.build import (
     require_same_input,
 )
 from shared.networks.heads import Classifier, freeze
-from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, read_meta
+from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, NetworkMeta, read_meta
 from shared.runtime.errors import UserError
 from shared.training.device import read_later, to_device
 from shared.training.evaluate import state_hash
@@ -66,22 +67,13 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         Stopped: after saving, where a signal asked for it.
     """
     row = method_of("finetune", method)
-    cfg: Finetune = getattr(config, row.section)
+    cfg = cast(Finetune, config.training_of(method))
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     images, classes = splits.train, splits.train.classes
     labels = draw_labels(splits, config.label_set, config.seed)
     # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
     from_layer = cfg.kept_layers(len(labels.ids), len(images))
-    source = None
-    if row.made_from:
-        source = Path(cfg.init) if cfg.init else config.folder / "pretrain"
-        network = read_meta(source, "encoder")
-        require_same_input(network, config.data, source)
-        origin: dict[str, Any] = {"parent": network["weights_sha256"]}
-    else:
-        scratch = replace(config.model, encoder=config.encoder_of(method))
-        network = network_meta(scratch, config.data)
-        origin = hashed_settings(scratch, "model")
+    source, network, origin = starting_point(config, method)
     settings = {
         **origin,
         "from_layer": from_layer,
@@ -96,15 +88,15 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         return stage.path
 
     stage.seed_initial_weights()
-    description: ClassifierNetwork = {
-        **network_of(network),
+    classifier: ClassifierNetwork = {
+        **network,
         "classes": list(classes),
         "from_layer": from_layer,
     }
     if source:
         model = keep_layers(load_contrastive(source)[0], from_layer, len(classes))
     else:
-        model = build_classifier(description)
+        model = build_classifier(classifier)
     freeze_beginning(model, cfg, whole=row.frozen)
     to_device(model, config, accelerator)
     if cfg.linear_init == "class_means":
@@ -138,12 +130,29 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
             stage.log(loss=loss, top1=(logits.argmax(1) == target).float().mean())
     if row.frozen and state_hash(model.encoder) != encoder_before:
         raise AssertionError(f"{method} changed the frozen encoder")
-    made_from: LabelsMeta = {
+    labels_meta: LabelsMeta = {
         "given": config.labels,
         "hash": labels.hash,
         "number": len(labels.ids),
     }
-    return stage.finish_classifier(description, made_from, splits.test, source)
+    return stage.finish_classifier(classifier, labels_meta, splits.test, source)
+
+
+def starting_point(config: Config, method: str) -> tuple[Path | None, NetworkMeta, dict[str, Any]]:
+    """What a method starts from: the pretrained network, or one from scratch.
+
+    Returns:
+        The folder of the pretrained network, or None; the network's description; what the settings
+        say of it.
+    """
+    if method_of("finetune", method).made_from:
+        init = cast(Finetune, config.training_of(method)).init
+        source = Path(init) if init else config.folder_of("pretrain")
+        meta = read_meta(source, "encoder")
+        require_same_input(meta, config.data, source)
+        return source, network_of(meta), {"parent": meta["weights_sha256"]}
+    scratch = replace(config.model, encoder=config.encoder_of(method))
+    return None, network_meta(scratch, config.data), hashed_settings(scratch, "model")
 
 
 def freeze_beginning(model: Classifier, cfg: Finetune, whole: bool) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from shared.config.command import run_command
 from shared.config.command_line import load_config
+from shared.config.methods import method_of
 from shared.config.schema import Config, Pretrain, hashed_settings
 from shared.data.batches import Parts
 from shared.data.images import ImageSet
@@ -60,10 +61,11 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
         The artifact folder ``<output>/<run>/pretrain``: encoder and projection head.
 
     Raises:
+        ValueError: another stage makes the method.
         UserError: on bad input, a non-finite loss, or an artifact made with other settings.
         Stopped: after saving, where a signal asked for it.
     """
-    cfg = config.pretrain
+    cfg, method = config.pretrain, method_of("pretrain", method).name
     images = open_data(config.data, config.label_set, accelerator.is_local_main_process).train
     settings = {**hashed_settings(config.model, "model"), "images": images.fingerprint}
     stage = Stage(config, accelerator, method, settings, cfg.seed)

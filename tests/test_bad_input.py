@@ -1,7 +1,6 @@
 """Bad input of every kind: exit code 2, one line on standard error, and nothing is lost."""
 
 import errno
-import hashlib
 import json
 import pickle
 import shutil
@@ -9,63 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 import pipeline
 from shared.config.labelset import LabelSet
 from shared.data.sources import open_data, open_splits
 from shared.runtime import artifacts
 from stages import distill, finetune, pretrain
+from tests.support.photo_run import files, refused, run
 from tests.support.photos import class_folders, make_folder
 
-STEPS = ("pretrain", "finetune", "linear", "supervised", "distill")
-TINY = [
-    "--run=r",
-    "--precision=no",
-    "--threads=1",
-    "--data.image_size=8",
-    "--data.workers=0",
-    "--model.encoder=simclr_resnet8_1x_sk0",
-    "--model.head_width=8",
-    "--model.head_out=8",
-    *(
-        f"--{stage}.{option}"
-        for stage in STEPS
-        for option in ("steps=2", "batch_size=8", "warmup_epochs=0", "log_every_steps=1")
-    ),
-    "--labels=2perclass",
-]
 COMMANDS = [pipeline.main, pretrain.main, finetune.main, distill.main]
-
-
-def run(main, *arguments: object) -> int:
-    """The exit code."""
-    open_splits.cache_clear()
-    try:
-        return main([*TINY, *map(str, arguments)])
-    except SystemExit as stopped:  # what the parser raises
-        return int(str(stopped.code))
-
-
-def refused(capfd, main, *arguments: object) -> str:
-    """The one line that the command ends with."""
-    capfd.readouterr()
-    code = run(main, *arguments)
-    err = capfd.readouterr().err
-    assert code == 2, err
-    assert err.startswith("error: ")
-    assert err.endswith("\n")
-    assert err.count("\n") == 1
-    return err
-
-
-def files(path: Path) -> dict[str, str]:
-    """Every file below, with its hash."""
-    return {
-        str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest()
-        for f in path.rglob("*")
-        if f.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -258,24 +210,6 @@ def test_images_without_labels(capfd, tmp_path):
     assert run(finetune.main, *out, f"--labels={tmp_path / 'mine.csv'}") == 0
 
 
-def test_one_label_per_class_and_class_means(tmp_path, photos, finished):
-    """No image differs from its class's mean: the spread is that of the means."""
-    assert (
-        run(
-            finetune.main,
-            f"--output={tmp_path}",
-            f"--data.train={photos}",
-            "--labels=1perclass",
-            f"--finetune.init={finished / 'pretrain'}",
-            "--finetune.linear_init=class_means",
-        )
-        == 0
-    )
-    weights = load_file(tmp_path / "r/finetune-1perclass-seed0/model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in weights.values())
-    assert weights["linear.weight"].any()
-
-
 def test_another_csv_asks_for_another_pretraining_and_says_why(capfd, tmp_path):
     """What is held out for testing comes from the labeled images, which no stage may train on."""
     root = make_folder(tmp_path / "p", [f"{i}.png" for i in range(30)])
@@ -319,31 +253,6 @@ def test_warmup_longer_than_the_run_and_after(capfd, tmp_path, photos):
     assert run(pretrain.main, *out) == 0
 
 
-def test_head_layer_that_the_artifact_lacks(capfd, tmp_path, photos, finished):
-    message = refused(
-        capfd,
-        finetune.main,
-        f"--output={tmp_path}",
-        f"--data.train={photos}",
-        f"--finetune.init={finished / 'pretrain'}",
-        "--finetune.from_layer=4",
-    )
-    assert "from_layer=4: cannot keep 4 layers of a projection head of 3: choose 0 to 3" in message
-
-
-def test_blocks_that_cannot_be_frozen(capfd, tmp_path, photos, finished):
-    out = [
-        f"--output={tmp_path}",
-        f"--data.train={photos}",
-        f"--finetune.init={finished / 'pretrain'}",
-    ]
-    message = refused(capfd, finetune.main, *out, "--finetune.freeze_after_block=4")
-    assert "finetune.freeze_after_block: after_block is 4; this encoder has 3 groups" in message
-    message = refused(capfd, finetune.main, *out, "--finetune.freeze_after_block=-2")
-    assert "finetune.freeze_after_block must be 0 or more" in message
-    assert files(tmp_path) == {}
-
-
 def test_images_of_another_kind_than_the_artifact_saw(capfd, tmp_path, photos, finished):
     out = [
         f"--output={tmp_path}",
@@ -356,29 +265,6 @@ def test_images_of_another_kind_than_the_artifact_saw(capfd, tmp_path, photos, f
         assert "was trained with data.image_size=8, now it is 16" in message
         message = refused(capfd, main, *out, "--data.std=[1,1,2]")
         assert "data.std=[1.0, 1.0, 1.0], now it is [1.0, 1.0, 2.0]" in message
-
-
-def test_teacher_of_other_classes(capfd, tmp_path, finished):
-    teacher = f"--distill.teacher={finished / 'finetune-2perclass-seed0'}"
-    other = class_folders(tmp_path / "other", 5, classes="abd")
-    message = refused(
-        capfd, distill.main, f"--output={tmp_path / 'o'}", teacher, f"--data.train={other}"
-    )
-    assert "they must be the same" in message
-    assert str(finished / "finetune-2perclass-seed0") in message
-    # images without classes are all right
-    bare = make_folder(tmp_path / "bare", [f"{i}.png" for i in range(12)])
-    assert run(distill.main, f"--output={tmp_path / 'o'}", teacher, f"--data.train={bare}") == 0
-
-
-def test_teacher_of_other_labels(capfd, tmp_path, photos, finished):
-    """The student's folder and its row of the table would say the wrong number of labels."""
-    teacher = finished / "finetune-2perclass-seed0"
-    out = [f"--output={tmp_path}", f"--data.train={photos}", f"--distill.teacher={teacher}"]
-    message = refused(capfd, distill.main, *out, "--labels=3perclass")
-    assert f"the teacher {teacher} was trained with --labels 2perclass" in message
-    assert "now it is 3perclass; give the same" in message
-    assert files(tmp_path) == {}
 
 
 # --------------------------------------------------------------------------------------- artifacts

@@ -1,4 +1,4 @@
-"""The rule of the house: packages import downward only, and the formatter lays out the code."""
+"""The rules of the house: imports go downward, the formatter lays out, tests mirror the code."""
 
 import ast
 import subprocess
@@ -23,6 +23,10 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Bodies longer than this are hard to read in one go; a stage's run holds the loop, the method.
 LONGEST_BODY = 60
 LOOPS = {("stages.pretrain", "run"), ("stages.finetune", "run"), ("stages.distill", "run")}
+# Old names of commands; tested here.
+SHIMS = {"shared.page", "shared.report", "shared.predict", "shared.import_reference"}
+# Test files without a module of that name: a new row in all of the room, and a __main__.
+WITHOUT_MODULE = {"tests/shared/runs/test_new_method.py", "tests/stages/page/test_main.py"}
 
 
 def sources() -> dict[str, Path]:
@@ -100,8 +104,22 @@ def test_rooms_are_packages_and_none_is_called_utils():
         assert "util" not in name
         assert (file.parent / "__init__.py").exists() or file.parent == ROOT, file
     loose = {name for name in modules if name.startswith("shared.") and name.count(".") == 1}
-    shims = {"shared.page", "shared.report", "shared.predict", "shared.import_reference"}
-    assert loose - {room for rooms in FLOORS for room in rooms} == shims
+    assert loose - {room for rooms in FLOORS for room in rooms} == SHIMS
+
+
+def test_tests_lie_in_the_tree_of_the_code():
+    """``shared/data/labels.py`` has ``tests/shared/data/test_labels.py``, and the other way."""
+    tested_here = {*SHIMS, "shared.runtime.moved", "pipeline"}
+    mirrored = set()
+    for name, file in sources().items():
+        if file.stem not in ("__init__", "__main__") and name not in tested_here:
+            folder = file.parent.relative_to(ROOT)
+            mirrored.add(f"tests/{folder.as_posix()}/test_{file.name}")
+    assert len(mirrored) > 50
+    tops = (ROOT / "tests/shared", ROOT / "tests/stages")
+    files = {file.relative_to(ROOT).as_posix() for top in tops for file in top.rglob("test_*.py")}
+    assert mirrored - files == set()
+    assert files - mirrored == WITHOUT_MODULE
 
 
 def test_the_formatter_decides():
@@ -174,3 +192,16 @@ def test_old_names_work_and_say_the_new_one():
     for old, new in moved.items():
         assert f"{old} is now {new}; the old name goes with the next version" in done.stderr
     assert done.stdout.count("usage:") == len(moved)
+
+
+def test_old_names_can_still_be_imported():
+    program = (
+        "from shared.page import write_page\n"
+        "from shared.report import collect, write_results\n"
+        "from shared.predict import predict\n"
+        "from shared.import_reference import import_checkpoint\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "shared.page is now stages.page.write" in done.stderr

@@ -16,7 +16,7 @@ import pipeline
 from shared.runtime.stop import StopRequest
 from shared.training.stage import Stage
 from stages import pretrain
-from tests.test_pipeline import TINY
+from tests.support.toy_run import TINY
 
 SMALL = [
     *TINY,

@@ -3,7 +3,7 @@
 import difflib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
+from shared.config.methods import FORCEABLE, made_by
+from shared.config.optimizers import OPTIMIZERS
 from shared.config.schema import RECIPES, SECTIONS, Config, dump
 from shared.runtime.errors import UserError
 
@@ -87,7 +89,19 @@ def _parser(program: str, description: str) -> _Parser:
         help="recipe to start from (a YAML file); without it configs/digits.yaml",
     )
     parser.add_class_arguments(Config, None)
+    for action in parser._actions:
+        if action.dest == "method":
+            action.metavar = _choices(made_by("finetune"))
+        elif action.dest.endswith(".optimizer"):
+            action.metavar = _choices(OPTIMIZERS)
+        elif action.dest == "force":
+            action.help = f"{action.help}: {', '.join(FORCEABLE)} or all"
     return parser
+
+
+def _choices(names: Iterable[str]) -> str:
+    """As argparse shows the choices of an option."""
+    return "{" + ",".join(names) + "}"
 
 
 def load_config(
@@ -119,6 +133,7 @@ def load_config(
     recipe, flags = _recipe_first(arguments)
     try:
         config = _config(parser, parser.parse_args([*recipe, *flags]))
+        # Only the parser can tell a flag from a value: it names those that stand on the line.
         return config, frozenset(parser.parse_args(flags, defaults=False).keys())
     except ValueError as error:
         parser.error(str(error))

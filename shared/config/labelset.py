@@ -54,7 +54,7 @@ class LabelSet:
             return cls(tag, tag, file=Path(tag))
 
     @property
-    def table(self) -> Path | None:
+    def csv_file(self) -> Path | None:
         """The CSV file, which gives labels to images that have none; None for all others."""
         return self.file if self.file is not None and self.file.suffix == ".csv" else None
 

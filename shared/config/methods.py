@@ -153,15 +153,19 @@ DEPLOYED = next(name for name, method in METHODS.items() if method.role == "depl
 FORCEABLE = (*METHODS, "assess")
 
 
+def made_by(stage: str) -> list[str]:
+    """The names of the methods that a stage makes."""
+    return [method.name for method in METHODS.values() if method.stage == stage]
+
+
 def method_of(stage: str, name: str) -> Method:
     """The row of a method that a stage makes.
 
     Raises:
         ValueError: where another stage makes it, or none.
     """
-    own = [method.name for method in METHODS.values() if method.stage == stage]
-    if name not in own:
-        raise ValueError(f"stages.{stage} makes {', '.join(own)}, not {name!r}")
+    if name not in made_by(stage):
+        raise ValueError(f"stages.{stage} makes {', '.join(made_by(stage))}, not {name!r}")
     return METHODS[name]
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 import yaml
 
 from shared.config.labelset import LabelSet
-from shared.config.methods import FORCEABLE, METHODS
+from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
 
 RECIPES = Path(__file__).parents[2] / "configs"
@@ -161,13 +161,6 @@ class Augmentation:
         for name, allowed, holds in rules:
             if not holds:
                 raise ValueError(f"augment.{name} must be {allowed}, got {getattr(self, name)}")
-
-
-def augmentation_for(augment: Augmentation, kind: str) -> Augmentation | None:
-    """The part of the augmentation that a stage uses: full, crop (no colour, no blur) or none."""
-    if kind == "none":
-        return None
-    return augment if kind == "full" else replace(augment, color_strength=0.0, blur=0.0)
 
 
 @dataclass(frozen=True)
@@ -578,9 +571,8 @@ class Config:
             of image names, or a CSV file with the columns file and label.
         seed: of the label draw and of stages 2 and 3.
         method: which row of the table stages.finetune makes; the pipeline makes all of them.
-        force: stages to redo although they are done, with all that is made from them:
-            pretrain, a row of the table by its short name (finetune, distill, linear, supervised,
-            ...), assess or all, separated by commas.
+        force: stages to redo although they are done, with all that is made from them, separated by
+            commas
         precision: bf16 is mixed precision, no is float32; auto takes bf16 where it is fast.
         channels_last: memory layout of images; auto uses it together with mixed precision.
         checkpoint_activations: keep only what enters each block of the network that is trained, and
@@ -634,9 +626,8 @@ class Config:
             self.run,
             "letters, digits, '.', '_' or '-', with a letter or digit first",
         )
-        LabelSet.parse(self.labels)
-        tuned = [method.name for method in METHODS.values() if method.stage == "finetune"]
-        _require_one_of(tuned, "method", self.method)
+        _ = self.label_set  # parsed once, here
+        _require_one_of(made_by("finetune"), "method", self.method)
         _require_seed("seed", self.seed)
         _require(self.threads >= 0, "threads", self.threads, "0 or more")
         for stage in filter(None, self.force.split(",")):
@@ -691,6 +682,20 @@ class Config:
         """
         parents = [parent for parent in METHODS[method].made_from if self.asks_for(parent)]
         return parents[-1] if parents else None
+
+    def forces(self, stage: str) -> bool:
+        """Whether ``--force`` asks for the stage, or for one that it is made from."""
+        return not {"all", stage, *ancestors(stage)}.isdisjoint(self.force.split(","))
+
+    def to_go_on(self, stage: str) -> str:
+        """What goes on after a stop: the same command, with ``--force`` for what comes later alone.
+
+        To force the stage again would throw its checkpoint away.
+        """
+        later = FORCEABLE[FORCEABLE.index(stage) + 1 :]
+        forced = ",".join(name for name in later if self.forces(name))
+        change = f", now with --force {forced}," if forced else ", now without --force,"
+        return "run the same command" + (change if self.force else "")
 
     def option(self, name: str) -> Any:
         """The value of an option of a section, such as ``distill.student``."""

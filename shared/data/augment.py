@@ -17,7 +17,7 @@ Source: SimCLRv2, appendix A, and "tf2/data_util.py".
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -72,6 +72,13 @@ class Draws:
 
     def __len__(self) -> int:
         return len(self.flip)
+
+
+def augmentation_for(augment: Augmentation, kind: str) -> Augmentation | None:
+    """The part of the augmentation that a stage uses: full, crop (no colour, no blur) or none."""
+    if kind == "none":
+        return None
+    return augment if kind == "full" else replace(augment, color_strength=0.0, blur=0.0)
 
 
 # ---------------------------------------------------------------------------------- draw

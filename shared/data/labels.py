@@ -59,7 +59,7 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
     """Positions (k,) and classes (k,) of a file's training images; the file may repeat images."""
     train, file = splits.train, labels.file
     assert file is not None
-    if labels.table is None:
+    if labels.csv_file is None:
         lines = [line.strip() for line in read_text(file).splitlines()]
         ids = find_images(splits, [line for line in lines if line], file)
         ids = ids[ids >= 0]

@@ -230,7 +230,7 @@ def open_data(data: Data, labels: LabelSet, progress: bool = False) -> Splits:
         UserError: there is no such source, it holds no image, or the classes of training and test
             images differ.
     """
-    return open_splits(data, labels.table, progress)
+    return open_splits(data, labels.csv_file, progress)
 
 
 @lru_cache(maxsize=1)

@@ -32,9 +32,17 @@ import numpy as np
 
 from shared.runtime.artifacts import save_arrays, write_atomically
 from shared.runtime.errors import UserError
-from shared.training.evaluate import Metrics
 
 Input = Literal["features", "pixels"]
+
+
+class Metrics(TypedDict):
+    """What `shared.training.evaluate.classification_metrics` measures."""
+
+    top1: float
+    top5: NotRequired[float]
+    nll: float
+    ece: float
 
 
 class About(TypedDict):

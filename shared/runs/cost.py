@@ -49,8 +49,8 @@ def known_counts(train: int, test: int, classes: int, labels: LabelSet) -> Count
         labeled = max(classes, round(train * labels.share))
     elif labels.per_class is not None:
         labeled = classes * labels.per_class
-    elif labels.table is not None:
-        labeled = len(read_csv(labels.table))
+    elif labels.csv_file is not None:
+        labeled = len(read_csv(labels.csv_file))
     else:
         assert labels.file is not None
         labeled = len(read_text(labels.file).split())

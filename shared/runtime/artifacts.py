@@ -39,7 +39,7 @@ class HeadMeta(TypedDict):
 
     layers: int
     width: int | None
-    out: int
+    out: int | None
 
 
 class NetworkMeta(TypedDict):
@@ -76,7 +76,7 @@ class LabelsMeta(TypedDict):
     """The labels a classifier was made from: as the user gave them, their hash, their number."""
 
     given: str
-    hash: str
+    hash: str | None
     number: int
 
 
@@ -107,9 +107,9 @@ class Meta(NetworkMeta):
         weights_sha256: hash of ``model.safetensors``.
         settings: everything that the content depends on.
         parent: folder of the artifact that it was made from, relative to its own.
-        stage: the method that made it; an imported artifact has none.
-        seed: of the stage.
-        images: number of images of a pretraining.
+        stage: the method that made it; ``import`` of an imported one.
+        seed: of the stage; None of an imported artifact.
+        images: number of images of a pretraining; None of an imported one.
         seconds: wall time of the stage.
         processes: number of processes that made it.
         versions: of packages.
@@ -122,8 +122,8 @@ class Meta(NetworkMeta):
     settings: dict[str, Any]
     parent: NotRequired[str | None]
     stage: NotRequired[str]
-    seed: NotRequired[int]
-    images: NotRequired[int]
+    seed: NotRequired[int | None]
+    images: NotRequired[int | None]
     seconds: NotRequired[float]
     processes: NotRequired[int]
     versions: NotRequired[dict[str, str | None]]

@@ -5,16 +5,18 @@ import sys
 from importlib import import_module
 
 
-def moved(name: str, old: str, new: str) -> None:
-    """Say the new name of a module, and be it.
+def moved(name: str, old: str, command: str, module: str) -> None:
+    """Say the new name of a module, and do its work.
 
     Args:
         name: ``__name__`` of the old module: ``__main__`` where it is run as a command.
         old: its name.
-        new: the module that does its work now.
+        command: what runs in its place.
+        module: what is imported in its place.
     """
+    new = command if name == "__main__" else module
     print(f"{old} is now {new}; the old name goes with the next version", file=sys.stderr)
     if name == "__main__":
-        runpy.run_module(new, run_name="__main__", alter_sys=True)
+        runpy.run_module(command, run_name="__main__", alter_sys=True)
     else:
-        sys.modules[old] = import_module(new)
+        sys.modules[old] = import_module(module)

@@ -1,7 +1,6 @@
 """How good a classifier is on the test images: top-1, top-5, likelihood, calibration."""
 
 import hashlib
-from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
@@ -14,29 +13,18 @@ from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
 
 
-class Metrics(TypedDict):
-    """How good predictions are.
-
-    Attributes:
-        top1: share of right predictions, in [0, 1].
-        top5: share of images whose class is among the five likeliest; only for more than 5 classes.
-        nll: mean negative log likelihood, nats.
-        ece: expected calibration error in [0, 1], in 15 bins of equal width (Guo et al. 2017,
-            section 2).
-    """
-
-    top1: float
-    top5: NotRequired[float]
-    nll: float
-    ece: float
-
-
-def classification_metrics(logits: Tensor, targets: Tensor) -> Metrics:
+def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
     """Measure predictions.
 
     Args:
         logits: (N, C) float.
         targets: (N,) int64 in 0..C-1.
+
+    Returns:
+        ``top1``, the share of right predictions in [0, 1]; for more than 5 classes ``top5``, the
+        share of images whose class is among the five likeliest; ``nll``, the mean negative log
+        likelihood in nats; ``ece``, the expected calibration error in [0, 1], in 15 bins of equal
+        width (Guo et al. 2017, section 2).
     """
     logits = logits.float()
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)
@@ -50,7 +38,7 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> Metrics:
         metrics["top5"] = hit.any(1).float().mean().item()
     metrics["nll"] = F.cross_entropy(logits, targets).item()
     metrics["ece"] = (gaps.abs().sum() / len(targets)).item()
-    return cast(Metrics, metrics)
+    return metrics
 
 
 @torch.inference_mode()
@@ -88,7 +76,7 @@ def evaluate(
     if test is None:
         return {"parameters": parameters}
     metrics = classification_metrics(*predict(model, test, data, accelerator))
-    return {"parameters": parameters, **cast(dict[str, float], metrics)}
+    return {"parameters": parameters, **metrics}
 
 
 def state_hash(model: nn.Module) -> str:

@@ -29,7 +29,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from shared.config.methods import FORCEABLE, METHODS, ancestors
 from shared.config.schema import (
     Augmentation,
     Config,
@@ -86,7 +85,7 @@ class Stage:
         seed: int,
     ):
         self.config, self.accelerator, self.method, self.seed = config, accelerator, method, seed
-        self.training: Training = getattr(config, METHODS[method].section)
+        self.training: Training = config.training_of(method)
         everything = {
             "stage": method,
             **hashed_settings(config.data, "data"),
@@ -98,9 +97,9 @@ class Stage:
         self.folder = StageFolder(
             config.folder_of(method),
             everything,
-            force=forced(config, method),
+            force=config.forces(method),
             accelerator=accelerator,
-            go_on=same_command(config, method),
+            go_on=config.to_go_on(method),
             defaults=defaults(),
         )
         self.path, self.done = self.folder.path, self.folder.done
@@ -310,7 +309,7 @@ class Stage:
             The artifact folder.
         """
         metrics = evaluate(self.model, test, self.config.data, self.accelerator)
-        result = {
+        result: dict[str, Any] = {  # a `shared.runtime.artifacts.Result`
             "stage": self.method,
             "labels": self.config.label_set.tag,
             "n_labels": labels["number"],
@@ -327,15 +326,3 @@ def settings_of_test_images(splits: Splits) -> dict[str, str | None]:
     if splits.test is None:
         return {"test_images": None}
     return {"test_images": f"{splits.test.fingerprint}-{splits.test.labels_fingerprint}"}
-
-
-def forced(config: Config, stage: str) -> bool:
-    """Whether ``--force`` asks for the stage, or for one that it is made from."""
-    return not {"all", stage, *ancestors(stage)}.isdisjoint(config.force.split(","))
-
-
-def same_command(config: Config, stage: str) -> str:
-    """What goes on after a stop: the same command, but ``--force`` only for what comes later."""
-    later = ",".join(s for s in FORCEABLE[FORCEABLE.index(stage) + 1 :] if forced(config, s))
-    change = f", now with --force {later}," if later else ", now without --force,"
-    return "run the same command" + (change if config.force else "")

@@ -29,7 +29,6 @@ from shared.runs.assessment import Assessment, read_arrays, read_assessment, sav
 from shared.runtime.artifacts import provenance, write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.stop import Stopped, StopRequest
-from shared.training.stage import forced
 from stages.assess.inputs import Arrays, Inputs, open_inputs
 from stages.assess.parts import PARTS, settings_of_parts, wanted_parts
 from stages.assess.text import assessment_text
@@ -54,7 +53,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     wanted = wanted_parts(config, inputs)
     path = config.folder_of("assess")
     settings = settings_of_parts(inputs)
-    earlier, arrays = load(path, settings, wanted if forced(config, "assess") else [])
+    earlier, arrays = load(path, settings, wanted if config.forces("assess") else [])
     todo = [part for part in wanted if earlier is None or part not in earlier]
     accelerator.wait_for_everyone()  # all have read before one writes
     if earlier is not None and not todo:

@@ -16,7 +16,6 @@ from shared.data.batches import normalize, plain_batches
 from shared.data.images import ImageSet
 from shared.runs.assessment import ClassifierRow, Corruptions, OutOfDistribution
 from shared.runtime.randomness import generator
-from shared.training.evaluate import classification_metrics
 from stages.assess import corruptions, features
 from stages.assess.inputs import Arrays, Inputs, open_other, thumbnails
 
@@ -45,7 +44,7 @@ def classifiers(inputs: Inputs) -> tuple[dict[str, ClassifierRow], Arrays] | Non
         mistakes = wrong[most_confident][:MISTAKES].numpy()
         numbers[stage] = {
             "title": METHODS[stage].title,
-            **classification_metrics(logits, targets),
+            **features.metrics_of(logits, targets),
             "parameters": sum(p.numel() for p in inputs.classifiers[stage].parameters()),
             "n_labels": inputs.metas[stage]["labels"]["number"],
         }

@@ -34,8 +34,8 @@ from tqdm import tqdm
 from shared.config.schema import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
-from shared.runs.assessment import Baseline, Choice, ClusterQuality
-from shared.training.evaluate import Metrics, classification_metrics
+from shared.runs.assessment import Baseline, Choice, ClusterQuality, Metrics
+from shared.training.evaluate import classification_metrics
 
 PIXEL_SIDE = 32  # larger images are shrunk to this side where pixels are the features
 HOLD_OUT = 1000  # from so many labels on, one part is held out instead of five in turn
@@ -220,7 +220,12 @@ def scores(model: Any, rows: np.ndarray, targets: np.ndarray, classes: int) -> M
         classes: number of classes.
     """
     logits = torch.from_numpy(_log_probabilities(model, rows, classes))
-    return classification_metrics(logits, torch.from_numpy(targets))
+    return metrics_of(logits, torch.from_numpy(targets))
+
+
+def metrics_of(logits: torch.Tensor, targets: torch.Tensor) -> Metrics:
+    """``classification_metrics``, as ``assess.json`` holds them."""
+    return cast(Metrics, classification_metrics(logits, targets))
 
 
 def classical_baselines(

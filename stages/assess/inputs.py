@@ -238,7 +238,7 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
         UserError: there is no pretrained network or no labeled test image, or a network was made
             from other images, with other classes or for another size.
     """
-    source = Path(config.linear.init) if config.linear.init else config.folder / "pretrain"
+    source = Path(config.linear.init) if config.linear.init else config.folder_of("pretrain")
     meta = read_meta(source, "encoder")
     require_same_input(meta, config.data, source)
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)

@@ -10,7 +10,7 @@ from shared.config.labelset import LabelSet, parse_folder
 def test_shares():
     labels = LabelSet.parse("12.5pct")
     assert (labels.tag, labels.share, labels.title) == ("12.5pct", 0.125, "12.5%")
-    assert (labels.per_class, labels.file, labels.table) == (None, None, None)
+    assert (labels.per_class, labels.file, labels.csv_file) == (None, None, None)
 
 
 def test_numbers_per_class():
@@ -25,7 +25,7 @@ def test_files(suffix):
     labels = LabelSet.parse(text)
     assert (labels.text, labels.tag, labels.title) == (text, "mine.v2", "mine.v2")
     assert labels.file == Path(text)
-    assert labels.table == (Path(text) if suffix == "csv" else None)
+    assert labels.csv_file == (Path(text) if suffix == "csv" else None)
 
 
 @pytest.mark.parametrize("bad", ["", "1%", "ten", "1.2.3pct", "..pct", "-1pct", "labels.json"])

@@ -14,7 +14,7 @@ from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import nn
 
 from shared.networks import batchnorm, resnet
-from shared.networks.batchnorm import BatchNorm, frozen_statistics, synchronize
+from shared.networks.batchnorm import BatchNorm, frozen_statistics, stretch_memory, synchronize
 from tests.support import golden
 
 
@@ -295,3 +295,13 @@ def test_cuda_kernels_equal_the_plain_formulas(tmp_path, dtype, layout):
                 )
     finally:
         dist.destroy_process_group()
+
+
+def test_running_statistics_forget_as_much_per_step():
+    norms = nn.Sequential(BatchNorm(3), nn.BatchNorm1d(3, momentum=None))
+    stretch_memory(norms, 4)
+    x = torch.randn(5, 3)
+    for _ in range(4):
+        norms[0](x)
+    torch.testing.assert_close(norms[0].running_mean, 0.1 * x.mean(0))
+    assert norms[1].momentum is None

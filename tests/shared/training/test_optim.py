@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from shared.config.command_line import load_config
 from shared.config.optimizers import OPTIMIZERS
 from shared.training.optim import (
     LARS,
@@ -23,6 +22,7 @@ from shared.training.optim import (
     warmup_steps,
 )
 from tests.support import golden
+from tests.support.networks import small_classifier
 
 LARS_ARRAYS, LARS_META = golden.load("lars.npz")
 VARIABLES = LARS_META.pop("variables")
@@ -200,15 +200,6 @@ def test_wrong_hyperparameters_are_named(options, message):
         LARS([nn.Parameter(torch.ones(1))], **options)
 
 
-def small_classifier():
-    """A trunk with a bias-free convolution, one with bias (as in SE), batch norm, and the head."""
-    encoder = nn.Sequential(
-        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Flatten()
-    )
-    head = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
-    return nn.ModuleDict({"encoder": encoder, "head": head, "linear": nn.Linear(4, 2)})
-
-
 def rules(model, groups):
     """name -> (weight decay, adapt, lr_scale), and each trainable parameter exactly once."""
     names = {id(p): name for name, p in model.named_parameters()}
@@ -296,34 +287,6 @@ def test_optimizer_names():
         build_optimizer("adam", model, 0.1)
     with pytest.raises(ValueError, match="'adam', choose lars, sgd or adamw"):
         parameter_groups(model, "adam", 0.1)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_records_say_what_the_optimizers_do(name):
-    kind, model = OPTIMIZERS[name], small_classifier()
-    assert kind.name == name
-    optimizer = build_optimizer(name, model, 0.1)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    for parameter in model.parameters():
-        kept = [value for value in optimizer.state[parameter].values() if value.ndim]
-        assert sum(value.numel() for value in kept) == kind.slots * parameter.numel()
-    groups = optimizer.param_groups
-    assert any(group["adapt"] for group in groups) == kind.adapts_layers
-    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
-    assert (id(model["linear"].bias) in decayed) == kind.decays_biases
-
-
-def test_the_configuration_takes_the_same_names(capsys):
-    for name in OPTIMIZERS:
-        assert load_config([f"--pretrain.optimizer={name}"], "", "")[0].pretrain.optimizer == name
-    with pytest.raises(SystemExit):
-        load_config(["--pretrain.optimizer=adam"], "", "")
-    message = capsys.readouterr().err
-    choices = re.search(r"must be one of (.+), got", message)
-    assert choices
-    assert set(re.findall(r"\w+", choices[1])) == set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize(("name", "peak"), [("lars", 5.0), ("sgd", 0.02), ("adamw", 0.02)])

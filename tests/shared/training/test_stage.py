@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from shared.config.schema import Config, Finetune
+from shared.config.schema import Finetune
 from shared.runtime.errors import UserError
 from shared.training.device import read_later
-from shared.training.stage import Stage, same_command
+from shared.training.stage import Stage
 
 
 # -------------------------------------------------------------------------------------- checkpoints
@@ -63,18 +63,3 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rate():
             stage.require_finite(read_later(loss * value))
         assert f"the loss is {value} at step 7 of finetune (learning rate 0.1)" in str(error.value)
         assert "last good checkpoint: state/2.safetensors" in str(error.value)
-
-
-# ------------------------------------------------------------------------------------------- force
-@pytest.mark.parametrize(
-    ("force", "stage", "says"),
-    [
-        ("", "pretrain", "run the same command"),
-        ("pretrain", "finetune", "run the same command, now with --force self-distill,distill,"),
-        ("linear", "linear", "run the same command, now without --force,"),
-        ("distill", "finetune", "run the same command, now with --force distill,"),
-    ],
-)
-def test_how_a_stopped_run_goes_on(force, stage, says):
-    """Without doing again what is done or begun, but all that comes later."""
-    assert same_command(Config(force=force), stage) == says

@@ -8,7 +8,7 @@ from shared.config.command_line import load_config
 from shared.networks import resnet
 from shared.runtime.errors import UserError
 from stages import distill, finetune, pretrain
-from tests.test_pipeline import TINY
+from tests.support.toy_run import TINY
 
 SHORT = ["--pretrain.steps=2", "--finetune.steps=2", "--distill.steps=2"]
 

@@ -1,0 +1,183 @@
+"""Recipes, flags, what is refused and in which words, and the help."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from shared.config.schema import SECTIONS, Config, dump
+from stages import distill, finetune, pretrain
+from tests.support.command_line import load, refusal
+
+RECIPES = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+COMMANDS = [pipeline.main, pretrain.main, finetune.main, distill.main]
+
+
+def recipe(path: Path, text: str) -> Path:
+    (path / "recipe.yaml").write_text(text)
+    return path / "recipe.yaml"
+
+
+# ---------------------------------------------------------------------------------------- recipes
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads(path):
+    config = load("--config", path)
+    assert config != Config()
+    assert path.read_text().startswith("# ") or path.stem == "digits"  # says what it is
+
+
+def test_there_are_recipes():
+    assert {"digits", "cifar10", "imagenet", "image_folder"} <= {path.stem for path in RECIPES}
+
+
+def test_without_a_recipe_the_embedded_digits():
+    assert load() == load("--config", RECIPES[0].parent / "digits.yaml")
+    assert load().data.train == "digits"
+
+
+@pytest.mark.parametrize("flags_first", [True, False])
+@pytest.mark.parametrize("style", [["--config", "{}"], ["--config={}"]])
+def test_flags_win_over_the_recipe(tmp_path, flags_first, style):
+    path = recipe(tmp_path, "labels: 5pct\nseed: 4\npretrain:\n  temperature: 0.3\n")
+    style = [part.format(path) for part in style]
+    flags = ["--labels=7pct", "--pretrain.temperature", "0.7"]
+    config = load(*flags, *style) if flags_first else load(*style, *flags)
+    assert (config.labels, config.seed, config.pretrain.temperature) == ("7pct", 4, 0.7)
+    assert config.pretrain.epochs == Config().pretrain.epochs  # the paper's where nothing is said
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_dump_and_print_config_can_be_loaded_again(tmp_path, path, capsys):
+    flags = ["--labels=3perclass", "--data.mean=[0.1,0.2,0.3]", "--finetune.steps=7"]
+    config = load("--config", path, *flags)
+    assert load("--config", recipe(tmp_path, dump(config))) == config
+    with pytest.raises(SystemExit) as stopped:
+        load("--config", path, *flags, "--print_config")
+    assert stopped.value.code in (0, None)
+    assert load("--config", recipe(tmp_path, capsys.readouterr().out)) == config
+
+
+# ---------------------------------------------------------------------------------------- refusals
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("--labls=1pct", "did you mean --labels?"),
+        ("--lab=1pct", "did you mean --labels?"),  # no abbreviations
+        ("--pretrain.tempature=1", "did you mean --pretrain.temperature?"),
+        ("--pretran.temperature=1", "did you mean --pretrain.temperature?"),
+        ("--modle.encoder=x", "did you mean --model.encoder?"),
+        ("--batch_size=64", "did you mean --pretrain.batch_size or --finetune.batch_size or"),
+        ("--pretrain.section=x", "unknown option --pretrain.section"),
+        ("--print_confg", "did you mean --print_config?"),
+    ],
+)
+def test_misspelt_flag(capsys, wrong, hint):
+    message = refusal(capsys, wrong)
+    assert f"unknown option {wrong.partition('=')[0]}" in message
+    assert hint in message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("labls: 1pct", "unknown option labls; did you mean labels?"),
+        (
+            "pretrain:\n  tempature: 1",
+            "unknown option pretrain.tempature; did you mean pretrain.temperature?",
+        ),
+        (
+            "pretran:\n  temperature: 1",
+            "unknown option pretran.temperature; did you mean pretrain.temperature?",
+        ),
+    ],
+)
+def test_misspelt_key_in_a_recipe(capsys, tmp_path, text, says):
+    assert says in refusal(capsys, "--config", recipe(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: three", "seed must be a whole number, got three"),
+        ("seed: true", "seed must be a whole number, got True"),
+        ("labels: 10", "labels must be text, got 10"),
+        ("pretrain:\n  batch_size: 3.7", "pretrain.batch_size must be a whole number, got 3.7"),
+        ("pretrain:\n  temperature: hot", "pretrain.temperature must be a number, got hot"),
+        ("finetune:\n  steps: many", "finetune.steps must be a whole number or null, got many"),
+        (
+            "pretrain:\n  optimizer: adam",
+            "pretrain.optimizer must be one of 'lars', 'sgd', 'adamw', got 'adam'",
+        ),
+        ("precision: no", "precision must be one of 'auto', 'no', 'bf16', got False"),
+        ("distill:\n  self_first: 3", "distill.self_first must be true or false, got 3"),
+        ("data:\n  mean: [1, 2]", "data.mean must be tuple with 3 elements"),
+        ("pretrain: 3", "pretrain must be a section of options, got 3"),
+        ("labels: 1pct\npretrain:", "pretrain must be a section of options, got None"),
+    ],
+)
+def test_wrong_type(capsys, tmp_path, text, says):
+    assert says in refusal(capsys, "--config", recipe(tmp_path, text))
+
+
+def test_wrong_type_in_a_flag(capsys):
+    assert "seed must be a whole number, got three" in refusal(capsys, "--seed=three")
+    assert "finetune.steps must be a whole number or null" in refusal(capsys, "--finetune.steps=x")
+    assert "pretrain.learning_rate must be a number" in refusal(
+        capsys, "--pretrain.learning_rate=nan"
+    )
+    assert "'1pct' belongs to no option" in refusal(capsys, "1pct")
+    assert "--labels" in refusal(capsys, "--labels")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b", "just words", "a: [1", "\t: x", "pretrain:"])
+def test_what_is_no_recipe(capsys, tmp_path, text):
+    assert "the recipe is not YAML of the form" in refusal(
+        capsys, "--config", recipe(tmp_path, text)
+    )
+
+
+def test_recipe_that_is_not_there(capsys, tmp_path):
+    assert "nowhere.yaml" in refusal(capsys, "--config", tmp_path / "nowhere.yaml")
+    assert "not a file" in refusal(capsys, "--config", tmp_path)
+    assert "--config" in refusal(capsys, "--labels=1pct", "--config")
+
+
+# -------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("main", COMMANDS, ids=lambda main: main.__module__)
+def test_help_is_grouped(main, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: ")
+    assert "[--config RECIPE.yaml]" in text
+    for section in SECTIONS:  # spelt out, or named in one line
+        assert text.count(f"\n  --{section}.*") + text.count(f"\n--{section}.*") == 1
+    assert "type: " not in text
+    assert len(text.splitlines()) < 140
+    assert max(map(len, text.splitlines())) < 100
+
+
+def test_help_of_the_pipeline_fits_a_page(capsys):
+    with pytest.raises(SystemExit):
+        pipeline.main(["--help"])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 70
+    assert "--pretrain.temperature" not in text
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_help_of_a_section(section, capsys):
+    """Every option, with a word of explanation and its default."""
+    with pytest.raises(SystemExit):
+        pipeline.main(["--help", section])
+    text = " ".join(capsys.readouterr().out.split())
+    for option in dataclasses.fields(getattr(Config(), section)):
+        rest = text.partition(f"--{section}.{option.name} ")[2]
+        assert rest, option.name
+        before_next = rest.partition(f" --{section}.")[0].partition("more options")[0]
+        assert "(default: " in before_next
+        assert len(before_next.partition("(default")[0].split()) > 2

@@ -1,0 +1,187 @@
+"""Batches that pass in parts, through the functions of pretraining."""
+
+import os
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate import Accelerator
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shared.config.schema import Pretrain
+from shared.data.batches import Batch, Parts
+from shared.networks.batchnorm import BatchNorm, synchronize
+from shared.networks.negatives_queue import Memory
+from shared.runtime import distributed
+from shared.runtime.randomness import seed_torch
+from shared.training.gradient_cache import backward_in_parts, in_order
+from stages import pretrain
+from tests.support.toy_run import run_pretrain
+
+B_ALL, K, D = 12, 24, 5
+
+
+LOSSES = [
+    {"loss": "nt_xent"},
+    {"loss": "nt_logistic"},
+    {"loss": "margin_triplet", "semi_hard": True},
+    {"memory": K},
+    {"memory": K, "negatives": "memory"},
+]
+
+
+def names(options) -> str:
+    return "-".join(str(value) for value in options.values())
+
+
+def network(*layers: nn.Module) -> nn.Sequential:
+    """In float64, with what differs between passes: dropout, and both kinds of batch norm."""
+    torch.manual_seed(0)
+    layers = layers or (BatchNorm(16), nn.BatchNorm1d(16), nn.Dropout(0.3))
+    return nn.Sequential(nn.Linear(6, 16), *layers, nn.Tanh(), nn.Linear(16, D)).double()
+
+
+def views() -> torch.Tensor:
+    """(2, B_ALL, 6)."""
+    first = torch.randn(B_ALL, 6, generator=torch.Generator().manual_seed(1)).double()
+    return torch.stack([first, first.flip(0) * 0.1 + 0.9 * first])
+
+
+def in_parts(images, number) -> Parts:
+    """Made anew for each pass, as `Batches.steps_in_parts` does; ``images`` are (2, b, 6)."""
+
+    def make(i):
+        return Batch(images[:, i::number].flatten(0, 1).clone(), torch.arange(0), None)
+
+    return Parts(make, number)
+
+
+def gradients(model) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def two_passes(net, memory, batch, cfg, accelerator):
+    """The step of the stage whose batch passes in parts."""
+    return backward_in_parts(
+        net,
+        batch,
+        partial(pretrain.embed, net, memory, cfg=cfg, accelerator=accelerator),
+        partial(pretrain.embed_anchors, net, cfg=cfg),
+        partial(pretrain.contrast, memory=memory, cfg=cfg),
+        accelerator,
+        (cfg.seed, "pretrain", 7, accelerator.process_index),
+    )
+
+
+def by_parts(cfg, number, model, images, wrap=lambda model: model):
+    torch.manual_seed(2)
+    memory = Memory(model, K, D).double() if cfg.memory else None
+    net = wrap(model)
+    batch = in_parts(images, number)
+    loss, _, keys = two_passes(net, memory, batch, cfg, Accelerator(cpu=True))
+    return loss, gradients(model), keys, dict(model.named_buffers())
+
+
+def by_one_graph(cfg, number, model, images):
+    """All parts' activations kept until the one backward pass: the definition."""
+    torch.manual_seed(2)
+    memory = Memory(model, K, D).double() if cfg.memory else None
+    rows, key_rows = [], []
+    for i, part in enumerate(in_parts(images, number)):
+        seed_torch(cfg.seed, "pretrain", 7, 0, i)
+        z, keys = pretrain.embed(model, memory, part.images, cfg, Accelerator(cpu=True))
+        rows.append(z)
+        key_rows.append(keys)
+    z = in_order(rows)
+    keys = in_order(key_rows) if memory else None
+    loss, _, keys = pretrain.contrast(z, keys, memory, cfg)
+    loss.backward()
+    return loss.detach(), gradients(model), keys.detach(), dict(model.named_buffers())
+
+
+@pytest.mark.parametrize("number", [1, 2, 6])
+@pytest.mark.parametrize("options", LOSSES, ids=names)
+def test_two_passes_have_the_gradient_of_one_graph(options, number):
+    """Same dropout, the same rows, and batch norm counts each part once."""
+    cfg = Pretrain(batch_size=B_ALL, temperature=0.3, **options)
+    expected = by_one_graph(cfg, number, network(), views())
+    loss, gradient, keys, buffers = by_parts(cfg, number, network(), views())
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(loss, expected[0], **close)
+    torch.testing.assert_close(gradient, expected[1], **close)
+    torch.testing.assert_close(keys, expected[2], **close)
+    torch.testing.assert_close(buffers, expected[3], **close)
+    assert buffers["1.num_batches_tracked"] == buffers["2.num_batches_tracked"] == number
+
+
+@pytest.mark.parametrize("options", LOSSES, ids=names)
+def test_without_batch_norm_it_is_the_whole_batch(options):
+    cfg = Pretrain(batch_size=B_ALL, temperature=0.3, **options)
+    expected = by_one_graph(cfg, 1, network(nn.ReLU()), views())
+    actual = by_parts(cfg, 4, network(nn.ReLU()), views())
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_bfloat16_reaches_the_weights_in_both_passes():
+    """A cast that autocast remembers from a pass without gradient would cut the second one's."""
+    model = network(nn.ReLU()).float()
+    accelerator = Accelerator(cpu=True)
+    net = accelerator.prepare_model(model)
+    net.forward = torch.autocast("cpu", dtype=torch.bfloat16)(net.forward)
+    cfg = Pretrain(batch_size=B_ALL, temperature=0.3)
+    batch = in_parts(views().float(), 3)
+    two_passes(net, None, batch, cfg, accelerator)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+# ---- several processes ----
+STAGE = ["--pretrain.micro_batch=8", "--pretrain.loss=nt_logistic", "--pretrain.temperature=0.5"]
+
+
+def work(rank, processes, folder):
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",
+    }
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=processes,
+        timeout=timedelta(seconds=60),
+    )
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    b = B_ALL // processes
+    own = views()[:, distributed.rank() * b : (distributed.rank() + 1) * b]
+    results = {}
+    for options in LOSSES:
+        cfg = Pretrain(batch_size=B_ALL, temperature=0.3, **options)
+        model = synchronize(network(BatchNorm(16), nn.BatchNorm1d(16)))
+        loss, *others = by_parts(cfg, 3, model, own, DistributedDataParallel)
+        results[names(options)] = (distributed.mean_over_processes(loss), *others)
+    results["stage"] = run_pretrain(folder, accelerator, *STAGE)[1]
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_together_equal_one(tmp_path):
+    """Embeddings of all processes, batch norm over them, one average of the gradient."""
+    mp.spawn(work, (2, str(tmp_path)), nprocs=2)
+    one = run_pretrain(tmp_path / "one", Accelerator(cpu=True), *STAGE)[1]
+    for rank in range(2):
+        results = torch.load(tmp_path / f"rank{rank}.pt")
+        for options in LOSSES:
+            cfg = Pretrain(batch_size=B_ALL, temperature=0.3, **options)
+            model = network(BatchNorm(16), nn.BatchNorm1d(16))
+            expected = by_one_graph(cfg, 3, model, views())
+            torch.testing.assert_close(results[names(options)], expected, rtol=1e-9, atol=1e-9)
+        for name, tensor in one.items():
+            assert results["stage"][name].sub(tensor).abs().max() < 1e-3, name

@@ -1,0 +1,181 @@
+"""Stage 3: who teaches whom, with which loss, and what it refuses."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from accelerate import Accelerator
+
+from shared.config.labelset import LabelSet
+from shared.config.schema import Config, Distill
+from shared.data.images import Splits
+from shared.runtime.errors import UserError
+from shared.training.stage import Stage
+from stages import distill
+from tests.support.photo_run import files, refused, run
+from tests.support.photos import class_folders, make_folder
+from tests.support.sources import opened
+
+
+def test_self_distillation_first_in_distillation_alone(photos, finished, tmp_path):
+    teacher = finished / "finetune-2perclass-seed0"
+    options = [f"--distill.teacher={teacher}", "--distill.self_first=true"]
+    out = [f"--output={tmp_path}", f"--data.train={photos}"]
+    assert run(distill.main, *out, *options) == 0
+    names = ["distill-2perclass-seed0", "self-distill-2perclass-seed0"]
+    assert sorted(meta.parent.name for meta in tmp_path.glob("r/*/meta.json")) == names
+    student, itself = (
+        json.loads((tmp_path / "r" / name / "meta.json").read_text()) for name in names
+    )
+    given = json.loads((teacher / "meta.json").read_text())
+    assert itself["settings"]["parent"] == given["weights_sha256"]
+    assert [meta["from_layer"] for meta in (given, itself, student)] == [1, 1, 0]
+    assert student["settings"]["parent"] == itself["weights_sha256"]
+    assert student["labels"] == given["labels"]
+
+
+def test_teacher_of_other_classes(capfd, tmp_path, finished):
+    teacher = f"--distill.teacher={finished / 'finetune-2perclass-seed0'}"
+    other = class_folders(tmp_path / "other", 5, classes="abd")
+    message = refused(
+        capfd, distill.main, f"--output={tmp_path / 'o'}", teacher, f"--data.train={other}"
+    )
+    assert "they must be the same" in message
+    assert str(finished / "finetune-2perclass-seed0") in message
+    # images without classes are all right
+    bare = make_folder(tmp_path / "bare", [f"{i}.png" for i in range(12)])
+    assert run(distill.main, f"--output={tmp_path / 'o'}", teacher, f"--data.train={bare}") == 0
+
+
+def test_teacher_of_other_labels(capfd, tmp_path, photos, finished):
+    """The student's folder and its row of the table would say the wrong number of labels."""
+    teacher = finished / "finetune-2perclass-seed0"
+    out = [f"--output={tmp_path}", f"--data.train={photos}", f"--distill.teacher={teacher}"]
+    message = refused(capfd, distill.main, *out, "--labels=3perclass")
+    assert f"the teacher {teacher} was trained with --labels 2perclass" in message
+    assert "now it is 3perclass; give the same" in message
+    assert files(tmp_path) == {}
+
+
+# ----------------------------------------------------------------------------------------- teacher
+def test_who_teaches():
+    config = Config(output="out", run="r", labels="1pct", seed=3)
+    own = Path("out/r/finetune-1pct-seed3")
+    assert distill.teacher_folder(config, "distill") == own
+    assert distill.teacher_folder(config, "self-distill") == own
+    other = replace(config, distill=Distill(teacher="elsewhere/classifier"))
+    assert distill.teacher_folder(other, "distill") == Path("elsewhere/classifier")
+
+
+def test_who_teaches_with_self_distillation_first():
+    """The teacher that is given teaches itself; the student learns from the result."""
+    config = Config(output="out", run="r", labels="1pct", seed=3)
+    twice = replace(config, distill=Distill(teacher="elsewhere/classifier", self_first=True))
+    assert distill.teacher_folder(twice, "self-distill") == Path("elsewhere/classifier")
+    assert distill.teacher_folder(twice, "distill") == Path("out/r/self-distill-1pct-seed3")
+
+
+def require_same_task(given: str, number: int, labels: str, train=(), test=None) -> None:
+    """A teacher of the classes a and b against splits with these classes."""
+    teacher = {"classes": ["a", "b"], "labels": {"given": given, "hash": "0", "number": number}}
+    sets = [None if names is None else SimpleNamespace(classes=names) for names in (train, test)]
+    distill.require_same_task(teacher, Path("teacher"), Splits(*sets), LabelSet.parse(labels))
+
+
+@pytest.mark.parametrize(("train", "test"), [(("b", "a"), None), (("a", "c"), None), ((), ("a",))])
+def test_the_teacher_must_know_the_classes_in_their_order(train, test):
+    with pytest.raises(
+        UserError, match=r"teacher knows 2 classes \(a, b, \.\.\.\), the images have"
+    ):
+        require_same_task("1pct", 14, "1pct", train, test)
+
+
+def test_the_teacher_must_have_the_same_label_set():
+    for train, test in ((("a", "b"), None), ((), ("a", "b")), ((), None)):
+        require_same_task("1pct", 14, "1pct", train, test)
+        with pytest.raises(UserError, match=r"trained with --labels 1pct, now it is 2pct"):
+            require_same_task("1pct", 14, "2pct", train, test)
+    require_same_task("here/mine.csv", 14, "there/mine.csv")  # a file is known by its name
+    with pytest.raises(UserError, match=r"trained with --labels here/mine\.csv"):
+        require_same_task("here/mine.csv", 14, "here/other.csv")
+    require_same_task("100pct", 0, "1pct")  # an imported teacher does not say how many
+
+
+def test_a_method_of_another_stage_is_refused():
+    for name in ("finetune", "destill"):
+        with pytest.raises(ValueError, match=f"makes self-distill, distill, not '{name}'"):
+            distill.run(Config(), Accelerator(cpu=True), name)
+
+
+# -------------------------------------------------------------------------------------------- loss
+def options_of(photos, finished, output) -> list[str]:
+    teacher = finished / "finetune-2perclass-seed0"
+    return [f"--output={output}", f"--data.train={photos}", f"--distill.teacher={teacher}"]
+
+
+def test_labeled_weight_mixes_both_losses(photos, finished, tmp_path, monkeypatch):
+    """The rest goes to distillation; the cross-entropy is log 3 before the first update."""
+
+    def two(student_logits, teacher_logits, temperature):
+        assert student_logits.shape == teacher_logits.shape == (8, 3)  # without the labeled images
+        return 2.0 + 0 * student_logits.sum()
+
+    monkeypatch.setattr(distill, "distillation_loss", two)
+    for weight in (0.0, 0.25):
+        options = ["--distill.labeled_batch_size=5", f"--distill.labeled_weight={weight}"]
+        output = tmp_path / str(weight)
+        assert run(distill.main, *options_of(photos, finished, output), *options) == 0
+        lines = (output / "r/distill-2perclass-seed0/metrics.jsonl").read_text().splitlines()
+        expected = (1 - weight) * 2 + weight * math.log(3)
+        assert json.loads(lines[0])["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_each_distillation_has_its_temperature(photos, finished, tmp_path, monkeypatch):
+    temperatures, loss = [], distill.distillation_loss
+
+    def remember(student_logits, teacher_logits, temperature):
+        temperatures.append(temperature)
+        return loss(student_logits, teacher_logits, temperature)
+
+    monkeypatch.setattr(distill, "distillation_loss", remember)
+    options = ["--distill.self_first=true", "--distill.temperature=3"]
+    options.append("--distill.self_temperature=0.2")
+    assert run(distill.main, *options_of(photos, finished, tmp_path), *options) == 0
+    assert temperatures == [0.2, 0.2, 3.0, 3.0]  # two steps each
+
+
+@pytest.mark.parametrize(("images", "number"), [("all", 24), ("labeled", 6)])
+def test_images_to_distill_on(photos, finished, tmp_path, monkeypatch, images, number):
+    ids, batches = [], Stage.batches
+
+    def remember(self, images, positions, *rest, **options):
+        ids.append(positions)
+        return batches(self, images, positions, *rest, **options)
+
+    monkeypatch.setattr(Stage, "batches", remember)
+    options = options_of(photos, finished, tmp_path)
+    assert run(distill.main, *options, f"--distill.images={images}") == 0
+    assert [len(positions) for positions in ids] == [number]
+    assert (tmp_path / "r/distill-2perclass-seed0/meta.json").exists()
+
+
+def test_the_teacher_may_see_the_plain_image(photos, finished, tmp_path, monkeypatch):
+    seen, evaluated = [], distill.to_inference
+
+    def remember(model, config, accelerator):
+        teacher = evaluated(model, config, accelerator)
+        return lambda images: seen.append(images.clone()) or teacher(images)
+
+    monkeypatch.setattr(distill, "to_inference", remember)
+    for view in ("same", "clean"):
+        options = [f"--distill.teacher_view={view}", "--data.loading=memory"]
+        assert run(distill.main, *options_of(photos, finished, tmp_path / view), *options) == 0
+    splits = opened(photos, "2perclass", image_size=8, loading="memory", workers=0)
+    plain = {image.numpy().tobytes() for image in splits.train.pixels.float() / 255}
+    assert len(seen) == 4  # two steps each
+    is_plain = [image.numpy().tobytes() in plain for batch in seen for image in batch]
+    assert not all(is_plain[:16])
+    assert all(is_plain[16:])
