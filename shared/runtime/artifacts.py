@@ -39,7 +39,7 @@ class HeadMeta(TypedDict):
 
     layers: int
     width: int | None
-    out: int
+    out: int | None
 
 
 class NetworkMeta(TypedDict):
@@ -76,7 +76,7 @@ class LabelsMeta(TypedDict):
     """The labels a classifier was made from: as the user gave them, their hash, their number."""
 
     given: str
-    hash: str
+    hash: str | None
     number: int
 
 
@@ -122,8 +122,8 @@ class Meta(NetworkMeta):
     settings: dict[str, Any]
     parent: NotRequired[str | None]
     stage: NotRequired[str]
-    seed: NotRequired[int]
-    images: NotRequired[int]
+    seed: NotRequired[int | None]
+    images: NotRequired[int | None]
     seconds: NotRequired[float]
     processes: NotRequired[int]
     versions: NotRequired[dict[str, str | None]]
