@@ -34,8 +34,8 @@ STEPS = ("pretrain", "finetune", "linear", "supervised", "distill")
 FOLDERS = ["distill", "finetune", "linear", "supervised", "supervised-student"]
 
 
-def call(main, output, *more: str) -> int:
-    return main([*TINY, f"--output={output}", *more])
+def call(main, output, *options: str) -> int:
+    return main([*TINY, f"--output={output}", *options])
 
 
 def made(output) -> dict[str, int]:
@@ -203,21 +203,21 @@ def test_self_distillation_first_in_distillation_alone(finished, tmp_path):
     student, itself = (
         json.loads((tmp_path / "digits" / name / "meta.json").read_text()) for name in names
     )
-    given = json.loads((teacher / "meta.json").read_text())
-    assert itself["settings"]["parent"] == given["weights_sha256"]
-    assert [meta["from_layer"] for meta in (given, itself, student)] == [1, 1, 0]
+    teacher_meta = json.loads((teacher / "meta.json").read_text())
+    assert itself["settings"]["parent"] == teacher_meta["weights_sha256"]
+    assert [meta["from_layer"] for meta in (teacher_meta, itself, student)] == [1, 1, 0]
     assert student["settings"]["parent"] == itself["weights_sha256"]
-    assert student["labels"] == given["labels"]
+    assert student["labels"] == teacher_meta["labels"]
 
 
 def test_stages_2_and_3_use_no_colour_and_no_blur(finished, tmp_path, monkeypatch):
     """With augmentation crop, the default of both, whatever pretraining does to the images."""
-    policies = {}
+    augmentations = {}
     initialise = Batches.__init__
 
-    def remember(self, images, ids, data, policy, *rest, **options):
-        policies[options["stage"]] = policy
-        initialise(self, images, ids, data, policy, *rest, **options)
+    def remember(self, images, ids, data, augmentation, *rest, **options):
+        augmentations[options["stage"]] = augmentation
+        initialise(self, images, ids, data, augmentation, *rest, **options)
 
     monkeypatch.setattr(Batches, "__init__", remember)
     source = finished / "digits"
@@ -234,18 +234,18 @@ def test_stages_2_and_3_use_no_colour_and_no_blur(finished, tmp_path, monkeypatc
     ]
     assert call(finetune.main, tmp_path, *options) == 0
     assert call(distill.main, tmp_path, *options) == 0
-    assert policies.keys() == {"finetune", "distill", "distill-labeled"}
-    for views in policies.values():
-        assert (views.color_strength, views.blur, views.rotate) == (0, 0, 7)
+    assert augmentations.keys() == {"finetune", "distill", "distill-labeled"}
+    for augmentation in augmentations.values():
+        assert (augmentation.color_strength, augmentation.blur, augmentation.rotate) == (0, 0, 7)
 
 
 def test_tensorboard_shows_each_stage_at_its_own_steps(tmp_path):
     options = ["--tracker=tensorboard", *(f"--{s}.log_every_steps=2" for s in STEPS)]
     assert call(pipeline.main, tmp_path, *options) == 0
     (events,) = tmp_path.rglob("events.out.tfevents.*")
-    shown = EventAccumulator(str(events)).Reload()
+    accumulator = EventAccumulator(str(events)).Reload()
     for stage, steps in (("pretrain", [2, 4, 6]), ("finetune", [2, 4]), ("distill", [2, 4])):
-        scalars = shown.Scalars(f"{stage}/loss")
+        scalars = accumulator.Scalars(f"{stage}/loss")
         assert [scalar.step for scalar in scalars] == steps
         (folder,) = tmp_path.glob(f"digits/{stage}*")
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
