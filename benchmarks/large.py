@@ -185,8 +185,7 @@ def networks_table(rows: Sequence[dict[str, Any]]) -> str:
         "|---|--:|---|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
-        small, large = row["few"], row["more"]
-        sizes = row["sizes"]
+        small, large, sizes = row["few"], row["more"], row["sizes"]
         name = f"| {row['encoder']} |"
         if isinstance(small, str) or isinstance(large, str):
             lines.append(f"{name} | {row['checkpointed']} | {sizes} | {small}; {large} | | | |")
@@ -195,8 +194,8 @@ def networks_table(rows: Sequence[dict[str, Any]]) -> str:
         fits = max(0, int((BUDGET - small["gib"]) / per_image + sizes[0]))
         lines.append(
             f"{name} {large['parameters'] / 1e6:.0f} M | {'yes' if row['checkpointed'] else 'no'} |"
-            f" {sizes[0]}; {sizes[1]} | {small['gib']:.2f}; {large['gib']:.2f} | {per_image:.3f} | {fits} |"
-            f" {large['images_per_second']:.2f} |"
+            f" {sizes[0]}; {sizes[1]} | {small['gib']:.2f}; {large['gib']:.2f} | {per_image:.3f} |"
+            f" {fits} | {large['images_per_second']:.2f} |"
         )
     return "\n".join(lines)
 
