@@ -34,8 +34,8 @@ STEPS = ("pretrain", "finetune", "linear", "supervised", "distill")
 FOLDERS = ["distill", "finetune", "linear", "supervised", "supervised-student"]
 
 
-def call(main, output, *options: str) -> int:
-    return main([*TINY, f"--output={output}", *options])
+def call(main, output, *more: str) -> int:
+    return main([*TINY, f"--output={output}", *more])
 
 
 def made(output) -> dict[str, int]:
@@ -203,11 +203,11 @@ def test_self_distillation_first_in_distillation_alone(finished, tmp_path):
     student, itself = (
         json.loads((tmp_path / "digits" / name / "meta.json").read_text()) for name in names
     )
-    teacher_meta = json.loads((teacher / "meta.json").read_text())
-    assert itself["settings"]["parent"] == teacher_meta["weights_sha256"]
-    assert [meta["from_layer"] for meta in (teacher_meta, itself, student)] == [1, 1, 0]
+    given = json.loads((teacher / "meta.json").read_text())
+    assert itself["settings"]["parent"] == given["weights_sha256"]
+    assert [meta["from_layer"] for meta in (given, itself, student)] == [1, 1, 0]
     assert student["settings"]["parent"] == itself["weights_sha256"]
-    assert student["labels"] == teacher_meta["labels"]
+    assert student["labels"] == given["labels"]
 
 
 def test_stages_2_and_3_use_no_colour_and_no_blur(finished, tmp_path, monkeypatch):
