@@ -1,4 +1,4 @@
-"""What a checkpoint of the authors' code holds, told by the names and shapes of its variables.
+"""What a checkpoint of the authors' code holds, known from the names and shapes of its variables.
 
 `sort_variables` gives the weights short names and sorts out everything else. `recognise` builds the
 network that has exactly these weights. `find_linear_input` answers what weights cannot show: which
