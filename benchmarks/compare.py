@@ -214,7 +214,7 @@ def command(name: str, line: str, work: Path, quick: bool) -> list[str]:
 
 
 class Contender:
-    """A process that works one lap whenever it is told to; what it prints goes to ``log``."""
+    """A process that works one lap on demand; what it prints goes to ``log``."""
 
     def __init__(self, command: Sequence[str], log: Path, threads: int):
         self.log = log
@@ -392,8 +392,8 @@ def replace_between(text: str, key: str, content: str) -> str:
     """Put content between ``<!-- key -->`` and ``<!-- /key -->``."""
     start, end = f"<!-- {key} -->\n", f"<!-- /{key} -->"
     head, _, rest = text.partition(start)
-    _, found, tail = rest.partition(end)
-    if not found:
+    _, marker, tail = rest.partition(end)
+    if not marker:
         raise SystemExit(f"the document has no place marked {start.strip()} ... {end}")
     return f"{head}{start}{content.rstrip()}\n{end}{tail}"
 

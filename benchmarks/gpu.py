@@ -91,7 +91,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def log_of(config: Config, stage: str, skip: int = 1) -> dict[str, Any]:
-    """What a stage wrote of its speed, without the first lines, in which it got warm."""
+    """The speed that a stage logged, without its first lines, from when it warmed up."""
     folder = next(path for path in config.folder.glob(f"{stage}*") if path.is_dir())
     lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = lines[skip:]
@@ -124,7 +124,7 @@ def recipe(name: str, work: Path, sizes: Sizes, images: str) -> list[str]:
     """CIFAR-10's recipe at 32 pixels, or ImageNet's with ResNet-50 at 224, cut short."""
     small = name == "32"
     size = sizes.batch32 if small else sizes.batch224
-    more = [
+    options = [
         "--run",
         f"{name}-{images}",
         "--labels",
@@ -138,7 +138,7 @@ def recipe(name: str, work: Path, sizes: Sizes, images: str) -> list[str]:
     ]
     for section in ("pretrain", "finetune", "distill"):
         every = sizes.every32 if small else sizes.every224
-        more += [
+        options += [
             f"--{section}.steps",
             str(4 * every),
             f"--{section}.warmup_epochs",
@@ -149,12 +149,12 @@ def recipe(name: str, work: Path, sizes: Sizes, images: str) -> list[str]:
             str(size),
         ]
     if not small:
-        more += ["--data.image_size", str(sizes.side)]
+        options += ["--data.image_size", str(sizes.side)]
     return flags(
         "cifar10" if small else "imagenet",
         work,
         images,
-        *more,
+        *options,
         "--model.encoder",
         sizes.encoders[0 if small else 1],
     )
@@ -172,13 +172,13 @@ def flops_per_image(config: Config) -> float:
 def stages(name: str, work: Path, sizes: Sizes) -> dict[str, Any]:
     """The three stages, on images that are in memory."""
     argv = recipe(name, work, sizes, "small" if name == "32" else "medium")
-    config, found = read(argv), {}
+    config, logs = read(argv), {}
     for stage in (pretrain, finetune, distill):
         stage.main(argv)
         short = stage.__name__.rpartition(".")[2]
-        found[short] = log_of(config, short)
-    found["pretrain"]["flops_per_image"] = flops_per_image(config)
-    return found
+        logs[short] = log_of(config, short)
+    logs["pretrain"]["flops_per_image"] = flops_per_image(config)
+    return logs
 
 
 def jpegs(work: Path, sizes: Sizes) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def jpegs(work: Path, sizes: Sizes) -> dict[str, Any]:
 def parts(name: str, work: Path, sizes: Sizes) -> dict[str, Any]:
     """Milliseconds of the parts of a pretraining step, each alone."""
     config, here = read(recipe(name, work, sizes, "small")), accelerator()
-    cfg, policy, size = config.pretrain, config.augment, config.data.image_size
+    cfg, options, size = config.pretrain, config.augment, config.data.image_size
     B = cfg.batch_size
     model = build_contrastive(network_meta(config.model, config.data))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
@@ -207,9 +207,9 @@ def parts(name: str, work: Path, sizes: Sizes) -> dict[str, Any]:
     def augmentation() -> None:
         for view in range(2):
             rng = generator(0, "parts", view)
-            boxes = augment.draw_boxes(policy, rng, np.full(B, side), np.full(B, side))
-            crops = image_ops.crop_resize(pixels, boxes, size, policy.antialias)
-            augment.apply(policy, crops, augment.draw(policy, rng, B))
+            boxes = augment.draw_boxes(options, rng, np.full(B, side), np.full(B, side))
+            crops = image_ops.crop_resize(pixels, boxes, size, options.antialias)
+            augment.apply(options, crops, augment.draw(options, rng, B))
 
     def network() -> None:
         optimizer.zero_grad()
@@ -232,7 +232,7 @@ def lightly(work: Path, sizes: Sizes) -> dict[str, Any]:
     """The step of lightly in bf16 on this card: as it is, and without its loading."""
     from benchmarks import peers
 
-    found = {}
+    speeds = {}
     for name, net, size, batch in (
         ("32", "resnet18", 32, sizes.batch32),
         ("224", "resnet50", sizes.side, sizes.batch224),
@@ -245,8 +245,8 @@ def lightly(work: Path, sizes: Sizes) -> dict[str, Any]:
             ("model alone", peers.fixed(batch, size)),
         ):
             steps = peers.lightly_steps(data, net, size, True, DEVICE)
-            found[f"{name} {kind}"] = spread(rates(steps, batch, sizes.repeats))
-    return found
+            speeds[f"{name} {kind}"] = spread(rates(steps, batch, sizes.repeats))
+    return speeds
 
 
 def rates(steps: Iterator[torch.Tensor], batch: int, repeats: int) -> list[float]:
@@ -260,7 +260,7 @@ def rates(steps: Iterator[torch.Tensor], batch: int, repeats: int) -> list[float
 
 def loss(sizes: Sizes) -> list[dict[str, Any]]:
     """NT-Xent of several sizes, plain and tiled: milliseconds and peak memory."""
-    found = []
+    rows = []
     for embeddings in sizes.embeddings:
         z1, z2 = (torch.randn(embeddings // 2, 128, device=DEVICE) for _ in range(2))
 
@@ -279,14 +279,14 @@ def loss(sizes: Sizes) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"embeddings": embeddings}
         for work in (plain, tiled):
             row[work.__name__] = {"ms": spread(timed(work, sizes.repeats)), "gb": peak_gb(work)}
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def memory(work: Path, sizes: Sizes) -> list[dict[str, Any]]:
     """Peak memory and speed of ResNet-50's update, loading left out, until it does not fit."""
     config, here = read(recipe("224", work, sizes, "small")), accelerator()
-    cfg, size, found = config.pretrain, config.data.image_size, []
+    cfg, size, rows = config.pretrain, config.data.image_size, []
     model = build_contrastive(network_meta(config.model, config.data))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
     to_device(model, config, here)
@@ -305,10 +305,10 @@ def memory(work: Path, sizes: Sizes) -> list[dict[str, Any]]:
             ms = statistics.median(timed(update, 3))
         except torch.OutOfMemoryError:
             optimizer.zero_grad()
-            found.append({"batch": batch, "gb": None, "images_per_second": None})
+            rows.append({"batch": batch, "gb": None, "images_per_second": None})
             break
-        found.append({"batch": batch, "gb": gb, "images_per_second": 1000 * batch / ms})
-    return found
+        rows.append({"batch": batch, "gb": gb, "images_per_second": 1000 * batch / ms})
+    return rows
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -386,9 +386,9 @@ def table(results: dict[str, Any]) -> str:
         "|---|--:|--:|--:|--:|",
     ]
     for name in ("32", "224"):
-        found = dict(entries(results, f"parts {name}"))
-        total = sum(part["median"] for part in found.values())
-        cells = [f"{number_(p['median'])} ({p['median'] / total:.0%})" for p in found.values()]
+        times = dict(entries(results, f"parts {name}"))
+        total = sum(part["median"] for part in times.values())
+        cells = [f"{number_(p['median'])} ({p['median'] / total:.0%})" for p in times.values()]
         if cells:
             rows.append(f"| {name} px | " + " | ".join(cells) + " |")
     rows += [
@@ -423,15 +423,15 @@ def counterpart(results: dict[str, Any], name: str) -> float | None:
         section = "stages 32" if size == "32" else "jpegs 224"
         log = dict(entries(results, section)).get("pretrain")
         return log and log["images_per_second"]["median"]
-    found = dict(entries(results, f"parts {size}"))
-    alone = sum(found[part]["median"] for part in ("network", "loss", "optimizer") if found)
+    times = dict(entries(results, f"parts {size}"))
+    alone = sum(times[part]["median"] for part in ("network", "loss", "optimizer") if times)
     return 1000 * results["batch"][size] / alone if alone else None
 
 
 def entries(results: dict[str, Any], section: str) -> list[tuple[str, Any]]:
-    """What a section found; nothing where it was left out."""
-    found = results.get(section)
-    return list(found.items()) if isinstance(found, dict) else []
+    """The results of a section; none where it was left out."""
+    measured = results.get(section)
+    return list(measured.items()) if isinstance(measured, dict) else []
 
 
 def middle(values: dict[str, float]) -> str:

@@ -42,11 +42,11 @@ class Laps:
         os.dup2(2, 1)  # whatever a contender prints goes elsewhere
         self._cpu: float | None = None
 
-    def __call__(self, items: int, **more: float) -> None:
-        """``items`` pieces were worked on since the last call; ``more`` is passed on."""
+    def __call__(self, items: int, **numbers: float) -> None:
+        """``items`` pieces were worked on since the last call; ``numbers`` are passed on."""
         cpu, wall = cpu_seconds(), time.perf_counter()
         if self._cpu is not None:
-            lap = {"items": items, "cpu": cpu - self._cpu, "wall": wall - self._wall, **more}
+            lap = {"items": items, "cpu": cpu - self._cpu, "wall": wall - self._wall, **numbers}
             self._reports.write(json.dumps(lap) + "\n")
             self._reports.flush()
             workers = psutil.Process().children(recursive=True)

@@ -150,14 +150,14 @@ def measure_networks() -> list[dict[str, Any]]:
     rows = []
     work = [(e, s, c) for e, sizes in NETWORKS for c in (False, True) for s in [sizes]]
     for encoder, sizes, checkpointed in tqdm(work, desc="networks", disable=None):
-        few, more = (child("network", encoder, images, checkpointed) for images in sizes)
+        small, large = (child("network", encoder, images, checkpointed) for images in sizes)
         rows.append(
             {
                 "encoder": encoder,
                 "checkpointed": checkpointed,
                 "sizes": sizes,
-                "few": few,
-                "more": more,
+                "few": small,
+                "more": large,
             }
         )
     return rows
@@ -185,17 +185,17 @@ def networks_table(rows: Sequence[dict[str, Any]]) -> str:
         "|---|--:|---|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
-        few, more, sizes = row["few"], row["more"], row["sizes"]
+        small, large, sizes = row["few"], row["more"], row["sizes"]
         name = f"| {row['encoder']} |"
-        if isinstance(few, str) or isinstance(more, str):
-            lines.append(f"{name} | {row['checkpointed']} | {sizes} | {few}; {more} | | | |")
+        if isinstance(small, str) or isinstance(large, str):
+            lines.append(f"{name} | {row['checkpointed']} | {sizes} | {small}; {large} | | | |")
             continue
-        each = (more["gib"] - few["gib"]) / (sizes[1] - sizes[0])
-        fits = max(0, int((BUDGET - few["gib"]) / each + sizes[0]))
+        per_image = (large["gib"] - small["gib"]) / (sizes[1] - sizes[0])
+        fits = max(0, int((BUDGET - small["gib"]) / per_image + sizes[0]))
         lines.append(
-            f"{name} {more['parameters'] / 1e6:.0f} M | {'yes' if row['checkpointed'] else 'no'} |"
-            f" {sizes[0]}; {sizes[1]} | {few['gib']:.2f}; {more['gib']:.2f} | {each:.3f} | {fits} |"
-            f" {more['images_per_second']:.2f} |"
+            f"{name} {large['parameters'] / 1e6:.0f} M | {'yes' if row['checkpointed'] else 'no'} |"
+            f" {sizes[0]}; {sizes[1]} | {small['gib']:.2f}; {large['gib']:.2f} | {per_image:.3f} |"
+            f" {fits} | {large['images_per_second']:.2f} |"
         )
     return "\n".join(lines)
 

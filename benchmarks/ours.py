@@ -45,7 +45,7 @@ SETTINGS = {
 }
 
 
-def flags(recipe: str, work: Path, images: str, *more: str) -> list[str]:
+def flags(recipe: str, work: Path, images: str, *options: str) -> list[str]:
     """The command line of a recipe on the images that compare.py made."""
     return [
         "--config",
@@ -58,7 +58,7 @@ def flags(recipe: str, work: Path, images: str, *more: str) -> list[str]:
         "null",
         "--data.workers",
         "2",
-        *more,
+        *options,
     ]
 
 
@@ -212,17 +212,17 @@ def augmentation(lap: Lap, argv: list[str], batches_per_lap: int) -> None:
     """One view of each image of a batch that is in memory; items are views."""
     config = read(argv)
     images = open_data(config.data, config.label_set, False).train
-    policy, size = config.augment, config.data.image_size
+    options, size = config.augment, config.data.image_size
     batch_size, step = config.pretrain.batch_size, 0
     assert images.pixels is not None
     pixels = images.pixels[torch.arange(batch_size) % len(images)]  # (B, 3, H, W)
     sides = np.full(batch_size, size)
     while True:
         for _ in range(batches_per_lap):
-            boxes = augment.draw_boxes(policy, generator(0, "crop", step), sides, sides)
-            crops = image_ops.crop_resize(pixels, boxes, size, policy.antialias)
-            draws = augment.draw(policy, generator(0, "look", step), batch_size)
-            normalize(augment.apply(policy, crops, draws), config.data)
+            boxes = augment.draw_boxes(options, generator(0, "crop", step), sides, sides)
+            crops = image_ops.crop_resize(pixels, boxes, size, options.antialias)
+            draws = augment.draw(options, generator(0, "look", step), batch_size)
+            normalize(augment.apply(options, crops, draws), config.data)
             step += 1
         lap(batches_per_lap * batch_size)
 

@@ -46,7 +46,7 @@ OUR_TASKS = [
 def test_our_side_of_every_line_works_lap_after_lap(task, work):
     laps = []
 
-    def lap(items, **more):
+    def lap(items, **numbers):
         laps.append(items)
         if len(laps) == 3:
             raise EnoughError
@@ -79,8 +79,8 @@ def test_peak_memory_is_that_of_the_call():
     assert PeakMemory().rise() < 10  # forgets what was before
 
 
-def laps(*cpu, items=10, **more):
-    return [{"items": items, "cpu": seconds, "wall": 9.0, **more} for seconds in cpu]
+def laps(*cpu, items=10, **numbers):
+    return [{"items": items, "cpu": seconds, "wall": 9.0, **numbers} for seconds in cpu]
 
 
 def test_table_takes_ratios_within_turns():

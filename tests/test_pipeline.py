@@ -150,12 +150,12 @@ def test_distillation_variants(finished, tmp_path):
 
 def test_stages_2_and_3_use_no_colour_and_no_blur(finished, tmp_path, monkeypatch):
     """With augmentation crop, the default of both, whatever pretraining does to the images."""
-    policies = {}
+    augmentations = {}
     initialise = Batches.__init__
 
-    def remember(self, images, ids, data, policy, *rest, **options):
-        policies[options["stage"]] = policy
-        initialise(self, images, ids, data, policy, *rest, **options)
+    def remember(self, images, ids, data, augmentation, *rest, **options):
+        augmentations[options["stage"]] = augmentation
+        initialise(self, images, ids, data, augmentation, *rest, **options)
 
     monkeypatch.setattr(Batches, "__init__", remember)
     source = finished / "digits"
@@ -172,18 +172,18 @@ def test_stages_2_and_3_use_no_colour_and_no_blur(finished, tmp_path, monkeypatc
     ]
     assert call(finetune.main, tmp_path, *options) == 0
     assert call(distill.main, tmp_path, *options) == 0
-    assert policies.keys() == {"finetune", "distill", "distill-labeled"}
-    for views in policies.values():
-        assert (views.color_strength, views.blur, views.rotate) == (0, 0, 7)
+    assert augmentations.keys() == {"finetune", "distill", "distill-labeled"}
+    for augmentation in augmentations.values():
+        assert (augmentation.color_strength, augmentation.blur, augmentation.rotate) == (0, 0, 7)
 
 
 def test_tensorboard_shows_each_stage_at_its_own_steps(tmp_path):
     options = ["--tracker=tensorboard", *(f"--{s}.log_every_steps=2" for s in STEPS)]
     assert call(pipeline.main, tmp_path, *options) == 0
     (events,) = tmp_path.rglob("events.out.tfevents.*")
-    shown = EventAccumulator(str(events)).Reload()
+    accumulator = EventAccumulator(str(events)).Reload()
     for stage, steps in (("pretrain", [2, 4, 6]), ("finetune", [2, 4]), ("distill", [2, 4])):
-        scalars = shown.Scalars(f"{stage}/loss")
+        scalars = accumulator.Scalars(f"{stage}/loss")
         assert [scalar.step for scalar in scalars] == steps
         (folder,) = tmp_path.glob(f"digits/{stage}*")
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

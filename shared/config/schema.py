@@ -94,26 +94,26 @@ class Augmentation:
     Fine-tuning and distillation only crop and flip: ``color_strength`` 0 and ``blur`` 0.
 
     Args:
-        crop_area: Smallest and largest share of the image that a crop covers; (1, 1) crops nothing.
-        crop_aspect: Smallest and largest width / height of a crop.
-        crop_min_covered: A crop that covers less of the image is drawn again (the reference's
+        crop_area: smallest and largest share of the image that a crop covers; (1, 1) crops nothing.
+        crop_aspect: smallest and largest width / height of a crop.
+        crop_min_covered: a crop that covers less of the image is drawn again (the reference's
             min_object_covered: together with crop_area from 0.08, no crop is below 0.1).
-        flip: Probability of mirroring left and right.
-        rotate: Rotation in degrees, uniform between minus and plus this; 0 switches it off.
-        shear: Shear in degrees, uniform between minus and plus this; 0 switches it off.
-        zoom_area: Smallest and largest share of the image's area that the warped window covers, at
+        flip: probability of mirroring left and right.
+        rotate: rotation in degrees, uniform between minus and plus this; 0 switches it off.
+        shear: shear in degrees, uniform between minus and plus this; 0 switches it off.
+        zoom_area: smallest and largest share of the image's area that the warped window covers, at
             an aspect ratio of crop_aspect: a crop in fractions of a pixel, in one resampling with
             rotation and shear. Better than crop_area for tiny images; (1, 1) switches it off.
-        translate: How far the warped window may leave the image, as a share of the side.
-        jitter: Probability of changing brightness, contrast, saturation and hue.
-        color_strength: Strength of the jitter (CIFAR-10: 0.5); 0 switches off all colour changes,
+        translate: how far the warped window may leave the image, as a share of the side.
+        jitter: probability of changing brightness, contrast, saturation and hue.
+        color_strength: strength of the jitter (CIFAR-10: 0.5); 0 switches off all colour changes,
             grayscale too.
         brightness: SimCLRv2 multiplies, SimCLR's first version adds.
-        grayscale: Probability of removing the colour.
-        blur: Probability of a Gaussian blur; 0 switches it off (CIFAR-10).
-        blur_sigma: Smallest and largest standard deviation of the blur in pixels.
-        blur_sigma_per: One standard deviation for the whole batch, as the reference, or per image.
-        antialias: Widen the resize filter when a crop is shrunk. The reference does not.
+        grayscale: probability of removing the colour.
+        blur: probability of a Gaussian blur; 0 switches it off (CIFAR-10).
+        blur_sigma: smallest and largest standard deviation of the blur in pixels.
+        blur_sigma_per: one standard deviation for the whole batch, as the reference, or per image.
+        antialias: widen the resize filter when a crop is shrunk. The reference does not.
     """
 
     crop_area: tuple[float, float] = (0.08, 1.0)

@@ -56,7 +56,8 @@ def build_contrastive(meta: NetworkMeta, pretrained: bool = False) -> Contrastiv
     """Encoder and whole projection head, as `network_meta` describes them."""
     encoder = build_encoder(meta["encoder"], meta["image_size"], pretrained)
     features, size = cast(int, encoder.head_hidden_size), meta["head"]
-    out = cast(int, size["out"])  # only a head of no layers has none
+    out = size["out"]
+    assert out is not None, "an encoder's artifact has a projection head"
     head = ProjectionHead(features, size["layers"], out, size["width"])
     return ContrastiveModel(encoder, head)
 

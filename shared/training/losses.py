@@ -65,16 +65,16 @@ class Pairs:
         """Both views are anchors and candidates.
 
         Args:
-            z1: Embeddings of the first views, (B, D), any floating dtype.
-            z2: Embeddings of the second views, (B, D).
-            z1_all: First views of all processes, (N, D); None means that ``z1`` is all there is.
-            z2_all: Second views of all processes, (N, D).
-            offset: Row of ``z1_all`` at which this process's rows start.
-            normalize: Divide each embedding by its length first.
-            memory: More negatives for every anchor, (K, D).
+            z1: embeddings of the first views, (B, D), any floating dtype.
+            z2: embeddings of the second views, (B, D).
+            z1_all: first views of all processes, (N, D); None means that ``z1`` is all there is.
+            z2_all: second views of all processes, (N, D).
+            offset: row of ``z1_all`` at which this process's rows start.
+            normalize: divide each embedding by its length first.
+            memory: more negatives for every anchor, (K, D).
 
         Raises:
-            ValueError: Shapes or offset do not fit.
+            ValueError: shapes or offset do not fit.
         """
         if (z1_all is None) != (z2_all is None):
             raise ValueError("z1_all and z2_all belong together: gather both views or neither")
@@ -101,14 +101,14 @@ class Pairs:
         """First views are the anchors, and second views the candidates (MoCo).
 
         Args:
-            queries: Embeddings of the first views, (B, D), any floating dtype.
-            keys: What the averaged network makes of the second views of all processes, (N, D).
-            memory: Earlier keys, (K, D).
-            offset: Row of ``keys`` at which the keys of this process's images start.
-            normalize: Divide each embedding by its length first.
+            queries: embeddings of the first views, (B, D), any floating dtype.
+            keys: what the averaged network makes of the second views of all processes, (N, D).
+            memory: earlier keys, (K, D).
+            offset: row of ``keys`` at which the keys of this process's images start.
+            normalize: divide each embedding by its length first.
 
         Raises:
-            ValueError: Shapes or offset do not fit.
+            ValueError: shapes or offset do not fit.
         """
         _check_shapes(queries, queries, keys, keys, offset, memory)
         with torch.autocast(queries.device.type, enabled=False):
@@ -163,14 +163,14 @@ def nt_xent(pairs: Pairs, temperature: float) -> Tensor:
     first author answered in github.com/google-research/simclr/issues/115.
 
     Args:
-        pairs: Of two views.
-        temperature: Divides the similarities, > 0.
+        pairs: of two views.
+        temperature: divides the similarities, > 0.
 
     Returns:
         The loss, a scalar; 0 for a batch of one image without memory, which has no negatives.
 
     Raises:
-        ValueError: The pairs are of one direction, or the temperature is not positive.
+        ValueError: the pairs are of one direction, or the temperature is not positive.
     """
     _check_two_views(pairs)
     _check_temperature(temperature)
@@ -300,14 +300,14 @@ def info_nce(pairs: Pairs, temperature: float) -> Tensor:
     unlike `nt_xent`, which sums two. The average over processes is the loss of the whole batch.
 
     Args:
-        pairs: Of queries.
-        temperature: Divides the similarities, > 0.
+        pairs: of queries.
+        temperature: divides the similarities, > 0.
 
     Returns:
         The loss, a scalar.
 
     Raises:
-        ValueError: The pairs are of two views, or the temperature is not positive.
+        ValueError: the pairs are of two views, or the temperature is not positive.
     """
     if pairs.views != 1 or pairs.memory is None:
         raise ValueError("info_nce compares queries with a memory: make the pairs by of_queries")
@@ -333,9 +333,9 @@ def nt_logistic(pairs: Pairs, temperature: float, semi_hard: bool = False) -> Te
     is the loss of the whole batch.
 
     Args:
-        pairs: Of two views, without memory.
-        temperature: Divides the similarities, > 0.
-        semi_hard: Each anchor's one negative is the semi-hard one, as section 5.1 mines it (after
+        pairs: of two views, without memory.
+        temperature: divides the similarities, > 0.
+        semi_hard: each anchor's one negative is the semi-hard one, as section 5.1 mines it (after
             Schroff et al. 2015): the most similar of those that are less similar than the positive.
             An anchor that has none only has its positive term.
 
@@ -343,7 +343,7 @@ def nt_logistic(pairs: Pairs, temperature: float, semi_hard: bool = False) -> Te
         The loss, a scalar; of positive terms alone for a batch of one image.
 
     Raises:
-        ValueError: The pairs are of one direction or have a memory, or the temperature is not
+        ValueError: the pairs are of one direction or have a memory, or the temperature is not
             positive.
     """
     _check_temperature(temperature)
@@ -363,7 +363,7 @@ def margin_triplet(pairs: Pairs, margin: float, semi_hard: bool = False) -> Tens
     it the loss and its gradient are 0.
 
     Raises:
-        ValueError: The pairs are of one direction or have a memory, or the margin is negative.
+        ValueError: the pairs are of one direction or have a memory, or the margin is negative.
     """
     if not margin >= 0:
         raise ValueError(f"margin must be >= 0, got {margin}")
@@ -399,8 +399,8 @@ def contrastive_metrics(pairs: Pairs, temperature: float) -> tuple[Tensor, Tenso
     """How well first views find their second views, as tf2/metrics.py counts it; no gradient.
 
     Args:
-        pairs: Those of the loss.
-        temperature: That of the loss.
+        pairs: those of the loss.
+        temperature: that of the loss.
 
     Returns:
         Two scalars, to be averaged over processes: the share of first views whose most similar
@@ -464,14 +464,14 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     Args:
         student_logits: (B, C), any floating dtype.
         teacher_logits: (B, C).
-        temperature: Divides both logits, > 0; the paper uses 0.1 for self-distillation and 1.0
+        temperature: divides both logits, > 0; the paper uses 0.1 for self-distillation and 1.0
             from a big network to a small one.
 
     Returns:
         The mean over the batch, a scalar.
 
     Raises:
-        ValueError: The shapes differ, or the temperature is not positive.
+        ValueError: the shapes differ, or the temperature is not positive.
     """
     _check_temperature(temperature)
     if student_logits.shape != teacher_logits.shape:

@@ -30,7 +30,7 @@ class _MomentumSGD(torch.optim.Optimizer):
     nor moved by their momentum.
 
     Args:
-        params: Parameters, or groups with hyper-parameters of their own.
+        params: parameters, or groups with hyper-parameters of their own.
         hyperparameters: ``lr``, ``momentum``, ``weight_decay``, ``nesterov``, ``classic_momentum``
             and what a subclass adds.
 
@@ -90,10 +90,10 @@ class NesterovSGD(_MomentumSGD):
     """Keras' SGD(nesterov=True), the reference's ``--optimizer=momentum``.
 
     Args:
-        params: Parameters, or groups with their own ``weight_decay`` and so on.
-        lr: Learning rate.
-        momentum: In [0, 1).
-        weight_decay: Added to the gradient, times the weight (L2, not decoupled).
+        params: parameters, or groups with their own ``weight_decay`` and so on.
+        lr: learning rate.
+        momentum: in [0, 1).
+        weight_decay: added to the gradient, times the weight (L2, not decoupled).
 
     Raises:
         ValueError: A hyper-parameter is out of range.
@@ -125,15 +125,15 @@ class LARS(_MomentumSGD):
     ratio 1.
 
     Args:
-        params: Parameters, or groups with their own ``weight_decay``, ``adapt`` and so on.
-        lr: Learning rate.
-        momentum: In [0, 1).
-        weight_decay: Added to the gradient, times the weight (L2, not decoupled).
-        adapt: Scale the rate of each parameter by its trust ratio.
-        nesterov: Look ahead by one momentum step.
+        params: parameters, or groups with their own ``weight_decay``, ``adapt`` and so on.
+        lr: learning rate.
+        momentum: in [0, 1).
+        weight_decay: added to the gradient, times the weight (L2, not decoupled).
+        adapt: scale the rate of each parameter by its trust ratio.
+        nesterov: look ahead by one momentum step.
         classic_momentum: True applies the trust ratio before momentum, as in the paper; False
             after it, with the ratio of the accumulated update and the rate outside the buffer.
-        eeta: The trust coefficient.
+        eeta: the trust coefficient.
 
     Raises:
         ValueError: A hyper-parameter is out of range.
@@ -203,17 +203,17 @@ def parameter_groups(
     the supervised head to the loss instead, which gives the same gradient.
 
     Args:
-        model: Its parameters that require a gradient are grouped; the others are left out.
-        optimizer: A name in `OPTIMIZERS`; its record decides the rule.
-        weight_decay: For the decayed groups; the others get 0.
-        lr_scales: Factors on the learning rate by module path, e.g. ``{"encoder": 0.1}`` for
+        model: its parameters that require a gradient are grouped; the others are left out.
+        optimizer: a name in `OPTIMIZERS`; its record decides the rule.
+        weight_decay: for the decayed groups; the others get 0.
+        lr_scales: factors on the learning rate by module path, e.g. ``{"encoder": 0.1}`` for
             ``encoder`` and all below it. The longest path that fits a parameter counts.
 
     Returns:
         Groups with ``params``, ``weight_decay``, ``adapt`` and ``lr_scale``.
 
     Raises:
-        ValueError: Unknown optimizer, or a path in ``lr_scales`` fits no parameter of the model.
+        ValueError: unknown optimizer, or a path in ``lr_scales`` fits no parameter of the model.
     """
     kind = _kind(optimizer)
     lr_scales = lr_scales or {}
@@ -265,7 +265,7 @@ def build_optimizer(
     "sgd" is the reference's ``momentum``: `NesterovSGD`. For "adamw" ``momentum`` is beta1.
 
     Raises:
-        ValueError: Unknown name, or a hyper-parameter is out of range.
+        ValueError: unknown name, or a hyper-parameter is out of range.
     """
     make = getattr(sys.modules[__name__], _kind(name).maker)
     return make(parameter_groups(model, name, weight_decay, lr_scales), momentum=momentum)
@@ -281,14 +281,14 @@ def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float
     """Linear warmup, then half a cosine to 0 (tf2/model.py, ``WarmUpAndCosineDecay``).
 
     Args:
-        step: Number of updates done before this one; the first update has step 0.
-        total_steps: Length of the run; 0 from there on.
-        warmup_steps: Length of the warmup. With one the first update has rate 0, and the peak
+        step: number of updates done before this one; the first update has step 0.
+        total_steps: length of the run; 0 from there on.
+        warmup_steps: length of the warmup. With one the first update has rate 0, and the peak
             comes exactly at ``step == warmup_steps``; without, the curve starts at the peak.
-        peak: Highest rate, e.g. from `scaled_learning_rate`.
+        peak: highest rate, e.g. from `scaled_learning_rate`.
 
     Raises:
-        ValueError: The warmup is not shorter than the run.
+        ValueError: the warmup is not shorter than the run.
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
@@ -307,7 +307,7 @@ def scaled_learning_rate(base: float, batch_size: int, rule: ScalingRule) -> flo
     "linear": base * batch_size / 256; "sqrt": base * sqrt(batch_size); "none": base.
 
     Raises:
-        ValueError: Unknown rule.
+        ValueError: unknown rule.
     """
     if rule == "linear":
         return base * batch_size / 256

@@ -3,9 +3,9 @@
     accelerate launch -m stages.assess --labels 1pct
     accelerate launch -m stages.assess --assess.parts map,ood --assess.ood photos/
 
-It reads the run's ``pretrain`` (or ``--linear.init``) and those of its classifiers that are there.
-It writes ``<output>/<run>/assess-<labels>-seed<seed>``; ``shared/runs/assessment.py`` says what is
-in it. No network is trained: their hashes before and after are kept. A part is not measured again
+It reads the run's ``pretrain`` (or ``--linear.init``) and every finished classifier of the run. It
+writes ``<output>/<run>/assess-<labels>-seed<seed>``; ``shared/runs/assessment.py`` says what is in
+it. No network is trained: their hashes before and after are kept. A part is not measured again
 while its networks, data and options stay the same. A part that fails does not stop the others, and
 the next call tries it again.
 """
@@ -61,13 +61,10 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         return path
 
     about = inputs.about()
-    assessment: Assessment = earlier or {
-        "about": about,
-        "seconds": {},
-        "made_from": {},
-        "failed": {},
-    }
+    empty: Assessment = {"about": about, "seconds": {}, "made_from": {}, "failed": {}}
+    assessment = earlier or empty
     assessment["about"], assessment["failed"] = about, {}
+    assessment.setdefault("seconds", {})  # the file of an earlier version may lack it
     if inputs.is_main:
         with suppress(FileNotFoundError):
             (path / "meta.json").unlink()
@@ -128,11 +125,14 @@ def measure(
 
 def write_meta(path: Path, inputs: Inputs, settings: dict[str, str]) -> None:
     """``meta.json``: every part is done."""
+    network = inputs.pretrained_meta
     meta = {
         "kind": "assessment",
         "stage": "assess",
         "seed": inputs.config.seed,
-        **inputs.network,
+        "encoder": network["encoder"],
+        "image_size": network["image_size"],
+        "weights_sha256": network["weights_sha256"],
         "labels": {
             "given": inputs.config.labels,
             "hash": inputs.labels.hash,

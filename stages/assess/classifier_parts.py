@@ -88,10 +88,10 @@ def corrupted(inputs: Inputs) -> tuple[Corruptions, Arrays] | None:
     # right: (images, 1 + corruptions * severities, classifiers)
     clean = next(plain_batches(images, positions[:1], inputs.unit_data, 1, "cpu"))[0]
     examples = thumbnails(torch.cat([variant(clean, *kind, 0) for kind in VARIANTS]))
-    grid = len(corruptions.NAMES), len(corruptions.SEVERITIES)
+    variants = len(corruptions.NAMES), len(corruptions.SEVERITIES)
     return _corruption_shares(right.mean(0), list(inputs.classifiers), len(rows)), {
         "clean": thumbnails(clean)[0],
-        "examples": examples.reshape(*grid, *examples.shape[1:]),
+        "examples": examples.reshape(*variants, *examples.shape[1:]),
     }
 
 
@@ -99,7 +99,7 @@ def _corruption_shares(shares: np.ndarray, stages: list[str], n_images: int) -> 
     """Accuracies (1 + corruptions * severities, classifiers), the clean one first, by name."""
     names = list(corruptions.NAMES)
     severities: list[int] = list(corruptions.SEVERITIES)
-    each = shares[1:].reshape(len(names), len(severities), -1)
+    accuracy = shares[1:].reshape(len(names), len(severities), -1)
     return {
         "n_images": n_images,
         "names": names,
@@ -108,9 +108,9 @@ def _corruption_shares(shares: np.ndarray, stages: list[str], n_images: int) -> 
         },
         "severities": severities,
         "clean": {stage: float(shares[0, i]) for i, stage in enumerate(stages)},
-        "mean": {stage: float(each[..., i].mean()) for i, stage in enumerate(stages)},
+        "mean": {stage: float(accuracy[..., i].mean()) for i, stage in enumerate(stages)},
         "accuracy": {
-            stage: {name: each[j, :, i].tolist() for j, name in enumerate(names)}
+            stage: {name: accuracy[j, :, i].tolist() for j, name in enumerate(names)}
             for i, stage in enumerate(stages)
         },
     }

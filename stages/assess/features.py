@@ -141,7 +141,7 @@ class Fit:
 
 def fit(
     estimator: BaseEstimator,
-    grid: list[dict[str, list]],
+    param_grid: list[dict[str, list]],
     rows: np.ndarray,
     targets: np.ndarray,
     seed: int,
@@ -156,7 +156,7 @@ def fit(
 
     Args:
         estimator: with its defaults.
-        grid: the values to choose from, as ``GridSearchCV`` takes them.
+        param_grid: the values to choose from, as ``GridSearchCV`` takes them.
         rows: (n, F).
         targets: (n,) with -1 for unlabeled rows.
         seed: of the parts.
@@ -164,10 +164,10 @@ def fit(
     labeled, rest = np.flatnonzero(targets != UNLABELED), np.flatnonzero(targets == UNLABELED)
     fewest = np.unique(targets[labeled], return_counts=True)[1].min()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the best of the grid has converged
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the best one has converged
         warnings.filterwarnings("ignore", "invalid value", RuntimeWarning)  # LabelSpreading: 0 / 0
         if fewest < 2:
-            names = sorted({name for part in grid for name in part})
+            names = sorted({name for part in param_grid for name in part})
             hyper = {name: estimator.get_params()[name] for name in names}
             return Fit(cast(Any, estimator).fit(rows, targets), _short(hyper), None)
         parts = StratifiedKFold(int(min(5, fewest)), shuffle=True, random_state=seed)
@@ -178,7 +178,7 @@ def fit(
         best_by = _log_likelihood if isinstance(estimator, LogisticRegression) else "accuracy"
         search = GridSearchCV(
             estimator,
-            grid,
+            param_grid,
             scoring={"accuracy": "accuracy", "best": best_by},
             refit="best",  # type: ignore[arg-type]
             cv=splits[:1] if len(labeled) >= HOLD_OUT else splits,
@@ -250,14 +250,14 @@ def classical_baselines(
         no row.
     """
     rows: list[Baseline] = []
-    for name, estimator, grid, at_most, semi_supervised in _methods(train):
+    for name, estimator, param_grid, at_most, semi_supervised in _methods(train):
         labeled, rest = np.flatnonzero(known != UNLABELED), np.flatnonzero(known == UNLABELED)
         if semi_supervised and not len(rest):
             continue
         rng = np.random.default_rng(seed)
         seen = np.concatenate([rng.permutation(labeled), rng.permutation(rest)])[:at_most]
         seen = seen if semi_supervised else seen[known[seen] != UNLABELED]
-        fitted = fit(estimator, grid, train[seen], known[seen], seed)
+        fitted = fit(estimator, param_grid, train[seen], known[seen], seed)
         right = fitted.model.predict(test) == targets
         n_labels = int((known[seen] != UNLABELED).sum())
         rows.append(
@@ -275,7 +275,10 @@ def classical_baselines(
 def _methods(
     train: np.ndarray,
 ) -> list[tuple[str, BaseEstimator, list[dict[str, list]], int, bool]]:
-    """Name, estimator, grid, images that it may see, and whether it is semi-supervised."""
+    """Of each method: name, estimator, hyper-parameters to try, and what it learns from.
+
+    The last two are the most images that it may see, and whether it is semi-supervised.
+    """
     unit = 1 / train.shape[1]  # squared distances grow with the number of features
     regression = LogisticRegression(C=10, max_iter=500)
     return [

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from shared.data.sources import open_data
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.networks.heads import Classifier, ContrastiveModel
 from shared.runs.assessment import About
-from shared.runtime.artifacts import Meta, read_meta
+from shared.runtime.artifacts import ClassifierMeta, Meta, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
 from shared.training.device import to_device
@@ -44,7 +43,7 @@ class Inputs:
         splits: training and test images.
         labels: those that training may see.
         pretrained: encoder and projection head, frozen.
-        network: encoder, image_size and weights_sha256 from its ``meta.json``.
+        pretrained_meta: its ``meta.json``.
         classifiers: stage -> the finished classifier of these labels and this seed.
         metas: stage -> its ``meta.json``.
     """
@@ -54,9 +53,9 @@ class Inputs:
     splits: Splits
     labels: Labels
     pretrained: ContrastiveModel
-    network: dict[str, Any]
+    pretrained_meta: Meta
     classifiers: dict[str, Classifier]
-    metas: dict[str, dict[str, Any]]
+    metas: dict[str, ClassifierMeta]
 
     @property
     def is_main(self) -> bool:
@@ -89,9 +88,9 @@ class Inputs:
             "n_test": len(self.test_ids),
             "seed": self.config.seed,
             "classes": list(self.splits.train.classes),
-            "encoder": self.network["encoder"],
+            "encoder": self.pretrained_meta["encoder"],
             "image_size": self.config.data.image_size,
-            "classifiers": {stage: meta["folder"] for stage, meta in self.metas.items()},
+            "classifiers": {stage: self.config.folder_of(stage).name for stage in self.classifiers},
         }
 
     def hashes(self) -> dict[str, str]:
@@ -246,13 +245,13 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
         raise UserError("there are no labeled test images to measure with; give --data.test")
     labels = draw_labels(splits, config.label_set, config.seed)
     pretrained, _ = load_contrastive(source)
-    networks, metas = {}, {}
+    networks: dict[str, Classifier] = {}
+    metas: dict[str, ClassifierMeta] = {}
     for stage in CLASSIFIERS:
         folder = config.folder_of(stage)
         if not (folder / "meta.json").exists():
             continue
         networks[stage], metas[stage] = load_classifier(folder)
-        metas[stage]["folder"] = folder.name
         require_same_input(metas[stage], config.data, folder)
         require_same_images(metas[stage], splits, folder)
         if metas[stage]["classes"] != list(splits.train.classes):
@@ -264,8 +263,7 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
         require_same_images(meta, splits, source)
     for network in (pretrained, *networks.values()):
         to_device(network, config, accelerator).eval().requires_grad_(False)
-    network_meta = {key: meta[key] for key in ("encoder", "image_size", "weights_sha256")}
-    return Inputs(config, accelerator, splits, labels, pretrained, network_meta, networks, metas)
+    return Inputs(config, accelerator, splits, labels, pretrained, meta, networks, metas)
 
 
 def require_same_images(meta: Meta, splits: Splits, folder: Path) -> None:

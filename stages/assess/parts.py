@@ -37,7 +37,7 @@ def settings_of_parts(inputs: Inputs) -> dict[str, str]:
         inputs.labels.hash,
         inputs.config.seed,
     ]
-    encoder = [inputs.network["weights_sha256"], options.max_images]
+    encoder = [inputs.pretrained_meta["weights_sha256"], options.max_images]
     classifiers = {stage: meta["weights_sha256"] for stage, meta in inputs.metas.items()}
     own = {"map": options.map_points, "ood": options.ood, "transfer": options.transfer}
     hashes = {}

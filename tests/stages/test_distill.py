@@ -30,11 +30,11 @@ def test_self_distillation_first_in_distillation_alone(photos, finished, tmp_pat
     student, itself = (
         json.loads((tmp_path / "r" / name / "meta.json").read_text()) for name in names
     )
-    given = json.loads((teacher / "meta.json").read_text())
-    assert itself["settings"]["parent"] == given["weights_sha256"]
-    assert [meta["from_layer"] for meta in (given, itself, student)] == [1, 1, 0]
+    teacher_meta = json.loads((teacher / "meta.json").read_text())
+    assert itself["settings"]["parent"] == teacher_meta["weights_sha256"]
+    assert [meta["from_layer"] for meta in (teacher_meta, itself, student)] == [1, 1, 0]
     assert student["settings"]["parent"] == itself["weights_sha256"]
-    assert student["labels"] == given["labels"]
+    assert student["labels"] == teacher_meta["labels"]
 
 
 def test_teacher_of_other_classes(capfd, tmp_path, finished):
@@ -71,16 +71,19 @@ def test_who_teaches():
 
 
 def test_who_teaches_with_self_distillation_first():
-    """The teacher that is given teaches itself; the student learns from the result."""
+    """The teacher that is teacher_meta teaches itself; the student learns from the result."""
     config = Config(output="out", run="r", labels="1pct", seed=3)
     twice = replace(config, distill=Distill(teacher="elsewhere/classifier", self_first=True))
     assert distill.teacher_folder(twice, "self-distill") == Path("elsewhere/classifier")
     assert distill.teacher_folder(twice, "distill") == Path("out/r/self-distill-1pct-seed3")
 
 
-def require_same_task(given: str, number: int, labels: str, train=(), test=None) -> None:
+def require_same_task(teacher_meta: str, number: int, labels: str, train=(), test=None) -> None:
     """A teacher of the classes a and b against splits with these classes."""
-    teacher = {"classes": ["a", "b"], "labels": {"given": given, "hash": "0", "number": number}}
+    teacher = {
+        "classes": ["a", "b"],
+        "labels": {"teacher_meta": teacher_meta, "hash": "0", "number": number},
+    }
     sets = [None if names is None else SimpleNamespace(classes=names) for names in (train, test)]
     distill.require_same_task(teacher, Path("teacher"), Splits(*sets), LabelSet.parse(labels))
 

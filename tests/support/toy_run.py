@@ -34,5 +34,5 @@ def run_pretrain(output, accelerator, *options):
     return lines, load_file(folder / "model.safetensors")
 
 
-def call(main, output, *more: str) -> int:
-    return main([*TINY, f"--output={output}", *more])
+def call(main, output, *options: str) -> int:
+    return main([*TINY, f"--output={output}", *options])

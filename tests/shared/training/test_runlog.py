@@ -71,11 +71,11 @@ def test_wandb_gets_every_line_of_every_stage(tmp_path):
         for step in (2, 4):
             log.write(step, loss=step / 8)
         log.close()
-    shown = [
+    lines = [
         (stage, line[f"{stage}/step"], line[f"{stage}/loss"])
         for stage, line in zip(["pretrain"] * 2 + ["finetune"] * 2, wandb.history, strict=True)
     ]
-    assert shown == [
+    assert lines == [
         ("pretrain", 2, 0.25),
         ("pretrain", 4, 0.5),
         ("finetune", 2, 0.25),

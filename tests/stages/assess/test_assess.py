@@ -157,6 +157,19 @@ def test_damaged_files_are_measured_again(copy, photos, quick, capfd):
         assert quick == DONE
 
 
+def test_a_file_without_seconds_is_continued(copy, photos, quick):
+    assert call(copy, photos) == 0
+    numbers = read(copy)
+    del numbers["seconds"]
+    (folder(copy) / "assess.json").write_text(json.dumps(numbers))
+    quick.clear()
+    part = DONE[0]
+    assert call(copy, photos, f"--assess.parts={part}", "--force=assess") == 0
+    assert quick == [part]
+    assert read(copy)["seconds"].keys() == {part}
+    assert [part for part in ASSESSMENTS if part in read(copy)] == DONE
+
+
 def test_a_network_that_changed_is_noticed(copy, photos, quick, monkeypatch):
     def trains(inputs):
         next(inputs.pretrained.encoder.buffers()).add_(1)

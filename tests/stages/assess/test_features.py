@@ -14,6 +14,7 @@ from sklearn.semi_supervised import LabelSpreading
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.sources import open_data
+from shared.runs.table import BASELINES
 from stages.assess import features
 from tests.support.photos import class_folders, process
 
@@ -205,6 +206,8 @@ def test_baselines_are_four_and_say_what_they_saw(monkeypatch):
         ("self-training", 6, 34),
         ("label spreading", 6, 34),
     ]
+    in_tables = {method for method, _ in BASELINES.values()}
+    assert in_tables == {row["method"] for row in table}  # as tables of results name them
     assert all(row["top1"] > 0.9 for row in table)
     assert [row["chosen_by"] for row in table] == [
         "validation",

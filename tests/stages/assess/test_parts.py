@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from shared.config.schema import ASSESSMENTS
+from shared.config.schema import ASSESSMENTS, Assess
+from shared.runs.assessment import Assessment
 from stages.assess.parts import PARTS
 from tests.support.assessed import folder, read
 
@@ -62,5 +63,9 @@ def test_arrays(assessed):
         assert len(mine["mistake_images"]) == len(mine["mistakes"])
 
 
-def test_every_part_has_a_function():
+def test_every_part_has_a_function_a_key_and_a_word_in_the_help():
     assert tuple(PARTS) == ASSESSMENTS
+    about_parts = {"about", "seconds", "made_from", "failed", "hashes"}
+    assert Assessment.__annotations__.keys() - about_parts == set(ASSESSMENTS)
+    help_text = " ".join((Assess.__doc__ or "").split())
+    assert f"parts: all, or some of {', '.join(ASSESSMENTS)}, separated by commas" in help_text

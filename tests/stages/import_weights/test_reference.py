@@ -1,6 +1,5 @@
 """The authors' checkpoints, real ones and ones made on the spot, into artifacts."""
 
-import functools
 import json
 import re
 import shutil
@@ -16,42 +15,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from shared.networks.build import load_classifier, load_contrastive
-from shared.networks.resnet import BLOCKS, SMALL_DEPTHS, reference_names
+from shared.networks.resnet import reference_names
 from stages import distill, finetune
-from stages.import_weights import reference as import_reference
-from stages.import_weights.reference import recognise_encoder
-from stages.import_weights.tf_checkpoint import Entry, open_checkpoint
-from tests.support import golden, tensorflow_files
+from stages.import_weights.recognise import HEAD_LEAVES
+from stages.import_weights.tf_checkpoint import open_checkpoint
+from tests.support import golden
+from tests.support.imported import edited, fails, meta_of, run, tensorflow_shapes
 from tests.support.tensorflow_files import (
     SAVED,
     TF1,
     TF2,
-    message,
     object_graph,
     rewrite,
     write_tensors,
 )
 
 TOLERANCE = 1e-4
-
-
-def run(source, out, *flags: str) -> int:
-    return import_reference.main([str(source), str(out), *flags])
-
-
-def meta_of(out: Path) -> dict:
-    return json.loads((out / "meta.json").read_text())
-
-
-def fails(capsys, source, out, *flags: str) -> str:
-    """The one line of a refusal, after which there is no artifact."""
-    assert run(source, out, *flags) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert not (out / "meta.json").exists()
-    return captured.err
 
 
 def as_images(array: np.ndarray) -> torch.Tensor:
@@ -185,35 +164,6 @@ def test_trunk_gives_the_recorded_features(tmp_path, variant, form):
     np.testing.assert_allclose(features, recorded, atol=1e-5 * np.abs(recorded).max())
 
 
-def tensorflow_shapes(encoder) -> dict[str, tuple[int, ...]]:
-    state = encoder.state_dict()
-    shapes = {name: tuple(state[ours].shape) for name, ours in reference_names(encoder).items()}
-    return {n: (s[2], s[3], s[1], s[0]) if len(s) == 4 else s for n, s in shapes.items()}
-
-
-@pytest.mark.parametrize("depth", [depth for depth in BLOCKS if depth not in SMALL_DEPTHS])
-def test_every_architecture_is_recognised(depth):
-    for i, variant in enumerate(("sk0", "sk1", "sk0_se", "sk1_se")):
-        for small in (False, True):
-            name = f"simclr_resnet{depth}_{1 + i}x_{variant}"
-            with torch.device("meta"):
-                shapes = tensorflow_shapes(timm.create_model(name, small_stem=small))
-            # here selective kernels are a pooling in the shortcut, which has no tensors
-            hidden = small and depth < 50 and variant.startswith("sk1")
-            assert recognise_encoder(shapes, pooled_shortcuts=hidden) == (name, small)
-            if hidden:
-                assert recognise_encoder(shapes)[0] == name.replace("sk1", "sk0")
-
-
-def test_pooled_shortcuts_are_seen_in_the_object_graph(golden_checkpoints, tmp_path, monkeypatch):
-    checkpoint = open_checkpoint(golden_checkpoints / TF2)
-    graph = functools.partial(object_graph, shortcut_layers=4)  # pad, pool, convolution, norm
-    monkeypatch.setattr(tensorflow_files, "object_graph", graph)
-    source = rewrite(tmp_path, golden_checkpoints / TF2, checkpoint.entries)
-    assert run(source, tmp_path / "out") == 0
-    assert meta_of(tmp_path / "out")["encoder"] == "simclr_resnet18_1x_sk1"
-
-
 @pytest.mark.slow
 def test_the_largest_published_network(tmp_path):
     """152 layers, 3x, selective kernels: every tensor in its place, in less than 16 GB."""
@@ -254,7 +204,7 @@ def test_the_largest_published_network(tmp_path):
     for j in range(3):
         scope = f"head_contrastive/nl_{j}"
         placed[f"{scope}/dense/kernel"] = f"head.layers.{j}.dense.weight"
-        for leaf, ours in import_reference.HEAD_LEAVES.items():
+        for leaf, ours in HEAD_LEAVES.items():
             if f"{scope}/batch_normalization/{leaf}" in shapes:
                 placed[f"{scope}/batch_normalization/{leaf}"] = f"head.layers.{j}.{ours}"
     with safe_open(out / "model.safetensors", "np") as file:
@@ -268,117 +218,6 @@ def test_the_largest_published_network(tmp_path):
             np.testing.assert_array_equal(
                 file.get_tensor(ours), expected.T if expected.ndim == 2 else expected
             )
-
-
-# What the linear layer stands on.
-
-
-def edited(folder: Path, source: Path, change) -> Path:
-    """The checkpoint after ``change(entries)``."""
-    entries = dict(open_checkpoint(source).entries)
-    change(entries)
-    return rewrite(folder, source, entries)
-
-
-def slots_of(entries: dict[str, Entry], *patterns: str) -> list[str]:
-    return [key for key in entries if "Momentum" in key and any(p in key for p in patterns)]
-
-
-@pytest.mark.parametrize(
-    ("tag", "parts", "expected"),
-    [  # with the memory of which parts the optimizer left, the kind and the layer
-        (TF1, ("",), ("classifier", 1)),
-        (TF1, ("head_supervised",), ("classifier", 0)),
-        (TF1, (), ("encoder", None)),
-        (TF2, ("",), ("encoder", None)),
-        (TF2, ("resnet_model", "supervised_head"), ("classifier", 0)),
-        (TF2, ("resnet_model", "supervised_head", "linear_layers/0/"), ("classifier", 1)),
-        (TF2, ("resnet_model", "supervised_head", "layers/0/", "layers/1/"), ("classifier", 2)),
-        (TF2, ("_projection_head", "supervised_head"), ("classifier", 0)),
-    ],
-)
-def test_memory_of_the_optimizer_tells(golden_checkpoints, tmp_path, tag, parts, expected):
-    def change(entries):
-        for key in slots_of(entries, "") if parts != ("",) else ():
-            if key not in slots_of(entries, *parts):
-                del entries[key]
-
-    source = edited(tmp_path, golden_checkpoints / tag, change)
-    assert run(source, tmp_path / "out") == 0
-    meta = meta_of(tmp_path / "out")
-    assert (meta["kind"], meta.get("from_layer")) == expected
-
-
-def test_memory_of_newer_keras_optimizers_is_dropped(golden_checkpoints, tmp_path):
-    """They keep it apart from the variables; linear evaluation leaves none of the trunk."""
-    checkpoint = open_checkpoint(golden_checkpoints / TF2)
-    entries = {k: e for k, e in checkpoint.entries.items() if "Momentum" not in k}
-    names = {key: checkpoint.names[key] for key in entries}
-    heads = [key for key in entries if "head" in key and "moving" not in key]
-    for i, key in enumerate(heads, 1):
-        slot = f"optimizer/_variables/{i}/.ATTRIBUTES/VARIABLE_VALUE"
-        entries[slot], names[slot] = entries[key], f"SGD/m/{names[key]}"
-    assert len(heads) == 10
-    source = rewrite(tmp_path, golden_checkpoints / TF2, entries, names)
-    assert run(source, tmp_path / "out") == 0
-    meta = meta_of(tmp_path / "out")
-    assert (meta["kind"], meta["from_layer"]) == ("classifier", 0)
-    assert meta["settings"]["dropped"]["memory of the optimizer"] == 10
-
-
-@pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("stopped", [False, True])
-def test_computation_graph_tells(golden_checkpoints, tmp_path, layer, stopped):
-    """A .meta file beside a TF1 checkpoint, as the published ones have it."""
-    nodes = [("base_model/final_avg_pool", "Mean", [])]
-    for j in range(3):
-        scope, before = f"head_contrastive/nl_{j}/dense", nodes[-1][0]
-        nodes += [
-            (f"{scope}/MatMul", "MatMul", [f"{before}:0", f"{scope}/kernel/read"]),
-            (f"{scope}/Relu", "Relu", [f"{scope}/MatMul", "^base_model/init"]),
-        ]
-    top = nodes[2 * layer][0]
-    if stopped:
-        nodes.append(("StopGradient", "StopGradient", [top]))
-        top = "StopGradient"
-    linear = "head_supervised/linear_layer/dense/MatMul"
-    nodes.append((linear, "MatMul", [top, "head_supervised/linear_layer/dense/kernel/read"]))
-    nodes.append((f"gradients/{linear}_grad/MatMul", "MatMul", [nodes[-3][0]]))
-    definitions = [message((1, n), (2, op), *((3, i) for i in inputs)) for n, op, inputs in nodes]
-    graph = message(*((1, node) for node in definitions))
-    entries = open_checkpoint(golden_checkpoints / TF1).entries
-    source = rewrite(tmp_path, golden_checkpoints / TF1, entries)
-    (tmp_path / "ckpt.meta").write_bytes(message((1, message((1, "other"))), (2, graph)))
-    assert run(source, tmp_path / "out") == 0
-    meta = meta_of(tmp_path / "out")
-    assert meta["kind"] == ("encoder" if stopped else "classifier")
-    assert stopped or meta["from_layer"] == layer
-
-
-def test_a_head_that_never_moved_is_not_taken(golden_checkpoints, tmp_path):
-    """Supervised from scratch: the head is there, but as it was initialised."""
-    names = ["head_contrastive/nl_0/batch_normalization/gamma"]
-    source = open_checkpoint(golden_checkpoints / TF1)
-    ones = np.ones(512, np.float32)
-    tensors = [
-        (k, ones if k in names else source.read(k))
-        for k, e in source.entries.items()
-        if e.dtype == 1
-    ]
-    assert run(write_tensors(tmp_path / "ckpt", tensors), tmp_path / "out") == 0
-    assert meta_of(tmp_path / "out")["from_layer"] == 0
-
-
-def test_selector_and_its_refusals(golden_checkpoints, tmp_path, capsys):
-    source = golden_checkpoints / TF2
-    assert run(source, tmp_path / "a", "--selector=2") == 0
-    meta = meta_of(tmp_path / "a")
-    assert (meta["kind"], meta["from_layer"]) == ("classifier", 2)
-    capsys.readouterr()
-    for wrong in ("3", "-1", "4", "-2"):
-        line = fails(capsys, source, tmp_path / "b", f"--selector={wrong}")
-        assert "512, 512, 512, 128" in line
-        assert "[0, 1, 2]" in line
 
 
 def test_without_a_projection_head(golden_checkpoints, tmp_path, capsys):
@@ -400,21 +239,6 @@ def test_without_a_projection_head(golden_checkpoints, tmp_path, capsys):
     assert "no projection head" in fails(capsys, source, tmp_path / "b", "--as=encoder")
 
 
-def test_only_one_layer_fits_the_linear_one(golden_checkpoints, tmp_path):
-    """A head of one layer, 512 -> 128: what takes 512 features stands before it."""
-
-    def change(entries):
-        for key in [key for key in entries if key.startswith("head_contrastive")]:
-            entry = entries.pop(key)
-            if "nl_2" in key:
-                entries[key.replace("nl_2", "nl_0")] = entry
-
-    source = edited(tmp_path, golden_checkpoints / TF1, change)
-    assert run(source, tmp_path / "out") == 0
-    meta = meta_of(tmp_path / "out")
-    assert (meta["kind"], meta["from_layer"]) == ("classifier", 0)
-
-
 def test_without_a_linear_layer(golden_checkpoints, tmp_path, capsys):
     """As TF1's pretraining leaves it; its linear head mode calls the only layer l_0."""
 
@@ -433,93 +257,7 @@ def test_without_a_linear_layer(golden_checkpoints, tmp_path, capsys):
     assert "no linear layer" in fails(capsys, source, tmp_path / "b", "--as=classifier")
 
 
-def test_moving_average_is_a_choice(golden_checkpoints, tmp_path, capsys):
-    """Published pretrained checkpoints hold ema_model/... besides (google-research/simclr#88)."""
-
-    def change(entries):
-        for key in [k for k in entries if "Momentum" not in k and not k.startswith("head_s")]:
-            if key != "global_step":
-                entries[f"ema_model/{key}"] = entries[key]
-        # to tell them apart: the average's first kernel is another one's data
-        first, other = "base_model/conv2d_2/kernel", "base_model/conv2d_3/kernel"
-        entries[f"ema_model/{first}"] = entries[other]
-
-    source = edited(tmp_path, golden_checkpoints / TF1, change)
-    assert run(source, tmp_path / "a", "--as=encoder") == 0
-    assert run(source, tmp_path / "b", "--as=encoder", "--ema") == 0
-    plain, average = (load_file(tmp_path / x / "model.safetensors") for x in "ab")
-    first, other = "encoder.groups.0.0.branch.0.0.weight", "encoder.groups.0.0.branch.1.weight"
-    assert torch.equal(plain[other], average[first])
-    assert not torch.equal(plain[first], average[first])
-    assert torch.equal(plain[other], average[other])
-    placed = [meta_of(tmp_path / x)["settings"]["placed"] for x in "ab"]
-    assert placed[0] == placed[1] == 119
-    assert run(source, tmp_path / "c", "--ema") == 0  # the linear layer has no average
-    assert meta_of(tmp_path / "c")["kind"] == "classifier"
-    capsys.readouterr()
-    line = fails(capsys, golden_checkpoints / TF1, tmp_path / "d", "--ema")
-    assert "no moving average" in line
-
-
 # What is refused, in one line that names it.
-
-
-@pytest.mark.parametrize(
-    ("key", "named"),
-    [
-        ("base_model/conv2d_17/kernel", "conv2d_17/kernel"),
-        ("base_model/conv2d_20/kernel", "conv2d_20/kernel"),
-        ("base_model/conv2d/kernel", "conv2d/kernel"),
-        ("base_model/conv2d_1/kernel", "conv2d_1/kernel"),
-        ("base_model/batch_normalization_9/moving_mean", "batch_normalization_9/moving_mean"),
-        ("head_contrastive/nl_1/dense/kernel", "nl_1/kernel"),
-        ("head_contrastive/nl_0/batch_normalization/beta", "nl_0/beta"),
-        ("head_supervised/linear_layer/dense/bias", "linear/bias"),
-        ("head_supervised/linear_layer/dense/kernel", "linear/kernel"),
-    ],
-)
-def test_missing_variable_is_named(golden_checkpoints, tmp_path, capsys, key, named):
-    def change(entries):
-        for name in (key, f"{key}/Momentum"):
-            entries.pop(name, None)
-
-    source = edited(tmp_path, golden_checkpoints / TF1, change)
-    assert re.search(rf"(missing|lacks).*\b{named}\b", fails(capsys, source, tmp_path / "out"))
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "queue/buffer",
-        "base_model/conv2d_21/kernel",
-        "head_contrastive/nl_2/batch_normalization/beta",
-        "head_supervised/other/dense/kernel",
-        "elsewhere/kernel/Momentum",
-    ],
-)
-def test_left_over_variable_is_named(golden_checkpoints, tmp_path, capsys, key):
-    def change(entries):
-        entries[key] = entries["head_contrastive/nl_2/batch_normalization/gamma"]
-
-    source = edited(tmp_path, golden_checkpoints / TF1, change)
-    line = fails(capsys, source, tmp_path / "out")
-    assert f"1 left over ({key})" in line
-    assert "--drop" in line
-    assert run(source, tmp_path / "out", "--drop", key.replace(key.split("/")[0], "*", 1)) == 0
-    assert meta_of(tmp_path / "out")["settings"]["dropped"]["named by --drop"] >= 1
-
-
-def test_other_shape_is_named(golden_checkpoints, tmp_path, capsys):
-    key = "base_model/batch_normalization_4/beta"
-
-    def change(entries):
-        entries[key] = entries[key]._replace(shape=(8, 8))
-
-    source = edited(tmp_path, golden_checkpoints / TF1, change)
-    line = fails(capsys, source, tmp_path / "out")
-    assert key in line
-    assert "(8, 8)" in line
-    assert "(64,)" in line
 
 
 def test_foreign_files(golden_checkpoints, tmp_path, capsys):
