@@ -168,6 +168,8 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
                 '            ("blur", "in [0, 1]", 0 <= self.blur <= 1),\n',
                 '            ("solarize", "in [0, 1]", 0 <= self.solarize <= 1),\n',
             ),
+        ],
+        "shared/data/augment.py": [
             Edit(
                 '    return augment if kind == "full" else replace('
                 "augment, color_strength=0.0, blur=0.0)\n",
@@ -175,8 +177,6 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
                 "        return augment\n"
                 "    return replace(augment, color_strength=0.0, blur=0.0, solarize=0.0)\n",
             ),
-        ],
-        "shared/data/augment.py": [
             after(
                 "        sigma: (B,) float32, pixels.\n",
                 "        solarize: (B,) bool.\n",

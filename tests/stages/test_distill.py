@@ -71,18 +71,18 @@ def test_who_teaches():
 
 
 def test_who_teaches_with_self_distillation_first():
-    """The teacher that is teacher_meta teaches itself; the student learns from the result."""
+    """The teacher that is named teaches itself; the student learns from the result."""
     config = Config(output="out", run="r", labels="1pct", seed=3)
     twice = replace(config, distill=Distill(teacher="elsewhere/classifier", self_first=True))
     assert distill.teacher_folder(twice, "self-distill") == Path("elsewhere/classifier")
     assert distill.teacher_folder(twice, "distill") == Path("out/r/self-distill-1pct-seed3")
 
 
-def require_same_task(teacher_meta: str, number: int, labels: str, train=(), test=None) -> None:
+def require_same_task(taught_with: str, number: int, labels: str, train=(), test=None) -> None:
     """A teacher of the classes a and b against splits with these classes."""
     teacher = {
         "classes": ["a", "b"],
-        "labels": {"teacher_meta": teacher_meta, "hash": "0", "number": number},
+        "labels": {"given": taught_with, "hash": "0", "number": number},
     }
     sets = [None if names is None else SimpleNamespace(classes=names) for names in (train, test)]
     distill.require_same_task(teacher, Path("teacher"), Splits(*sets), LabelSet.parse(labels))
