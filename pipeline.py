@@ -60,7 +60,7 @@ def train(
     from shared.data.sources import open_data
     from shared.runs.metrics import legend
     from shared.runs.results import collect, results_text, write_results
-    from shared.training.schedule import schedule_of
+    from shared.training.schedule import require_equal_shares, schedule_of
 
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     # bad labels and impossible schedules stop the run before it pretrains
@@ -68,6 +68,7 @@ def train(
     for name in wanted:
         images = len(splits.train) if METHODS[name].all_images else len(labels.ids)
         schedule_of(config.training_of(name), images)
+        require_equal_shares(config.training_of(name), accelerator.num_processes)
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
         f"data: {len(splits.train):,} images for training, {len(labels.ids):,} of them with a"

@@ -15,6 +15,12 @@ from shared.config.schema import Config
 from shared.runtime.errors import UserError
 from shared.runtime.stop import Stopped, StopRequest
 
+NO_SHARDING = (
+    "accelerate is configured for {}, but artifacts are written from whole models; choose a"
+    " configuration without it, and --checkpoint_activations=true or --pretrain.micro_batch where"
+    " memory is short (docs/large.md)"
+)
+
 
 def hardware_precision() -> str:
     """``bf16`` where matrix products in bf16 are fast (recent GPUs, CPUs with AMX), else ``no``."""
@@ -23,15 +29,55 @@ def hardware_precision() -> str:
     return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
 
 
+def precision_of(config: Config) -> str:
+    """``bf16`` or ``no``, from ``--precision`` and from what accelerate's launcher was told.
+
+    ``accelerate launch`` sets ``no`` where nobody asked for anything, so this value leaves the
+    choice to ``--precision``; ``bf16`` was asked for, and wins over ``auto``.
+
+    Raises:
+        UserError: where the two contradict each other, or the launcher asks for something else.
+    """
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launcher not in ("no", "bf16"):
+        raise UserError(
+            f"accelerate is configured for mixed_precision {launcher}, but training is in bf16 or"
+            " float32; give accelerate launch --mixed_precision bf16, or no"
+        )
+    if launcher == "bf16" and config.precision == "no":
+        raise UserError(
+            "accelerate is configured for mixed_precision bf16, but --precision is no; give one"
+        )
+    if launcher == "bf16":
+        return "bf16"
+    return hardware_precision() if config.precision == "auto" else config.precision
+
+
+def refuse_launcher_settings() -> None:
+    """UserError where accelerate's launcher asks for what the stages do not do."""
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", "auto"):
+        raise UserError(
+            f"accelerate is configured for {steps} gradient accumulation steps, but a contrastive"
+            " loss needs the batch as one; leave it out, and give --pretrain.micro_batch where"
+            " memory is short (docs/large.md)"
+        )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        raise UserError(
+            f"accelerate is configured for the dynamo backend {backend}; leave it out, and give"
+            " --compile true"
+        )
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise UserError(NO_SHARDING.format(name))
+
+
 def refuse_sharding(accelerator: Accelerator) -> None:
     """UserError where accelerate's own configuration asks to shard the model."""
     kind = accelerator.distributed_type
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UserError(
-            f"accelerate is configured for {kind.value}, but artifacts are written from whole"
-            " models; choose a configuration without it, and --checkpoint_activations=true or"
-            " --pretrain.micro_batch where memory is short (docs/large.md)"
-        )
+        raise UserError(NO_SHARDING.format(kind.value))
 
 
 def keep_freed_memory() -> None:
@@ -64,10 +110,10 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
     try:
         if config.threads:
             torch.set_num_threads(config.threads)
-        precision = hardware_precision() if config.precision == "auto" else config.precision
+        refuse_launcher_settings()
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else processes on CPU would not meet
-            mixed_precision=precision,
+            mixed_precision=precision_of(config),
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=config.folder,
         )

@@ -58,16 +58,17 @@ def mean_over_processes(x: Tensor) -> Tensor:
     return total / world_size()
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process: a signal may ask only one of them to stop."""
+def agree(flag: bool, number: int) -> tuple[bool, int]:
+    """Whether the flag is set on any process, and the smallest number: the same everywhere."""
     if world_size() == 1:
-        return flag
+        return flag, number
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # nccl cannot reduce CPU tensors
-    shared_flag = torch.tensor(int(flag), device=device)
-    dist.all_reduce(shared_flag, op=dist.ReduceOp.MAX)
-    return bool(shared_flag.item())
+    both = torch.tensor([int(flag), -number], device=device)
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    any_flag, negative = both.tolist()
+    return bool(any_flag), -negative
 
 
 def barrier() -> None:
     """Wait until every process has called this."""
-    any_process(False)  # nobody has the result before all have joined
+    agree(False, 0)  # nobody has the result before all have joined

@@ -47,3 +47,23 @@ def schedule_of(training: Training, images: int) -> Schedule:
         )
     peak = scaled_learning_rate(training.learning_rate, size, training.learning_rate_scaling)
     return Schedule(steps, warmup, peak)
+
+
+def require_equal_shares(training: Training, processes: int) -> None:
+    """Refuse batches that cannot be divided among the processes, before anything trains.
+
+    Raises:
+        UserError: naming the option, and the sizes that fit.
+    """
+    keys = ["batch_size", "micro_batch"]
+    if getattr(training, "labeled_weight", 0):
+        keys.append("labeled_batch_size")
+    for key in keys:
+        size = getattr(training, key, None)
+        if size is not None and size % processes:
+            below, above = size // processes * processes, -(-size // processes) * processes
+            fitting = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"{training.section}.{key}={size} must be a multiple of the {processes} processes;"
+                f" give --{training.section}.{key} {fitting}, or another number of processes"
+            )

@@ -47,7 +47,7 @@ from shared.runtime.stop import Stopped, StopRequest
 from shared.training.evaluate import evaluate
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
-from shared.training.schedule import schedule_of
+from shared.training.schedule import require_equal_shares, schedule_of
 
 B = TypeVar("B")
 
@@ -86,6 +86,7 @@ class Stage:
     ):
         self.config, self.accelerator, self.method, self.seed = config, accelerator, method, seed
         self.training: Training = config.training_of(method)
+        require_equal_shares(self.training, accelerator.num_processes)
         everything = {
             "stage": method,
             **hashed_settings(config.data, "data"),

@@ -1,11 +1,15 @@
 """What every command does around its stage."""
 
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from shared.config import command
+from shared.config.schema import Config
 
 ROOT = Path(__file__).parents[3]
 # Prints how many pages the system hands out while 64 MB are used and freed 5 times.
@@ -33,3 +37,58 @@ def test_freed_memory_is_used_again():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1000  # else 16,384 each time
+
+
+# ------------------------------------------------------------- what accelerate's launcher is told
+@pytest.mark.parametrize(
+    ("launcher", "ours", "taken"),
+    [
+        (None, "no", "no"),
+        (None, "bf16", "bf16"),
+        ("no", "bf16", "bf16"),  # the launcher says no where nobody asked
+        ("no", "no", "no"),
+        ("bf16", "auto", "bf16"),
+        ("bf16", "bf16", "bf16"),
+    ],
+)
+def test_precision_of_the_launcher(launcher, ours, taken, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    assert command.precision_of(Config(precision=ours)) == taken
+
+
+@pytest.mark.parametrize("launcher", [None, "no"])
+@pytest.mark.parametrize("hardware", ["bf16", "no"])
+def test_auto_is_what_the_hardware_does_fast(launcher, hardware, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    monkeypatch.setattr(command, "hardware_precision", lambda: hardware)
+    assert command.precision_of(Config()) == hardware
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "options", "says"),
+    [
+        ("MIXED_PRECISION", "fp16", {}, "mixed_precision fp16, but training is in bf16 or float32"),
+        ("MIXED_PRECISION", "fp8", {}, "mixed_precision fp8"),
+        ("MIXED_PRECISION", "bf16", {"precision": "no"}, "bf16, but --precision is no; give one"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", {}, "4 gradient accumulation steps.*micro_batch"),
+        ("DYNAMO_BACKEND", "INDUCTOR", {}, "dynamo backend inductor.*--compile true"),
+        ("USE_FSDP", "true", {}, "configured for FSDP, but artifacts"),
+        ("USE_DEEPSPEED", "true", {}, "configured for DEEPSPEED, but artifacts"),
+        ("USE_MEGATRON_LM", "true", {}, "configured for MEGATRON_LM, but artifacts"),
+    ],
+)
+def test_what_the_launcher_may_not_ask_for(
+    name, value, options, says, monkeypatch, tmp_path, capsys
+):
+    """One line and exit code 2, before anything is made."""
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    config = Config(output=str(tmp_path / "out"), **options)
+    assert command.run_command(lambda *_: pytest.fail("ran"), config) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(says, error), error
+    assert not (tmp_path / "out").exists()

@@ -80,8 +80,8 @@ def work(rank, processes, folder):
     (gathered.sum() * (rank + 1)).backward()
     assert torch.all(x.grad == sum(range(1, processes + 1)))
 
-    assert distributed.any_process(rank == processes - 1) is True
-    assert distributed.any_process(False) is False
+    assert distributed.agree(rank == processes - 1, 7 + rank) == (True, 7)
+    assert distributed.agree(False, 3) == (False, 3)
     mean = distributed.mean_over_processes(torch.tensor(float(rank), requires_grad=True))
     assert mean.item() == (processes - 1) / 2
     assert not mean.requires_grad
@@ -153,8 +153,8 @@ def test_a_lone_process_needs_no_group():
     x = torch.ones(3, 2, requires_grad=True)
     assert distributed.gather_with_grad(x) is x
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    assert distributed.any_process(True) is True
-    assert distributed.any_process(False) is False
+    assert distributed.agree(True, 5) == (True, 5)
+    assert distributed.agree(False, 3) == (False, 3)
     assert not distributed.mean_over_processes(x).requires_grad
     distributed.barrier()
 

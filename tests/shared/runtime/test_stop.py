@@ -55,20 +55,58 @@ def test_the_second_signal_ends_the_process_at_once(number):
     assert done.returncode == -number
 
 
-def test_several_processes_settle_it_every_10_steps(monkeypatch):
-    """Between, they do not wait for each other; then one that was asked is enough for all."""
-    asked = []
+class Clock:
+    """Steps that take so many seconds."""
 
-    def any_process(here: bool) -> bool:
-        asked.append(here)
-        return True  # another one was asked
+    def __init__(self, monkeypatch, others_asked=lambda: False):
+        self.now, self.settled = 100.0, []
 
-    monkeypatch.setattr(stop, "world_size", lambda: 2)
-    monkeypatch.setattr(stop, "any_process", any_process)
+        def agree(flag: bool, number: int) -> tuple[bool, int]:
+            self.settled.append(self.now)
+            return flag or others_asked(), number
+
+        monkeypatch.setattr(stop, "world_size", lambda: 2)
+        monkeypatch.setattr(stop, "agree", agree)
+        monkeypatch.setattr(stop.time, "perf_counter", lambda: self.now)
+
+    def run(self, steps: int, seconds: float) -> list[int]:
+        """The steps after which the processes would stop."""
+        stops = []
+        for step in range(1, steps + 1):
+            self.now += seconds
+            if StopRequest.agreed(step):
+                stops.append(step)
+        return stops
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.1, 4.0, 60.0])
+def test_several_processes_settle_it_by_time(monkeypatch, seconds):
+    """A launcher kills 30 seconds after it asked: slow steps are settled one by one."""
+    clock = Clock(monkeypatch)
     StopRequest.listen()
-    assert [step for step in range(1, 31) if StopRequest.agreed(step)] == [10, 20, 30]
-    assert asked == [False] * 3
+    assert clock.run(3000, seconds) == []
+    pauses = [b - a for a, b in zip(clock.settled, clock.settled[1:], strict=False)]
+    assert max(pauses) <= max(stop.SETTLED_EVERY, seconds) * 1.01
+    assert min(pauses) >= min(0.9 * stop.SETTLED_EVERY, 0.9 * stop.MOST_STEPS * seconds) or (
+        seconds > stop.SETTLED_EVERY / 2
+    )
+
+
+def test_steps_that_become_slow_are_settled_more_often(monkeypatch):
+    clock = Clock(monkeypatch)
+    StopRequest.listen()
+    for steps in (1, 2, 300, 3000):
+        clock.run(steps, 0.001)
+        clock.settled.clear()
+        clock.run(40, 8.0)  # another stage, whose steps begin anew
+        assert len(clock.settled) >= 38
+
+
+def test_one_that_was_asked_is_enough_for_all(monkeypatch):
+    clock = Clock(monkeypatch, others_asked=lambda: clock.now > 150)
+    StopRequest.listen()
+    stops = clock.run(100, 1.0)
+    assert 51 <= stops[0] <= 56
+    StopRequest.listen()
     signal.raise_signal(signal.SIGTERM)
-    assert not StopRequest.agreed(31)
-    assert StopRequest.agreed(40)
-    assert asked == [False] * 3 + [True]
+    assert StopRequest.agreed(1)

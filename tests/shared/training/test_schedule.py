@@ -4,7 +4,7 @@ import pytest
 
 from shared.config.schema import Distill, Finetune, Pretrain
 from shared.runtime.errors import UserError
-from shared.training.schedule import Schedule, schedule_of
+from shared.training.schedule import Schedule, require_equal_shares, schedule_of
 
 
 def test_epochs_become_steps_and_the_rate_is_scaled():
@@ -39,3 +39,23 @@ def test_a_warmup_too_long_is_refused_and_named(steps):
     assert str(error.value).startswith(says)
     longer = Distill(steps=17, batch_size=64, warmup_epochs=1.0)
     assert schedule_of(longer, 1024).warmup == 16
+
+
+# ------------------------------------------------------------------------------------- processes
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_batches_that_divide_are_taken(processes):
+    require_equal_shares(Pretrain(batch_size=64, micro_batch=16), processes)
+
+
+def test_batches_that_do_not_divide_are_refused_with_what_fits():
+    with pytest.raises(UserError, match=r"pretrain.batch_size=64 must be a multiple of the 3") as e:
+        require_equal_shares(Pretrain(batch_size=64), 3)
+    assert "give --pretrain.batch_size 63 or 66, or another number of processes" in str(e.value)
+    with pytest.raises(UserError, match=r"pretrain.micro_batch=2 .* 4 processes; give .* 4,"):
+        require_equal_shares(Pretrain(batch_size=64, micro_batch=2), 4)
+
+
+def test_labeled_batches_count_where_there_are_any():
+    require_equal_shares(Distill(batch_size=6, labeled_batch_size=4), 3)
+    with pytest.raises(UserError, match=r"distill.labeled_batch_size=4 must be"):
+        require_equal_shares(Distill(batch_size=6, labeled_batch_size=4, labeled_weight=0.5), 3)
