@@ -4,14 +4,17 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 
 from shared.config.schema import Config
+from shared.runtime.distributed import agree
 from shared.runtime.errors import UserError
 from shared.runtime.stop import Stopped, StopRequest
 
@@ -73,6 +76,34 @@ def refuse_launcher_settings() -> None:
             raise UserError(NO_SHARDING.format(name))
 
 
+def require_shared_folder(folder: Path, accelerator: Accelerator, patience: float = 10.0) -> None:
+    """UserError where not every process sees the folder that the main process writes to.
+
+    The stages hand over through folders, so the processes of several machines need one file system.
+
+    Args:
+        folder: of all runs; the main process makes it.
+        accelerator: of this process. All processes must call this.
+        patience: seconds until a new file must be seen; network file systems take a moment.
+    """
+    token = folder / ".seen-by-all-processes"
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    accelerator.wait_for_everyone()
+    deadline = time.monotonic() + patience
+    while not (seen := token.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    missed, _ = agree(not seen, 0)
+    if accelerator.is_main_process:
+        token.unlink(missing_ok=True)
+    if missed:
+        raise UserError(
+            f"not every process sees {folder}: all processes write and read it; give an --output on"
+            " a file system that all machines share"
+        )
+
+
 def refuse_sharding(accelerator: Accelerator) -> None:
     """UserError where accelerate's own configuration asks to shard the model."""
     kind = accelerator.distributed_type
@@ -118,6 +149,8 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
             project_dir=config.folder,
         )
         refuse_sharding(accelerator)
+        if accelerator.num_processes > 1:
+            require_shared_folder(Path(config.output), accelerator)
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         accelerator.init_trackers(config.run)

@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from shared.config import command
 from shared.config.schema import Config
+from shared.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 # Prints how many pages the system hands out while 64 MB are used and freed 5 times.
@@ -92,3 +94,24 @@ def test_what_the_launcher_may_not_ask_for(
     assert error.count("\n") == 1
     assert re.search(says, error), error
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------- one file system
+def processes(monkeypatch, main: bool, others_miss: bool = False) -> SimpleNamespace:
+    """What this process sees of itself and, through ``agree``, of the others."""
+    monkeypatch.setattr(command, "agree", lambda flag, number: (flag or others_miss, number))
+    return SimpleNamespace(is_main_process=main, wait_for_everyone=lambda: None)
+
+
+def test_a_folder_that_all_processes_see(monkeypatch, tmp_path):
+    folder = tmp_path / "new" / "runs"
+    command.require_shared_folder(folder, processes(monkeypatch, main=True))
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_a_folder_that_one_process_does_not_see(main, monkeypatch, tmp_path):
+    """All processes learn of it, also those that see the folder."""
+    accelerator = processes(monkeypatch, main, others_miss=main)
+    with pytest.raises(UserError, match=r"not every process sees .*runs.*all machines"):
+        command.require_shared_folder(tmp_path / "runs", accelerator, patience=0.2)
