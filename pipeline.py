@@ -4,12 +4,12 @@
     python pipeline.py --config configs/image_folder.yaml --data.train photos/ --labels labels.csv
     accelerate launch pipeline.py --table label_efficiency   # a grid of such runs, and its table
 
-Runs those of the three stages, and of the comparisons, that are not already done. The command line
-is read before torch is imported: a misspelt option is answered at once.
+It runs every stage and every comparison that is not done yet. The command line is read before torch
+is imported: a misspelt option is answered at once.
 """
 
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -21,8 +21,10 @@ from shared.config.schema import Config
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from shared.training.stage import RunStage
 
-def stages() -> dict[str, Callable[[Config, "Accelerator"], object]]:
+
+def stages() -> dict[str, "RunStage"]:
     """What makes the artifact of each method, in the order in which they run."""
     return {
         name: partial(import_module(f"stages.{method.stage}").run, method=name)
@@ -53,7 +55,7 @@ def run(config: Config, accelerator: "Accelerator", flags: Collection[str] = ())
 def train(
     config: Config,
     accelerator: "Accelerator",
-    wanted: Mapping[str, Callable[[Config, "Accelerator"], object]],
+    wanted: Mapping[str, "RunStage"],
 ) -> None:
     """Check data, labels and schedules; run the stages; print the table."""
     from shared.data.labels import draw_labels

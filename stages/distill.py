@@ -54,7 +54,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         UserError: on bad input, a non-finite loss, or an artifact made with other settings.
         Stopped: after saving, where a signal asked for it.
     """
-    cfg, self_distilling = config.distill, method_of("distill", method).name == "self-distill"
+    cfg, row = config.distill, method_of("distill", method)
     source = teacher_folder(config, method)
     teacher_meta = read_meta(source, "classifier")
     require_same_input(teacher_meta, config.data, source)
@@ -76,13 +76,13 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     stage.seed_initial_weights()
     classifier: ClassifierNetwork = {
         **network_of(teacher_meta),
-        "encoder": teacher_meta["encoder"] if self_distilling else cfg.student,
+        "encoder": teacher_meta["encoder"] if row.copies_teacher else cfg.student,
         "classes": teacher_meta["classes"],
-        "from_layer": teacher_meta["from_layer"] if self_distilling else 0,
+        "from_layer": teacher_meta["from_layer"] if row.copies_teacher else 0,
     }
     student = to_device(build_classifier(classifier), config, accelerator)
     net = stage.prepare(student, len(images))
-    temperature = cfg.self_temperature if self_distilling else cfg.temperature
+    temperature = cfg.self_temperature if row.copies_teacher else cfg.temperature
     augmentation = augmentation_for(config.augment, cfg.augmentation)
     ids, labeled, targets = np.arange(len(images)), iter(()), torch.full((len(images),), UNLABELED)
     if cfg.labeled_weight or cfg.images == "labeled":
@@ -132,10 +132,10 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
 
 def teacher_folder(config: Config, method: str) -> Path:
     """The classifier that teaches: the self-distilled one for a student with ``self_first``."""
-    teacher = config.parent_of(method) or "finetune"
+    teacher = config.parent_of(method)
     if teacher == "finetune" and config.distill.teacher:
         return Path(config.distill.teacher)
-    return config.folder_of(teacher)
+    return config.folder_of(str(teacher))
 
 
 def require_same_task(

@@ -1,6 +1,8 @@
 """Use a classifier: a line of class and probability for each image.
 
-python -m stages.predict runs/photos/distill-10pct-seed0 new/*.jpg > predictions.csv
+    python -m stages.predict runs/photos/distill-10pct-seed0 new/*.jpg > predictions.csv
+
+The network sees each image as in evaluation: its central part, normalised as in training.
 """
 
 import csv

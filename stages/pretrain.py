@@ -65,7 +65,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
         UserError: on bad input, a non-finite loss, or an artifact made with other settings.
         Stopped: after saving, where a signal asked for it.
     """
-    cfg, method = config.pretrain, method_of("pretrain", method).name
+    method_of("pretrain", method)  # refuses those of other stages
+    cfg = config.pretrain
     images = open_data(config.data, config.label_set, accelerator.is_local_main_process).train
     settings = {**hashed_settings(config.model, "model"), "images": images.fingerprint}
     stage = Stage(config, accelerator, method, settings, cfg.seed)
@@ -87,7 +88,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     batches = stage.batches(images, np.arange(len(images)), config.augment, views=2)
     negatives, chance = without_learning(cfg)
     accelerator.print(
-        f"pretrain: {len(images):,} images, {stage.schedule.steps:,} steps of"
+        f"{method}: {len(images):,} images, {stage.schedule.steps:,} steps of"
         f" {cfg.batch_size} images{f' in {parts} parts' if parts > 1 else ''},"
         f" learning rate {stage.schedule.peak:.4g}, negatives per anchor: {negatives}",
         *warnings_for(config, images),
@@ -201,6 +202,12 @@ def contrast(z: Tensor, keys: Tensor | None, memory: Memory | None, cfg: Pretrai
             memory's keys of earlier batches.
         memory: has the keys of earlier batches.
         cfg: which loss and its numbers.
+
+    Returns:
+        The loss, the pairs that it compares, and the candidates' second views of all processes.
+
+    Raises:
+        ValueError: the loss has no branch here.
     """
     queue = None if memory is None else memory.queue
     if queue is not None and keys is not None and cfg.negatives == "memory":

@@ -1,7 +1,9 @@
 """The table of a run, or of a grid of runs, from the files in its folder. It trains nothing.
 
-python -m stages.report runs/digits          # all label sets; mean and spread over the seeds
-python -m stages.report runs/digits --table label_efficiency   # a grid of runs
+    python -m stages.report runs/digits          # all label sets; mean and spread over the seeds
+    python -m stages.report runs/digits --table label_efficiency   # a grid of runs
+
+A table says which of its cells are missing.
 """
 
 import sys

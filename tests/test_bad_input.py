@@ -217,16 +217,16 @@ def test_another_csv_asks_for_another_pretraining_and_says_why(capfd, tmp_path):
     for name, number in (("few", 10), ("more", 20)):
         rows = "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(number))
         (tmp_path / f"{name}.csv").write_text("file,label\n" + rows)
-    few, more = (f"--labels={tmp_path / name}.csv" for name in ("few", "more"))
+    few, several = (f"--labels={tmp_path / name}.csv" for name in ("few", "more"))
     out = [f"--output={tmp_path / 'held out'}", f"--data.train={root}"]
     assert run(pretrain.main, *out, few) == 0
-    message = refused(capfd, pretrain.main, *out, more)
+    message = refused(capfd, pretrain.main, *out, several)
     assert "was made with images=" in message
     assert "with labels from a CSV file, which of them are held out for testing" in message
     assert "(not with --data.test); redo it with --force pretrain or" in message
     out = [f"--output={tmp_path / 'given'}", f"--data.train={root}", f"--data.test={test}"]
     assert run(pretrain.main, *out, few) == 0
-    assert run(pretrain.main, *out, more) == 0
+    assert run(pretrain.main, *out, several) == 0
     assert "already done" in capfd.readouterr().out
 
 

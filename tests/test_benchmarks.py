@@ -85,8 +85,8 @@ def laps(*cpu, items=10, **numbers):
 
 def test_table_takes_ratios_within_turns():
     # the machine slows down threefold in the last turn: the ratio does not notice
-    found = {"ours": laps(1, 1, 3), "lightly": laps(4, 4, 12), "solo": laps(2, 2, 6)}
-    rows = compare.table({"data224": {"laps": found}}).splitlines()[2:]
+    measured = {"ours": laps(1, 1, 3), "lightly": laps(4, 4, 12), "solo": laps(2, 2, 6)}
+    rows = compare.table({"data224": {"laps": measured}}).splitlines()[2:]
     cells = [[cell.strip() for cell in row.split("|")[2:-1]] for row in rows]
     assert cells == [
         ["ours", "10", "3.33 to 10", "images / CPU s", "", ""],
@@ -96,8 +96,11 @@ def test_table_takes_ratios_within_turns():
 
 
 def test_table_turns_ratios_round_where_less_is_better():
-    found = {"ours": laps(1, items=1, extra_mb=100.0), "lightly": laps(3, items=1, extra_mb=700.0)}
-    rows = compare.table({"loss8192": {"laps": found}}).splitlines()[2:]
+    sides = {
+        "ours": laps(1, items=1, extra_mb=100.0),
+        "lightly": laps(3, items=1, extra_mb=700.0),
+    }
+    rows = compare.table({"loss8192": {"laps": sides}}).splitlines()[2:]
     assert "3.00 × (3.00 to 3.00) | ≥ 4 ×, missed" in rows[1]
     assert "7.00 × (7.00 to 7.00) | ≥ 8 ×, missed" in rows[3]
     waiting = {"waiting32": {"laps": {"ours": laps(1, waiting=0.031)}}}
@@ -115,7 +118,7 @@ def test_saved_results_belong_to_known_lines():
     for name, result in json.loads(compare.RESULTS.read_text()).items():
         line = compare.LINES[name]
         assert set(result["laps"]) == set(line.contenders)
-        assert all(len(found) >= 5 for found in result["laps"].values())
+        assert all(len(measured) >= 5 for measured in result["laps"].values())
 
 
 def test_document_shows_the_saved_results():

@@ -340,7 +340,7 @@ def test_labels_are_the_first_of_each_class(extended):
     program = (
         "import json; from shared.config.labelset import LabelSet; from shared.config.schema import"
         " Data; from shared.data.labels import draw_labels; from shared.data.sources import"
-        " open_data; from shared.runs.forecast import known_counts\n"
+        " open_data; from shared.runs.cost import known_counts\n"
         "labels = LabelSet.parse('2first')\n"
         "splits = open_data(Data(), labels)\n"
         "draws = [draw_labels(splits, labels, seed).ids.tolist() for seed in (0, 1)]\n"

@@ -42,10 +42,10 @@ TABLE = {
 STATUS = {"supervised": "done", "tuned": "done", "deep": "failed", "student": "done"}
 
 
-def call(folder, table=TABLE, *more: str) -> int:
+def call(folder, table=TABLE, *options: str) -> int:
     file = folder / "toy.yaml"
     file.write_text(yaml.safe_dump(table, sort_keys=False))
-    return pipeline.main([*TINY, f"--output={folder}", f"--table={file}", *more])
+    return pipeline.main([*TINY, f"--output={folder}", f"--table={file}", *options])
 
 
 def made(folder) -> dict[str, int]:
@@ -126,12 +126,12 @@ def test_report_trains_nothing_and_names_what_is_wrong(filled, capsys):
             file.write_text(kept[name])
     printed = capsys.readouterr()
     assert "line 17 is damaged" in printed.err
-    found = {(line["row"], line["column"], line["seed"]): line for line in cells(filled)}
-    assert found["supervised", "1%", 0]["status"] == "missing"
-    assert "supervised.steps=5, now it is 2" in found["supervised", "10%", 1]["message"]
-    assert "another" in found["tuned", "1%", 0]["message"]
-    assert "another" in found["student", "1%", 0]["message"]  # what is made from it, too
-    assert found["tuned", "1%", 1]["status"] == "done"
+    places = {(line["row"], line["column"], line["seed"]): line for line in cells(filled)}
+    assert places["supervised", "1%", 0]["status"] == "missing"
+    assert "supervised.steps=5, now it is 2" in places["supervised", "10%", 1]["message"]
+    assert "another" in places["tuned", "1%", 0]["message"]
+    assert "another" in places["student", "1%", 0]["message"]  # what is made from it, too
+    assert places["tuned", "1%", 1]["status"] == "done"
     assert made(filled).keys() == before.keys()
     assert "1 of 2" in printed.out
 

@@ -714,9 +714,9 @@ def hashed_settings(section: Any, prefix: str = "") -> dict[str, Any]:
 
 def defaults() -> dict[str, Any]:
     """``hashed_settings`` of all sections with nothing set."""
-    settings: dict[str, Any] = {}
+    config, settings = Config(), {}
     for name in SECTIONS:
-        settings |= hashed_settings(getattr(Config(), name), name)
+        settings |= hashed_settings(getattr(config, name), name)
     return settings
 
 

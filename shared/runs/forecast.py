@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,8 +44,7 @@ from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
 from shared.training.schedule import schedule_of
-
-RunStage = Callable[[Config, Accelerator], object]
+from shared.training.stage import RunStage
 
 # SimCLRv2, table 1: depth and width of the networks, each without and with selective kernels
 PAPER = [
@@ -189,8 +188,23 @@ def _measure(
     seconds_per_step = batch * probe.seconds_per_image
     if 4 * seconds_per_step < seconds:
         steps = min(200, max(4, int(seconds / seconds_per_step)))
-        return _run_for(steps, batch, method, run, config, accelerator)
-    return Probe(batch, probe.seconds_per_image)
+        probe = _run_for(steps, batch, method, run, config, accelerator)
+    half = batch // 2 // unit * unit
+    if batch == full or not half:
+        return Probe(batch, probe.seconds_per_image)
+    smaller = _run_for(2, half, method, run, config, accelerator)
+    return Probe(batch, _in_full_batch(full, batch, probe, half, smaller))
+
+
+def _in_full_batch(full: int, batch: int, probe: Probe, half: int, smaller: Probe) -> float:
+    """Seconds per image in the recipe's batch, from those in a batch and in about half of it.
+
+    What a step takes besides its images, such as the update, is less per image in a full batch.
+    """
+    each = probe.seconds_per_image
+    one_more = (batch * each - half * smaller.seconds_per_image) / (batch - half)
+    one_more = min(max(one_more, each / 5), each)  # the clock trembles
+    return one_more + (each - one_more) * batch / full
 
 
 def _run_for(

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -40,8 +40,7 @@ from shared.runs.text import render
 from shared.runtime.artifacts import Result, read_meta, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.stop import Stopped
-
-RunStage = Callable[[Config, Accelerator], object]
+from shared.training.stage import RunStage
 
 
 @dataclass(frozen=True)
@@ -386,12 +385,12 @@ def require_made_so(job: Job) -> None:
     The stages say the same before they take an artifact for done; this needs no data.
     """
     settings = read_meta(job.path).get("settings", {})
-    sections = ["data", "augment", METHODS[job.method].section]
-    if job.method == "pretrain":
-        sections.append("model")
+    method = METHODS[job.method]
     expected: dict[str, Any] = {}
-    for section in sections:
+    for section in {key.partition(".")[0] for key in ("data", "augment", *method.depends)}:
         expected |= hashed_settings(getattr(job.config, section), section)
+    for option in (*method.independent, method.network):
+        expected.pop(option, None)  # the encoder may be that of another section
     for option, value in json.loads(json.dumps(expected)).items():
         if option in settings and settings[option] != value:
             raise UserError(

@@ -35,7 +35,11 @@ from shared.runtime.errors import CannotWriteError, UserError
 
 
 class HeadMeta(TypedDict):
-    """The projection head: number of layers, width of the hidden ones, width of the output."""
+    """The projection head: number of layers, width of the hidden ones, width of the output.
+
+    The hidden width is None where it is the encoder's or there is none. An imported classifier
+    without a head has no output width.
+    """
 
     layers: int
     width: int | None
@@ -73,7 +77,10 @@ class ClassifierNetwork(NetworkMeta):
 
 
 class LabelsMeta(TypedDict):
-    """The labels a classifier was made from: as the user gave them, their hash, their number."""
+    """The labels a classifier was made from: as the user gave them, their hash, their number.
+
+    An imported classifier has no hash.
+    """
 
     given: str
     hash: str | None
@@ -317,9 +324,9 @@ class StageFolder:
         changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
         if changed:
             first = sorted(changed, key=lambda key: key not in HASHES)  # other data, above all
-            key, more = first[0], first[1:]
+            key, others = first[0], first[1:]
             before, now = changed[key]
-            also = f" (also changed: {', '.join(more[:5])})" if more else ""
+            also = f" (also changed: {', '.join(others[:5])})" if others else ""
             raise UserError(
                 f"{self.path} was made with {key}={before}, now it is {now}{also};"
                 f"{HASHES.get(key, '')} redo it with --force {self.stage}"

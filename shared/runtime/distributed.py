@@ -67,8 +67,3 @@ def agree(flag: bool, number: int) -> tuple[bool, int]:
     dist.all_reduce(both, op=dist.ReduceOp.MAX)
     any_flag, negative = both.tolist()
     return bool(any_flag), -negative
-
-
-def barrier() -> None:
-    """Wait until every process has called this."""
-    agree(False, 0)  # nobody has the result before all have joined

@@ -22,7 +22,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from shared.config.schema import (
 )
 from shared.data.batches import Batch, Batches, Parts
 from shared.data.images import ImageSet, Splits
-from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, StageFolder
+from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, Result, StageFolder
 from shared.runtime.distributed import mean_over_processes
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import seed_torch
@@ -50,6 +50,8 @@ from shared.training.runlog import RunLog
 from shared.training.schedule import require_equal_shares, schedule_of
 
 B = TypeVar("B")
+# what runs one stage, as the pipeline hands it to a grid of runs
+RunStage = Callable[[Config, Accelerator], object]
 
 
 class Stage:
@@ -69,6 +71,8 @@ class Stage:
         optimizer: after ``prepare``.
         schedule: after ``prepare``: number of steps, and their learning rates.
         start: after ``prepare``: updates that an interrupted run has done.
+        step: within ``steps``: number of updates before this one.
+        learning_rate: within ``steps``: of this update.
 
     Raises:
         UserError: where the folder was made with other settings.
@@ -310,14 +314,14 @@ class Stage:
             The artifact folder.
         """
         metrics = evaluate(self.model, test, self.config.data, self.accelerator)
-        result: dict[str, Any] = {  # a `shared.runtime.artifacts.Result`
+        known = {
             "stage": self.method,
             "labels": self.config.label_set.tag,
             "n_labels": labels["number"],
             "seed": self.seed,
-            **metrics,
-            "seconds": round(self.seconds, 1),
         }
+        seconds = {"seconds": round(self.seconds, 1)}
+        result = cast(Result, {**known, **metrics, **seconds})
         meta = {"kind": "classifier", **network, "labels": labels, "result": result}
         return self.finish(meta, parent, metrics.get("top1"))
 

@@ -25,8 +25,8 @@ TINY = [
 ]
 
 
-def call(output, photos, *more) -> int:
-    return assess.main([*TINY, f"--data.train={photos}", f"--output={output}", *more])
+def call(output, photos, *options) -> int:
+    return assess.main([*TINY, f"--data.train={photos}", f"--output={output}", *options])
 
 
 def folder(output):

@@ -126,7 +126,7 @@ def assess(run: Path, labels: str = "1pct", seed: int = 0) -> Path:
         "validation": None,
         "knn": 0.97,
     }
-    told = {
+    assessment = {
         "about": {
             "labels": labels,
             "n_labels": 14,
@@ -195,7 +195,7 @@ def assess(run: Path, labels: str = "1pct", seed: int = 0) -> Path:
     }
     folder = run / f"assess-{labels}-seed{seed}"
     folder.mkdir()
-    (folder / "assess.json").write_text(json.dumps(told))
+    (folder / "assess.json").write_text(json.dumps(assessment))
     np.savez(folder / "assess.npz", **arrays)
     return folder
 

@@ -86,8 +86,8 @@ def test_range(capsys, key):
         message = refusal(capsys, f"--{key}={value}")
         assert f"{key} must be " in message
         assert RANGES[key][1] in message
-        shown = str(value).split(",")[-1].strip("[]")
-        assert shown in message.partition("got ")[2]
+        last = str(value).split(",")[-1].strip("[]")
+        assert last in message.partition("got ")[2]
 
 
 def test_head_layer_out_of_range(capsys):

@@ -114,3 +114,17 @@ def test_the_papers_networks_with_the_recipes_pretraining(monkeypatch):
         return float(text.splitlines()[-1].split()[3].replace(",", ""))
 
     assert days("--pretrain.memory=64") == pytest.approx(8 / 6 * days(), rel=1e-3)
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.5, 3.0])
+def test_what_a_step_takes_besides_its_images_is_less_in_a_full_batch(fixed):
+    """Two batches of cost ``fixed + 0.01 n`` tell that of the recipe's."""
+
+    def probe(batch: int) -> forecasting.Probe:
+        return forecasting.Probe(batch, (fixed + 0.01 * batch) / batch)
+
+    each = forecasting._in_full_batch(4096, 64, probe(64), 32, probe(32))
+    slope = max(0.01, probe(64).seconds_per_image / 5)  # the clock trembles: not less than a fifth
+    assert each == pytest.approx(slope + (probe(64).seconds_per_image - slope) * 64 / 4096)
+    if slope == 0.01:
+        assert each == pytest.approx(probe(4096).seconds_per_image)

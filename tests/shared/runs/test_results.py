@@ -143,7 +143,9 @@ def test_a_method_of_another_version_is_left_out(run, capsys):
 def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
     """Teachers given by path count too; what is gone, and notes of earlier versions, do not."""
 
-    def artifact(name: str, weights: str, parent: str | None = None, of: str = "", **more) -> None:
+    def artifact(
+        name: str, weights: str, parent: str | None = None, of: str = "", **changes
+    ) -> None:
         meta = {
             "kind": "classifier",
             "encoder": "x",
@@ -152,7 +154,7 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
             "settings": {"parent": of},
             "parent": parent,
             "stage": name,
-            **more,
+            **changes,
         }
         write_atomically(tmp_path / "run" / name / "meta.json", json.dumps(meta))
 

@@ -35,17 +35,17 @@ def test_interval_of_one():
 )
 def test_crossing(curve, level):
     shares = [2.0**k for k in range(len(curve))]
-    found = crossing(shares, curve, level)
+    share = crossing(shares, curve, level)
     best = np.maximum.accumulate(curve)
     if level > max(curve):
-        assert found == math.inf
+        assert share == math.inf
     elif level < curve[0]:
-        assert found == 0
+        assert share == 0
     else:
-        at = np.interp(math.log(found), np.log(shares), best)
+        at = np.interp(math.log(share), np.log(shares), best)
         assert at == pytest.approx(level, abs=1e-6)
         # the first such place: below it the curve is lower
-        assert np.interp(math.log(found) - 1e-3, np.log(shares), best) <= level + 1e-6
+        assert np.interp(math.log(share) - 1e-3, np.log(shares), best) <= level + 1e-6
 
 
 def test_crossing_is_linear_in_the_logarithm():
@@ -94,6 +94,6 @@ def test_summary(lines):
 def test_only_draws_that_both_rows_have_are_compared(lines):
     """Also where the row that is compared with lacks one."""
     lost = [x for x in lines if (x["row"], x["column"], x["seed"]) != ("a", "1%", 1)]
-    found = summarize(TOY, lost)["differences"][0]
-    assert (found["row"], found["n"]) == ("b_1", 2)
+    difference = summarize(TOY, lost)["differences"][0]
+    assert (difference["row"], difference["n"]) == ("b_1", 2)
     assert summarize(TOY, lost)["worth"][0]["n"] == 2
