@@ -2,7 +2,8 @@
 
 Loaded before CUDA's own libraries (``LD_PRELOAD``), it lets torch's CUDA build run its whole host
 code on a machine without a GPU. ``answers.c`` and ``structs.c`` hold the answers that say
-something; every other call that torch makes gets 0, which is "success".
+something; every other call that torch makes gets 0, which is "success". Seen to work with torch
+2.14 for CUDA 13; another version may need another answer.
 """
 
 import os
@@ -52,10 +53,11 @@ def build(folder: Path) -> Path:
 
 def environment(library: Path, gpus: int = 1) -> dict[str, str]:
     """The environment of a process that sees so many null GPUs."""
+    folders = [str(library.parent), os.environ.get("LD_LIBRARY_PATH", "")]
     return {
         **os.environ,
         "LD_PRELOAD": str(library),
-        "LD_LIBRARY_PATH": str(library.parent),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),
         "NULL_GPUS": str(gpus),
     }
 

@@ -51,6 +51,12 @@ DISTILL = [
     "--distill.labeled_weight=0.3",
     "--distill.teacher_view=clean",
 ]
+OTHER_WAYS = [
+    "--finetune.freeze_after_block=1",
+    "--linear.linear_init=class_means",
+    "--distill.images=labeled",
+    "--checkpoint_activations=true",
+]
 # all that an augmentation can do, and images that are not in [0, 1]
 AUGMENTED = [
     "--augment.crop_area=[0.5,1]",
@@ -110,7 +116,11 @@ CASES = {
         Command("predict", "stages.predict", PREDICTED),
         Command("page", "stages.page.__main__", ["{output}/pipeline"]),
     ],
+    "other_ways": pipeline("other_ways", *TINY, *FLOAT32, *OTHER_WAYS, strict=True),
     "photos": pipeline("photos", *PHOTOS, *BF16, strict=True),
+    "photos-micro_batch": pretrain(
+        "photos-micro_batch", *PHOTOS, "--pretrain.micro_batch=4", strict=True
+    ),
     "plan": pipeline("plan", *TINY, *BF16, "--plan"),
     **{name: pretrain(name, *options, strict=True) for name, options in PRETRAIN.items()},
     **{
@@ -176,6 +186,21 @@ def require_success(commands: list[Command], errors: dict[str, str], printed: st
     for command in commands:
         assert command.name in errors, f"{command.name} did not end:\n{printed[-3000:]}"
         assert not errors[command.name], errors[command.name]
+
+
+def test_a_wait_is_noticed_and_kernels_do_nothing(null_gpu):
+    """Else the tests below would prove nothing."""
+    script = (
+        "import torch; assert torch.cuda.get_device_name() == 'Null GPU'\n"
+        "ones = torch.zeros(3, device='cuda').fill_(1); assert ones.tolist() == [0, 0, 0]\n"
+        "torch.cuda.set_sync_debug_mode('error'); ones.sum().item()"
+    )
+    command, environment = [sys.executable, "-c", script], stub.environment(null_gpu)
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    last_line = process.stderr.splitlines()[-1]
+    assert last_line == "RuntimeError: called a synchronizing CUDA operation"
 
 
 @pytest.mark.parametrize(
