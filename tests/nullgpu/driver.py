@@ -1,10 +1,11 @@
 """Runs commands of the project on the null GPU, in one process: driver.py COMMANDS RESULTS.
 
 COMMANDS is a JSON file: a list of objects as the fields of ``Command``. RESULTS gets one JSON line
-per command, as soon as the command has ended.
+per command and process, as soon as the command has ended.
 
 Numbers on the null GPU mean nothing, so four things that read them are replaced: whether losses and
 weights are finite, what the processes gather of the test images, and the hash of frozen weights.
+NCCL's barrier waits for nobody here, so processes wait for one another by gloo.
 cuDNN's kernels cannot be answered for, so cuDNN is off and convolutions are matrix products.
 """
 
@@ -17,10 +18,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -160,7 +163,7 @@ def with_strict_steps(command: Command) -> None:
 def ignore_numbers() -> None:
     """Replace what reads numbers that no kernel has computed."""
     torch.backends.cudnn.enabled = False
-    stage.all = lambda finite: len(list(finite)) > 0
+    stage.all = lambda finite: len(list(finite)) > 0  # whether weights are; they are still read
     Stage.require_finite = lambda self, loss: loss()
     finetune.state_hash = lambda model: ""
     gather = Accelerator.gather
@@ -172,10 +175,18 @@ def ignore_numbers() -> None:
     Accelerator.gather = gather_zeros
 
 
+def wait_by_gloo() -> None:
+    """Let ``Accelerator.wait_for_everyone`` wait for every process."""
+    group = cache(lambda: dist.new_group(backend="gloo"))
+    Accelerator.wait_for_everyone = lambda self: dist.barrier(group())
+
+
 def main() -> int:
     commands, results = Path(sys.argv[1]), Path(sys.argv[2])
     assert torch.cuda.get_device_name() == "Null GPU"
     ignore_numbers()
+    if "RANK" in os.environ:
+        wait_by_gloo()
     for fields in json.loads(commands.read_text()):
         command, error = Command(**fields), ""
         print(f"--- {command.name}", flush=True)
@@ -183,12 +194,10 @@ def main() -> int:
             run(command)
         except BaseException:
             error = traceback.format_exc(limit=-8)
-        if int(os.environ.get("RANK", 0)) == 0:
-            with results.open("a") as file:
-                file.write(json.dumps({"name": command.name, "error": error}) + "\n")
+        with results.open("a") as file:
+            file.write(json.dumps({"name": command.name, "error": error}) + "\n")
         if error and "RANK" in os.environ:
-            print(error, file=sys.stderr)
-            return 1
+            return 1  # the launcher ends the other processes
     return 0
 
 
