@@ -22,6 +22,7 @@ from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, method_of
 from shared.config.schema import Config
 from shared.data.augment import augmentation_for
+from shared.data.image_ops import upload
 from shared.data.images import UNLABELED, Splits
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data
@@ -109,13 +110,14 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         with torch.inference_mode(), accelerator.autocast():
             plain = batch.images if batch.clean is None else batch.clean
             teacher_logits = teacher(plain)  # (b, classes)
-        extra = next(labeled, None)
-        inputs = batch.images if extra is None else torch.cat([batch.images, extra.images])
+        inputs, extra, target = batch.images, next(labeled, None), None
+        if extra is not None:
+            target = upload(targets[extra.ids], inputs.device)  # (labeled,)
+            inputs = torch.cat([inputs, extra.images])
         logits = net(inputs)  # (b or b + labeled, classes)
         student_logits, labeled_logits = logits.tensor_split([len(batch.images)])
         loss = distillation_loss(student_logits, teacher_logits, temperature)
-        if extra is not None:
-            target = targets[extra.ids].to(loss.device)
+        if target is not None:
             hard = F.cross_entropy(labeled_logits, target)
             loss = (1 - cfg.labeled_weight) * loss + cfg.labeled_weight * hard
         loss_value = read_later(loss)

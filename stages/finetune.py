@@ -31,6 +31,7 @@ from shared.config.methods import method_of
 from shared.config.schema import Config, Finetune, hashed_settings
 from shared.data.augment import augmentation_for
 from shared.data.batches import plain_batches
+from shared.data.image_ops import upload
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.labels import Labels, draw_labels, write_labels
 from shared.data.sources import open_data
@@ -117,8 +118,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
 
     net.train(cfg.batch_norm == "batch")
     for _, batch in stage.steps(batches):
+        target = upload(targets[batch.ids], batch.images.device)  # (b,)
         logits = net(batch.images)  # (b, classes)
-        target = targets[batch.ids].to(logits.device)  # (b,)
         loss = F.cross_entropy(logits, target)
         loss_value = read_later(loss)
         accelerator.backward(loss)

@@ -206,7 +206,7 @@ class Batches:
     def _crop_in_memory(self, step: int, rows: slice | None = None) -> tuple[Tensor, list[Tensor]]:
         assert self._pixels is not None
         ids = torch.from_numpy(self.chosen(step, rows))
-        pixels = self._pixels[ids.to(self.device)]  # (b, 3, H, W) uint8
+        pixels = self._pixels[image_ops.upload(ids, self.device)]  # (b, 3, H, W) uint8
         crops = []
         for view in range(self.views if self.augmentation else 0):
             assert self.augmentation is not None
@@ -335,7 +335,8 @@ def normalize(images: Tensor, data: Data) -> Tensor:
     images = images if images.is_floating_point() else images.float().div_(255)
     if data.mean == (0, 0, 0) and data.std == (1, 1, 1):
         return images
-    mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
+    mean_and_std = torch.tensor([data.mean, data.std], dtype=images.dtype)
+    mean, std = image_ops.upload(mean_and_std, images.device).view(2, 3, 1, 1)
     return (images - mean) / std
 
 

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 
 from shared.config import command
 from shared.config.schema import Config
@@ -39,6 +41,44 @@ def test_freed_memory_is_used_again():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1000  # else 16,384 each time
+
+
+@pytest.fixture
+def switches():
+    """What torch was told about float32 and cuDNN's choice of kernels, as before afterwards."""
+    places = [
+        (torch.backends.cudnn, "benchmark"),
+        (torch.backends.cudnn, "allow_tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32"),
+    ]
+    before = [getattr(*place) for place in places]
+    yield lambda: [getattr(*place) for place in places]
+    for place, value in zip(places, before, strict=True):
+        setattr(*place, value)
+
+
+def test_without_mixed_precision_a_gpu_computes_in_float32(switches):
+    """No GPU is needed to set the switches; torch warns of none, and its own contexts work."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    command.set_up_gpu("bf16")
+    assert switches() == [True, True, True]
+    command.set_up_gpu("no")
+    assert switches() == [True, False, False]
+    with torch.backends.cudnn.flags(enabled=False):
+        pass
+    assert switches() == [True, False, False]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_command_sets_up_its_gpu(device, precision, monkeypatch):
+    precisions = []
+    accelerator = MagicMock(mixed_precision=precision, device=torch.device(device))
+    monkeypatch.setattr(command, "Accelerator", lambda **_: accelerator)
+    monkeypatch.setattr(command, "set_up_gpu", precisions.append)
+    monkeypatch.setattr(command.StopRequest, "listen", lambda: None)
+    assert command.run_command(lambda *_: None, Config(precision=precision)) == 0
+    assert precisions == ([precision] if device == "cuda" else [])
 
 
 # ------------------------------------------------------------- what accelerate's launcher is told
