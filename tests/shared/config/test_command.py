@@ -73,7 +73,7 @@ def test_without_mixed_precision_a_gpu_computes_in_float32(switches):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_command_sets_up_its_gpu(device, precision, monkeypatch):
     precisions = []
-    accelerator = MagicMock(mixed_precision=precision, device=torch.device(device))
+    accelerator = MagicMock(mixed_precision=precision, device=torch.device(device), num_processes=1)
     monkeypatch.setattr(command, "Accelerator", lambda **_: accelerator)
     monkeypatch.setattr(command, "set_up_gpu", precisions.append)
     monkeypatch.setattr(command.StopRequest, "listen", lambda: None)
