@@ -94,9 +94,10 @@ def require_shared_folder(folder: Path, accelerator: Accelerator, patience: floa
     deadline = time.monotonic() + patience
     while not (seen := token.exists()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    missed, _ = agree(not seen, 0)
+    accelerator.wait_for_everyone()  # all have looked
     if accelerator.is_main_process:
         token.unlink(missing_ok=True)
+    missed, _ = agree(not seen, 0)
     if missed:
         raise UserError(
             f"not every process sees {folder}: all processes write and read it; give an --output on"

@@ -351,6 +351,12 @@ class Pretrain(Training):
             "false with pretrain.loss=nt_xent, which weighs all negatives",
         )
         _require(
+            size > 1 or memory > 0,
+            "pretrain.batch_size",
+            size,
+            "2 or more without pretrain.memory, because one image has no negatives",
+        )
+        _require(
             memory > 0 or self.negatives != "memory",
             "pretrain.memory",
             memory,

@@ -144,6 +144,7 @@ def test_a_bad_setting_is_named(name, value):
             "pretrain.memory must be 0 with pretrain.loss=nt_logistic: the memory is for nt_xent",
         ),
         (["--pretrain.loss=triplet"], "pretrain.loss must be one of"),
+        (["--pretrain.batch_size=1"], "pretrain.batch_size must be 2 or more without pretrain.mem"),
     ],
 )
 def test_impossible_options_are_named(arguments, message, capsys):
