@@ -77,7 +77,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     network = network_meta(config.model, config.data)
     model = build_contrastive(network, config.model.pretrained)
     to_device(model, config, accelerator)
-    parts = cfg.batch_size // (cfg.micro_batch or cfg.batch_size)
+    parts = cfg.batch_size // cfg.images_at_once
     if parts > 1:
         stretch_memory(model, parts)
     memory, state = None, None
@@ -85,7 +85,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
         memory = Memory(model, cfg.memory, config.model.head_out, cfg.memory_momentum)
         state = nn.ModuleDict({"model": model, "memory": memory})
     net = stage.prepare(model, len(images), state=state)
-    batches = stage.batches(images, np.arange(len(images)), config.augment, views=2)
+    batches = stage.batches(images, np.arange(len(images)), config.augment, views=cfg.views)
     negatives, chance = without_learning(cfg)
     accelerator.print(
         f"{method}: {len(images):,} images, {stage.schedule.steps:,} steps of"

@@ -75,7 +75,8 @@ class Stage:
         learning_rate: within ``steps``: of this update.
 
     Raises:
-        UserError: where the folder was made with other settings.
+        UserError: where the folder was made with other settings, or the processes cannot share a
+            batch that is still to be trained on.
     """
 
     optimizer: torch.optim.Optimizer
@@ -90,7 +91,6 @@ class Stage:
     ):
         self.config, self.accelerator, self.method, self.seed = config, accelerator, method, seed
         self.training: Training = config.training_of(method)
-        require_equal_shares(self.training, accelerator.num_processes)
         everything = {
             "stage": method,
             **hashed_settings(config.data, "data"),
@@ -110,6 +110,8 @@ class Stage:
         self.path, self.done = self.folder.path, self.folder.done
         if self.done:
             accelerator.print(f"{method}: already done, {self.path}")
+        else:  # any number of processes may read what is done
+            require_equal_shares(self.training, accelerator.num_processes)
 
     def seed_initial_weights(self) -> None:
         """Make the weights that are drawn next a function of the seed and the method."""

@@ -1,12 +1,16 @@
 """Stage 1: its losses as options, batches in parts, what it warns of and where it stops."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
 
+from shared.config.command_line import load_config
 from shared.config.schema import Config, Data, Pretrain
+from shared.runtime.errors import UserError
 from stages import pretrain
-from tests.support.toy_run import call, run_pretrain
+from tests.support.toy_run import TINY, call, run_pretrain
 
 
 def test_pretraining_on_what_is_hardly_meant_says_so():
@@ -61,3 +65,22 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, capsys):
     assert "the loss is nan at step" in message
     assert "learning rate" in message
     assert ".safetensors" in message  # the last good checkpoint
+
+
+def test_what_is_done_is_read_by_any_number_of_processes(tmp_path):
+    """Only a batch that is still to be trained on must divide."""
+    arguments = [*TINY, f"--output={tmp_path}"]
+    config, _ = load_config(arguments, "", "")
+    three = SimpleNamespace(
+        num_processes=3,
+        process_index=0,
+        is_main_process=True,
+        is_local_main_process=True,
+        mixed_precision="no",
+        print=print,
+    )
+    with pytest.raises(UserError, match=r"pretrain.batch_size=32 must be a multiple of the 3 pro"):
+        pretrain.run(config, three)
+    assert not (tmp_path / "digits").exists()
+    assert pretrain.main(arguments) == 0
+    assert pretrain.run(config, three) == tmp_path / "digits/pretrain"

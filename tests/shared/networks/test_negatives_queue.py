@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +37,7 @@ from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.schedule import schedule_of
 from shared.training.stage import Stage
 from stages import pretrain
+from tests.support.gloo import join
 
 BOTH, ALONE = "batch+memory", "memory"
 TINY = [
@@ -504,21 +503,7 @@ def stage_in_float32(output, mode, accelerator):
 
 
 def work(rank, processes, folder):
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": "0",
-    }
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=processes,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, processes, folder)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     assert accelerator.num_processes == processes
     pretrain.Memory = Recorder

@@ -1,7 +1,5 @@
 """Batches that pass in parts, through the functions of pretraining."""
 
-import os
-from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -20,6 +18,7 @@ from shared.runtime import distributed
 from shared.runtime.randomness import seed_torch
 from shared.training.gradient_cache import backward_in_parts, in_order
 from stages import pretrain
+from tests.support.gloo import join
 from tests.support.toy_run import run_pretrain
 
 B_ALL, K, D = 12, 24, 5
@@ -143,21 +142,7 @@ STAGE = ["--pretrain.micro_batch=8", "--pretrain.loss=nt_logistic", "--pretrain.
 
 
 def work(rank, processes, folder):
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": "0",
-    }
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=processes,
-        timeout=timedelta(seconds=60),
-    )
+    join(rank, processes, folder)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     b = B_ALL // processes
     own = views()[:, distributed.rank() * b : (distributed.rank() + 1) * b]
