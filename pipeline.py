@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from shared.config.command_line import load_config
 from shared.config.methods import METHODS
 from shared.config.schema import Config
+from shared.runs.table import load_table
+from shared.runtime.errors import UserError, exit_code_2
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,6 +92,16 @@ def train(
         print(f"as a page with pictures: python -m stages.page {config.folder}")
 
 
+def refuse_missing_files(config: Config) -> None:
+    """UserError where the table or the file of labels cannot be read."""
+    file = config.label_set.file
+    if config.table:
+        load_table(config.table)
+    elif file and not file.is_file():
+        raise UserError(f"cannot read the label file {file}: there is no such file")
+
+
+@exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline from a command line."""
     purpose = (
@@ -97,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         " already done is not done again."
     )
     config, flags = load_config(argv, "pipeline.py", purpose, ())
+    refuse_missing_files(config)
     from shared.config.command import run_command  # imports torch
 
     return run_command(partial(run, flags=flags), config)

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.laps import Laps, PeakMemory
-from shared.config.command import hardware_precision, keep_freed_memory
+from shared.config.command import device_type, hardware_precision, keep_freed_memory
 from shared.config.command_line import load_config
 from shared.config.schema import RECIPES, Config
 from shared.data import augment, image_ops
@@ -92,8 +92,9 @@ def read(argv: list[str]) -> Config:
 
 def accelerator(precision: str | None = None) -> Accelerator:
     """As the commands make it."""
-    cpu = not torch.accelerator.is_available()
-    return Accelerator(cpu=cpu, mixed_precision=precision or hardware_precision())
+    device = device_type()
+    mixed_precision = precision or hardware_precision(device)
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
 
 
 # ---------------------------------------------------------------------------------- whole steps

@@ -1,6 +1,7 @@
 """What every command does around its stage: one Accelerator, signals, errors."""
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -10,29 +11,57 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.utils import set_seed
+from accelerate import Accelerator
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    get_int_from_env,
+    is_torch_xla_available,
+    parse_flag_from_env,
+    set_seed,
+)
 
 from shared.config.schema import Config
-from shared.runtime.distributed import agree
+from shared.runtime.artifacts import write_atomically
+from shared.runtime.distributed import PATIENCE, agree, fails_first, lost_contact, rank
 from shared.runtime.errors import UserError
 from shared.runtime.stop import Stopped, StopRequest
 
-NO_SHARDING = (
-    "accelerate is configured for {}, but artifacts are written from whole models; choose a"
-    " configuration without it, and --checkpoint_activations=true or --pretrain.micro_batch where"
-    " memory is short (docs/large.md)"
-)
+
+def device_type() -> str:
+    """``cuda`` (NVIDIA's GPUs, and AMD's) or ``cpu``: where the stages train.
+
+    ``accelerate launch --cpu`` chooses the CPU. So do machines whose accelerator is another one,
+    such as Apple's: nobody has tried the stages there.
+
+    Raises:
+        UserError: where accelerate is told to take another device, or one that is not there.
+    """
+    if is_torch_xla_available():
+        raise UserError(
+            "torch_xla is installed, with which accelerate trains on a TPU, but training is on"
+            " NVIDIA's and AMD's GPUs and on CPUs; use an environment without torch_xla"
+        )
+    wish = os.environ.get("ACCELERATE_TORCH_DEVICE", "").split(":")[0]
+    there = torch.cuda.is_available()
+    if wish not in ("", "cpu", "cuda") or (wish == "cuda" and not there):
+        trained_on = "cuda or cpu" if there else "cpu, as torch finds no GPU for cuda"
+        raise UserError(
+            f"accelerate is configured for the device {wish}, but training here is on {trained_on};"
+            " leave ACCELERATE_TORCH_DEVICE out, or give accelerate launch --cpu"
+        )
+    if wish == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return "cpu"
+    return "cuda" if there else "cpu"
 
 
-def hardware_precision() -> str:
+def hardware_precision(device: str) -> str:
     """``bf16`` where matrix products in bf16 are fast (recent GPUs, CPUs with AMX), else ``no``."""
-    if torch.cuda.is_available():
+    if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
 
 
-def precision_of(config: Config) -> str:
+def precision_of(config: Config, device: str) -> str:
     """``bf16`` or ``no``, from ``--precision`` and from what accelerate's launcher was told.
 
     ``accelerate launch`` sets ``no`` where nobody asked for anything, so this value leaves the
@@ -53,33 +82,47 @@ def precision_of(config: Config) -> str:
         )
     if launcher == "bf16":
         return "bf16"
-    return hardware_precision() if config.precision == "auto" else config.precision
+    return hardware_precision(device) if config.precision == "auto" else config.precision
 
 
 def refuse_launcher_settings() -> None:
     """UserError where accelerate's launcher asks for what the stages do not do."""
-    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    environ = os.environ
+    # the launcher of one process sets USE_CPU; asked for more, it sets an address and starts one
+    if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environ.keys() and not (
+        {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"} & environ.keys()
+    ):
+        raise UserError(
+            "accelerate launch was asked for several processes, but without several GPUs it starts"
+            " one; give  torchrun --nproc_per_node 2 -- pipeline.py ...  or --num_processes 1"
+        )
+    steps = environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps not in ("1", "auto"):
         raise UserError(
             f"accelerate is configured for {steps} gradient accumulation steps, but a contrastive"
             " loss needs the batch as one; leave it out, and give --pretrain.micro_batch where"
             " memory is short (docs/large.md)"
         )
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    backend = environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":
         raise UserError(
             f"accelerate is configured for the dynamo backend {backend}; leave it out, and give"
             " --compile true"
         )
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise UserError(NO_SHARDING.format(name))
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise UserError(
+                f"accelerate is configured for {name}, but artifacts are written from whole models;"
+                " choose a configuration without it, and --checkpoint_activations=true or"
+                " --pretrain.micro_batch where memory is short (docs/large.md)"
+            )
 
 
-def require_shared_folder(folder: Path, accelerator: Accelerator, patience: float = 10.0) -> None:
+def require_shared_folder(folder: Path, accelerator: Accelerator, patience: float = 5.0) -> None:
     """UserError where not every process sees the folder that the main process writes to.
 
     The stages hand over through folders, so the processes of several machines need one file system.
+    Nothing stays in the folder, nor the folder if it is new.
 
     Args:
         folder: of all runs; the main process makes it.
@@ -87,29 +130,26 @@ def require_shared_folder(folder: Path, accelerator: Accelerator, patience: floa
         patience: seconds until a new file must be seen; network file systems take a moment.
     """
     token = folder / ".seen-by-all-processes"
+    token.unlink(missing_ok=True)  # of a run that was killed
+    accelerator.wait_for_everyone()
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        token.touch()
+        write_atomically(token, "")
     accelerator.wait_for_everyone()
     deadline = time.monotonic() + patience
     while not (seen := token.exists()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    accelerator.wait_for_everyone()  # all have looked
+    missed, _ = agree(not seen, 0)  # all have looked
     if accelerator.is_main_process:
         token.unlink(missing_ok=True)
-    missed, _ = agree(not seen, 0)
+        for path in new_folders:
+            with suppress(OSError):  # others write there as well
+                path.rmdir()
     if missed:
         raise UserError(
             f"not every process sees {folder}: all processes write and read it; give an --output on"
             " a file system that all machines share"
         )
-
-
-def refuse_sharding(accelerator: Accelerator) -> None:
-    """UserError where accelerate's own configuration asks to shard the model."""
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UserError(NO_SHARDING.format(kind.value))
 
 
 def set_up_gpu(precision: str) -> None:
@@ -141,8 +181,54 @@ def keep_freed_memory() -> None:
         mallopt(arena_max, 1)  # the thread that makes batches would give back its own
 
 
+def start(config: Config) -> Accelerator:
+    """The one Accelerator of this process, with all processes met and the machine set up.
+
+    Raises:
+        UserError: where the launcher's settings or this machine do not do.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    refuse_launcher_settings()
+    device = device_type()
+    precision = precision_of(config, device)
+    try:
+        accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=precision,
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=config.folder,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except (ImportError, NotImplementedError, ValueError) as error:
+        raise UserError(f"accelerate cannot start: {' '.join(str(error).split())}") from error
+    StopRequest.listen()
+    if accelerator.num_processes > 1:
+        require_shared_folder(Path(config.output), accelerator)
+        if accelerator.is_main_process:
+            processes = accelerator.num_processes
+            machines = math.ceil(processes / get_int_from_env(["LOCAL_WORLD_SIZE"], processes))
+            print(
+                f"{processes} processes on {machines} machine{'s' * (machines > 1)}, {device}; all"
+                f" of them see the folder {config.output}"
+            )
+    if accelerator.is_main_process and device == "cpu" and torch.accelerator.is_available():
+        other = torch.accelerator.current_accelerator()
+        if other and other.type != "cuda":
+            print(f"training is on the CPU: the stages have not been tried on {other.type} devices")
+    if device == "cpu":
+        keep_freed_memory()
+    else:
+        set_up_gpu(precision)
+    accelerator.init_trackers(config.run)
+    set_seed(config.seed)
+    return accelerator
+
+
 def run_command(stages: Callable[[Config, Accelerator], object], config: Config) -> int:
     """Make the one Accelerator, run the stages, report errors.
+
+    Of several processes the first that fails tells why; the others, which lose it, leave quietly.
 
     Args:
         stages: does the work.
@@ -150,37 +236,30 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
 
     Returns:
         The exit code: 0; 2 after bad input, with one line on standard error; 128 + the number of a
-        signal that asked the run to stop, after saving.
+        signal that asked the run to stop, after saving; 1 where another process was lost.
     """
-    main_process = int(os.environ.get("RANK", 0)) == 0
     try:
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        refuse_launcher_settings()
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # else processes on CPU would not meet
-            mixed_precision=precision_of(config),
-            log_with=None if config.tracker == "none" else config.tracker,
-            project_dir=config.folder,
-        )
-        refuse_sharding(accelerator)
-        if accelerator.num_processes > 1:
-            require_shared_folder(Path(config.output), accelerator)
-        if accelerator.device.type == "cpu":
-            keep_freed_memory()
-        elif accelerator.device.type == "cuda":
-            set_up_gpu(accelerator.mixed_precision)
-        accelerator.init_trackers(config.run)
-        StopRequest.listen()
-        set_seed(config.seed)
+        accelerator = start(config)
         stages(config, accelerator)
         accelerator.end_training()
     except UserError as error:
-        who = "" if main_process else f"process {os.environ['RANK']}: "
-        print(f"error: {who}{error}", file=sys.stderr)
+        if fails_first():
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        if main_process:
+        if rank() == 0:
             print(stopped.args[0], file=sys.stderr)
         return 128 + (StopRequest.received or signal.SIGTERM)
+    except Exception as error:
+        if not fails_first():
+            return 1
+        if not lost_contact(error):
+            raise
+        reason = str(error).strip().splitlines()[-1]
+        print(
+            f"error: process {rank()} lost another process ({reason}); run the same command again"
+            " to go on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     return 0

@@ -15,7 +15,7 @@ import yaml
 from shared.config.methods import FORCEABLE, made_by
 from shared.config.optimizers import OPTIMIZERS
 from shared.config.schema import RECIPES, SECTIONS, Config, dump
-from shared.runtime.errors import UserError
+from shared.runtime.errors import UserError, refuse
 
 # What an error message calls the types.
 TYPES = {
@@ -54,8 +54,7 @@ class _Parser(jsonargparse.ArgumentParser):
             text = f"the recipe is not YAML of the form 'labels: 1pct': {text}"
         if not self.exit_on_error:
             raise ValueError(text)
-        sys.stderr.write(f"error: {text} (see --help)\n")
-        raise SystemExit(2)
+        raise SystemExit(refuse(f"{text} (see --help)"))
 
 
 def _similar(name: str, actions: Sequence[Any]) -> list[str]:

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.runtime.errors import UserError
+
 ALLOWED = "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv file"
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)pct")
 _PER_CLASS = re.compile(r"(\d+)perclass")
@@ -35,10 +37,13 @@ class LabelSet:
         """Read a value of ``--labels``.
 
         Raises:
-            ValueError: where it is none of ``ALLOWED``.
+            ValueError: where it is none of ``ALLOWED``, or a number is out of range.
         """
         if match := _SHARE.fullmatch(text):
-            return cls(text, text, share=float(match[1]) / 100)
+            share = float(match[1]) / 100
+            if not 0 < share <= 1:
+                raise UserError(f"labels={text}: the share must be above 0 and at most 100pct")
+            return cls(text, text, share=share)
         if match := _PER_CLASS.fullmatch(text):
             return cls(text, text, per_class=int(match[1]))
         if _FILE.fullmatch(text):

@@ -126,8 +126,6 @@ def _proportional(available: np.ndarray, labels: LabelSet, rng: np.random.Genera
     """How many images of each class (C,) make up the share, where ``available`` (C,) are there."""
     share, classes = labels.share or 0.0, len(available)
     total = round(share * available.sum())
-    if not 0 < share <= 1:
-        raise UserError(f"labels={labels.text}: the share must be above 0 and at most 100pct")
     if total < classes:
         least = math.ceil(1e4 * classes / available.sum()) / 100
         raise UserError(

@@ -1,13 +1,26 @@
 """What processes tell one another; every function also works without a process group.
 
-Only this file and `shared.networks.batchnorm` talk to torch.distributed. All functions but `rank`
-and `world_size` are collective: every process has to call them, in the same order.
+Only this file and `shared.networks.batchnorm` talk to torch.distributed. All functions but `rank`,
+`world_size`, `fails_first` and `lost_contact` are collective: every process has to call them, in
+the same order.
 """
+
+import os
+import re
+import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+# How long processes wait for one another. The main process works alone while it assesses, writes
+# or makes pages, and machines download their data at their own speed. torch's 10 minutes (nccl) and
+# 30 (gloo) would end such a run. A process that has died is noticed at once all the same: its
+# connections close, and its launcher ends the others.
+PATIENCE = timedelta(hours=6)
+_LOST = re.compile("gloo|nccl|connection (closed|reset|refused)|broken pipe", re.I)
 
 
 def world_size() -> int:
@@ -67,3 +80,41 @@ def agree(flag: bool, number: int) -> tuple[bool, int]:
     dist.all_reduce(both, op=dist.ReduceOp.MAX)
     any_flag, negative = both.tolist()
     return bool(any_flag), -negative
+
+
+def fails_first(others_begin: float = 1.0) -> bool:
+    """Whether this process is the first that fails, so that all together tell of an error once.
+
+    The processes count in the store where they met. Where it cannot be reached, each is the first.
+
+    Args:
+        others_begin: seconds by which the processes after number 0 hold back, so that it tells
+            what all of them meet.
+    """
+    if not _launched_together():
+        return True
+    key = f"few-labels/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    held_back = others_begin if int(os.environ.get("RANK", "0")) > 0 else 0.0
+    deadline = time.monotonic() + held_back
+    try:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            *place, is_master=False, timeout=timedelta(seconds=5)
+        )
+        while store.add(key, 0) == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return store.add(key, 1) == 1
+    except (KeyError, RuntimeError):
+        return True
+
+
+def lost_contact(error: Exception) -> bool:
+    """Whether the error says that another process cannot be reached, and so is no defect here."""
+    if not (_launched_together() and isinstance(error, RuntimeError)):
+        return False
+    return isinstance(error, dist.DistError) or _LOST.search(str(error)) is not None
+
+
+def _launched_together() -> bool:
+    """Whether a launcher started several processes; they need not have met yet."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

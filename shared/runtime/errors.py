@@ -1,12 +1,15 @@
 """The one exception that is a message to the user rather than a defect of ours."""
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
+SPOKEN_WITHIN = 5.0  # seconds between the start of a machine's last process and its first
 
 
 class UserError(ValueError):
@@ -19,6 +22,20 @@ class UserError(ValueError):
 
 class CannotWriteError(UserError):
     """The disk is full or not writable: whatever else a grid of runs would do meets it too."""
+
+
+def refuse(message: str) -> int:
+    """Print an error that all processes of a machine meet, once; exit code 2.
+
+    A command line is refused before the processes know one another, so the first of each machine
+    speaks. The others wait: a launcher ends all of them as soon as one has left, and that must not
+    be before the line is printed.
+    """
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(f"error: {message}", file=sys.stderr)
+    else:
+        time.sleep(SPOKEN_WITHIN)
+    return 2
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -37,7 +54,6 @@ def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            return refuse(str(error))
 
     return guarded

@@ -248,7 +248,7 @@ def pretraining_views(run: Run, count: int) -> tuple[np.ndarray, np.ndarray, np.
         np.arange(len(images)),
         data,
         run.config.augment,
-        Accelerator(cpu=not torch.accelerator.is_available()),
+        Accelerator(cpu=not torch.cuda.is_available()),
         seed=run.config.pretrain.seed,
         stage="pretrain",
         batch_size=min(count, len(images)),

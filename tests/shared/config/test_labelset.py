@@ -35,6 +35,12 @@ def test_what_is_no_label_set(bad):
     assert repr(bad) in str(error.value)
 
 
+@pytest.mark.parametrize("bad", ["0pct", "0.0pct", "100.1pct", "200pct"])
+def test_a_share_out_of_range(bad):
+    with pytest.raises(ValueError, match=f"labels={bad}: the share must be above 0 and at most"):
+        LabelSet.parse(bad)
+
+
 @pytest.mark.parametrize("given", ["1pct", "4perclass", "photos/my-labels-seed3.csv"])
 @pytest.mark.parametrize("stage", ["finetune", "supervised-student", "assess"])
 def test_folders_there_and_back(given, stage):
