@@ -1,8 +1,7 @@
-"""Sharded training: what works of it, and that the commands refuse it (docs/large.md says why)."""
+"""Sharded training: what works of it; the commands refuse it (docs/large.md says why)."""
 
 import os
 from datetime import timedelta
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +9,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 
-from shared.config import command
-from shared.config.command_line import load_config
 from shared.networks.batchnorm import synchronize
 from shared.networks.encoders import create_encoder
 from shared.networks.heads import ContrastiveModel, ProjectionHead
@@ -89,12 +86,3 @@ def test_lars_global_batch_norm_and_negatives_when_sharded(tmp_path):
     for number in range(PROCESSES):
         state = torch.load(tmp_path / f"{number}.pt")
         torch.testing.assert_close(state, dict(alone.state_dict()), rtol=1e-8, atol=1e-8)
-
-
-def test_the_commands_refuse_sharding(tmp_path, monkeypatch, capsys):
-    sharded = SimpleNamespace(distributed_type=DistributedType.FSDP)
-    monkeypatch.setattr(command, "Accelerator", lambda **_: sharded)
-    config, _ = load_config([f"--output={tmp_path}"], "x", "")
-    code = command.run_command(lambda *_: None, config)
-    assert code == 2
-    assert capsys.readouterr().err.startswith("error: accelerate is configured for FSDP, but")

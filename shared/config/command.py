@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,14 @@ from accelerate.utils import (
 
 from shared.config.schema import Config
 from shared.runtime.artifacts import write_atomically
-from shared.runtime.distributed import PATIENCE, agree, fails_first, lost_contact, rank
+from shared.runtime.distributed import (
+    PATIENCE,
+    agree,
+    fails_first,
+    lost_contact,
+    rank,
+    word_of_main,
+)
 from shared.runtime.errors import UserError
 from shared.runtime.stop import Stopped, StopRequest
 
@@ -129,9 +137,8 @@ def require_shared_folder(folder: Path, accelerator: Accelerator, patience: floa
         accelerator: of this process. All processes must call this.
         patience: seconds until a new file must be seen; network file systems take a moment.
     """
-    token = folder / ".seen-by-all-processes"
-    token.unlink(missing_ok=True)  # of a run that was killed
-    accelerator.wait_for_everyone()
+    # a new name: network file systems remember for half a minute that an old one was absent
+    token = folder / word_of_main(f".seen-by-all-processes-{uuid.uuid4().hex}")
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     if accelerator.is_main_process:
         write_atomically(token, "")

@@ -5,6 +5,7 @@ Only this file and `shared.networks.batchnorm` talk to torch.distributed. All fu
 the same order.
 """
 
+import itertools
 import os
 import re
 import time
@@ -14,12 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 # How long processes wait for one another. The main process works alone while it assesses, writes
 # or makes pages, and machines download their data at their own speed. torch's 10 minutes (nccl) and
 # 30 (gloo) would end such a run. A process that has died is noticed at once all the same: its
 # connections close, and its launcher ends the others.
 PATIENCE = timedelta(hours=6)
+_words = itertools.count()  # how often `word_of_main` was called
 _LOST = re.compile("gloo|nccl|connection (closed|reset|refused)|broken pipe", re.I)
 
 
@@ -82,6 +85,15 @@ def agree(flag: bool, number: int) -> tuple[bool, int]:
     return bool(any_flag), -negative
 
 
+def word_of_main(word: str) -> str:
+    """The main process's word, the same everywhere; all processes must have met."""
+    key, store = f"word/{next(_words)}", _store()
+    store.set_timeout(PATIENCE)
+    if rank() == 0:
+        store.set(key, word)
+    return store.get(key).decode()
+
+
 def fails_first(others_begin: float = 1.0) -> bool:
     """Whether this process is the first that fails, so that all together tell of an error once.
 
@@ -93,17 +105,13 @@ def fails_first(others_begin: float = 1.0) -> bool:
     """
     if not _launched_together():
         return True
-    key = f"few-labels/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     held_back = others_begin if int(os.environ.get("RANK", "0")) > 0 else 0.0
     deadline = time.monotonic() + held_back
     try:
-        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            *place, is_master=False, timeout=timedelta(seconds=5)
-        )
-        while store.add(key, 0) == 0 and time.monotonic() < deadline:
+        store = _store()
+        while store.add("failed", 0) == 0 and time.monotonic() < deadline:
             time.sleep(0.02)
-        return store.add(key, 1) == 1
+        return store.add("failed", 1) == 1
     except (KeyError, RuntimeError):
         return True
 
@@ -118,3 +126,11 @@ def lost_contact(error: Exception) -> bool:
 def _launched_together() -> bool:
     """Whether a launcher started several processes; they need not have met yet."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _store() -> PrefixStore:
+    """Where the launched processes meet, also before and after they are a group."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+    # a launcher that starts its processes anew keeps the store
+    return PrefixStore(f"few-labels/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
