@@ -2,6 +2,7 @@
 
 import pytest
 
+from shared.runtime import errors
 from shared.runtime.errors import CannotWriteError, CommandParser, UserError, exit_code_2
 
 
@@ -11,6 +12,18 @@ def main(error: Exception | None, code: int = 0) -> int:
     if error:
         raise error
     return code
+
+
+@pytest.mark.parametrize(("local_rank", "speaks"), [(None, True), ("0", True), ("1", False)])
+def test_the_first_process_of_a_machine_speaks(local_rank, speaks, monkeypatch, capsys):
+    waits = []
+    monkeypatch.setattr(errors.time, "sleep", waits.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert main(UserError("no such folder: x")) == 2
+    assert capsys.readouterr().err == ("error: no such folder: x\n" if speaks else "")
+    assert waits == ([] if speaks else [errors.SPOKEN_WITHIN])
 
 
 @pytest.mark.parametrize("kind", [UserError, CannotWriteError])
