@@ -1,11 +1,11 @@
 """The whole path: many images and few labels in, a small classifier and a table out.
 
-    accelerate launch pipeline.py --labels 1pct        # the embedded digits, offline
+    python pipeline.py --labels 1pct                   # the embedded digits, offline
     python pipeline.py --config configs/image_folder.yaml --data.train photos/ --labels labels.csv
-    accelerate launch pipeline.py --table label_efficiency   # a grid of such runs, and its table
+    accelerate launch pipeline.py --table label_efficiency   # a grid of runs
 
 It runs every stage and every comparison that is not done yet. The command line is read before torch
-is imported: a misspelt option is answered at once.
+is imported: a misspelt option, an unknown table or a missing file of labels is answered at once.
 """
 
 import sys

@@ -227,7 +227,6 @@ def start(config: Config) -> Accelerator:
         keep_freed_memory()
     else:
         set_up_gpu(precision)
-    accelerator.init_trackers(config.run)
     set_seed(config.seed)
     return accelerator
 

@@ -148,6 +148,8 @@ class Stage:
         net, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.folder.start(dump(self.config))
         self.start, self.seconds_before = self.folder.load_state(self.state, self.optimizer)
+        if not self.accelerator.trackers:  # not before: a refused run leaves no files
+            self.accelerator.init_trackers(self.config.run)
         self._log = RunLog(self.folder, training, self.start, self.schedule.steps, self.accelerator)
         self._began = time.perf_counter()
         return net
