@@ -36,7 +36,7 @@ from shared.runtime.stop import Stopped, StopRequest
 
 
 def device_type() -> str:
-    """``cuda`` (NVIDIA's GPUs, and AMD's) or ``cpu``: where the stages train.
+    """``cuda`` (what torch calls so: also AMD's GPUs) or ``cpu``: where the stages train.
 
     ``accelerate launch --cpu`` chooses the CPU. So do machines whose accelerator is another one,
     such as Apple's: nobody has tried the stages there.
@@ -47,7 +47,7 @@ def device_type() -> str:
     if is_torch_xla_available():
         raise UserError(
             "torch_xla is installed, with which accelerate trains on a TPU, but training is on"
-            " NVIDIA's and AMD's GPUs and on CPUs; use an environment without torch_xla"
+            " cuda or cpu; use an environment without torch_xla"
         )
     wish = os.environ.get("ACCELERATE_TORCH_DEVICE", "").split(":")[0]
     there = torch.cuda.is_available()

@@ -27,6 +27,7 @@ from shared.config.command_line import load_config
 from shared.config.schema import Config, dump
 from shared.runs.assessment import Assessment, read_arrays, read_assessment, save_assessment
 from shared.runtime.artifacts import provenance, write_atomically
+from shared.runtime.distributed import lost_contact
 from shared.runtime.errors import UserError
 from shared.runtime.stop import Stopped, StopRequest
 from stages.assess.inputs import Arrays, Inputs, open_inputs
@@ -111,6 +112,8 @@ def measure(
     try:
         measured = PARTS[part](inputs)
     except Exception as error:  # the other parts are measured all the same
+        if lost_contact(error):
+            raise
         if not isinstance(error, UserError):
             traceback.print_exc()
         assessment["failed"][part] = " ".join(f"{error or type(error).__name__}".split())

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -257,3 +258,25 @@ def test_two_processes_measure_the_same(assessed, photos, copy):
     one, two = read(assessed), read(copy)
     for part in ASSESSMENTS:
         assert json.dumps(two[part]) == json.dumps(one[part]), part
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_lost_process_is_no_failed_part(processes, monkeypatch, capsys):
+    """Nothing else can be measured then; of one process the same words are some part's defect."""
+
+    def fails(inputs):
+        raise RuntimeError("gloo/transport/tcp/pair.cc:543 Connection closed by peer")
+
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setitem(assess.PARTS, "map", fails)
+    inputs = SimpleNamespace(
+        accelerator=SimpleNamespace(wait_for_everyone=lambda: None), is_main=True
+    )
+    assessment = {"failed": {}, "seconds": {}}
+    if processes > 1:
+        with pytest.raises(RuntimeError, match="closed by peer"):
+            assess.measure("map", inputs, "", assessment, {})
+        assert capsys.readouterr().err == ""
+    else:
+        assess.measure("map", inputs, "", assessment, {})
+        assert "closed by peer" in assessment["failed"]["map"]
