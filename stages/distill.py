@@ -76,7 +76,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     teacher = to_inference(load_classifier(source)[0], config, accelerator)
     stage.seed_initial_weights()
     classifier: ClassifierNetwork = {
-        **network_of(teacher_meta),
+        **network_of(teacher_meta, config.data),
         "encoder": teacher_meta["encoder"] if row.copies_teacher else cfg.student,
         "classes": teacher_meta["classes"],
         "from_layer": teacher_meta["from_layer"] if row.copies_teacher else 0,

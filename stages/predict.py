@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 
 from shared.config.schema import Data
-from shared.data.batches import normalize
-from shared.data.image_ops import center_crop
+from shared.data.batches import central_photo, normalize
 from shared.data.images import decode_image
 from shared.networks.build import load_classifier
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
@@ -39,13 +38,14 @@ def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, fl
     model, meta = load_classifier(folder)
     model.eval()
     mean, std = (cast(tuple[float, float, float], tuple(meta[key])) for key in ("mean", "std"))
-    data = Data(image_size=meta["image_size"], mean=mean, std=std)
+    antialias = meta.get("antialias", False)
+    data = Data(image_size=meta["image_size"], antialias=antialias, mean=mean, std=std)
     for file in files:
         try:
             pixels = decode_image(str(file))  # (3, H, W) uint8
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"cannot read {file}: {error}") from error
-        image = normalize(center_crop(pixels[None], data.image_size), data)  # (1, 3, S, S)
+        image = normalize(central_photo(pixels[None], data), data)  # (1, 3, S, S)
         probability, index = model(image).softmax(1)[0].max(0)
         yield file, meta["classes"][int(index)], float(probability)
 

@@ -19,6 +19,7 @@ from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
 
 RECIPES = Path(__file__).parents[2] / "configs"
+RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
 def not_hashed(default: Any) -> Any:
@@ -54,6 +55,8 @@ class Data:
         image_column: column of the images where it cannot be guessed.
         label_column: column of the labels where it cannot be guessed.
         image_size: pixels per side that the networks see.
+        antialias: widen the resize filter where an image is shrunk, in training, evaluation and
+            stages.predict alike; the reference does not.
         mean: subtracted per channel, for images in [0, 1]; the paper subtracts nothing.
         std: divided by per channel; with timm's pretrained weights give their mean and std.
         test_fraction: part of train held out where there is no test split.
@@ -71,6 +74,7 @@ class Data:
     image_column: str | None = None
     label_column: str | None = None
     image_size: int = 224
+    antialias: bool = False
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     test_fraction: float = 0.2
@@ -113,7 +117,7 @@ class Augmentation:
         blur: probability of a Gaussian blur; 0 switches it off (CIFAR-10).
         blur_sigma: smallest and largest standard deviation of the blur in pixels.
         blur_sigma_per: one standard deviation for the whole batch, as the reference, or per image.
-        antialias: widen the resize filter when a crop is shrunk. The reference does not.
+        antialias: the old name of data.antialias.
     """
 
     crop_area: tuple[float, float] = (0.08, 1.0)
@@ -131,7 +135,7 @@ class Augmentation:
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_sigma_per: Literal["batch", "image"] = "batch"
-    antialias: bool = False
+    antialias: bool | None = not_hashed(None)
 
     def __post_init__(self) -> None:
         area, aspect, sigma = self.crop_area, self.crop_aspect, self.blur_sigma

@@ -211,13 +211,10 @@ class Batches:
         for view in range(self.views if self.augmentation else 0):
             assert self.augmentation is not None
             boxes = self.boxes(step, view, rows or self.rows, *pixels.shape[-2:])
-            crops.append(
-                image_ops.crop_resize(
-                    pixels, boxes, self.data.image_size, self.augmentation.antialias
-                )
-            )
+            size = self.data.image_size
+            crops.append(image_ops.crop_resize(pixels, boxes, size, self.data.antialias))
         if self.clean or not self.augmentation:
-            crops.append(image_ops.center_crop(pixels, self.data.image_size))
+            crops.append(central(pixels, self.data))
         return ids, crops
 
     def _loader(self, start: int, stop: int, parts: list[slice]) -> DataLoader:
@@ -270,8 +267,7 @@ class Batches:
 
     def crop_photo(self, image: Tensor, box: Tensor) -> Tensor:
         """Crop of one image (1, 3, H, W) at the view's size: (1, 3, S, S), float or uint8."""
-        assert self.augmentation is not None
-        if self.augmentation.antialias:
+        if self.data.antialias:
             return image_ops.crop_resize_photo(image, box, self.data.image_size)
         return image_ops.crop_resize(image, box, self.data.image_size)
 
@@ -301,7 +297,7 @@ class _DecodeAndCrop(torch.utils.data.Dataset):
                 crop = b.crop_photo(image, b.boxes(step, view, rows, *image.shape[2:]))
                 crops.append(b.look(crop, step, view, rows) if b.workers_finish else crop)
         if b.clean or not b.augmentation:
-            crops.append(image_ops.center_crop(image, b.data.image_size))
+            crops.append(central_photo(image, b.data))
         # uint8 again: a quarter of the bytes between processes and to the device
         return torch.tensor(id_), [_to_uint8(crop[0]) for crop in crops]
 
@@ -328,6 +324,16 @@ def _to_uint8(images: Tensor) -> Tensor:
         return images
     half = images.new_tensor(0.5)  # to round; 0.5 + 255 x in one pass
     return torch.add(half, images, alpha=255).clamp_(0, 255).to(torch.uint8)
+
+
+def central(images: Tensor, data: Data) -> Tensor:
+    """Images (B, 3, H, W) of one size as evaluation shows them: (B, 3, S, S) float32 in [0, 1]."""
+    return image_ops.center_crop(images, data.image_size, antialias=data.antialias)
+
+
+def central_photo(image: Tensor, data: Data) -> Tensor:
+    """The same of one decoded photo (1, 3, H, W) uint8, with the kernel of its training views."""
+    return image_ops.center_crop_photo(image, data.image_size, data.antialias)
 
 
 def normalize(images: Tensor, data: Data) -> Tensor:
@@ -365,8 +371,8 @@ def _from_workers(loaded: Iterator[Any]) -> Iterator[Any]:
 class _Decode(torch.utils.data.Dataset):
     """Runs in a worker: decodes one image as evaluation shows it; position -1 means skipped."""
 
-    def __init__(self, images: ImageSet, size: int):
-        self.images, self.size = images, size
+    def __init__(self, images: ImageSet, data: Data):
+        self.images, self.data = images, data
 
     def __getitem__(self, id_: int) -> tuple[int, Tensor]:
         try:
@@ -374,8 +380,9 @@ class _Decode(torch.utils.data.Dataset):
         except UserError:
             if self.images.on_error == "stop":
                 raise
-            return -1, torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-        return id_, _to_uint8(image_ops.center_crop(image[None], self.size)[0])
+            size = self.data.image_size
+            return -1, torch.zeros(3, size, size, dtype=torch.uint8)
+        return id_, _to_uint8(central_photo(image[None], self.data)[0])
 
 
 def plain_batches(
@@ -389,13 +396,10 @@ def plain_batches(
     if images.pixels is not None:
         for chunk in chunks:
             pixels = images.pixels[chunk].to(device)
-            yield (
-                normalize(image_ops.center_crop(pixels, data.image_size), data),
-                torch.from_numpy(chunk),
-            )
+            yield normalize(central(pixels, data), data), torch.from_numpy(chunk)
         return
     loader = DataLoader(
-        _Decode(images, data.image_size),
+        _Decode(images, data),
         batch_sampler=[chunk.tolist() for chunk in chunks],  # type: ignore[arg-type]
         num_workers=_workers(data),
     )

@@ -30,17 +30,19 @@ def network_meta(model: Model, data: Data) -> NetworkMeta:
         "image_size": data.image_size,
         "mean": list(data.mean),
         "std": list(data.std),
+        "antialias": data.antialias,
     }
 
 
-def network_of(meta: NetworkMeta) -> NetworkMeta:
-    """The part of a ``meta.json`` that describes the network and what it is fed."""
+def network_of(meta: NetworkMeta, data: Data) -> NetworkMeta:
+    """The part of a ``meta.json`` that describes the network, and how ``data`` feeds it now."""
     return {
         "encoder": meta["encoder"],
         "head": meta["head"],
-        "image_size": meta["image_size"],
-        "mean": meta["mean"],
-        "std": meta["std"],
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "antialias": data.antialias,
     }
 
 
@@ -97,8 +99,9 @@ def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Class
 
 def require_same_input(meta: NetworkMeta, data: Data, path: Path) -> None:
     """UserError where an artifact expects other images than the configuration gives."""
-    for key in ("image_size", "mean", "std"):
-        trained, configured = meta[key], json.loads(json.dumps(getattr(data, key)))
+    for key in ("image_size", "mean", "std", "antialias"):
+        configured = json.loads(json.dumps(getattr(data, key)))
+        trained = meta.get(key, configured)
         if trained != configured:
             raise UserError(
                 f"{path} was trained with data.{key}={trained}, now it is {configured};"

@@ -29,7 +29,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from shared.config.methods import CLASSIFIERS
 from shared.config.schema import (
+    RENAMED,
     Augmentation,
     Config,
     Training,
@@ -106,6 +108,9 @@ class Stage:
             accelerator=accelerator,
             go_on=config.to_go_on(method),
             defaults=defaults(),
+            # what was trained before the renaming is the same; but classifiers were measured on
+            # images that were never antialiased
+            renamed={} if method in CLASSIFIERS else RENAMED,
         )
         self.path, self.done = self.folder.path, self.folder.done
         if self.done:
