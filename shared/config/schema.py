@@ -173,14 +173,15 @@ class Model:
 
     Args:
         encoder: any timm model; the paper's are simclr_resnet{18..200}_{1..4}x_sk{0,1}.
-        pretrained: start pretraining from timm's published weights.
+        pretrained: start pretraining from timm's published weights: true takes them from the hub, a
+            .safetensors file is read in their place.
         head_layers: layers of the projection head; the paper takes 3.
         head_width: width of its hidden layers; unset: that of the encoder's output.
         head_out: width of its output, on which the contrastive loss works.
     """
 
     encoder: str = "simclr_resnet50_1x_sk0"
-    pretrained: bool = False
+    pretrained: bool | str = False
     head_layers: int = 3
     head_width: int | None = None
     head_out: int = 128
@@ -480,6 +481,7 @@ class Distill(Training):
     Args:
         teacher: artifact folder of a classifier; unset: this run's fine-tuned one.
         student: any timm model, as model.encoder.
+        student_pretrained: start the student from published weights, as model.pretrained.
         temperature: of both softmaxes; the paper takes 1.0, and 0.1 for a student of the teacher's
             own architecture.
         images: all, or labeled, which shows what the unlabeled images are worth (the number of
@@ -503,6 +505,7 @@ class Distill(Training):
     weight_decay: float = 1e-4
     teacher: str | None = not_hashed(None)
     student: str = "simclr_resnet50_1x_sk0"
+    student_pretrained: bool | str = False
     temperature: float = 1.0
     images: Literal["all", "labeled"] = "all"
     labeled_weight: float = 0.0

@@ -29,7 +29,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from shared.config.methods import CLASSIFIERS
+from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import (
     RENAMED,
     Augmentation,
@@ -93,12 +93,15 @@ class Stage:
     ):
         self.config, self.accelerator, self.method, self.seed = config, accelerator, method, seed
         self.training: Training = config.training_of(method)
+        options = hashed_settings(self.training, self.training.section)
+        for option in METHODS[method].independent:
+            options.pop(option, None)
         everything = {
             "stage": method,
             **hashed_settings(config.data, "data"),
             **hashed_settings(config.augment, "augment"),
             "precision": accelerator.mixed_precision,
-            **hashed_settings(self.training, self.training.section),
+            **options,
             **settings,
         }
         self.folder = StageFolder(
