@@ -35,6 +35,7 @@ from shared.data.augment import Draws
 from shared.data.images import ImageSet
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
+from shared.runtime.stop import leave_signals_to_parent, signals_held
 
 T = TypeVar("T")
 
@@ -196,7 +197,7 @@ class Batches:
         self, start: int, stop: int, parts: list[slice] | None = None
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """What workers make of each batch or part: (b,) positions, (b, 3, S, S) uint8 per view."""
-        return _from_workers(iter(self._loader(start, stop, parts or [self.rows])))
+        return _from_workers(self._loader(start, stop, parts or [self.rows]))
 
     def chosen(self, step: int, rows: slice | None = None) -> np.ndarray:
         """(b,) positions of the images in these rows of the batch, by default this process's."""
@@ -230,6 +231,7 @@ class Batches:
             batch_sampler=tasks(),  # type: ignore[arg-type]  # any iterable of lists will do
             num_workers=_workers(self.data),
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_signals_to_parent,
         )
 
     def _counted(
@@ -358,8 +360,14 @@ def _ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> I
             yield pending.popleft().result()
 
 
-def _from_workers(loaded: Iterator[Any]) -> Iterator[Any]:
-    """Yield what workers made; a UserError of theirs loses the traceback in its message."""
+def _from_workers(loader: DataLoader) -> Iterator[Any]:
+    """What workers make, who start at once; a UserError of theirs loses its traceback."""
+    with signals_held():
+        loaded = iter(loader)
+    return _without_traceback(loaded)
+
+
+def _without_traceback(loaded: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from loaded
     except UserError as error:
@@ -402,9 +410,10 @@ def plain_batches(
         _Decode(images, data),
         batch_sampler=[chunk.tolist() for chunk in chunks],  # type: ignore[arg-type]
         num_workers=_workers(data),
+        worker_init_fn=leave_signals_to_parent,
     )
     seen = 0
-    for positions_, pixels in _from_workers(iter(loader)):
+    for positions_, pixels in _from_workers(loader):
         readable = positions_ >= 0
         seen += int(readable.sum())
         yield normalize(pixels[readable].to(device), data), positions_[readable]

@@ -39,5 +39,7 @@ def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            return 130  # 128 + SIGINT, as a shell says it
 
     return guarded
