@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, set_seed
 
 from shared.config.schema import Config
 from shared.runtime.distributed import agree
@@ -74,6 +76,15 @@ def refuse_launcher_settings() -> None:
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise UserError(NO_SHARDING.format(name))
+
+
+def require_tracker(name: str) -> None:
+    """UserError where a tracker is asked for that is not installed; accelerate would go on."""
+    if name != "none" and LoggerType(name) not in get_available_trackers():
+        raise UserError(
+            f"--tracker {name} is not installed here; install it (pip install {name}) or leave"
+            " --tracker out"
+        )
 
 
 def require_shared_folder(folder: Path, accelerator: Accelerator, patience: float = 10.0) -> None:
@@ -157,6 +168,7 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
         if config.threads:
             torch.set_num_threads(config.threads)
         refuse_launcher_settings()
+        require_tracker(config.tracker)
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else processes on CPU would not meet
             mixed_precision=precision_of(config),
@@ -178,9 +190,13 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
     except UserError as error:
         who = "" if main_process else f"process {os.environ['RANK']}: "
         print(f"error: {who}{error}", file=sys.stderr)
+        clear_frames(error.__traceback__)
         return 2
     except Stopped as stopped:
         if main_process:
-            print(stopped.args[0], file=sys.stderr)
+            with suppress(OSError):  # the terminal may be closed
+                print(stopped.args[0], file=sys.stderr)
+        # the frames keep workers alive, who would be waited for at the process's end
+        clear_frames(stopped.__traceback__)
         return 128 + (StopRequest.received or signal.SIGTERM)
     return 0
