@@ -19,6 +19,7 @@ from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
 
 RECIPES = Path(__file__).parents[2] / "configs"
+MAX_PIXELS = 178_956_970  # Pillow's limit, against small files that decode to huge images
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
@@ -62,6 +63,9 @@ class Data:
         test_fraction: part of train held out where there is no test split.
         split_seed: seed of that part.
         on_error: stop at an unreadable image, or skip it and count it.
+        load_truncated: read what there is of an image file that is cut off; the rest is grey. Else
+            it is unreadable.
+        max_pixels: an image of more pixels is unreadable; it would take 3 bytes of memory a pixel.
         loading: memory keeps all images as uint8 in memory, workers decodes while training; auto
             takes memory up to 2 GiB of equally large images.
         workers: processes that decode images.
@@ -80,6 +84,8 @@ class Data:
     test_fraction: float = 0.2
     split_seed: int = 0
     on_error: Literal["stop", "skip"] = "stop"
+    load_truncated: bool = False
+    max_pixels: int = MAX_PIXELS
     loading: Literal["auto", "memory", "workers"] = "auto"
     workers: int = not_hashed(8)
 
@@ -87,6 +93,7 @@ class Data:
         _require(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
         _require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "in (0, 1)")
         _require(min(self.std) > 0, "data.std", self.std, "greater than 0")
+        _require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "1 or more")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         _require_seed("data.split_seed", self.split_seed)
 

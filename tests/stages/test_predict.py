@@ -89,5 +89,5 @@ def test_help(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith(
-        "usage: python -m stages.predict [-h] runs/NAME/STAGE IMAGE [IMAGE ...]"
+        "usage: python -m stages.predict [-h] [--load_truncated]"
     )
