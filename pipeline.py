@@ -42,6 +42,7 @@ def run(config: Config, accelerator: "Accelerator", flags: Collection[str] = ())
         accelerator: of this process.
         flags: the options given on the command line, which win over those of a table.
     """
+    from shared.networks.build import require_weights
     from shared.runs.forecast import forecast
     from shared.runs.grid import fill
     from stages.assess import assess
@@ -49,6 +50,8 @@ def run(config: Config, accelerator: "Accelerator", flags: Collection[str] = ())
     if config.table:
         return fill(config, accelerator, {**stages(), "assess": assess.run}, flags)
     wanted = {name: stage for name, stage in stages().items() if config.asks_for(name)}
+    for name in wanted:
+        require_weights(config, name)
     if config.plan:
         return forecast(config, accelerator, wanted)
     train(config, accelerator, wanted)

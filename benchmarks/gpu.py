@@ -208,7 +208,7 @@ def parts(name: str, work: Path, sizes: Sizes) -> dict[str, Any]:
         for view in range(2):
             rng = generator(0, "parts", view)
             boxes = augment.draw_boxes(options, rng, np.full(B, side), np.full(B, side))
-            crops = image_ops.crop_resize(pixels, boxes, size, options.antialias)
+            crops = image_ops.crop_resize(pixels, boxes, size, config.data.antialias)
             augment.apply(options, crops, augment.draw(options, rng, B))
 
     def network() -> None:

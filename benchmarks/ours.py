@@ -221,7 +221,7 @@ def augmentation(lap: Lap, argv: list[str], batches_per_lap: int) -> None:
     while True:
         for _ in range(batches_per_lap):
             boxes = augment.draw_boxes(options, generator(0, "crop", step), sides, sides)
-            crops = image_ops.crop_resize(pixels, boxes, size, options.antialias)
+            crops = image_ops.crop_resize(pixels, boxes, size, config.data.antialias)
             draws = augment.draw(options, generator(0, "look", step), batch_size)
             normalize(augment.apply(options, crops, draws), config.data)
             step += 1

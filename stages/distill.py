@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from shared.config.command import run_command
 from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
-from shared.config.methods import METHODS, method_of
+from shared.config.methods import made_by, method_of
 from shared.config.schema import Config
 from shared.data.augment import augmentation_for
 from shared.data.image_ops import upload
@@ -31,6 +31,8 @@ from shared.networks.build import (
     load_classifier,
     network_of,
     require_same_input,
+    require_weights,
+    weights_setting,
 )
 from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, read_meta
 from shared.runtime.errors import UserError
@@ -56,17 +58,20 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         Stopped: after saving, where a signal asked for it.
     """
     cfg, row = config.distill, method_of("distill", method)
+    require_weights(config, method)
     source = teacher_folder(config, method)
     teacher_meta = read_meta(source, "classifier")
     require_same_input(teacher_meta, config.data, source)
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     require_same_task(teacher_meta, source, splits, config.label_set)
     images = splits.train
+    pretrained = False if row.copies_teacher else cfg.student_pretrained
     settings = {
         "parent": teacher_meta["weights_sha256"],
         "images": images.fingerprint,
         **settings_of_test_images(splits),
         "labels": teacher_meta["labels"]["hash"],
+        **weights_setting(pretrained),
         "seed": config.seed,
     }
     stage = Stage(config, accelerator, method, settings, config.seed)
@@ -76,12 +81,12 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     teacher = to_inference(load_classifier(source)[0], config, accelerator)
     stage.seed_initial_weights()
     classifier: ClassifierNetwork = {
-        **network_of(teacher_meta),
+        **network_of(teacher_meta, config.data),
         "encoder": teacher_meta["encoder"] if row.copies_teacher else cfg.student,
         "classes": teacher_meta["classes"],
         "from_layer": teacher_meta["from_layer"] if row.copies_teacher else 0,
     }
-    student = to_device(build_classifier(classifier), config, accelerator)
+    student = to_device(build_classifier(classifier, pretrained), config, accelerator)
     net = stage.prepare(student, len(images))
     temperature = cfg.self_temperature if row.copies_teacher else cfg.temperature
     augmentation = augmentation_for(config.augment, cfg.augmentation)
@@ -161,9 +166,11 @@ def require_same_task(
 
 def run_all(config: Config, accelerator: Accelerator) -> None:
     """Distill into the student; where ``self_first`` asks, into the teacher's own kind first."""
-    for method in METHODS.values():
-        if method.stage == "distill" and config.asks_for(method.name):
-            run(config, accelerator, method.name)
+    methods = [name for name in made_by("distill") if config.asks_for(name)]
+    for name in methods:
+        require_weights(config, name)
+    for name in methods:
+        run(config, accelerator, name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

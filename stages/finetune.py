@@ -151,7 +151,7 @@ def starting_point(config: Config, method: str) -> tuple[Path | None, NetworkMet
         source = Path(init) if init else config.folder_of("pretrain")
         meta = read_meta(source, "encoder")
         require_same_input(meta, config.data, source)
-        return source, network_of(meta), {"parent": meta["weights_sha256"]}
+        return source, network_of(meta, config.data), {"parent": meta["weights_sha256"]}
     scratch = replace(config.model, encoder=config.encoder_of(method))
     return None, network_meta(scratch, config.data), hashed_settings(scratch, "model")
 

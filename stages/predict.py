@@ -15,15 +15,16 @@ import torch
 from PIL import Image
 
 from shared.config.schema import Data
-from shared.data.batches import normalize
-from shared.data.image_ops import center_crop
-from shared.data.images import decode_image
+from shared.data.batches import central_photo, normalize
+from shared.data.images import USUAL, Decoding, decode_image
 from shared.networks.build import load_classifier
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 
 
 @torch.inference_mode()
-def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, float]]:
+def predict(
+    folder: Path, files: Iterable[Path], decoding: Decoding = USUAL
+) -> Iterator[tuple[Path, str, float]]:
     """Each file with its most likely class and that class's probability.
 
     The classifier sees each image as in evaluation: its central part at the classifier's size,
@@ -32,6 +33,7 @@ def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, fl
     Args:
         folder: artifact of a classifier.
         files: images in any format that training reads.
+        decoding: what is read of unusual files.
 
     Raises:
         UserError: where the folder holds no classifier, or a file is no readable image.
@@ -39,13 +41,14 @@ def predict(folder: Path, files: Iterable[Path]) -> Iterator[tuple[Path, str, fl
     model, meta = load_classifier(folder)
     model.eval()
     mean, std = (cast(tuple[float, float, float], tuple(meta[key])) for key in ("mean", "std"))
-    data = Data(image_size=meta["image_size"], mean=mean, std=std)
+    antialias = meta.get("antialias", False)
+    data = Data(image_size=meta["image_size"], antialias=antialias, mean=mean, std=std)
     for file in files:
         try:
-            pixels = decode_image(str(file))  # (3, H, W) uint8
-        except (OSError, SyntaxError, ValueError) as error:
+            pixels = decode_image(str(file), decoding)  # (3, H, W) uint8
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot read {file}: {error}") from error
-        image = normalize(center_crop(pixels[None], data.image_size), data)  # (1, 3, S, S)
+        image = normalize(central_photo(pixels[None], data), data)  # (1, 3, S, S)
         probability, index = model(image).softmax(1)[0].max(0)
         yield file, meta["classes"][int(index)], float(probability)
 
@@ -62,15 +65,23 @@ def _parser() -> CommandParser:
         help="the folder of a classifier: runs/photos/distill-10pct-seed0",
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "--load_truncated", action="store_true", help="read what there is of files that are cut off"
+    )
+    parser.add_argument(
+        "--max_pixels", type=int, default=USUAL.max_pixels, help="refuse images of more pixels"
+    )
     return parser
 
 
-def _require_images(files: Iterable[Path]) -> None:
+def _require_images(files: Iterable[Path], decoding: Decoding) -> None:
     """Refuse files that are no images, before any line is printed."""
+    Image.MAX_IMAGE_PIXELS = None  # `decode_image` checks
     for file in files:
         try:
             with Image.open(file) as image:
-                image.verify()
+                if not decoding.load_truncated:
+                    image.verify()
         except Exception as error:  # verify raises whatever its format does
             raise UserError(f"cannot read {file}: {error}; nothing was predicted") from error
 
@@ -79,9 +90,10 @@ def _require_images(files: Iterable[Path]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print ``file,label,probability`` for each image."""
     arguments = _parser().parse_args(argv)
-    _require_images(arguments.images)
+    decoding = Decoding(arguments.load_truncated, arguments.max_pixels)
+    _require_images(arguments.images, decoding)
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    predictions = predict(arguments.classifier, arguments.images)
+    predictions = predict(arguments.classifier, arguments.images, decoding)
     for number, (file, label, probability) in enumerate(predictions):
         if number == 0:
             lines.writerow(["file", "label", "probability"])

@@ -32,7 +32,12 @@ from shared.data.batches import Parts
 from shared.data.images import ImageSet
 from shared.data.sources import open_data
 from shared.networks.batchnorm import stretch_memory
-from shared.networks.build import build_contrastive, network_meta
+from shared.networks.build import (
+    build_contrastive,
+    network_meta,
+    require_weights,
+    weights_setting,
+)
 from shared.networks.negatives_queue import Memory
 from shared.runtime.distributed import gather_with_grad, rank
 from shared.runtime.errors import UserError
@@ -67,8 +72,13 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     """
     method_of("pretrain", method)  # refuses those of other stages
     cfg = config.pretrain
+    require_weights(config, method)
     images = open_data(config.data, config.label_set, accelerator.is_local_main_process).train
-    settings = {**hashed_settings(config.model, "model"), "images": images.fingerprint}
+    settings = {
+        **hashed_settings(config.model, "model"),
+        **weights_setting(config.model.pretrained),
+        "images": images.fingerprint,
+    }
     stage = Stage(config, accelerator, method, settings, cfg.seed)
     if stage.done:
         return stage.path

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 import pipeline
 from shared.config.labelset import LabelSet
@@ -47,6 +48,42 @@ def spoil(path: Path) -> Path:
     """Cut off in the middle, as an interrupted copy leaves a file."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
+
+
+# ------------------------------------------------------------------------------- published weights
+@pytest.mark.parametrize(
+    ("main", "options"),
+    [
+        (pipeline.main, ["--model.encoder=resnet18", "--model.pretrained=true"]),
+        (pipeline.main, ["--distill.student=resnet18", "--distill.student_pretrained=true"]),
+        (pipeline.main, ["--model.encoder=resnet18", "--model.pretrained=true", "--plan=true"]),
+        (pretrain.main, ["--model.encoder=resnet18", "--model.pretrained=true"]),
+    ],
+)
+def test_weights_that_cannot_be_had_are_refused_before_any_image_is_read(
+    main, options, capfd, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    message = refused(capfd, main, f"--output={tmp_path}", "--data.train=no/such/folder", *options)
+    assert "the published weights of 'resnet18' are not in the cache" in message
+    assert "_pretrained: " in message or "--model.pretrained: " in message
+    assert files(tmp_path) == {}
+
+
+def test_weights_are_not_needed_again(copied, photos, capfd, monkeypatch):
+    """What is done is done, offline too."""
+    for name in ("pretrain", "distill-2perclass-seed0"):
+        meta = json.loads((copied / name / "meta.json").read_text())
+        option = "model.pretrained" if name == "pretrain" else "distill.student_pretrained"
+        meta["settings"][option] = True
+        (copied / name / "meta.json").write_text(json.dumps(meta))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    options = [f"--data.train={photos}", f"--output={copied.parent}"]
+    options.append("--distill.student_pretrained=true")
+    assert run(distill.main, *options) == 0
+    assert run(pretrain.main, *options, "--model.pretrained=true") == 0
+    assert "has no pretrained weights" in refused(capfd, distill.main, *options, "--force=distill")
 
 
 # ----------------------------------------------------------------------------------------- options

@@ -1,7 +1,9 @@
 """Real processes, killed: the end result is bit for bit that of an uninterrupted run."""
 
+import contextlib
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from accelerate.state import AcceleratorState
 
@@ -16,6 +19,7 @@ import pipeline
 from shared.runtime.stop import StopRequest
 from shared.training.stage import Stage
 from stages import pretrain
+from tests.support.photos import class_folders
 from tests.support.toy_run import TINY
 
 SMALL = [
@@ -184,3 +188,75 @@ def test_sigterm_saves_says_so_and_the_next_call_goes_on(uninterrupted, tmp_path
     process = start(tmp_path)
     assert process.wait() == 0, process.communicate()[1]
     assert weights(tmp_path) == weights(uninterrupted)
+
+
+# ---------------------------------------------------------------------- the whole process group
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return class_folders(tmp_path_factory.mktemp("photos"), 8, size=(40, 36))
+
+
+def with_workers(photos: Path, output: Path, steps: int = 40) -> subprocess.Popen:
+    """Pretraining of photos that two worker processes decode, in a process group of its own."""
+    options = [
+        *SMALL,
+        f"--data.train={photos}",
+        "--data.loading=workers",
+        "--data.workers=2",
+        f"--pretrain.steps={steps}",
+        f"--output={output}",
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.pretrain", *options],
+        cwd=Path(__file__).parents[1],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def members(group: int) -> list[int]:
+    """Processes of the group that are still there."""
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                left.append(process.pid)
+    return left
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_workers_too_saves_and_goes_on(number, photos, tmp_path):
+    process = with_workers(photos, tmp_path / "stopped")
+    wait_for_step(process, tmp_path / "stopped", "pretrain", 5)
+    os.killpg(process.pid, number)
+    _, stderr = process.communicate()
+    assert process.returncode == 128 + number, stderr
+    assert "the state is saved" in stderr
+    assert "Traceback" not in stderr
+    assert "DataLoader" not in stderr
+    assert members(process.pid) == []
+    outputs = tmp_path / "stopped", tmp_path / "whole"
+    for again in [with_workers(photos, output) for output in outputs]:
+        assert again.wait() == 0, again.communicate()[1]
+    assert weights(outputs[0]) == weights(outputs[1])
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_process(photos, tmp_path):
+    process = with_workers(photos, tmp_path, steps=10_000)
+    wait_for_step(process, tmp_path, "pretrain", 3)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert members(process.pid) == []

@@ -10,11 +10,14 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     InitProcessGroupKwargs,
+    LoggerType,
     get_int_from_env,
     is_torch_xla_available,
     parse_flag_from_env,
@@ -126,6 +129,15 @@ def refuse_launcher_settings() -> None:
             )
 
 
+def require_tracker(name: str) -> None:
+    """UserError where a tracker is asked for that is not installed; accelerate would go on."""
+    if name != "none" and LoggerType(name) not in get_available_trackers():
+        raise UserError(
+            f"--tracker {name} is not installed here; install it (pip install {name}) or leave"
+            " --tracker out"
+        )
+
+
 def require_shared_folder(folder: Path, accelerator: Accelerator, patience: float = 5.0) -> None:
     """UserError where not every process sees the folder that the main process writes to.
 
@@ -197,6 +209,7 @@ def start(config: Config) -> Accelerator:
     if config.threads:
         torch.set_num_threads(config.threads)
     refuse_launcher_settings()
+    require_tracker(config.tracker)
     device = device_type()
     precision = precision_of(config, device)
     try:
@@ -251,10 +264,14 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
     except UserError as error:
         if fails_first():
             print(f"error: {error}", file=sys.stderr)
+        clear_frames(error.__traceback__)
         return 2
     except Stopped as stopped:
         if rank() == 0:
-            print(stopped.args[0], file=sys.stderr)
+            with suppress(OSError):  # the terminal may be closed
+                print(stopped.args[0], file=sys.stderr)
+        # the frames keep workers alive, who would be waited for at the process's end
+        clear_frames(stopped.__traceback__)
         return 128 + (StopRequest.received or signal.SIGTERM)
     except Exception as error:
         if not fails_first():

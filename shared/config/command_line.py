@@ -3,7 +3,7 @@
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ import yaml
 
 from shared.config.methods import FORCEABLE, made_by
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.schema import RECIPES, SECTIONS, Config, dump
+from shared.config.schema import RECIPES, RENAMED, SECTIONS, Config, dump
 from shared.runtime.errors import UserError, refuse
 
 # What an error message calls the types.
@@ -131,9 +131,10 @@ def load_config(
         raise SystemExit(0)
     recipe, flags = _recipe_first(arguments)
     try:
-        config = _config(parser, parser.parse_args([*recipe, *flags]))
+        namespace = parser.parse_args([*recipe, *flags])
         # Only the parser can tell a flag from a value: it names those that stand on the line.
-        return config, frozenset(parser.parse_args(flags, defaults=False).keys())
+        names = frozenset(parser.parse_args(flags, defaults=False).keys())
+        return _config(parser, namespace, names), names
     except ValueError as error:
         parser.error(str(error))
 
@@ -181,10 +182,17 @@ def _strict_parser() -> _Parser:
     return parser
 
 
-def _config(parser: _Parser, namespace: jsonargparse.Namespace) -> Config:
+def _config(
+    parser: _Parser, namespace: jsonargparse.Namespace, flags: Collection[str] = ()
+) -> Config:
+    """What the parser read, checked; an option's old name counts where its new one is no flag."""
     for name in SECTIONS:
         if not isinstance(namespace[name], jsonargparse.Namespace):
             raise ValueError(f"{name} must be a section of options, got {namespace[name]!r}")
+    for new, old in RENAMED.items():
+        if namespace[old] is not None and new not in flags:
+            namespace[new] = namespace[old]
+        namespace[old] = None
     values = parser.instantiate(namespace)
     return Config(**{f.name: values[f.name] for f in fields(Config)})
 

@@ -27,6 +27,7 @@ class Method:
             made from.
         independent: options of those that it does not depend on.
         network: the option that names the encoder it trains.
+        weights: the option that asks to start that encoder from published weights, if there is one.
         all_images: whether it trains on all images, or only on those with a label.
         frozen: whether it trains the linear layer alone.
         copies_teacher: whether its network is that of its teacher, with the layers of the
@@ -47,6 +48,7 @@ class Method:
     depends: tuple[str, ...] = ()
     independent: tuple[str, ...] = ()
     network: str = "model.encoder"
+    weights: str = ""
     all_images: bool = False
     frozen: bool = False
     copies_teacher: bool = False
@@ -67,6 +69,7 @@ METHODS = {
             stage="pretrain",
             section="pretrain",
             depends=("data", "augment", "model", "pretrain"),
+            weights="model.pretrained",
             all_images=True,
         ),
         Method(
@@ -125,7 +128,12 @@ METHODS = {
             section="distill",
             made_from=("finetune",),
             depends=("distill",),
-            independent=("distill.student", "distill.temperature", "distill.self_first"),
+            independent=(
+                "distill.student",
+                "distill.student_pretrained",
+                "distill.temperature",
+                "distill.self_first",
+            ),
             all_images=True,
             copies_teacher=True,
             asked_by="distill.self_first",
@@ -141,6 +149,7 @@ METHODS = {
             made_from=("finetune", "self-distill"),
             depends=("distill",),
             network="distill.student",
+            weights="distill.student_pretrained",
             all_images=True,
             role="deployed",
         ),

@@ -19,6 +19,8 @@ from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
 
 RECIPES = Path(__file__).parents[2] / "configs"
+MAX_PIXELS = 178_956_970  # Pillow's limit, against small files that decode to huge images
+RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
 def not_hashed(default: Any) -> Any:
@@ -54,11 +56,16 @@ class Data:
         image_column: column of the images where it cannot be guessed.
         label_column: column of the labels where it cannot be guessed.
         image_size: pixels per side that the networks see.
+        antialias: widen the resize filter where an image is shrunk, in training, evaluation and
+            stages.predict alike; the reference does not.
         mean: subtracted per channel, for images in [0, 1]; the paper subtracts nothing.
         std: divided by per channel; with timm's pretrained weights give their mean and std.
         test_fraction: part of train held out where there is no test split.
         split_seed: seed of that part.
         on_error: stop at an unreadable image, or skip it and count it.
+        load_truncated: read what there is of an image file that is cut off; the rest is grey. Else
+            it is unreadable.
+        max_pixels: an image of more pixels is unreadable; it would take 3 bytes of memory a pixel.
         loading: memory keeps all images as uint8 in memory, workers decodes while training; auto
             takes memory up to 2 GiB of equally large images.
         workers: processes that decode images.
@@ -71,11 +78,14 @@ class Data:
     image_column: str | None = None
     label_column: str | None = None
     image_size: int = 224
+    antialias: bool = False
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     test_fraction: float = 0.2
     split_seed: int = 0
     on_error: Literal["stop", "skip"] = "stop"
+    load_truncated: bool = False
+    max_pixels: int = MAX_PIXELS
     loading: Literal["auto", "memory", "workers"] = "auto"
     workers: int = not_hashed(8)
 
@@ -83,6 +93,7 @@ class Data:
         _require(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
         _require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "in (0, 1)")
         _require(min(self.std) > 0, "data.std", self.std, "greater than 0")
+        _require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "1 or more")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         _require_seed("data.split_seed", self.split_seed)
 
@@ -113,7 +124,7 @@ class Augmentation:
         blur: probability of a Gaussian blur; 0 switches it off (CIFAR-10).
         blur_sigma: smallest and largest standard deviation of the blur in pixels.
         blur_sigma_per: one standard deviation for the whole batch, as the reference, or per image.
-        antialias: widen the resize filter when a crop is shrunk. The reference does not.
+        antialias: the old name of data.antialias.
     """
 
     crop_area: tuple[float, float] = (0.08, 1.0)
@@ -131,7 +142,7 @@ class Augmentation:
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_sigma_per: Literal["batch", "image"] = "batch"
-    antialias: bool = False
+    antialias: bool | None = not_hashed(None)
 
     def __post_init__(self) -> None:
         area, aspect, sigma = self.crop_area, self.crop_aspect, self.blur_sigma
@@ -169,14 +180,15 @@ class Model:
 
     Args:
         encoder: any timm model; the paper's are simclr_resnet{18..200}_{1..4}x_sk{0,1}.
-        pretrained: start pretraining from timm's published weights.
+        pretrained: start pretraining from timm's published weights: true takes them from the hub, a
+            .safetensors file is read in their place.
         head_layers: layers of the projection head; the paper takes 3.
         head_width: width of its hidden layers; unset: that of the encoder's output.
         head_out: width of its output, on which the contrastive loss works.
     """
 
     encoder: str = "simclr_resnet50_1x_sk0"
-    pretrained: bool = False
+    pretrained: bool | str = False
     head_layers: int = 3
     head_width: int | None = None
     head_out: int = 128
@@ -476,6 +488,7 @@ class Distill(Training):
     Args:
         teacher: artifact folder of a classifier; unset: this run's fine-tuned one.
         student: any timm model, as model.encoder.
+        student_pretrained: start the student from published weights, as model.pretrained.
         temperature: of both softmaxes; the paper takes 1.0, and 0.1 for a student of the teacher's
             own architecture.
         images: all, or labeled, which shows what the unlabeled images are worth (the number of
@@ -499,6 +512,7 @@ class Distill(Training):
     weight_decay: float = 1e-4
     teacher: str | None = not_hashed(None)
     student: str = "simclr_resnet50_1x_sk0"
+    student_pretrained: bool | str = False
     temperature: float = 1.0
     images: Literal["all", "labeled"] = "all"
     labeled_weight: float = 0.0

@@ -7,7 +7,7 @@ in the *global* batch, of which each process takes its rows.
 
     boxes = draw_boxes(augmentation, generator(*key), heights, widths, rows)  # (b, 4)
     draws = draw(augmentation, generator(*other_key), global_batch_size)[rows]
-    crops = crop_resize(images, boxes, size, augmentation.antialias)  # (b, 3, S, S)
+    crops = crop_resize(images, boxes, size)  # (b, 3, S, S)
     views = apply(augmentation, crops, draws)
 
 Cropping is apart from the rest because workers crop large photos one by one, where they decode

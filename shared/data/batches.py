@@ -35,6 +35,7 @@ from shared.data.augment import Draws
 from shared.data.images import ImageSet
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
+from shared.runtime.stop import leave_signals_to_parent, signals_held
 
 T = TypeVar("T")
 
@@ -196,7 +197,7 @@ class Batches:
         self, start: int, stop: int, parts: list[slice] | None = None
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """What workers make of each batch or part: (b,) positions, (b, 3, S, S) uint8 per view."""
-        return _from_workers(iter(self._loader(start, stop, parts or [self.rows])))
+        return _from_workers(self._loader(start, stop, parts or [self.rows]))
 
     def chosen(self, step: int, rows: slice | None = None) -> np.ndarray:
         """(b,) positions of the images in these rows of the batch, by default this process's."""
@@ -211,13 +212,10 @@ class Batches:
         for view in range(self.views if self.augmentation else 0):
             assert self.augmentation is not None
             boxes = self.boxes(step, view, rows or self.rows, *pixels.shape[-2:])
-            crops.append(
-                image_ops.crop_resize(
-                    pixels, boxes, self.data.image_size, self.augmentation.antialias
-                )
-            )
+            size = self.data.image_size
+            crops.append(image_ops.crop_resize(pixels, boxes, size, self.data.antialias))
         if self.clean or not self.augmentation:
-            crops.append(image_ops.center_crop(pixels, self.data.image_size))
+            crops.append(central(pixels, self.data))
         return ids, crops
 
     def _loader(self, start: int, stop: int, parts: list[slice]) -> DataLoader:
@@ -233,6 +231,7 @@ class Batches:
             batch_sampler=tasks(),  # type: ignore[arg-type]  # any iterable of lists will do
             num_workers=_workers(self.data),
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_signals_to_parent,
         )
 
     def _counted(
@@ -270,8 +269,7 @@ class Batches:
 
     def crop_photo(self, image: Tensor, box: Tensor) -> Tensor:
         """Crop of one image (1, 3, H, W) at the view's size: (1, 3, S, S), float or uint8."""
-        assert self.augmentation is not None
-        if self.augmentation.antialias:
+        if self.data.antialias:
             return image_ops.crop_resize_photo(image, box, self.data.image_size)
         return image_ops.crop_resize(image, box, self.data.image_size)
 
@@ -301,7 +299,7 @@ class _DecodeAndCrop(torch.utils.data.Dataset):
                 crop = b.crop_photo(image, b.boxes(step, view, rows, *image.shape[2:]))
                 crops.append(b.look(crop, step, view, rows) if b.workers_finish else crop)
         if b.clean or not b.augmentation:
-            crops.append(image_ops.center_crop(image, b.data.image_size))
+            crops.append(central_photo(image, b.data))
         # uint8 again: a quarter of the bytes between processes and to the device
         return torch.tensor(id_), [_to_uint8(crop[0]) for crop in crops]
 
@@ -330,6 +328,16 @@ def _to_uint8(images: Tensor) -> Tensor:
     return torch.add(half, images, alpha=255).clamp_(0, 255).to(torch.uint8)
 
 
+def central(images: Tensor, data: Data) -> Tensor:
+    """Images (B, 3, H, W) of one size as evaluation shows them: (B, 3, S, S) float32 in [0, 1]."""
+    return image_ops.center_crop(images, data.image_size, antialias=data.antialias)
+
+
+def central_photo(image: Tensor, data: Data) -> Tensor:
+    """The same of one decoded photo (1, 3, H, W) uint8, with the kernel of its training views."""
+    return image_ops.center_crop_photo(image, data.image_size, data.antialias)
+
+
 def normalize(images: Tensor, data: Data) -> Tensor:
     """Subtract ``data.mean`` and divide by ``data.std`` per channel; (B, 3, S, S) float32."""
     images = images if images.is_floating_point() else images.float().div_(255)
@@ -352,8 +360,14 @@ def _ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> I
             yield pending.popleft().result()
 
 
-def _from_workers(loaded: Iterator[Any]) -> Iterator[Any]:
-    """Yield what workers made; a UserError of theirs loses the traceback in its message."""
+def _from_workers(loader: DataLoader) -> Iterator[Any]:
+    """What workers make, who start at once; a UserError of theirs loses its traceback."""
+    with signals_held():
+        loaded = iter(loader)
+    return _without_traceback(loaded)
+
+
+def _without_traceback(loaded: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from loaded
     except UserError as error:
@@ -365,8 +379,8 @@ def _from_workers(loaded: Iterator[Any]) -> Iterator[Any]:
 class _Decode(torch.utils.data.Dataset):
     """Runs in a worker: decodes one image as evaluation shows it; position -1 means skipped."""
 
-    def __init__(self, images: ImageSet, size: int):
-        self.images, self.size = images, size
+    def __init__(self, images: ImageSet, data: Data):
+        self.images, self.data = images, data
 
     def __getitem__(self, id_: int) -> tuple[int, Tensor]:
         try:
@@ -374,8 +388,9 @@ class _Decode(torch.utils.data.Dataset):
         except UserError:
             if self.images.on_error == "stop":
                 raise
-            return -1, torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-        return id_, _to_uint8(image_ops.center_crop(image[None], self.size)[0])
+            size = self.data.image_size
+            return -1, torch.zeros(3, size, size, dtype=torch.uint8)
+        return id_, _to_uint8(central_photo(image[None], self.data)[0])
 
 
 def plain_batches(
@@ -389,18 +404,16 @@ def plain_batches(
     if images.pixels is not None:
         for chunk in chunks:
             pixels = images.pixels[chunk].to(device)
-            yield (
-                normalize(image_ops.center_crop(pixels, data.image_size), data),
-                torch.from_numpy(chunk),
-            )
+            yield normalize(central(pixels, data), data), torch.from_numpy(chunk)
         return
     loader = DataLoader(
-        _Decode(images, data.image_size),
+        _Decode(images, data),
         batch_sampler=[chunk.tolist() for chunk in chunks],  # type: ignore[arg-type]
         num_workers=_workers(data),
+        worker_init_fn=leave_signals_to_parent,
     )
     seen = 0
-    for positions_, pixels in _from_workers(iter(loader)):
+    for positions_, pixels in _from_workers(loader):
         readable = positions_ >= 0
         seen += int(readable.sum())
         yield normalize(pixels[readable].to(device), data), positions_[readable]

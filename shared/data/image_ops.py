@@ -140,7 +140,7 @@ def crop_resize(
     return image.view(1, C, height, width)
 
 
-def crop_resize_photo(image: Tensor, box: Tensor, size: int) -> Tensor:
+def crop_resize_photo(image: Tensor, box: Tensor, size: int | tuple[int, int]) -> Tensor:
     """``crop_resize`` with ``antialias`` of one decoded photo, in integers: 5 times as fast.
 
     As in Pillow, rows are rounded and clipped before columns are resized.
@@ -148,18 +148,22 @@ def crop_resize_photo(image: Tensor, box: Tensor, size: int) -> Tensor:
     Args:
         image: (1, C, H, W) uint8, on the CPU.
         box: (1, 4) int64 of y, x, height, width in pixels.
-        size: side of the output in pixels.
+        size: side of the output in pixels, or its (height, width).
 
     Returns:
         (1, C, size, size) uint8.
     """
     y, x, h, w = box[0].tolist()
     part = image[:, :, y : y + h, x : x + w]
-    return F.interpolate(part, (size, size), mode="bicubic", antialias=True)
+    shape = (size, size) if isinstance(size, int) else size
+    return F.interpolate(part, shape, mode="bicubic", antialias=True)
 
 
 def center_crop(
-    images: Tensor, size: int | tuple[int, int], proportion: float | None = None
+    images: Tensor,
+    size: int | tuple[int, int],
+    proportion: float | None = None,
+    antialias: bool = False,
 ) -> Tensor:
     """The view used for evaluation: cut out the middle and resize it; "data_util.center_crop".
 
@@ -168,10 +172,35 @@ def center_crop(
         size: side of the output in pixels, or its (height, width).
         proportion: share of the shorter side that is kept. None is the reference's rule: 0.875,
             and 1 (no crop, and no resize where the image has that size) up to 32 pixels.
+        antialias: widen the filter when shrinking, as the views of training may do.
 
     Returns:
         (B, C, size, size) float32 in [0, 1].
     """
+    box = _central_box(images, size, proportion)
+    return crop_resize(images, box, size, antialias).clamp_(0, 1)
+
+
+def center_crop_photo(image: Tensor, size: int | tuple[int, int], antialias: bool) -> Tensor:
+    """``center_crop`` of one decoded photo; with ``antialias`` by ``crop_resize_photo``.
+
+    Args:
+        image: (1, C, H, W) uint8, on the CPU.
+        size: side of the output in pixels, or its (height, width).
+        antialias: widen the filter when shrinking.
+
+    Returns:
+        (1, C, size, size) float32 in [0, 1].
+    """
+    if not antialias:
+        return center_crop(image, size)
+    return to_float(crop_resize_photo(image, _central_box(image, size), size))
+
+
+def _central_box(
+    images: Tensor, size: int | tuple[int, int], proportion: float | None = None
+) -> Tensor:
+    """(1, 4) int64 of y, x, height, width in pixels of the part that evaluation shows."""
     height, width = (size, size) if isinstance(size, int) else size
     if proportion is None:
         proportion = 1.0 if max(height, width) <= 32 else 0.875
@@ -181,8 +210,7 @@ def center_crop(
         h, w = round(proportion / aspect * W), round(proportion * W)
     else:
         h, w = round(proportion * H), round(proportion * aspect * H)
-    box = torch.tensor([[(H - h + 1) // 2, (W - w + 1) // 2, h, w]])
-    return crop_resize(images, box, (height, width)).clamp_(0, 1)
+    return torch.tensor([[(H - h + 1) // 2, (W - w + 1) // 2, h, w]])
 
 
 def affine_warp(

@@ -17,10 +17,11 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from shared.config.schema import MAX_PIXELS
 from shared.runtime.errors import UserError
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
@@ -29,7 +30,17 @@ UNLABELED = -1
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-def decode_image(source: str | bytes) -> Tensor:
+class Decoding(NamedTuple):
+    """What is read of unusual files: ``data.load_truncated`` and ``data.max_pixels``."""
+
+    load_truncated: bool = False
+    max_pixels: int = MAX_PIXELS
+
+
+USUAL = Decoding()
+
+
+def decode_image(source: str | bytes, decoding: Decoding = USUAL) -> Tensor:
     """Decode an image file to RGB, uint8 (3, H, W), upright as its EXIF orientation says.
 
     A grey image gets three equal channels. Transparent pixels are laid over white. Palette and CMYK
@@ -37,11 +48,20 @@ def decode_image(source: str | bytes) -> Tensor:
 
     Args:
         source: path, or the encoded bytes.
+        decoding: what is read of unusual files.
 
     Raises:
         OSError: the file cannot be read; Pillow also raises the others of ``_UNREADABLE``.
     """
+    # Pillow's own switches, set here because they have to count in worker processes too
+    ImageFile.LOAD_TRUNCATED_IMAGES = decoding.load_truncated
+    Image.MAX_IMAGE_PIXELS = None  # it would only warn up to twice its limit
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        if (pixels := file.width * file.height) > decoding.max_pixels:
+            raise Image.DecompressionBombError(
+                f"{file.width}x{file.height} pixels are {pixels:,}, and data.max_pixels allows"
+                f" {decoding.max_pixels:,}"
+            )
         ImageOps.exif_transpose(file, in_place=True)  # loads it; does not copy an upright image
         image: Image.Image = file
     if image.mode.startswith(("I", "F")):
@@ -69,6 +89,7 @@ class ImageSet:
         classes: class names in label order; empty where no image is labeled.
         on_error: what to do with an unreadable image: stop or skip.
         pixels: (n, 3, H, W) uint8 when the images are held in memory, else None.
+        decoding: what is read of unusual files.
     """
 
     files: datasets.Dataset
@@ -77,6 +98,7 @@ class ImageSet:
     classes: tuple[str, ...]
     on_error: str
     pixels: Tensor | None = None
+    decoding: Decoding = USUAL
 
     def __len__(self) -> int:
         return len(self.names)
@@ -117,12 +139,14 @@ class ImageSet:
             return self.pixels[index]
         item = self.files[int(index)]["image"]
         try:
-            return decode_image(item["bytes"] if item["bytes"] is not None else item["path"])
+            source = item["bytes"] if item["bytes"] is not None else item["path"]
+            return decode_image(source, self.decoding)
         except _UNREADABLE as error:
             name = item["path"] or f"image {self.names[index]}"
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
             raise UserError(
                 f"cannot read {name}: {reason}; remove it or give --data.on_error skip"
+                f"{_remedy(error)}"
             ) from error
 
     def select(self, indices: np.ndarray) -> "ImageSet":
@@ -184,6 +208,13 @@ class ImageSet:
             print(f"skipped {len(names)} unreadable of {len(self)} images: {abbreviated(names)}")
         kept = self.select(np.array(readable))
         return replace(kept, pixels=pixels[: len(readable)].clone())
+
+
+def _remedy(error: Exception) -> str:
+    """The option that reads such a file all the same, for messages."""
+    if isinstance(error, Image.DecompressionBombError):
+        return " or a larger --data.max_pixels"
+    return " or --data.load_truncated true" if "truncated" in str(error) else ""
 
 
 def size_text(image: Tensor) -> str:

@@ -26,7 +26,7 @@ from sklearn.model_selection import train_test_split
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
-from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, size_text
+from shared.data.images import UNLABELED, Decoding, ImageSet, Splits, abbreviated, size_text
 from shared.data.labels import find_images, read_csv
 from shared.runtime.errors import UserError
 
@@ -192,7 +192,9 @@ def _image_set(
     names = [path.removeprefix(root) for path in paths if path]
     if len(set(names)) < len(paths):  # no names, or ambiguous ones
         names = [str(row) for row in range(len(paths))]
-    return ImageSet(files, np.array(names, dtype=object), labels, classes, data.on_error)
+    decoding = Decoding(data.load_truncated, data.max_pixels)
+    named = np.array(names, dtype=object)
+    return ImageSet(files, named, labels, classes, data.on_error, decoding=decoding)
 
 
 def _holds_bytes(feature: Any) -> bool:

@@ -6,8 +6,9 @@ from typing import TypeVar, cast
 
 from torch import nn
 
-from shared.config.schema import Data, Model
-from shared.networks.encoders import create_encoder
+from shared.config.methods import METHODS
+from shared.config.schema import Config, Data, Model
+from shared.networks.encoders import create_encoder, fetch_weights
 from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
 from shared.runtime.artifacts import (
     ClassifierMeta,
@@ -16,6 +17,7 @@ from shared.runtime.artifacts import (
     NetworkMeta,
     load_tensors,
     read_meta,
+    sha256,
 )
 from shared.runtime.errors import UserError
 
@@ -30,21 +32,45 @@ def network_meta(model: Model, data: Data) -> NetworkMeta:
         "image_size": data.image_size,
         "mean": list(data.mean),
         "std": list(data.std),
+        "antialias": data.antialias,
     }
 
 
-def network_of(meta: NetworkMeta) -> NetworkMeta:
-    """The part of a ``meta.json`` that describes the network and what it is fed."""
+def network_of(meta: NetworkMeta, data: Data) -> NetworkMeta:
+    """The part of a ``meta.json`` that describes the network, and how ``data`` feeds it now."""
     return {
         "encoder": meta["encoder"],
         "head": meta["head"],
-        "image_size": meta["image_size"],
-        "mean": meta["mean"],
-        "std": meta["std"],
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "antialias": data.antialias,
     }
 
 
-def build_encoder(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
+def require_weights(config: Config, method: str) -> None:
+    """Fetch the published weights that a method starts from, unless its artifact is there.
+
+    Raises:
+        UserError: there are none, or they cannot be reached; the message names the option.
+    """
+    option = METHODS[method].weights
+    pretrained = config.option(option) if option else False
+    done = (config.folder_of(method) / "meta.json").exists() and not config.forces(method)
+    if not pretrained or done:
+        return
+    try:
+        fetch_weights(config.encoder_of(method), pretrained)
+    except ValueError as error:
+        raise UserError(f"--{option}: {error}") from error
+
+
+def weights_setting(pretrained: bool | str) -> dict[str, str]:
+    """What settings say of a file of published weights: its hash."""
+    return {"weights": sha256(Path(pretrained))} if isinstance(pretrained, str) else {}
+
+
+def build_encoder(name: str, image_size: int, pretrained: bool | str = False) -> nn.Module:
     """`create_encoder`, with its errors as a UserError."""
     try:
         return create_encoder(name, image_size, pretrained=pretrained)
@@ -52,7 +78,7 @@ def build_encoder(name: str, image_size: int, pretrained: bool = False) -> nn.Mo
         raise UserError(f"encoder {name} at {image_size} pixels: {_one_line(error)}") from error
 
 
-def build_contrastive(meta: NetworkMeta, pretrained: bool = False) -> ContrastiveModel:
+def build_contrastive(meta: NetworkMeta, pretrained: bool | str = False) -> ContrastiveModel:
     """Encoder and whole projection head, as `network_meta` describes them."""
     encoder = build_encoder(meta["encoder"], meta["image_size"], pretrained)
     features, size = cast(int, encoder.head_hidden_size), meta["head"]
@@ -62,13 +88,14 @@ def build_contrastive(meta: NetworkMeta, pretrained: bool = False) -> Contrastiv
     return ContrastiveModel(encoder, head)
 
 
-def build_classifier(meta: ClassifierNetwork) -> Classifier:
+def build_classifier(meta: ClassifierNetwork, pretrained: bool | str = False) -> Classifier:
     """Encoder, the first ``from_layer`` layers of the head, linear layer."""
     classes = len(meta["classes"])
     if not meta["from_layer"]:
-        return Classifier(build_encoder(meta["encoder"], meta["image_size"]), classes)
-    pretrained = build_contrastive(meta)
-    return Classifier(pretrained.encoder, classes, pretrained.head, meta["from_layer"])
+        encoder = build_encoder(meta["encoder"], meta["image_size"], pretrained)
+        return Classifier(encoder, classes)
+    whole = build_contrastive(meta, pretrained)
+    return Classifier(whole.encoder, classes, whole.head, meta["from_layer"])
 
 
 def load_contrastive(path: Path) -> tuple[ContrastiveModel, Meta]:
@@ -97,8 +124,9 @@ def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Class
 
 def require_same_input(meta: NetworkMeta, data: Data, path: Path) -> None:
     """UserError where an artifact expects other images than the configuration gives."""
-    for key in ("image_size", "mean", "std"):
-        trained, configured = meta[key], json.loads(json.dumps(getattr(data, key)))
+    for key in ("image_size", "mean", "std", "antialias"):
+        configured = json.loads(json.dumps(getattr(data, key)))
+        trained = meta.get(key, configured)
         if trained != configured:
             raise UserError(
                 f"{path} was trained with data.{key}={trained}, now it is {configured};"

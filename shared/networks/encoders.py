@@ -1,11 +1,17 @@
 """Encoders: any timm model without its classifier, the SimCLRv2 family included."""
 
 import difflib
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
+from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils import get_session
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.layers.patch_embed import PatchEmbed
+from timm.models import PretrainedCfg
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -15,7 +21,9 @@ from shared.networks.batchnorm import BatchNorm
 SMALL_IMAGE = 32  # up to this size the reference uses the small-image stem (tf2/model.py)
 
 
-def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kwargs) -> nn.Module:
+def create_encoder(
+    name: str, image_size: int, *, pretrained: bool | str = False, **kwargs
+) -> nn.Module:
     """A timm model without its classifier: images (B, 3, S, S) -> features (B, F).
 
     F is ``encoder.head_hidden_size``. Members of the SimCLRv2 family get the small-image stem for
@@ -24,29 +32,23 @@ def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kw
     Args:
         name: of a timm model; ``simclr_resnet50_1x_sk1`` and the rest of the family are among them.
         image_size: side S of the square images, in pixels.
-        pretrained: start from timm's own weights (a download).
+        pretrained: start from published weights: true takes timm's own, a file is read in their
+            place (``fetch_weights``).
         **kwargs: passed on to timm.
 
     Raises:
-        ValueError: the name is unknown, there are no pretrained weights, or the encoder does not
-            take images of this size.
+        ValueError: the name is unknown, there are no such weights, or the encoder does not take
+            images of this size.
     """
-    try:
-        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError as error:
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists them"
-        raise ValueError(f"unknown encoder {name!r}: {hint}") from error
-    assert config is not None  # allow_unregistered=False
-    if pretrained and not config.has_weights:
-        raise ValueError(f"timm has no pretrained weights of {name!r}: set pretrained to false")
+    config = _known(name)
+    weights = _weights(name, pretrained) if pretrained else {}
     if name.startswith("simclr_resnet") and image_size <= SMALL_IMAGE:
         kwargs.setdefault("small_stem", True)
     if config.fixed_input_size:
         kwargs.setdefault("img_size", image_size)
 
     try:
-        encoder = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        encoder = timm.create_model(name, num_classes=0, **weights, **kwargs)
         _dry_run(encoder, kwargs.get("in_chans", 3), image_size)
     except (RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise ValueError(
@@ -55,6 +57,84 @@ def create_encoder(name: str, image_size: int, *, pretrained: bool = False, **kw
             "a multiple of its patch size) or another encoder"
         ) from error
     return encoder
+
+
+def _known(name: str) -> PretrainedCfg:
+    """What timm knows of an encoder; ValueError with similar names where it knows none."""
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists them"
+        raise ValueError(f"unknown encoder {name!r}: {hint}") from error
+    assert config is not None  # allow_unregistered=False
+    return config
+
+
+def fetch_weights(name: str, pretrained: bool | str) -> Path | None:
+    """The file of an encoder's published weights; from the hub only what is not in its cache.
+
+    Args:
+        name: of a timm model.
+        pretrained: true takes timm's own weights; or a .safetensors file of them.
+
+    Returns:
+        The file. None for a few old weights that are not on the hub: timm has them in its own
+        cache.
+
+    Raises:
+        ValueError: there are no such weights, or they cannot be reached.
+    """
+    config = _known(name)
+    if isinstance(pretrained, str):
+        if not Path(pretrained).is_file() or not pretrained.endswith(".safetensors"):
+            raise ValueError(
+                f"no weights of {name!r} in {pretrained!r}: give true, false or a .safetensors file"
+            )
+        return Path(pretrained)
+    if not config.has_weights:
+        raise ValueError(f"timm has no pretrained weights of {name!r}: set pretrained to false")
+    repository, file = config.hf_hub_id, config.hf_hub_filename or "model.safetensors"
+    if repository and isinstance(cached := try_to_load_from_cache(repository, file), str):
+        return Path(cached)
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        if not repository:
+            timm.create_model(name, pretrained=True)
+            return None
+        get_session().head(hf_hub_url(repository, file), timeout=5)  # once; a download tries again
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # each of the libraries in between has its own
+        source = f"{repository}/{file}" if repository else config.url
+        raise ValueError(
+            f"the published weights of {name!r} are not in the cache, and {source} cannot be"
+            f" reached ({' '.join(str(error).split())[:200]}); connect, give their .safetensors"
+            " file in place of true, or start without: false"
+        ) from error
+
+
+def _weights(name: str, pretrained: bool | str) -> dict[str, Any]:
+    """What timm needs to start an encoder from published weights.
+
+    Raises:
+        ValueError: there are none, or they are of another network.
+    """
+    file = fetch_weights(name, pretrained)
+    if file is None:
+        return {"pretrained": True}
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} is no safetensors file ({error})") from error
+    if isinstance(pretrained, str):  # timm would leave out what does not fit, without a word
+        with torch.device("meta"):
+            expected = timm.create_model(name, num_classes=0).state_dict()
+        for key, tensor in expected.items():
+            if key not in tensors or tensors[key].shape != tensor.shape:
+                shape = "x".join(map(str, tensor.shape)) or "one number"
+                raise ValueError(f"{file} holds no weights of {name!r}: no {key} of {shape}")
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": tensors}}
 
 
 def _dry_run(encoder: nn.Module, channels: int, image_size: int) -> None:

@@ -224,6 +224,8 @@ def _run_for(
         checkpoint_every_steps=10**9,
     )
     section: dict[str, Any] = {training.section: training}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # else a later stage shows the largest of all
     short = replace(config, force="all", **section)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         run(short, accelerator)

@@ -55,6 +55,8 @@ class NetworkMeta(TypedDict):
         image_size: pixels per side.
         mean: subtracted from images in [0, 1], per channel.
         std: divided by, per channel.
+        antialias: whether the resize filter is widened where an image is shrunk; artifacts of
+            earlier versions do not say, and their classifiers were measured without.
     """
 
     encoder: str
@@ -62,6 +64,7 @@ class NetworkMeta(TypedDict):
     image_size: int
     mean: Sequence[float]
     std: Sequence[float]
+    antialias: NotRequired[bool]
 
 
 class ClassifierNetwork(NetworkMeta):
@@ -283,6 +286,7 @@ class StageFolder:
         go_on: which command continues the stage when it is stopped, for messages.
         defaults: what an option was before there was the option: an artifact of an earlier version
             stays good as long as its new options are left alone.
+        renamed: new name of an option -> the old one, which artifacts of earlier versions have.
         accelerator: decides which process writes.
 
     Raises:
@@ -299,8 +303,9 @@ class StageFolder:
         accelerator: Accelerator,
         go_on: str = "run the same command",
         defaults: Mapping[str, Any] | None = None,
+        renamed: Mapping[str, str] | None = None,
     ):
-        self.defaults = json.loads(json.dumps(defaults or {}))
+        self.defaults, self.renamed = json.loads(json.dumps(defaults or {})), renamed or {}
         self.path, self.accelerator, self.go_on = path, accelerator, go_on
         self.main = accelerator.is_main_process
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
@@ -315,8 +320,10 @@ class StageFolder:
             self._compare(read_json(path / "settings.json"))
 
     def _compare(self, made_with: dict[str, Any]) -> None:
+        old_names = {new: made_with[old] for new, old in self.renamed.items() if old in made_with}
+        made_with = {**self.defaults, **old_names, **made_with}
         changed = {
-            key: (made_with.get(key, self.defaults.get(key)), now)
+            key: (made_with.get(key), now)
             for key, now in sorted(self.settings.items())
             # what is finished may be read on other hardware
             if not (key == "precision" and self.done)

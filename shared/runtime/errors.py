@@ -55,5 +55,7 @@ def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
             return main(*args, **kwargs)
         except UserError as error:
             return refuse(str(error))
+        except KeyboardInterrupt:
+            return 130  # 128 + SIGINT, as a shell says it
 
     return guarded

@@ -1,26 +1,37 @@
-"""Stopping on request: SIGTERM or SIGINT is remembered, and obeyed between two steps."""
+"""Stopping on request: a signal is remembered, and obeyed between two steps.
+
+A scheduler, a closed terminal and Ctrl-C signal the whole process group: also a launcher, which
+passes the signal on to this process, and the worker processes, which have to leave it to this one.
+"""
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from shared.runtime.distributed import agree, world_size
 
 SETTLED_EVERY = 5.0  # seconds
+PASSED_ON = 2.0  # seconds in which a launcher passes on a signal that this process got too
+# preemption, Ctrl-C, a closed terminal
+SIGNALS = tuple(getattr(signal, s) for s in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, s))
 MOST_STEPS = 1000  # between two settlements, so that a fast start does not put off the next
 
 
 class Stopped(SystemExit):
-    """SIGTERM or SIGINT was obeyed: the state is saved. The code is 128 + the signal's number."""
+    """A signal was obeyed: the state is saved. The code is 128 + the signal's number."""
 
 
 class StopRequest:
-    """Remembers that SIGTERM (a scheduler's preemption) or SIGINT (Ctrl-C) has arrived.
+    """Remembers that SIGTERM, SIGINT or SIGHUP has arrived.
 
-    The loops ask between two steps, save, and leave. A second signal ends the process at once.
+    The loops ask between two steps, save, and leave. A second signal ends the process at once; what
+    follows within ``PASSED_ON`` seconds is the first one again, from a launcher.
     """
 
     received: int | None = None
+    _received_at = 0.0
     # of several processes: the last step; that of the last settlement, that of the next, and when
     _seen, _settled, _due, _settled_at = 0, 0, 0, 0.0
 
@@ -29,13 +40,18 @@ class StopRequest:
         """Install the handlers."""
         cls.received = None
         cls._seen, cls._settled, cls._due, cls._settled_at = 0, 0, 0, time.perf_counter()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, cls._remember)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
+                signal.signal(number, cls._remember)
 
     @classmethod
     def _remember(cls, number: int, frame: FrameType | None) -> None:
-        cls.received = number
-        signal.signal(number, signal.SIG_DFL)
+        now = time.monotonic()
+        if cls.received is None:
+            cls.received, cls._received_at = number, now
+        elif now - cls._received_at > PASSED_ON:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     @classmethod
     def agreed(cls, step: int) -> bool:
@@ -59,3 +75,25 @@ class StopRequest:
         stop, until_next = agree(cls.received is not None, max(1, min(int(pace), MOST_STEPS)))
         cls._settled, cls._due, cls._settled_at = step, step + until_next, now
         return stop
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Within the context this thread, and the processes that it starts, get none of the signals.
+
+    Those processes must call `leave_signals_to_parent`.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_parent(worker: int = 0) -> None:
+    """Let a worker process live until its parent ends it; as ``worker_init_fn`` of a DataLoader."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

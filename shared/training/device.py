@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -44,7 +45,27 @@ def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
     mixed = accelerator.mixed_precision != "no"
     if config.channels_last == "yes" or (config.channels_last == "auto" and mixed):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if accelerator.num_processes > 1:
+        let_gradients_lie_as_weights(model)
     return model.to(accelerator.device)
+
+
+def let_gradients_lie_as_weights(model: nn.Module) -> None:
+    """Give the gradients of 1 x 1 kernels the strides of their weights; no number changes.
+
+    The stride of a dimension of one element is arbitrary. A convolution's backward pass chooses it
+    in its own way, and then DistributedDataParallel warns that gradients are not as its buckets.
+    """
+
+    def as_weight(gradient: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
+        for size, ours, theirs in zip(shape, strides, gradient.stride(), strict=True):
+            if size > 1 and ours != theirs:
+                return gradient  # lies otherwise in memory
+        return gradient.as_strided(shape, strides)
+
+    for weight in model.parameters():
+        if weight.requires_grad and 1 in weight.shape:
+            weight.register_hook(partial(as_weight, shape=weight.shape, strides=weight.stride()))
 
 
 def require_compiler() -> None:

@@ -29,7 +29,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import (
+    RENAMED,
     Augmentation,
     Config,
     Training,
@@ -91,12 +93,15 @@ class Stage:
     ):
         self.config, self.accelerator, self.method, self.seed = config, accelerator, method, seed
         self.training: Training = config.training_of(method)
+        options = hashed_settings(self.training, self.training.section)
+        for option in METHODS[method].independent:
+            options.pop(option, None)
         everything = {
             "stage": method,
             **hashed_settings(config.data, "data"),
             **hashed_settings(config.augment, "augment"),
             "precision": accelerator.mixed_precision,
-            **hashed_settings(self.training, self.training.section),
+            **options,
             **settings,
         }
         self.folder = StageFolder(
@@ -106,6 +111,9 @@ class Stage:
             accelerator=accelerator,
             go_on=config.to_go_on(method),
             defaults=defaults(),
+            # what was trained before the renaming is the same; but classifiers were measured on
+            # images that were never antialiased
+            renamed={} if method in CLASSIFIERS else RENAMED,
         )
         self.path, self.done = self.folder.path, self.folder.done
         if self.done:

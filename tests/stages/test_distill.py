@@ -7,11 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
+import torch
 from accelerate import Accelerator
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Config, Distill
 from shared.data.images import Splits
+from shared.runtime.artifacts import sha256
 from shared.runtime.errors import UserError
 from shared.training.stage import Stage
 from stages import distill
@@ -35,6 +40,37 @@ def test_self_distillation_first_in_distillation_alone(photos, finished, tmp_pat
     assert [meta["from_layer"] for meta in (teacher_meta, itself, student)] == [1, 1, 0]
     assert student["settings"]["parent"] == itself["weights_sha256"]
     assert student["labels"] == teacher_meta["labels"]
+
+
+@pytest.mark.parametrize("method", ["distill", "self-distill"])
+def test_a_student_from_published_weights(method, finished, photos, tmp_path, capfd, monkeypatch):
+    """Only the student starts from them: self-distillation copies the teacher's network."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    weights = tmp_path / "weights.safetensors"
+    torch.manual_seed(5)
+    published = timm.create_model("test_efficientnet").state_dict()
+    save_file(published, weights)
+    options = [
+        f"--output={tmp_path}",
+        f"--data.train={photos}",
+        f"--distill.teacher={finished / 'finetune-2perclass-seed0'}",
+        f"--distill.self_first={str(method == 'self-distill').lower()}",
+        "--distill.student=test_efficientnet",
+        "--distill.steps=1",
+        "--distill.learning_rate=1e-9",
+    ]
+    message = refused(capfd, distill.main, *options, "--distill.student_pretrained=true")
+    assert "--distill.student_pretrained: the published weights of 'test_efficientnet'" in message
+    assert not (tmp_path / "r/distill-2perclass-seed0").exists()
+    options.append(f"--distill.student_pretrained={weights}")
+    assert run(distill.main, *options) == 0
+    student = load_file(tmp_path / "r/distill-2perclass-seed0/model.safetensors")
+    for key in ("conv_stem.weight", "conv_head.weight"):
+        torch.testing.assert_close(student[f"encoder.{key}"], published[key], rtol=0, atol=1e-4)
+    meta = json.loads((tmp_path / "r/distill-2perclass-seed0/meta.json").read_text())
+    assert meta["settings"]["weights"] == sha256(weights)
+    weights.write_bytes(weights.read_bytes() + b" ")  # other weights under the same name
+    assert "was made with weights=" in refused(capfd, distill.main, *options)
 
 
 def test_teacher_of_other_classes(capfd, tmp_path, finished):

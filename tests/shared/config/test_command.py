@@ -312,3 +312,20 @@ def test_a_folder_that_one_process_does_not_see(main, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"not every process sees .*runs.*all machines"):
         command.require_shared_folder(tmp_path / "runs", accelerator, patience=0.2)
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------- trackers
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_runs(
+    name, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(command, "get_available_trackers", list)
+    config = Config(tracker=name, output=str(tmp_path / "o"))
+    assert command.run_command(lambda *_: pytest.fail("it ran"), config) == 2
+    assert capsys.readouterr().err.startswith(f"error: --tracker {name} is not installed here; ")
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_installed_tracker_and_none_are_all_right():
+    command.require_tracker("none")
+    command.require_tracker("tensorboard")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from shared.config.command_line import override
 from shared.config.schema import SECTIONS, Config, dump
 from stages import distill, finetune, pretrain
 from tests.support.command_line import load, refusal
@@ -34,6 +35,25 @@ def test_there_are_recipes():
 def test_without_a_recipe_the_embedded_digits():
     assert load() == load("--config", RECIPES[0].parent / "digits.yaml")
     assert load().data.train == "digits"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "antialias"),
+    [
+        ("", ["--augment.antialias=true"], True),
+        ("augment: {antialias: true}", [], True),
+        ("augment: {antialias: true}", ["--data.antialias=false"], False),
+        ("augment: {antialias: true}", ["--augment.antialias=false"], False),
+        ("data: {antialias: true}", ["--augment.antialias=false"], False),
+        ("data: {antialias: true}", ["--augment.flip=0"], True),
+        ("augment: {antialias: false}", ["--data.antialias=true"], True),
+    ],
+)
+def test_the_old_name_of_an_option(tmp_path, text, flags, antialias):
+    config = load("--config", recipe(tmp_path, f"labels: 1pct\n{text}\n"), *flags)
+    assert config.data.antialias == antialias
+    assert load("--config", recipe(tmp_path, dump(config))) == config
+    assert override(config, {"augment.antialias": not antialias}).data.antialias != antialias
 
 
 @pytest.mark.parametrize("flags_first", [True, False])

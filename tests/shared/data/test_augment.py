@@ -143,12 +143,10 @@ def test_uint8_and_float_images_give_the_same_view():
 )
 @settings(max_examples=40, deadline=None)
 def test_views_have_their_size_and_range(B, H, W, size, seed, brightness, antialias):
-    augmentation = Augmentation(
-        rotate=30, shear=15, brightness=brightness, antialias=antialias, color_strength=1.25
-    )
+    augmentation = Augmentation(rotate=30, shear=15, brightness=brightness, color_strength=1.25)
     images = (torch.rand(B, 3, H, W, generator=torch.Generator().manual_seed(seed)) * 255).byte()
     boxes = draw_boxes(augmentation, rng(seed), [H] * B, [W] * B)
-    crops = crop_resize(images, boxes, size, augmentation.antialias)
+    crops = crop_resize(images, boxes, size, antialias)
     views = apply(augmentation, crops, draw(augmentation, rng(seed), B))
     assert views.shape == (B, 3, size, size)
     assert views.dtype == torch.float32

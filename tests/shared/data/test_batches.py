@@ -42,9 +42,9 @@ def images_of(folder, loading="memory", **options) -> tuple[ImageSet, Data]:
 
 
 def batches_of(
-    folder, loading="memory", accelerator=None, augmentation=VIEWS, **options
+    folder, loading="memory", accelerator=None, augmentation=VIEWS, antialias=False, **options
 ) -> Batches:
-    train, data = images_of(folder, loading)
+    train, data = images_of(folder, loading, antialias=antialias)
     arguments = {"seed": 3, "stage": "pretrain", "batch_size": 8, "views": 2} | options
     return Batches(
         train, np.arange(len(train)), data, augmentation, accelerator or process(), **arguments
@@ -314,9 +314,10 @@ def test_the_same_antialiased_views_however_images_are_loaded(folder, tmp_path):
         low_contrast = np.asarray(Image.open(file)) // 4 + 96
         (tmp_path / file.parent.name).mkdir(exist_ok=True)
         Image.fromarray(low_contrast).save(tmp_path / file.parent.name / file.name)
-    antialiased = replace(CROP, antialias=True)
     for source, atol in ((tmp_path, 1.5 / 255), (folder, 25 / 255)):
-        memory, workers = (batches_of(source, kind, augmentation=antialiased) for kind in LOADINGS)
+        memory, workers = (
+            batches_of(source, kind, augmentation=CROP, antialias=True) for kind in LOADINGS
+        )
         for a, b in zip(memory.steps(0, 6), workers.steps(0, 6), strict=True):
             assert torch.equal(a.ids, b.ids)
             torch.testing.assert_close(a.images, b.images, rtol=0, atol=atol)
@@ -337,14 +338,15 @@ def test_each_image_is_decoded_once_for_both_views(folder, monkeypatch):
 @pytest.mark.parametrize("antialias", [False, True])
 def test_views_are_the_same_wherever_they_are_finished(folder, antialias):
     """By the workers (on CPU) or on the batch (on a GPU); the latter rounds the crop to uint8."""
-    augmentation = Augmentation(color_strength=0, blur_sigma_per="image", antialias=antialias)
-    here, there = (batches_of(folder, "workers", augmentation=augmentation) for _ in range(2))
+    options = {"antialias": antialias}
+    plain = Augmentation(color_strength=0, blur_sigma_per="image")
+    here, there = (batches_of(folder, "workers", augmentation=plain, **options) for _ in range(2))
     assert here.workers_finish
     there.workers_finish = False
     for a, b in zip(here.steps(0, 2), there.steps(0, 2), strict=True):
         assert torch.equal(a.ids, b.ids)
         torch.testing.assert_close(a.images, b.images, rtol=0, atol=1.1 / 255)
-    everything = batches_of(folder, "workers", augmentation=replace(VIEWS, antialias=antialias))
+    everything = batches_of(folder, "workers", augmentation=VIEWS, **options)
     for a, b in zip(everything.steps(0, 2), here.steps(0, 2), strict=True):
         assert not torch.allclose(a.images, b.images, atol=0.1)  # with colours
 
@@ -431,6 +433,34 @@ def test_evaluation_sees_each_image_once_in_order(folder, loading):
     torch.testing.assert_close(
         torch.cat([batch for batch, _ in plain_images]), expected, atol=0.5 / 255 + 1e-6, rtol=0
     )
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("loading", LOADINGS)
+def test_every_plain_view_is_shrunk_as_the_training_views_are(tmp_path, loading, antialias):
+    """A large picture of fine stripes is grey where the filter is widened, as Pillow shows it."""
+    stripes = np.zeros((80, 96, 3), np.uint8)
+    stripes[:, ::3] = 200
+    for i in range(4):
+        Image.fromarray(np.roll(stripes, i, axis=1)).save(tmp_path / f"{i}.png")
+    whole = Augmentation(crop_area=(1, 1), flip=0, color_strength=0, blur=0)
+    options = {"antialias": antialias, "batch_size": 4, "clean": True}
+    batches = batches_of(tmp_path, loading, augmentation=whole, **options)
+    batch = next(batches.steps(0, 1))
+    assert batch.clean is not None
+    alone = batches_of(tmp_path, loading, augmentation=None, antialias=antialias, batch_size=4)
+    as_trained = next(alone.steps(0, 1)).images
+    plain, ids = next(plain_batches(batches.images, batch.ids.numpy(), batches.data, 4, "cpu"))
+    assert torch.equal(plain, batch.clean)
+    by_id = dict(zip(alone.chosen(0).tolist(), as_trained, strict=True))
+    assert all(torch.equal(by_id[i], image) for i, image in zip(ids.tolist(), plain, strict=True))
+
+    middle = Image.fromarray(stripes).crop((8, 0, 88, 80)).resize((8, 8), Image.Resampling.BICUBIC)
+    expected = torch.from_numpy(np.array(middle)).permute(2, 0, 1) / 255
+    image = plain[ids.tolist().index(0)]
+    assert ((image - expected).abs().max() < 2 / 255) == antialias
+    assert (image.std() < 0.05) == antialias
+    assert (batch.images.std() < 0.05) == antialias
 
 
 def test_workers_may_be_spawned(folder):

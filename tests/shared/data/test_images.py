@@ -9,6 +9,7 @@ from PIL import Image
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
+from shared.data.batches import plain_batches
 from shared.data.images import decode_image
 from shared.data.sources import open_data, open_splits
 from shared.runtime.errors import UserError
@@ -211,3 +212,50 @@ def test_fingerprints_of_unreadable_files(tmp_path):
     (root / whole.names[2]).write_bytes(b"")
     broken = replace(whole)  # opened before
     assert broken.fingerprint != before
+
+
+# ----------------------------------------------------------------------------------- unusual files
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("loading", ["auto", "workers"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_cut_off_has_an_option(suffix, loading, workers, tmp_path):
+    make_folder(tmp_path, [f"{i}.png" for i in range(3)], size=(64, 48))
+    path = tmp_path / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    data = Data(train=str(tmp_path), image_size=16, loading=loading, workers=workers)
+
+    def images(data: Data):
+        open_splits.cache_clear()
+        train = open_data(data, LabelSet.parse("1pct")).train
+        return list(plain_batches(train, np.arange(len(train)), data, 4, "cpu"))
+
+    with pytest.raises(UserError, match="cut") as refused:
+        images(data)
+    assert "\n" not in str(refused.value)
+    if suffix != "tif":
+        assert "--data.load_truncated true" in str(refused.value)
+        ((batch, _),) = images(replace(data, load_truncated=True))
+        assert batch.shape == (4, 3, 16, 16)
+    with pytest.raises(UserError):  # the switch of one set does not stay on for another
+        images(data)
+
+
+@pytest.mark.parametrize("pixels", [7, 8])
+@pytest.mark.parametrize("loading", ["auto", "workers"])
+def test_the_largest_image_is_an_option(pixels, loading, tmp_path):
+    make_folder(tmp_path, ["a.png", "b.png"], size=(4, 2))
+    data = Data(train=str(tmp_path), image_size=4, loading=loading, workers=1, max_pixels=pixels)
+    open_splits.cache_clear()
+
+    def images():
+        train = open_data(data, LabelSet.parse("1pct")).train
+        return list(plain_batches(train, np.arange(len(train)), data, 4, "cpu"))
+
+    if pixels == 8:
+        assert len(images()) == 1
+    else:
+        with pytest.raises(UserError, match=r"4x2 pixels are 8, and data.max_pixels allows 7") as e:
+            images()
+        assert "or a larger --data.max_pixels" in str(e.value)

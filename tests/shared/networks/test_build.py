@@ -73,3 +73,7 @@ def test_the_configuration_must_give_the_images_of_training(tmp_path):
         require_same_input(META, Data(image_size=16), tmp_path)
     with pytest.raises(UserError, match=re.escape("data.std=[1.0, 1.0, 1.0], now it is [0.5")):
         require_same_input(META, Data(image_size=8, std=(0.5, 0.5, 0.5)), tmp_path)
+    with pytest.raises(UserError, match=re.escape("data.antialias=False, now it is True; give")):
+        require_same_input(META, Data(image_size=8, antialias=True), tmp_path)
+    of_an_earlier_version = {key: value for key, value in META.items() if key != "antialias"}
+    require_same_input(of_an_earlier_version, Data(image_size=8, antialias=True), tmp_path)

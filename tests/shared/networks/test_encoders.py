@@ -1,14 +1,24 @@
 """Encoders: creation and its checks, recomputed activations, folded batch norms."""
 
 import copy
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
 from torch import nn
 
+from shared.networks import encoders
 from shared.networks.batchnorm import BatchNorm
-from shared.networks.encoders import checkpoint_activations, create_encoder, fold_batch_norm
+from shared.networks.encoders import (
+    checkpoint_activations,
+    create_encoder,
+    fetch_weights,
+    fold_batch_norm,
+)
 from shared.networks.heads import Classifier, ProjectionHead
 
 # Creation
@@ -52,6 +62,88 @@ def test_unknown_encoder():
 def test_no_pretrained_weights():
     with pytest.raises(ValueError, match="no pretrained weights of 'simclr_resnet18_1x_sk0'"):
         create_encoder("simclr_resnet18_1x_sk0", 32, pretrained=True)
+
+
+# Published weights
+
+
+def file_of(name: str, path: Path) -> dict[str, torch.Tensor]:
+    """Made-up published weights, with timm's classifier."""
+    torch.manual_seed(7)
+    tensors = timm.create_model(name).state_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    return tensors
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache, and a hub that cannot be reached; the calls of it are noted."""
+    calls = []
+
+    def head(url, **options):
+        calls.append(url)
+        raise OSError("no network")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(encoders, "get_session", lambda: SimpleNamespace(head=head))
+    return calls
+
+
+def in_cache(name: str, cache: Path) -> dict[str, torch.Tensor]:
+    repository = cache / f"models--{timm.get_pretrained_cfg(name).hf_hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("0" * 40)
+    return file_of(name, repository / "snapshots" / ("0" * 40) / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["test_vit2", "test_byobnet", "resnet18"])
+@pytest.mark.parametrize("source", ["cache", "file"])
+def test_published_weights_are_the_encoders(name, source, hub, tmp_path):
+    if source == "cache":
+        published, pretrained = in_cache(name, tmp_path / "cache"), True
+    else:
+        published = file_of(name, tmp_path / "weights.safetensors")
+        pretrained = str(tmp_path / "weights.safetensors")
+    size = timm.get_pretrained_cfg(name).input_size[-1]
+    torch.manual_seed(0)
+    for key, value in create_encoder(name, size, pretrained=pretrained).state_dict().items():
+        assert torch.equal(value, published[key])
+    other = create_encoder(name, 64, pretrained=pretrained)  # a ViT's positions are resized
+    assert other.eval()(torch.rand(1, 3, 64, 64)).isfinite().all()
+    assert hub == []
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_weights_that_cannot_be_reached_are_one_line_and_one_call(offline, hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    with pytest.raises(ValueError) as refused:
+        fetch_weights("resnet18", True)
+    message = str(refused.value)
+    assert "timm/resnet18.a1_in1k/model.safetensors cannot be reached" in message
+    assert ("HF_HUB_OFFLINE is set" if offline else "no network") in message
+    assert "give their .safetensors file in place of true, or start without: false" in message
+    assert "\n" not in message
+    assert len(hub) == (0 if offline else 1)
+
+
+def test_a_file_that_holds_no_weights_of_the_encoder(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    file_of("test_byobnet", path)
+    with pytest.raises(
+        ValueError, match=r"holds no weights of 'resnet18': no conv1\.weight of 64x3"
+    ):
+        create_encoder("resnet18", 64, pretrained=str(path))
+    path.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"weights\.safetensors is no safetensors file"):
+        create_encoder("resnet18", 64, pretrained=str(path))
+    for wrong in (str(tmp_path), str(tmp_path / "missing.safetensors"), __file__):
+        with pytest.raises(ValueError, match=r"give true, false or a \.safetensors file"):
+            fetch_weights("resnet18", wrong)
+
+
+# Image sizes
 
 
 @pytest.mark.parametrize(

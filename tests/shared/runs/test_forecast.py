@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 import pipeline
@@ -128,3 +129,35 @@ def test_what_a_step_takes_besides_its_images_is_less_in_a_full_batch(fixed):
     assert each == pytest.approx(slope + (probe(64).seconds_per_image - slope) * 64 / 4096)
     if slope == 0.01:
         assert each == pytest.approx(probe(4096).seconds_per_image)
+
+
+def test_each_network_has_its_own_peak(tmp_path, capsys, monkeypatch):
+    """On a GPU: the peak counter of the process would show the largest network for all."""
+    clock(monkeypatch, *[0] * 3)
+    peaks = {"pretrain": 900, "supervised": 50}
+    counter = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: counter.append(0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: counter[-1])
+
+    def run(name):
+        def stage(config, accelerator):
+            counter[-1] = max(counter[-1], peaks[name])
+            folder = config.folder_of(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            line = json.dumps({"images_per_second": 1e9})
+            (folder / "metrics.jsonl").write_text(f"{line}\n{line}\n")
+
+        return stage
+
+    accelerator = SimpleNamespace(
+        num_processes=1,
+        mixed_precision="no",
+        device=torch.device("cpu"),
+        free_memory=lambda: None,
+    )
+    config = config_of(f"--output={tmp_path}")
+    forecast(config, accelerator, {name: run(name) for name in peaks}, seconds=0.1)
+    lines = json.loads((tmp_path / config.run / "plan.json").read_text())
+    first, second = (line["peak_bytes"] for line in lines)
+    assert second < first - 800

@@ -11,7 +11,7 @@ from shared.runtime import stop
 from shared.runtime.stop import StopRequest
 
 ROOT = Path(__file__).parents[3]
-SIGNALS = [signal.SIGTERM, signal.SIGINT]
+SIGNALS = list(stop.SIGNALS)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,9 @@ def test_the_second_signal_ends_the_process_at_once(number):
         "StopRequest.listen()\n"
         "number = int(sys.argv[1])\n"
         "signal.raise_signal(number)\n"
+        "signal.raise_signal(number)\n"  # the same, passed on by a launcher
         "print('lives', flush=True)\n"
+        "StopRequest._received_at -= 3\n"
         "signal.raise_signal(number)\n"
         "print('still lives', flush=True)\n"
     )
@@ -110,3 +112,25 @@ def test_one_that_was_asked_is_enough_for_all(monkeypatch):
     StopRequest.listen()
     signal.raise_signal(signal.SIGTERM)
     assert StopRequest.agreed(1)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As ``nohup`` asks for SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    StopRequest.listen()
+    signal.raise_signal(signal.SIGHUP)
+    assert StopRequest.received is None
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_processes_started_meanwhile_get_no_signal(number):
+    """Not even before they can say that they ignore it."""
+    program = "import time; print('here', flush=True); time.sleep(0.5); print('still', flush=True)"
+    with stop.signals_held():
+        child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "here\n"
+    child.send_signal(number)
+    assert child.communicate()[0] == "still\n"
+    assert child.returncode == 0
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()

@@ -62,3 +62,24 @@ def test_compiling_keeps_the_names_and_needs_a_compiler(monkeypatch):
     to_device(model.requires_grad_(False), Config(compile=True), process())  # nothing to train
     to_device(model.requires_grad_(True), Config(), process())
     assert compiled == [model.encoder]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_gradients_lie_as_their_weights(layout, kernel):
+    """In every stride, those of one element too; and their numbers stay."""
+    convolution = nn.Conv2d(8, 4, kernel, bias=False).to(memory_format=layout)
+    images = torch.randn(2, 8, 5, 5).to(memory_format=layout)
+    convolution(images).sum().backward()
+    expected = convolution.weight.grad.clone()
+    convolution.weight.grad = None
+    device.let_gradients_lie_as_weights(convolution)
+    for strides in ((8, 1, 8, 8), (8, 1, 1, 1)):
+        weight = convolution.weight
+        if kernel == 1:  # as cuDNN or a matrix product may return it
+            (weight * expected.as_strided(expected.shape, strides)).sum().backward()
+        else:
+            convolution(images).sum().backward()
+        assert weight.grad.stride() == weight.stride()
+        assert torch.equal(weight.grad, expected)
+        weight.grad = None

@@ -1,5 +1,6 @@
 """What a stage does around its step: what may be saved, and how a stopped run goes on."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ from shared.config.schema import Finetune
 from shared.runtime.errors import UserError
 from shared.training.device import read_later
 from shared.training.stage import Stage
+from stages import finetune, pretrain
+from tests.support.toy_run import call
 
 
 # -------------------------------------------------------------------------------------- checkpoints
@@ -63,3 +66,32 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rate():
             stage.require_finite(read_later(loss * value))
         assert f"the loss is {value} at step 7 of finetune (learning rate 0.1)" in str(error.value)
         assert "last good checkpoint: state/2.safetensors" in str(error.value)
+
+
+# ------------------------------------------------------------------------------- earlier versions
+def as_of_an_earlier_version(folder):
+    """Training could be antialiased then; evaluation was not."""
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["antialias"]
+    meta["settings"]["augment.antialias"] = meta["settings"].pop("data.antialias")
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("antialias", ["false", "true"])
+def test_what_was_trained_before_evaluation_was_antialiased(antialias, tmp_path, capsys):
+    """The pretraining is kept; a classifier that was measured on other pictures is not."""
+    options = [f"--data.antialias={antialias}", "--pretrain.steps=1", "--finetune.steps=1"]
+    for main, stage in ((pretrain.main, "pretrain"), (finetune.main, "finetune-1pct-seed0")):
+        assert call(main, tmp_path, *options) == 0
+        as_of_an_earlier_version(tmp_path / "digits" / stage)
+    capsys.readouterr()
+    assert call(pretrain.main, tmp_path, *options) == 0
+    assert "pretrain: already done" in capsys.readouterr().out
+    if antialias == "false":
+        assert call(finetune.main, tmp_path, *options) == 0
+        assert "finetune: already done" in capsys.readouterr().out
+    else:
+        assert call(finetune.main, tmp_path, *options) == 2
+        message = capsys.readouterr().err
+        assert "was made with data.antialias=False, now it is True" in message
+        assert "--force finetune" in message
