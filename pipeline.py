@@ -67,15 +67,15 @@ def train(
     from shared.data.sources import open_data
     from shared.runs.metrics import legend
     from shared.runs.results import collect, results_text, write_results
-    from shared.training.schedule import require_equal_shares, schedule_of
+    from shared.training.schedule import require_an_image_each, schedule_of
 
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
-    # bad labels and impossible schedules stop the run before it pretrains
+    # bad labels, impossible schedules and too many processes stop the run before it pretrains
     labels = draw_labels(splits, config.label_set, config.seed)
     for name in wanted:
         images = len(splits.train) if METHODS[name].all_images else len(labels.ids)
         schedule_of(config.training_of(name), images)
-        require_equal_shares(config.training_of(name), accelerator.num_processes)
+        require_an_image_each(config, name, accelerator.num_processes)
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
         f"data: {len(splits.train):,} images for training, {len(labels.ids):,} of them with a"

@@ -35,6 +35,7 @@ from shared.networks.build import (
     weights_setting,
 )
 from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, read_meta
+from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError
 from shared.training.device import read_later, to_device, to_inference
 from shared.training.losses import distillation_loss
@@ -110,6 +111,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         f" {stage.schedule.peak:.4g}, temperature {temperature}"
     )
 
+    weight = weight_of_own_rows(cfg.batch_size)
+    weight_of_labeled = weight_of_own_rows(cfg.labeled_batch_size)
     net.train()
     for _, batch in stage.steps(batches):
         with torch.inference_mode(), accelerator.autocast():
@@ -121,9 +124,9 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
             inputs = torch.cat([inputs, extra.images])
         logits = net(inputs)  # (b or b + labeled, classes)
         student_logits, labeled_logits = logits.tensor_split([len(batch.images)])
-        loss = distillation_loss(student_logits, teacher_logits, temperature)
+        loss = weight * distillation_loss(student_logits, teacher_logits, temperature)
         if target is not None:
-            hard = F.cross_entropy(labeled_logits, target)
+            hard = weight_of_labeled * F.cross_entropy(labeled_logits, target)
             loss = (1 - cfg.labeled_weight) * loss + cfg.labeled_weight * hard
         loss_value = read_later(loss)
         accelerator.backward(loss)
@@ -133,7 +136,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
 
         if stage.log_is_due:
             agreement = student_logits.argmax(1) == teacher_logits.argmax(1)
-            stage.log(loss=loss, agreement=agreement.float().mean())
+            stage.log(loss=loss, agreement=weight * agreement.float().mean())
     return stage.finish_classifier(classifier, teacher_meta["labels"], splits.test, source)
 
 

@@ -45,6 +45,7 @@ from shared.networks.build import (
 )
 from shared.networks.heads import Classifier, freeze
 from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, NetworkMeta, read_meta
+from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError
 from shared.training.device import read_later, to_device
 from shared.training.evaluate import state_hash
@@ -116,11 +117,12 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         f" {stage.schedule.peak:.4g}, from layer {from_layer} of the projection head"
     )
 
+    weight = weight_of_own_rows(cfg.batch_size)
     net.train(cfg.batch_norm == "batch")
     for _, batch in stage.steps(batches):
         target = upload(targets[batch.ids], batch.images.device)  # (b,)
         logits = net(batch.images)  # (b, classes)
-        loss = F.cross_entropy(logits, target)
+        loss = weight * F.cross_entropy(logits, target)
         loss_value = read_later(loss)
         accelerator.backward(loss)
         stage.require_finite(loss_value)
@@ -128,7 +130,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         stage.optimizer.zero_grad()
 
         if stage.log_is_due:
-            stage.log(loss=loss, top1=(logits.argmax(1) == target).float().mean())
+            stage.log(loss=loss, top1=weight * (logits.argmax(1) == target).float().mean())
     if row.frozen and state_hash(model.encoder) != encoder_before:
         raise AssertionError(f"{method} changed the frozen encoder")
     labels_meta: LabelsMeta = {

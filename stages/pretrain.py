@@ -39,7 +39,7 @@ from shared.networks.build import (
     weights_setting,
 )
 from shared.networks.negatives_queue import Memory
-from shared.runtime.distributed import gather_with_grad, rank
+from shared.runtime.distributed import gather_with_grad, own_rows, weight_of_own_rows
 from shared.runtime.errors import UserError
 from shared.training.device import read_later, to_device
 from shared.training.gradient_cache import Contrast, Embedded, backward_in_parts
@@ -107,6 +107,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     embed_views = partial(embed, net, memory, cfg=cfg, accelerator=accelerator)
     embed_again = partial(embed_anchors, net, cfg=cfg)
     contrast_views = partial(contrast, memory=memory, cfg=cfg)
+    weight = weight_of_own_rows(cfg.batch_size)
 
     net.train()
     steps = stage.steps(batches) if parts == 1 else stage.steps_in_parts(batches, parts)
@@ -131,8 +132,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
             accuracy, entropy = contrastive_metrics(pairs, cfg.temperature)
             stage.log(
                 loss=loss,
-                contrastive_top1=accuracy,
-                contrastive_entropy=entropy,
+                contrastive_top1=weight * accuracy,
+                contrastive_entropy=weight * entropy,
                 loss_of_chance=chance,
                 negatives_per_anchor=negatives,
             )
@@ -214,21 +215,23 @@ def contrast(z: Tensor, keys: Tensor | None, memory: Memory | None, cfg: Pretrai
         cfg: which loss and its numbers.
 
     Returns:
-        The loss, the pairs that it compares, and the candidates' second views of all processes.
+        The loss with the weight of this process's rows, the pairs that it compares, and the
+        candidates' second views of all processes.
 
     Raises:
         ValueError: the loss has no branch here.
     """
+    first, weight = own_rows(cfg.batch_size).start, weight_of_own_rows(cfg.batch_size)
     queue = None if memory is None else memory.queue
     if queue is not None and keys is not None and cfg.negatives == "memory":
-        keys_all = gather_with_grad(keys)  # (B, D)
-        pairs = Pairs.of_queries(z, keys_all, queue, rank() * len(z))
-        return Contrast(info_nce(pairs, cfg.temperature), pairs, keys_all)
+        keys_all = gather_with_grad(keys, cfg.batch_size)  # (B, D)
+        pairs = Pairs.of_queries(z, keys_all, queue, first)
+        return Contrast(weight * info_nce(pairs, cfg.temperature), pairs, keys_all)
 
     z1, z2 = z.chunk(2)  # (b, D) each
     c1, c2 = (z1, z2) if keys is None else keys.chunk(2)
-    c1_all, c2_all = gather_with_grad(c1), gather_with_grad(c2)  # (B, D) each
-    pairs = Pairs.of_views(z1, z2, c1_all, c2_all, rank() * len(z1), memory=queue)
+    c1_all, c2_all = (gather_with_grad(c, cfg.batch_size) for c in (c1, c2))  # (B, D) each
+    pairs = Pairs.of_views(z1, z2, c1_all, c2_all, first, memory=queue)
     if cfg.loss == "nt_logistic":
         loss = nt_logistic(pairs, cfg.temperature, cfg.semi_hard)
     elif cfg.loss == "margin_triplet":
@@ -237,7 +240,7 @@ def contrast(z: Tensor, keys: Tensor | None, memory: Memory | None, cfg: Pretrai
         loss = nt_xent(pairs, cfg.temperature)
     else:
         raise ValueError(f"pretrain.loss={cfg.loss} has no branch here")
-    return Contrast(loss, pairs, c2_all)
+    return Contrast(weight * loss, pairs, c2_all)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def train(net, optimizer, own: slice, backward=torch.Tensor.backward) -> None:
         generator = torch.Generator().manual_seed(step)
         views = torch.rand(2, PROCESSES * B, 3, 8, 8, generator=generator).double()
         z1, z2 = net(views[:, own].flatten(0, 1)).chunk(2)
-        gathered = gather_with_grad(z1), gather_with_grad(z2)
+        gathered = gather_with_grad(z1, PROCESSES * B), gather_with_grad(z2, PROCESSES * B)
         backward(nt_xent(Pairs.of_views(z1, z2, *gathered, rank() * B), 0.3))
         optimizer.step()
         optimizer.zero_grad()

@@ -1,8 +1,8 @@
 """Batches as a function of (seed, stage, step).
 
 ``Batches`` computes which images form the *global* batch of a step and how each is augmented, and
-every process takes its rows. So a run resumes at any step without loader state, and two processes
-with 128 images see what one with 256 sees.
+every process takes its rows. So a run resumes at any step without loader state, and three processes
+with 85, 85 and 86 images see what one with 256 sees.
 
 Images in memory become views in batch on the device. Workers decode all others, each once for all
 its views, crop them and send the crops as uint8. On a GPU, colours and blur are applied to the
@@ -33,6 +33,7 @@ from shared.config.schema import Augmentation, Data
 from shared.data import augment, image_ops
 from shared.data.augment import Draws
 from shared.data.images import ImageSet
+from shared.runtime.distributed import rows_of
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
 from shared.runtime.stop import leave_signals_to_parent, signals_held
@@ -88,14 +89,17 @@ class Parts:
 
     Args:
         make: makes part i.
-        number: of parts.
+        rows: for each part, its rows among those of this process; they differ in number by 1 at
+            most where processes do not share a part evenly.
+        images: of this process, in all parts.
     """
 
     make: Callable[[int], Batch]
-    number: int
+    rows: list[slice]
+    images: int
 
     def __iter__(self) -> Iterator[Batch]:
-        return _ahead(self.make, 0, self.number, depth=1)
+        return _ahead(self.make, 0, len(self.rows), depth=1)
 
 
 class Batches:
@@ -114,7 +118,7 @@ class Batches:
         clean: also give the image as in evaluation.
 
     Raises:
-        UserError: the batch cannot be divided among the processes.
+        UserError: the batch has fewer images than there are processes.
     """
 
     def __init__(
@@ -131,14 +135,13 @@ class Batches:
         views: int = 1,
         clean: bool = False,
     ):
-        world = accelerator.num_processes
-        if batch_size % world:
-            raise UserError(f"batch_size {batch_size} must be a multiple of the {world} processes")
+        self.processes = world = accelerator.num_processes
+        if batch_size < world:
+            raise UserError(f"batch_size {batch_size} is too small for {world} processes")
         self.images, self.ids, self.data, self.augmentation = images, ids, data, augmentation
         self.seed, self.stage, self.batch_size = seed, stage, batch_size
         self.views, self.clean, self.device = views, clean, accelerator.device
-        first = accelerator.process_index * batch_size // world
-        self.rows = slice(first, first + batch_size // world)
+        self.rows = rows_of(accelerator.process_index, world, batch_size)
         self._pixels = None if images.pixels is None else images.pixels.to(self.device)
         self.workers_finish = images.pixels is None and self.device.type == "cpu"
         self.skipped: set[int] = set()  # positions of the unreadable images so far
@@ -158,25 +161,25 @@ class Batches:
         """The same batches, each in ``number`` parts; decoded images are kept as uint8.
 
         Part i holds the rows i, i + number, i + 2 number, ... of the global batch, however many
-        processes share it. ``torch.stack(parts, 1).flatten(0, 1)`` brings what was computed from
-        the parts into the order of the whole batch.
+        processes share it.
 
         Raises:
-            UserError: a part cannot be divided among the processes.
+            UserError: a part has fewer images than there are processes.
         """
-        first, stop_row = self.rows.start, self.rows.stop
-        if (stop_row - first) % number:
+        if self.batch_size // number < self.processes:  # one would have no row of some part
             raise UserError(
-                f"micro_batch {self.batch_size // number} must be a multiple of the"
-                f" {self.batch_size // (stop_row - first)} processes"
+                f"micro_batch {self.batch_size // number} is too small for {self.processes}"
+                " processes"
             )
-        parts = [slice(first + i, stop_row, number) for i in range(number)]
+        first, end = self.rows.start, self.rows.stop
+        own = [slice((i - first) % number, None, number) for i in range(number)]
+        parts = [slice(first + rows.start, end, number) for rows in own]
         if self._pixels is not None:
 
             def make(step: int, i: int) -> Batch:
                 return self._finish(step, *self._crop_in_memory(step, parts[i]), parts[i])
 
-            return (Parts(partial(make, step), number) for step in range(start, stop))
+            return (Parts(partial(make, step), own, end - first) for step in range(start, stop))
 
         decoded = self.crops(start, stop, parts)
 
@@ -189,7 +192,7 @@ class Batches:
             def make(i: int) -> Batch:
                 return self._finish(step, *loaded[i], parts[i])
 
-            return Parts(make, number)
+            return Parts(make, own, end - first)
 
         return _ahead(load, start, stop, depth=1)
 

@@ -40,6 +40,7 @@ from shared.runs.text import render
 from shared.runtime.artifacts import Result, read_meta, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.stop import Stopped
+from shared.training.schedule import require_an_image_each
 from shared.training.stage import RunStage
 
 
@@ -240,7 +241,8 @@ def fill(
 
     Raises:
         UserError: on a table that cannot be read, a disk that cannot be written; with several
-            processes also on a job that fails, since the others may not have noticed.
+            processes also on a batch with fewer images than processes, before anything trains, and
+            on a job that fails, since the others may not have noticed.
         Stopped: after saving, where a signal asked for it; the table so far is written.
     """
     assert config.table
@@ -251,9 +253,13 @@ def fill(
     open_data(
         config.data, config.label_set, accelerator.is_local_main_process
     )  # bad data stop here
+    jobs = in_order(cells)
+    for job in jobs:
+        if job.method in METHODS:
+            require_an_image_each(job.config, job.method, accelerator.num_processes)
     failures: dict[Path, str] = {}
     try:
-        _make(in_order(cells), accelerator, stages, failures)
+        _make(jobs, accelerator, stages, failures)
     except Stopped:
         with suppress(UserError):  # no cell is finished yet
             if accelerator.is_main_process:

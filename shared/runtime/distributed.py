@@ -1,8 +1,11 @@
 """What processes tell one another; every function also works without a process group.
 
-Only this file and `shared.networks.batchnorm` talk to torch.distributed. All functions but `rank`,
-`world_size`, `fails_first` and `lost_contact` are collective: every process has to call them, in
+Only this file and `shared.networks.batchnorm` talk to torch.distributed. `gather_with_grad`,
+`mean_over_processes`, `agree` and `word_of_main` are collective: every process has to call them, in
 the same order.
+
+The rows of a global batch are divided as evenly as they can be: process r of W has the rows
+r B // W to (r + 1) B // W of B. The numbers of two processes differ by 1 at most.
 """
 
 import itertools
@@ -36,37 +39,80 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def gather_with_grad(x: Tensor) -> Tensor:
-    """The rows of all processes in the order of their ranks, (B, D) -> (N, D), with N = B * ranks.
+def rows_of(process: int, processes: int, total: int) -> slice:
+    """The rows that a process has of a global batch of ``total`` rows."""
+    return slice(process * total // processes, (process + 1) * total // processes)
+
+
+def own_rows(total: int) -> slice:
+    """The rows that this process has of a global batch of ``total`` rows."""
+    return rows_of(rank(), world_size(), total)
+
+
+def weight_of_own_rows(total: int) -> float:
+    """Factor that makes a mean over this process's rows count by their number.
+
+    With it the plain average over processes, which DDP takes of gradients and `mean_over_processes`
+    of metrics, is the mean over all ``total`` rows. It is exactly 1 where all have equally many.
+    """
+    rows = own_rows(total)
+    return (rows.stop - rows.start) * world_size() / total
+
+
+def gather_with_grad(x: Tensor, total: int) -> Tensor:
+    """The rows of all processes in the order of their ranks, (B, D) -> (N, D).
 
     The backward pass adds up the gradients of all processes' losses with respect to this process's
     rows. ``Accelerator.gather`` has no backward pass, so negatives on other processes would never
     be moved. When DDP averages the parameter gradients over processes, the result is exactly the
-    gradient of the mean of the losses. B must be the same everywhere. A lone process gets ``x``
-    itself.
+    gradient of the mean of the losses. A lone process gets ``x`` itself.
+
+    Args:
+        x: this process's rows; B as `own_rows` says.
+        total: N, the rows of all processes.
+
+    Raises:
+        ValueError: this process should have another number of rows.
     """
-    return _Gather.apply(x) if world_size() > 1 else x
+    if world_size() == 1:
+        return x
+    rows = own_rows(total)
+    if len(x) != rows.stop - rows.start:
+        raise ValueError(
+            f"process {rank()} of {world_size()} has {rows.stop - rows.start} of {total} rows, not"
+            f" {len(x)}: divide them as own_rows does"
+        )
+    return _Gather.apply(x, total)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, total: int) -> Tensor:
+        ctx.rows, world = own_rows(total), world_size()
+        longest = -(-total // world)
         x = x.contiguous()
-        rows = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(rows, x)
-        return torch.cat(rows)  # (N, D)
+        if len(x) < longest:  # all must send equally many
+            x = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
+        gathered = [torch.empty_like(x) for _ in range(world)]
+        dist.all_gather(gathered, x)
+        rows = [rows_of(process, world, total) for process in range(world)]
+        numbers = [r.stop - r.start for r in rows]
+        return torch.cat([g[:number] for g, number in zip(gathered, numbers, strict=True)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         grad = grad.clone(memory_format=torch.contiguous_format)  # (N, D); reduced in place
         dist.all_reduce(grad)
-        return grad.chunk(world_size())[rank()]  # (B, D)
+        return grad[ctx.rows], None  # (B, D)
 
 
 @torch.no_grad()
 def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of a tensor over processes, without gradient, for logs and metrics."""
+    """The mean of a tensor over processes, without gradient, for logs and metrics.
+
+    What is a mean over rows must have its `weight_of_own_rows`.
+    """
     if world_size() == 1:
         return x.detach()
     total = x.detach().clone()

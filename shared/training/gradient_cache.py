@@ -29,7 +29,7 @@ class Contrast(NamedTuple):
     """A contrastive loss, and what it was computed of.
 
     Attributes:
-        loss: scalar.
+        loss: scalar, weighted such that its average over processes is the loss of the batch.
         pairs: the embeddings that it compares.
         keys: (B, D), of all processes' second views: embeddings or, with a memory, keys.
     """
@@ -73,19 +73,27 @@ def backward_in_parts(
         embedded = [embed(images) for images in seeded_parts()]
         for buffer, value in zip(net.buffers(), statistics, strict=True):
             buffer.copy_(value)  # the second pass counts the batch
-    z = in_order([z for z, _ in embedded]).requires_grad_()
+    z = in_order([z for z, _ in embedded], batch).requires_grad_()
     keys = [keys for _, keys in embedded if keys is not None]
-    result = contrast(z, in_order(keys) if keys else None)
+    result = contrast(z, in_order(keys, batch) if keys else None)
 
     (grad,) = torch.autograd.grad(result.loss, z)  # collective: of the losses of all processes
-    grads = grad.unflatten(0, (-1, batch.number)).unbind(1)
     for number, images in enumerate(seeded_parts()):
-        last = number == batch.number - 1
+        last = number == len(batch.rows) - 1
         with nullcontext() if last else accelerator.no_sync(net):
-            embed_again(images).backward(grads[number])
+            embed_again(images).backward(_rows_of_part(grad, batch, number).flatten(0, 1))
     return Contrast(result.loss.detach(), result.pairs, result.keys.detach())
 
 
-def in_order(parts: list[Tensor]) -> Tensor:
-    """Rows of the whole batch from those of its P parts; part i has rows i, i + P, ..."""
-    return torch.stack(parts, 1).flatten(0, 1)
+def in_order(parts: list[Tensor], batch: Parts) -> Tensor:
+    """(V b, D) in the order of this process's b images, from (V b_i, D) of each part, V views."""
+    whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+    for number, part in enumerate(parts):
+        rows = _rows_of_part(whole, batch, number)
+        rows.copy_(part.view_as(rows))
+    return whole
+
+
+def _rows_of_part(whole: Tensor, batch: Parts, number: int) -> Tensor:
+    """A part's rows of (V b, D), as a view: (V, b_i, D)."""
+    return whole.unflatten(0, (-1, batch.images))[:, batch.rows[number]]

@@ -7,6 +7,10 @@ All are pure functions of tensors and numbers. The caller passes in what other p
 They compute in float32 (float64 for float64 input), whatever the autocast state. With temperature
 0.1 a bfloat16 logit would be wrong by up to 0.04.
 
+Each is a mean over this process's B images. So its average over processes, weighted by their
+numbers of images (`distributed.weight_of_own_rows`), is the loss of one process with all N, in
+value and, where the candidates come from a gather with gradient, in gradient.
+
 Shape letters: V views (2, or 1 for MoCo's one direction), B images of this process, N images of all
 processes, K embeddings in the memory, D embedding width, C classes.
 """
@@ -146,9 +150,7 @@ def nt_xent(pairs: Pairs, temperature: float) -> Tensor:
 
     Each embedding has to pick out its other view among all embeddings but itself. As in the
     authors' tf2/objective.py the result is mean over B of (loss of view 1 + loss of view 2): twice
-    the mean over all 2B anchors. The average over processes equals the loss of one process with
-    the whole batch, in value and, when the candidates come from a gather with gradient, in
-    gradient.
+    the mean over all 2B anchors.
 
     With the memory of SimCLRv2's third improvement (section 2) the candidates are what a moving
     average of the network makes of the same views, and the memory is what it made of earlier
@@ -297,7 +299,7 @@ def info_nce(pairs: Pairs, temperature: float) -> Tensor:
     """The loss of MoCo (arXiv 1911.05722, eq. 1), whose negatives are those of the memory alone.
 
     Mean over B of -log exp(q k / t) / (exp(q k / t) + sum over m of exp(q m / t)): one direction,
-    unlike `nt_xent`, which sums two. The average over processes is the loss of the whole batch.
+    unlike `nt_xent`, which sums two.
 
     Args:
         pairs: of queries.
@@ -329,8 +331,7 @@ def nt_logistic(pairs: Pairs, temperature: float, semi_hard: bool = False) -> Te
 
     averaged here over all negatives of the anchor, which are the other images' embeddings in the
     other view. (The paper's comparison takes negatives of one view only as well.) As in `nt_xent`
-    the result is mean over B of (loss of view 1 + loss of view 2), and its average over processes
-    is the loss of the whole batch.
+    the result is mean over B of (loss of view 1 + loss of view 2).
 
     Args:
         pairs: of two views, without memory.
@@ -403,7 +404,7 @@ def contrastive_metrics(pairs: Pairs, temperature: float) -> tuple[Tensor, Tenso
         temperature: that of the loss.
 
     Returns:
-        Two scalars, to be averaged over processes: the share of first views whose most similar
+        Two scalars, means over this process's images: the share of first views whose most similar
         second view is their own, and the mean entropy (nats) of the softmax over second views.
     """
     B, own = pairs.images, pairs.rows
@@ -447,7 +448,7 @@ def _check_shapes(
     if not 0 <= offset <= len(z1_all) - len(z1):
         raise ValueError(
             f"offset {offset} with {len(z1)} rows does not lie within the {len(z1_all)} gathered "
-            "rows: pass rank * batch size of one process"
+            "rows: pass the number of this process's first row"
         )
     if memory is not None and memory.shape[1:] != z1.shape[1:]:
         raise ValueError(

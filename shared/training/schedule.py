@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.config.schema import Training
+from shared.config.schema import Config, Training
 from shared.runtime.errors import UserError
 from shared.training.optim import (
     learning_rate_at,
@@ -49,21 +49,25 @@ def schedule_of(training: Training, images: int) -> Schedule:
     return Schedule(steps, warmup, peak)
 
 
-def require_equal_shares(training: Training, processes: int) -> None:
-    """Refuse batches that cannot be divided among the processes, before anything trains.
+def require_an_image_each(config: Config, method: str, processes: int) -> None:
+    """Refuse a method whose batches have fewer images than there are processes.
+
+    What is done already is not refused: any number of processes may read it.
 
     Raises:
         UserError: naming the option, and the sizes that fit.
     """
+    if (config.folder_of(method) / "meta.json").exists() and not config.forces(method):
+        return
+    training = config.training_of(method)
     keys = ["batch_size", "micro_batch"]
     if getattr(training, "labeled_weight", 0):
         keys.append("labeled_batch_size")
     for key in keys:
         size = getattr(training, key, None)
-        if size is not None and size % processes:
-            below, above = size // processes * processes, -(-size // processes) * processes
-            fitting = f"{below} or {above}" if below else f"{above}"
+        if size is not None and size < processes:
             raise UserError(
-                f"{training.section}.{key}={size} must be a multiple of the {processes} processes;"
-                f" give --{training.section}.{key} {fitting}, or another number of processes"
+                f"{training.section}.{key}={size} leaves some of the {processes} processes without"
+                f" an image; give --{training.section}.{key} {processes} or more, or start fewer"
+                " processes"
             )

@@ -49,7 +49,7 @@ from shared.runtime.stop import Stopped, StopRequest
 from shared.training.evaluate import evaluate
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
-from shared.training.schedule import require_equal_shares, schedule_of
+from shared.training.schedule import require_an_image_each, schedule_of
 
 B = TypeVar("B")
 # what runs one stage, as the pipeline hands it to a grid of runs
@@ -77,8 +77,8 @@ class Stage:
         learning_rate: within ``steps``: of this update.
 
     Raises:
-        UserError: where the folder was made with other settings, or the processes cannot share a
-            batch that is still to be trained on.
+        UserError: where the folder was made with other settings, or a batch that is still to be
+            trained on has fewer images than there are processes.
     """
 
     optimizer: torch.optim.Optimizer
@@ -118,8 +118,7 @@ class Stage:
         self.path, self.done = self.folder.path, self.folder.done
         if self.done:
             accelerator.print(f"{method}: already done, {self.path}")
-        else:  # any number of processes may read what is done
-            require_equal_shares(self.training, accelerator.num_processes)
+        require_an_image_each(config, method, accelerator.num_processes)
 
     def seed_initial_weights(self) -> None:
         """Make the weights that are drawn next a function of the seed and the method."""
@@ -244,7 +243,8 @@ class Stage:
         """Log metrics after this step's update, with the learning rate.
 
         Args:
-            metrics: numbers; tensors are averaged over processes, so all processes must call.
+            metrics: numbers; tensors are averaged over processes, so all processes must call. A
+                mean over this process's rows needs its ``weight_of_own_rows``.
         """
         means = {
             name: mean_over_processes(value) if isinstance(value, Tensor) else value

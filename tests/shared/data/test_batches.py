@@ -92,7 +92,7 @@ def test_starting_late_gives_the_same_batches(folder, loading):
 
 
 @pytest.mark.parametrize("loading", LOADINGS)
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, 3, 8])
 def test_processes_together_give_the_rows_of_one(folder, loading, world):
     options = {"clean": True}
     whole = list(batches_of(folder, loading, **options).steps(2, 5))
@@ -113,13 +113,13 @@ def test_processes_together_give_the_rows_of_one(folder, loading, world):
 
 @pytest.mark.parametrize("loading", LOADINGS)
 def test_parts_are_rows_of_the_batch_in_every_pass(folder, loading):
-    """Also where two processes share each part, and over the end of a pass (30 images)."""
+    """Also where processes share each part, evenly or not, and over a pass' end (30 images)."""
     whole = list(batches_of(folder, loading, batch_size=12).steps(1, 4))
-    halves = [batches_of(folder, loading, process(k, 2), batch_size=12) for k in range(2)]
-    for made in (
-        [[step] for step in batches_of(folder, loading, batch_size=12).steps_in_parts(1, 4, 3)],
-        list(zip(*(half.steps_in_parts(1, 4, 3) for half in halves), strict=True)),
-    ):
+    for world in (1, 2, 3, 4):
+        shares = [
+            batches_of(folder, loading, process(k, world), batch_size=12) for k in range(world)
+        ]
+        made = list(zip(*(share.steps_in_parts(1, 4, 3) for share in shares), strict=True))
         assert len(made) == 3
         for batch, processes in zip(whole, made, strict=True):
             for _ in range(2):  # the second time it is made again
@@ -144,14 +144,32 @@ def test_parts_are_made_when_their_turn_comes(folder):
     passing.close()
 
 
-def test_parts_must_divide_among_processes(folder):
-    with pytest.raises(UserError, match="micro_batch 3 must be a multiple of the 2 processes"):
-        batches_of(folder, accelerator=process(0, 2), batch_size=6).steps_in_parts(0, 1, 2)
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize(("size", "number"), [(7, 1), (7, 5), (8, 4), (9, 16)])
+def test_every_process_has_rows_of_every_part(folder, size, number, world):
+    """Once each, at most one more than another process; the rows say where they belong."""
+    train, data = images_of(folder)
+    arguments = {"seed": 3, "stage": "pretrain", "batch_size": size * number}
+    of_parts: list[list[list[int]]] = [[] for _ in range(number)]
+    for k in range(world):
+        batches = Batches(train, np.arange(N), data, None, process(k, world), **arguments)
+        parts = next(iter(batches.steps_in_parts(0, 1, number)))
+        own = np.arange(size * number)[batches.rows]
+        assert parts.images == len(own)
+        for i, (batch, rows) in enumerate(zip(parts, parts.rows, strict=True)):
+            assert batch.ids.tolist() == batches.chosen(0)[rows].tolist()
+            of_parts[i].append(own[rows].tolist())
+    for i, shares in enumerate(of_parts):
+        assert [row for share in shares for row in share] == list(range(i, size * number, number))
+        numbers = [len(share) for share in shares]
+        assert 1 <= min(numbers) <= max(numbers) <= min(numbers) + 1
 
 
-def test_batch_must_divide_among_processes(folder):
-    with pytest.raises(UserError, match="batch_size 8 must be a multiple of the 3 processes"):
-        batches_of(folder, accelerator=process(0, 3))
+def test_every_process_needs_an_image(folder):
+    with pytest.raises(UserError, match="batch_size 8 is too small for 9 processes"):
+        batches_of(folder, accelerator=process(0, 9))
+    with pytest.raises(UserError, match="micro_batch 3 is too small for 4 processes"):
+        batches_of(folder, accelerator=process(0, 4), batch_size=6).steps_in_parts(0, 1, 2)
 
 
 @pytest.mark.parametrize("loading", LOADINGS)

@@ -21,7 +21,7 @@ from stages import pretrain
 from tests.support.gloo import join
 from tests.support.toy_run import run_pretrain
 
-B_ALL, K, D = 12, 24, 5
+B_ALL, K, D = 14, 28, 5
 
 
 LOSSES = [
@@ -52,11 +52,13 @@ def views() -> torch.Tensor:
 
 def in_parts(images, number) -> Parts:
     """Made anew for each pass, as `Batches.steps_in_parts` does; ``images`` are (2, b, 6)."""
+    first = distributed.own_rows(B_ALL).start
+    rows = [slice((i - first) % number, None, number) for i in range(number)]
 
     def make(i):
-        return Batch(images[:, i::number].flatten(0, 1).clone(), torch.arange(0), None)
+        return Batch(images[:, rows[i]].flatten(0, 1).clone(), torch.arange(0), None)
 
-    return Parts(make, number)
+    return Parts(make, rows, images.shape[1])
 
 
 def gradients(model) -> torch.Tensor:
@@ -90,19 +92,20 @@ def by_one_graph(cfg, number, model, images):
     torch.manual_seed(2)
     memory = Memory(model, K, D).double() if cfg.memory else None
     rows, key_rows = [], []
-    for i, part in enumerate(in_parts(images, number)):
+    batch = in_parts(images, number)
+    for i, part in enumerate(batch):
         seed_torch(cfg.seed, "pretrain", 7, 0, i)
         z, keys = pretrain.embed(model, memory, part.images, cfg, Accelerator(cpu=True))
         rows.append(z)
         key_rows.append(keys)
-    z = in_order(rows)
-    keys = in_order(key_rows) if memory else None
+    z = in_order(rows, batch)
+    keys = in_order(key_rows, batch) if memory else None
     loss, _, keys = pretrain.contrast(z, keys, memory, cfg)
     loss.backward()
     return loss.detach(), gradients(model), keys.detach(), dict(model.named_buffers())
 
 
-@pytest.mark.parametrize("number", [1, 2, 6])
+@pytest.mark.parametrize("number", [1, 2, 7])
 @pytest.mark.parametrize("options", LOSSES, ids=names)
 def test_two_passes_have_the_gradient_of_one_graph(options, number):
     """Same dropout, the same rows, and batch norm counts each part once."""
@@ -121,7 +124,7 @@ def test_two_passes_have_the_gradient_of_one_graph(options, number):
 def test_without_batch_norm_it_is_the_whole_batch(options):
     cfg = Pretrain(batch_size=B_ALL, temperature=0.3, **options)
     expected = by_one_graph(cfg, 1, network(nn.ReLU()), views())
-    actual = by_parts(cfg, 4, network(nn.ReLU()), views())
+    actual = by_parts(cfg, 7, network(nn.ReLU()), views())
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -132,7 +135,7 @@ def test_bfloat16_reaches_the_weights_in_both_passes():
     net = accelerator.prepare_model(model)
     net.forward = torch.autocast("cpu", dtype=torch.bfloat16)(net.forward)
     cfg = Pretrain(batch_size=B_ALL, temperature=0.3)
-    batch = in_parts(views().float(), 3)
+    batch = in_parts(views().float(), 2)
     two_passes(net, None, batch, cfg, accelerator)
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
@@ -144,13 +147,12 @@ STAGE = ["--pretrain.micro_batch=8", "--pretrain.loss=nt_logistic", "--pretrain.
 def work(rank, processes, folder):
     join(rank, processes, folder)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    b = B_ALL // processes
-    own = views()[:, distributed.rank() * b : (distributed.rank() + 1) * b]
+    own = views()[:, distributed.own_rows(B_ALL)]
     results = {}
     for options in LOSSES:
         cfg = Pretrain(batch_size=B_ALL, temperature=0.3, **options)
         model = synchronize(network(BatchNorm(16), nn.BatchNorm1d(16)))
-        loss, *others = by_parts(cfg, 3, model, own, DistributedDataParallel)
+        loss, *others = by_parts(cfg, 2, model, own, DistributedDataParallel)
         results[names(options)] = (distributed.mean_over_processes(loss), *others)
     results["stage"] = run_pretrain(folder, accelerator, *STAGE)[1]
     torch.save(results, f"{folder}/rank{rank}.pt")
@@ -158,15 +160,19 @@ def work(rank, processes, folder):
 
 
 def test_processes_together_equal_one(tmp_path):
-    """Embeddings of all processes, batch norm over them, one average of the gradient."""
-    mp.spawn(work, (2, str(tmp_path)), nprocs=2)
+    """Embeddings of all processes, batch norm over them, one average of the gradient.
+
+    Three processes have 4, 5 and 5 of the 14 images, and of each part of 7 images 2 or 3; in the
+    stage 10, 11 and 11 of 32 images, and of each part of 8 images 2 or 3.
+    """
+    mp.spawn(work, (3, str(tmp_path)), nprocs=3)
     one = run_pretrain(tmp_path / "one", Accelerator(cpu=True), *STAGE)[1]
-    for rank in range(2):
+    for rank in range(3):
         results = torch.load(tmp_path / f"rank{rank}.pt")
         for options in LOSSES:
             cfg = Pretrain(batch_size=B_ALL, temperature=0.3, **options)
             model = network(BatchNorm(16), nn.BatchNorm1d(16))
-            expected = by_one_graph(cfg, 3, model, views())
+            expected = by_one_graph(cfg, 2, model, views())
             torch.testing.assert_close(results[names(options)], expected, rtol=1e-9, atol=1e-9)
         for name, tensor in one.items():
             assert results["stage"][name].sub(tensor).abs().max() < 1e-3, name
