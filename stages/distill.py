@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -82,10 +81,11 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         "from_layer": teacher_meta["from_layer"] if row.copies_teacher else 0,
     }
     student = to_device(build_classifier(classifier), config, accelerator)
-    net = stage.prepare(student, len(images))
+    ids = images.training_ids
+    net = stage.prepare(student, len(ids))
     temperature = cfg.self_temperature if row.copies_teacher else cfg.temperature
     augmentation = augmentation_for(config.augment, cfg.augmentation)
-    ids, labeled, targets = np.arange(len(images)), iter(()), torch.full((len(images),), UNLABELED)
+    labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
     if cfg.labeled_weight or cfg.images == "labeled":
         labels = draw_labels(splits, config.label_set, config.seed)
         targets[labels.ids] = torch.from_numpy(labels.targets)

@@ -30,10 +30,12 @@ from shared.config.methods import method_of
 from shared.config.schema import Config, Pretrain, hashed_settings
 from shared.data.batches import Parts
 from shared.data.images import ImageSet
+from shared.data.labels import write_names
 from shared.data.sources import open_data
 from shared.networks.batchnorm import stretch_memory
-from shared.networks.build import build_contrastive, network_meta
+from shared.networks.build import build_contrastive, fill, network_meta
 from shared.networks.negatives_queue import Memory
+from shared.runtime.artifacts import read_meta
 from shared.runtime.distributed import gather_with_grad, rank
 from shared.runtime.errors import UserError
 from shared.training.device import read_later, to_device
@@ -46,7 +48,7 @@ from shared.training.losses import (
     nt_logistic,
     nt_xent,
 )
-from shared.training.stage import Stage
+from shared.training.stage import Stage, images_then
 
 
 def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> Path:
@@ -68,14 +70,23 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     method_of("pretrain", method)  # refuses those of other stages
     cfg = config.pretrain
     images = open_data(config.data, config.label_set, accelerator.is_local_main_process).train
-    settings = {**hashed_settings(config.model, "model"), "images": images.fingerprint}
+    images = those_begun_with(images, config, accelerator)
+    source = starting_folder(config)
+    settings = {
+        **hashed_settings(config.model, "model"),
+        "images": images.fingerprint,
+        "parent": read_meta(source, "encoder")["weights_sha256"] if source else None,
+    }
     stage = Stage(config, accelerator, method, settings, cfg.seed)
     if stage.done:
         return stage.path
 
     stage.seed_initial_weights()
     network = network_meta(config.model, config.data)
-    model = build_contrastive(network, config.model.pretrained)
+    if source:
+        model = fill(build_contrastive(network), source, "--model and --data describe")
+    else:
+        model = build_contrastive(network, config.model.pretrained)
     to_device(model, config, accelerator)
     parts = cfg.batch_size // cfg.images_at_once
     if parts > 1:
@@ -85,6 +96,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
         memory = Memory(model, cfg.memory, config.model.head_out, cfg.memory_momentum)
         state = nn.ModuleDict({"model": model, "memory": memory})
     net = stage.prepare(model, len(images), state=state)
+    if accelerator.is_main_process:
+        write_names(stage.path / "images.csv", images)
     batches = stage.batches(images, np.arange(len(images)), config.augment, views=cfg.views)
     negatives, chance = without_learning(cfg)
     accelerator.print(
@@ -126,7 +139,28 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
                 loss_of_chance=chance,
                 negatives_per_anchor=negatives,
             )
-    return stage.finish({"kind": "encoder", **network, "images": len(images)})
+    return stage.finish({"kind": "encoder", **network, "images": len(images)}, source)
+
+
+def those_begun_with(images: ImageSet, config: Config, accelerator: Accelerator) -> ImageSet:
+    """The images, without those that came after a pretraining was begun; a line counts these."""
+    folder = config.folder_of("pretrain")
+    then = images if config.forces("pretrain") else images_then(folder, images)
+    if then is not images:
+        accelerator.print(
+            f"note: {len(images) - len(then):,} of {len(images):,} images are new; {folder} is kept"
+            " without them; --force pretrain does it again, and another --run with"
+            f" --pretrain.init {folder} goes on from it"
+        )
+    return then
+
+
+def starting_folder(config: Config) -> Path | None:
+    """The artifact that ``pretrain.init`` names by its folder, or by that of its run."""
+    if not config.pretrain.init:
+        return None
+    folder = Path(config.pretrain.init)
+    return folder / "pretrain" if (folder / "pretrain").is_dir() else folder
 
 
 def warnings_for(config: Config, images: ImageSet) -> list[str]:

@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +69,9 @@ class ImageSet:
         classes: class names in label order; empty where no image is labeled.
         on_error: what to do with an unreadable image: stop or skip.
         pixels: (n, 3, H, W) uint8 when the images are held in memory, else None.
+        held_out: (k,) int64 positions of images that are test images too, here without labels:
+            stage 1 sees them, and no other stage.
+        columns: of a table, those that might hold labels, where none was chosen.
     """
 
     files: datasets.Dataset
@@ -77,9 +80,16 @@ class ImageSet:
     classes: tuple[str, ...]
     on_error: str
     pixels: Tensor | None = None
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def training_ids(self) -> np.ndarray:
+        """(n - k,) int64 positions of the images that stages 2 and 3 may see, ascending."""
+        return np.setdiff1d(np.arange(len(self)), self.held_out)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,13 +136,14 @@ class ImageSet:
             ) from error
 
     def select(self, indices: np.ndarray) -> "ImageSet":
-        """The images at these positions."""
+        """The images at these positions, none of them held out."""
         return replace(
             self,
             files=self.files.select(indices),
             names=self.names[indices],
             labels=self.labels[indices],
             pixels=None if self.pixels is None else self.pixels[indices],
+            held_out=np.zeros(0, np.int64),
         )
 
     def in_memory(self, loading: str, progress: bool) -> "ImageSet":

@@ -6,7 +6,6 @@ labels training may see is decided in ``shared/data/labels.py``.
 
 import glob
 import logging
-import math
 import os
 import re
 import sys
@@ -22,12 +21,30 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-from shared.config.labelset import LabelSet
+from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Data
 from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, size_text
-from shared.data.labels import find_images, read_csv
+from shared.data.label_files import (
+    LABEL_COLUMNS,
+    choose_column,
+    class_text,
+    columns_called,
+    is_label,
+    read_csv,
+)
+from shared.data.splits import (
+    column_line,
+    for_testing,
+    gives_the_classes,
+    hold_out,
+    labeled_by,
+    one_label_each,
+    read_labels,
+    same_classes,
+    sides_line,
+    table_line,
+)
 from shared.runtime.errors import UserError
 
 SUFFIXES = (
@@ -146,24 +163,6 @@ def _digits() -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def _choose_column(
-    candidates: list[str], option: str | None, dataset: datasets.Dataset, kind: str, required: bool
-) -> str | None:
-    """The column that ``data.<kind>_column`` names, else the only candidate; None without any."""
-    if option in dataset.column_names:
-        return option
-    if option is not None and required:
-        raise UserError(
-            f"data.{kind}_column={option} is not a column; there are"
-            f" {', '.join(dataset.column_names)}"
-        )
-    if len(candidates) > 1:
-        raise UserError(
-            f"several {kind} columns: {', '.join(candidates)}; choose with --data.{kind}_column"
-        )
-    return candidates[0] if candidates else None
-
-
 def _image_set(
     dataset: datasets.Dataset, data: Data, source: str, required: bool = True, labeled: bool = True
 ) -> ImageSet:
@@ -171,16 +170,16 @@ def _image_set(
     features = dataset.features
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     columns = columns or [name for name, feature in features.items() if _holds_bytes(feature)]
-    image = _choose_column(columns, data.image_column, dataset, "image", required)
+    image = choose_column(
+        "image", columns, dataset.column_names, data.image_column, source, required
+    )
     if image is None:
         raise UserError(f"{source} has no image column; its columns are {', '.join(features)}")
     labels, classes = np.full(len(dataset), UNLABELED), ()
-    if labeled:
-        columns = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-        columns = columns or [name for name in ("label", "labels", "class") if name in features]
-        label = _choose_column(columns, data.label_column, dataset, "label", required)
-        if label is not None:
-            labels, classes = _labels(dataset[label][:], features[label], label)
+    label = _label_column(dataset, data, source, required) if labeled else None
+    if label is not None:
+        labels, classes = _labels(dataset[label][:], features[label], label, source)
+    others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
     try:
@@ -192,7 +191,18 @@ def _image_set(
     names = [path.removeprefix(root) for path in paths if path]
     if len(set(names)) < len(paths):  # no names, or ambiguous ones
         names = [str(row) for row in range(len(paths))]
-    return ImageSet(files, np.array(names, dtype=object), labels, classes, data.on_error)
+    names = np.array(names, dtype=object)
+    return ImageSet(files, names, labels, classes, data.on_error, columns=others)
+
+
+def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: bool) -> str | None:
+    """The column of the labels: of the hub's kind for classes, or by the rule of label_files."""
+    kinds = dataset.features.items()
+    columns = [name for name, kind in kinds if isinstance(kind, datasets.ClassLabel)]
+    columns = columns or columns_called(dataset.column_names, LABEL_COLUMNS)
+    return choose_column(
+        "label", columns, dataset.column_names, data.label_column, source, required
+    )
 
 
 def _holds_bytes(feature: Any) -> bool:
@@ -202,16 +212,27 @@ def _holds_bytes(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
 
 
-def _labels(values: list, feature: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Classes (n,) int64 and their names; null, NaN and -1 mean an unlabeled image."""
-    known = np.array([value not in (None, UNLABELED) and value == value for value in values], bool)
+def _labels(
+    values: list, feature: Any, column: str, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Classes (n,) int64 and their names; what is no label, ``is_label`` says."""
+    known = np.array([is_label(value) for value in values], bool)
     known_values = [value for value, is_known in zip(values, known, strict=True) if is_known]
     labels = np.full(len(values), UNLABELED)
     if isinstance(feature, datasets.ClassLabel):
         labels[known] = known_values
+        beyond = labels[(labels < UNLABELED) | (labels >= len(feature.names))]
+        if len(beyond):
+            raise UserError(
+                f"{source}: column {column} holds the class {beyond[0]}, but its list of classes"
+                f" has {len(feature.names)} names, 0 to {len(feature.names) - 1}:"
+                f" {abbreviated(feature.names)}; mend the list, or the {len(beyond)} rows"
+            )
         return labels, tuple(feature.names)
     if not isinstance(feature, datasets.Value):
         raise UserError(f"data.label_column={column} holds {feature}, not one class per image")
+    if feature.dtype in ("string", "large_string"):
+        known_values = [class_text(value) for value in known_values]
     distinct, labels[known] = np.unique(np.array(known_values), return_inverse=True)
     if distinct.dtype.kind == "f" and (distinct == distinct.round()).all():
         distinct = distinct.astype(np.int64)  # whole numbers; a null among them made them floats
@@ -242,20 +263,31 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # _load reports its errors
     sources = _open(data.train)
     name = "train" if "train" in sources else next(iter(sources))
-    train = _image_set(sources[name], data, data.train)
-    if table is not None:
-        train = _labeled_by(train, table)
-    test = _test_images(data, {key: part for key, part in sources.items() if key != name})
+    train = _image_set(sources[name], data, data.train, required=table is None)
+    labels = read_labels(table, data, sources[name].column_names) if table else None
+    by_name = labels is not None and gives_the_classes(labels, train)
+    if labels is not None and by_name:
+        train = labeled_by(train, labels)
     train = train.in_memory(data.loading, progress)
-    if test is None:
-        train, test = _hold_out(train, data)
-        if train.classes and test is None and progress:
-            _print_why_none_held_out(train)
+    if data.test is not None and is_csv(Path(data.test)):
+        train, test = _listed_test_images(train, Path(data.test).expanduser(), data)
     else:
-        test = _same_classes(test.in_memory(data.loading, progress), train)
-    if data.unlabeled is not None:
-        train = _append_unlabeled(train, data.unlabeled, data, progress)
-    return Splits(train, test)
+        test = _test_images(data, {key: part for key, part in sources.items() if key != name})
+    by_name = by_name and test is None
+    if test is not None:
+        test = same_classes(test.in_memory(data.loading, progress), train)
+    splits = hold_out(Splits(train, test), data, by_name)
+    if progress:
+        column = _label_column(sources[name], data, data.train, required=False)
+        lines = [
+            table_line(labels, splits) if labels else "",
+            column_line(column, sources[name].num_columns, train) if column and not labels else "",
+            sides_line(splits, data, by_name) if train.classes and test is None else "",
+        ]
+        print(*filter(None, lines), sep="\n", end="\n" if any(lines) else "")
+    if data.unlabeled is None:
+        return splits
+    return Splits(_append_unlabeled(splits.train, data.unlabeled, data, progress), splits.test)
 
 
 def _test_images(data: Data, others: dict[str, datasets.Dataset]) -> ImageSet | None:
@@ -275,52 +307,34 @@ def _test_images(data: Data, others: dict[str, datasets.Dataset]) -> ImageSet | 
     return None
 
 
-def _labeled_by(images: ImageSet, file: Path) -> ImageSet:
-    """The images with the labels of a CSV file, unless their own classes are those of the file."""
-    rows = read_csv(file)
-    classes = tuple(sorted({label for _, label in rows}))
-    if not set(classes).isdisjoint(images.classes):
-        return images
-    number = {label: index for index, label in enumerate(classes)}
-    labels = np.full(len(images), UNLABELED)
-    ids = find_images(Splits(images, None), [name for name, _ in rows], file)
-    labels[ids] = [number[label] for _, label in rows]
-    return replace(images, labels=labels, classes=classes)
+def _listed_test_images(train: ImageSet, file: Path, data: Data) -> tuple[ImageSet, ImageSet]:
+    """Training and test images where a CSV file labels the test images.
 
-
-def _hold_out(train: ImageSet, data: Data) -> tuple[ImageSet, ImageSet | None]:
-    """Split off a stratified test part of the labeled images, with every class on both sides."""
-    labeled = np.flatnonzero(train.labels != UNLABELED)
-    counts = np.unique(train.labels[labeled], return_counts=True)[1]
-    size = math.ceil(len(labeled) * data.test_fraction)
-    if not len(counts) or counts.min() < 2 or not len(counts) <= size <= len(labeled) - len(counts):
-        return train, None
-    _, test = train_test_split(
-        labeled, test_size=size, stratify=train.labels[labeled], random_state=data.split_seed
-    )
-    rest = np.setdiff1d(np.arange(len(train)), test)
-    return train.select(rest), train.select(np.sort(test))
-
-
-def _print_why_none_held_out(train: ImageSet) -> None:
-    counts = np.bincount(train.labels[train.labels != UNLABELED])
-    single = [train.classes[k] for k in np.flatnonzero(counts == 1)]
-    names = f", {abbreviated(single)} with one image" if single else ""
-    print(f"no test images: too few labeled ones to hold some out{names}; give --data.test")
-
-
-def _same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
-    """The test images with the training images' class numbers; classes are matched by name."""
-    if not train.classes or test.classes == train.classes:
-        return test
-    unknown = [name for name in test.classes if name not in train.classes]
-    if unknown:
+    These are training images, which are held out then, or files beside the CSV file.
+    """
+    table = read_csv(file, data.image_column, data.label_column)
+    names = [name for name, _ in table.labeled]
+    if not names:
+        raise UserError(f"the test images in {data.test} have no labels")
+    root = os.path.join(Path(data.train).expanduser().absolute(), "")
+    folder = file.absolute().parent
+    beside = [os.path.normpath(folder / name.replace("\\", "/")) for name in names]
+    # a file beside the list is meant before one of that name elsewhere
+    outside = [os.path.isfile(path) and not path.startswith(root) for path in beside]
+    if any(outside) and not all(outside):
         raise UserError(
-            f"the test images have classes that the training images lack: {abbreviated(unknown)}"
+            f"{file} lists images of data.train, {names[outside.index(False)]}, and other ones,"
+            f" {names[outside.index(True)]}; give a file for one of both"
         )
-    number = np.array([train.classes.index(name) for name in test.classes])
-    labels = np.where(test.labels == UNLABELED, UNLABELED, number[test.labels])
-    return replace(test, labels=labels, classes=train.classes)
+    if not any(outside):
+        classes, ids, targets = one_label_each(train, table)
+        test = replace(train.select(ids), labels=targets, classes=classes)
+        return for_testing(train, ids), test
+    paths = {"image": list(dict.fromkeys(beside))}
+    features = datasets.Features(image=datasets.Image())
+    files = datasets.Dataset.from_dict(paths, features=features)
+    test = _image_set(files, data, str(folder), required=False, labeled=False)
+    return train, labeled_by(test, table._replace(rows=table.labeled))
 
 
 def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) -> ImageSet:

@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -146,7 +146,7 @@ class ClassifierMeta(Meta, ClassifierNetwork):
 
 
 # What it means that a setting which is a hash has changed.
-_HELD_OUT = " or, with labels from a CSV file, which of them are held out for testing"
+_HELD_OUT = " or which of them are held out for testing"
 HASHES = {
     "images": f" the training images have changed,{_HELD_OUT} (not with --data.test);",
     "test_images": f" the test images have changed,{_HELD_OUT} (not with --data.test);",
@@ -283,6 +283,8 @@ class StageFolder:
         go_on: which command continues the stage when it is stopped, for messages.
         defaults: what an option was before there was the option: an artifact of an earlier version
             stays good as long as its new options are left alone.
+        follows: settings whose change, other than of ``parent`` alone, makes the artifact anew as
+            ``force`` does.
         accelerator: decides which process writes.
 
     Raises:
@@ -299,13 +301,14 @@ class StageFolder:
         accelerator: Accelerator,
         go_on: str = "run the same command",
         defaults: Mapping[str, Any] | None = None,
+        follows: Collection[str] = (),
     ):
         self.defaults = json.loads(json.dumps(defaults or {}))
         self.path, self.accelerator, self.go_on = path, accelerator, go_on
         self.main = accelerator.is_main_process
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
         self.meta: Meta | None = None
-        self.force = force
+        self.force, self.follows = force, {*follows}
         if force:
             return
         if (path / "meta.json").exists():
@@ -322,7 +325,9 @@ class StageFolder:
             if not (key == "precision" and self.done)
         }
         changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
-        if changed:
+        if changed and changed.keys() <= self.follows and changed.keys() != {"parent"}:
+            self.force, self.meta = True, None
+        elif changed:
             first = sorted(changed, key=lambda key: key not in HASHES)  # other data, above all
             key, others = first[0], first[1:]
             before, now = changed[key]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import UNLABELED, ImageSet, Splits
-from shared.data.labels import Labels, draw_labels, find_images, write_labels
+from shared.data.label_files import find_images
+from shared.data.labels import Labels, draw_labels, write_labels
 from shared.data.sources import open_data
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
