@@ -203,7 +203,7 @@ def _cells(file: Path) -> list[tuple[int, list[str]]]:
         separator, text = match[1], rest
     else:
         head = next((line for line in text.splitlines() if line.strip()), "")
-        separator = max(",;\t|", key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
+        separator = max(",;\t|", key=head.count)
     lines = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
     )

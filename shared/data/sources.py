@@ -39,10 +39,11 @@ from shared.data.splits import (
     gives_the_classes,
     hold_out,
     labeled_by,
+    no_test_line,
+    one_side_line,
     one_label_each,
     read_labels,
     same_classes,
-    sides_line,
     table_line,
 )
 from shared.runtime.errors import UserError
@@ -278,12 +279,13 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
         test = same_classes(test.in_memory(data.loading, progress), train)
     splits = hold_out(Splits(train, test), data, by_name)
     if progress:
-        column = _label_column(sources[name], data, data.train, required=False)
-        lines = [
-            table_line(labels, splits) if labels else "",
-            column_line(column, sources[name].num_columns, train) if column and not labels else "",
-            sides_line(splits, data, by_name) if train.classes and test is None else "",
-        ]
+        column = None if labels else _label_column(sources[name], data, data.train, False)
+        lines = [table_line(labels, splits)] if labels else []
+        lines += [column_line(column, sources[name].num_columns, train)] if column else []
+        if train.classes and splits.test is None:
+            lines.append(no_test_line(train, data, by_name))
+        elif by_name:
+            lines.append(one_side_line(splits, data))
         print(*filter(None, lines), sep="\n", end="\n" if any(lines) else "")
     if data.unlabeled is None:
         return splits
@@ -320,7 +322,8 @@ def _listed_test_images(train: ImageSet, file: Path, data: Data) -> tuple[ImageS
     folder = file.absolute().parent
     beside = [os.path.normpath(folder / name.replace("\\", "/")) for name in names]
     # a file beside the list is meant before one of that name elsewhere
-    outside = [os.path.isfile(path) and not path.startswith(root) for path in beside]
+    known = set(train.names)
+    outside = [os.path.isfile(p) and p.removeprefix(root) not in known for p in beside]
     if any(outside) and not all(outside):
         raise UserError(
             f"{file} lists images of data.train, {names[outside.index(False)]}, and other ones,"

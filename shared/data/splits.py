@@ -180,39 +180,32 @@ def table_line(table: LabelTable, splits: Splits) -> str:
     if without := len(table.rows) - len(ids):
         line += f", {without:,} rows without a label"
     if held_out := int((ids < 0).sum()):
-        line += f"; {held_out:,} labels are of test images, and train nothing"
+        line += f"; {held_out:,} of them are of test images"
     return line + na_note(classes)
 
 
-def sides_line(splits: Splits, data: Data, by_name: bool) -> str:
-    """What is to be said of the test images: why there are none, which classes have none.
-
-    Args:
-        splits: after `hold_out`.
-        data: the share and the seed of the part that was held out.
-        by_name: the part was drawn by names.
-    """
-    train, test = splits
-    counts = np.bincount(train.labels[train.labels != UNLABELED], minlength=len(train.classes))
-    if test is None and not by_name:
-        single = [train.classes[k] for k in np.flatnonzero(counts == 1)]
-        names = f", {abbreviated(single)} with one image" if single else ""
-        return f"no test images: too few labeled ones to hold some out{names}; give --data.test"
-    if test is None:
+def no_test_line(train: ImageSet, data: Data, by_name: bool) -> str:
+    """Why no labeled images were held out: too few, or none whose name was drawn."""
+    counts = np.bincount(train.labels[train.labels != UNLABELED])
+    if by_name:
         return (
-            f"no test images: the names of the {counts.sum()} labeled images draw none of them"
+            f"no test images: of the {counts.sum()} labeled images none is drawn by its name"
             f" (data.test_fraction={data.test_fraction:g}); label more, or give --data.test"
         )
-    if not by_name:
-        return ""
-    untested = np.setdiff1d(np.arange(len(train.classes)), test.labels)
+    single = [train.classes[k] for k in np.flatnonzero(counts == 1)]
+    names = f", {abbreviated(single)} with one image" if single else ""
+    return f"no test images: too few labeled ones to hold some out{names}; give --data.test"
+
+
+def one_side_line(splits: Splits, data: Data) -> str:
+    """Classes whose labeled images were all drawn for testing by their names, or none of them."""
+    train, test = splits
+    assert test is not None
+    notes = []
+    if len(untested := np.setdiff1d(np.arange(len(train.classes)), test.labels)):
+        notes.append(f"no test image of {abbreviated(train.classes[k] for k in untested)}")
     drawn = (train.labels != UNLABELED) & (_draw_of_names(train, data) < data.test_fraction)
-    line = (
-        f"test images: {len(test):,} labeled ones, drawn by name, in stage 1 without their labels"
-    )
-    if len(untested):
-        line += f"; none of {abbreviated(train.classes[k] for k in untested)}"
     if drawn.any():
-        kept = [train.classes[k] for k in np.unique(train.labels[drawn])]
-        line += f"; of {abbreviated(kept)} all were drawn, and one of them trains nevertheless"
-    return line
+        names = abbreviated(train.classes[k] for k in np.unique(train.labels[drawn]))
+        notes.append(f"all images of {names} were drawn for testing, and one trains nevertheless")
+    return f"note: {'; '.join(notes)}; label more of them" if notes else ""
