@@ -30,7 +30,7 @@ from shared.config.methods import method_of
 from shared.config.schema import Config, Pretrain, hashed_settings
 from shared.data.batches import Parts
 from shared.data.images import ImageSet
-from shared.data.sources import open_data
+from shared.data.sources import open_run
 from shared.networks.batchnorm import stretch_memory
 from shared.networks.build import build_contrastive, network_meta
 from shared.networks.negatives_queue import Memory
@@ -67,7 +67,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     """
     method_of("pretrain", method)  # refuses those of other stages
     cfg = config.pretrain
-    images = open_data(config.data, config.label_set, accelerator.is_local_main_process).train
+    images = open_run(config, accelerator).train
     settings = {**hashed_settings(config.model, "model"), "images": images.fingerprint}
     stage = Stage(config, accelerator, method, settings, cfg.seed)
     if stage.done:
