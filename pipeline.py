@@ -59,13 +59,13 @@ def train(
 ) -> None:
     """Check data, labels and schedules; run the stages; print the table."""
     from shared.data.labels import draw_labels
-    from shared.data.sources import open_data
+    from shared.data.sources import open_run
     from shared.runs.metrics import legend
     from shared.runs.results import collect, results_text, write_results
     from shared.training.schedule import require_equal_shares, schedule_of
     from shared.training.stage import to_follow
 
-    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    splits = open_run(config, accelerator)
     # bad labels and impossible schedules stop the run before it pretrains
     labels = draw_labels(splits, config.label_set, config.seed)
     train, apart = splits.train, len(splits.train.held_out)

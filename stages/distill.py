@@ -24,7 +24,7 @@ from shared.data.augment import augmentation_for
 from shared.data.image_ops import upload
 from shared.data.images import UNLABELED, Splits
 from shared.data.labels import draw_labels
-from shared.data.sources import open_data
+from shared.data.sources import open_run
 from shared.networks.build import (
     build_classifier,
     load_classifier,
@@ -58,7 +58,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     source = teacher_folder(config, method)
     teacher_meta = read_meta(source, "classifier")
     require_same_input(teacher_meta, config.data, source)
-    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    splits = open_run(config, accelerator)
     require_same_task(teacher_meta, source, splits, config.label_set)
     images = splits.train
     settings = {

@@ -34,7 +34,7 @@ from shared.data.batches import plain_batches
 from shared.data.image_ops import upload
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.labels import Labels, draw_labels, write_labels
-from shared.data.sources import open_data
+from shared.data.sources import open_run
 from shared.networks.build import (
     build_classifier,
     keep_layers,
@@ -69,7 +69,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     """
     row = method_of("finetune", method)
     cfg = cast(Finetune, config.training_of(method))
-    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    splits = open_run(config, accelerator)
     images, classes = splits.train, splits.train.classes
     labels = draw_labels(splits, config.label_set, config.seed)
     # from which layer of the projection head to tune (section 2); 0 is the encoder's own output

@@ -31,7 +31,7 @@ from shared.config.schema import Config, Pretrain, hashed_settings
 from shared.data.batches import Parts
 from shared.data.images import ImageSet
 from shared.data.labels import write_names
-from shared.data.sources import open_data
+from shared.data.sources import open_run
 from shared.networks.batchnorm import stretch_memory
 from shared.networks.build import build_contrastive, fill, network_meta
 from shared.networks.negatives_queue import Memory
@@ -69,7 +69,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     """
     method_of("pretrain", method)  # refuses those of other stages
     cfg = config.pretrain
-    images = open_data(config.data, config.label_set, accelerator.is_local_main_process).train
+    images = open_run(config, accelerator).train
     images = those_begun_with(images, config, accelerator)
     source = starting_folder(config)
     settings = {
@@ -145,7 +145,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
 def those_begun_with(images: ImageSet, config: Config, accelerator: Accelerator) -> ImageSet:
     """The images, without those that came after a pretraining was begun; a line counts these."""
     folder = config.folder_of("pretrain")
-    then = images if config.forces("pretrain") else images_then(folder, images)
+    then = images if config.forces("pretrain") else images_then(folder, images, config.data)
     if then is not images:
         accelerator.print(
             f"note: {len(images) - len(then):,} of {len(images):,} images are new; {folder} is kept"

@@ -266,7 +266,9 @@ class ImageIndex:
 
 
 def find_images(splits: Splits, names: list[str], file: Path) -> np.ndarray:
-    """Positions (k,) int64 of the named training images; -1 for those held out for testing.
+    """Positions (k,) int64 of the named training images; -1 where no classifier may see them.
+
+    That are those held out for testing, and unreadable ones that were skipped.
 
     Raises:
         UserError: a name fits no image, or several; the message names ``file``.
@@ -278,6 +280,7 @@ def find_images(splits: Splits, names: list[str], file: Path) -> np.ndarray:
     if test is not None and not len(train.held_out):
         known = set(train.names)
         every += [(name, -1) for name in test.names if name not in known]
+    every += [(name, -1) for name in train.skipped]
     positions = find_names([name for name, _ in every], names, file)
     return np.array([every[position][1] for position in positions], dtype=np.int64)
 

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +18,17 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from accelerate import Accelerator
+from datasets.table import InMemoryTable
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from shared.config.labelset import LabelSet, is_csv
-from shared.config.schema import Data
+from shared.config.schema import Config, Data
+from shared.data.folders import open_folder
 from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, size_text
 from shared.data.label_files import (
     LABEL_COLUMNS,
@@ -40,41 +45,29 @@ from shared.data.splits import (
     hold_out,
     labeled_by,
     no_test_line,
-    one_side_line,
     one_label_each,
+    one_side_line,
     read_labels,
     same_classes,
     table_line,
 )
+from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
 
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".gif",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".jp2",
-    ".avif",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-)
 _HUB_NAME = re.compile(
     r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>[\w.+-]+))?(@(?P<split>\w.*))?"
 )
 
 
-def _open(source: str) -> dict[str, datasets.Dataset]:
-    """All splits of a source, by name."""
+def _open(
+    source: str, on_error: str = "stop", progress: bool = False
+) -> dict[str, datasets.Dataset]:
+    """All splits of a source, by name; ``progress``: print what of a folder is passed over."""
     if source == "digits":
         return {"train": _digits()}
     path = Path(source).expanduser()
     if source and path.is_dir():
-        return _open_folder(path.absolute(), source)
+        return _open_folder(path.absolute(), source, on_error, progress)
     if path.suffix == ".parquet" and path.is_file():
         return dict(_load(source, "parquet", data_files={"train": glob.escape(str(path))}))
     hub = _HUB_NAME.fullmatch(source)
@@ -102,56 +95,18 @@ def _load(source: str, *args: Any, **options: Any) -> Any:
         raise UserError(f"cannot load {source}: {' '.join(str(cause).split())[:300]}") from error
 
 
-def _open_folder(root: Path, source: str) -> dict[str, datasets.Dataset]:
-    """The splits of a folder: its train/ and test/ folders, or the folder itself as train.
-
-    Hugging Face opens a folder with parquet or metadata files.
-    """
-    foreign = ("*.parquet", "metadata.csv", "metadata.jsonl")
-    if any(next(root.glob(level + name), None) for level in ("", "*/") for name in foreign):
+def _open_folder(
+    root: Path, source: str, on_error: str, progress: bool
+) -> dict[str, datasets.Dataset]:
+    """The splits of a folder; Hugging Face opens one with parquet files."""
+    if any(_parquet_files(root)):
         return dict(_load(source, str(root)))
-    parts = {
-        part: root / part
-        for part in ("train", "test", "validation", "val")
-        if (root / part).is_dir()
-    }
-    if parts and "train" not in parts:
-        raise UserError(
-            f"{source} has a folder {next(iter(parts))}/ but none called train/; move"
-            f" the training images into {source}/train/"
-        )
-    parts = parts or {"train": root}
-    splits = {part: _folder(folder) for part, folder in parts.items()}
-    if not len(splits["train"]):
-        raise UserError(
-            f"no images in {source}: expected {source}/<class>/*.png or images"
-            f" ({' '.join(SUFFIXES)})"
-        )
-    return splits
+    return open_folder(root, source, on_error, progress)
 
 
-def _folder(root: Path) -> datasets.Dataset:
-    """All images below a folder; its direct subfolders are the classes, if there are several."""
-    paths = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        paths += [
-            os.path.join(folder, name)
-            for name in sorted(files)
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-    prefix = len(os.path.join(root, ""))
-    parts = [path[prefix:].partition(os.sep) for path in paths]  # first name, separator, rest
-    classes = sorted({name for name, separator, _ in parts if separator})
-    columns: dict[str, list] = {"image": paths}
-    features = datasets.Features(image=datasets.Image())
-    if len(classes) > 1:
-        number = {name: index for index, name in enumerate(classes)}
-        columns["label"] = [
-            number[name] if separator else UNLABELED for name, separator, _ in parts
-        ]
-        features["label"] = datasets.ClassLabel(names=classes)
-    return datasets.Dataset.from_dict(columns, features=features)
+def _parquet_files(root: Path) -> Iterator[Path]:
+    files = (file for level in ("", "*/") for file in root.glob(level + "*.parquet"))
+    return (file for file in files if file.name != "metadata.parquet")
 
 
 def _digits() -> datasets.Dataset:
@@ -171,6 +126,10 @@ def _image_set(
     features = dataset.features
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     columns = columns or [name for name, feature in features.items() if _holds_bytes(feature)]
+    folder = _folder_of(source)
+    columns = columns or [
+        name for name in features if folder and _names_files(dataset, name, folder)
+    ]
     image = choose_column(
         "image", columns, dataset.column_names, data.image_column, source, required
     )
@@ -187,10 +146,12 @@ def _image_set(
         files = files.cast_column("image", datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"data.image_column={image} holds no images in {source}") from error
+    if folder:
+        files = _with_paths_below(folder, files, source)
     paths = pc.struct_field(files.data.column("image"), "path").to_pylist()  # type: ignore[attr-defined]
-    root = os.path.join(Path(source).expanduser().absolute(), "")
-    names = [path.removeprefix(root) for path in paths if path]
-    if len(set(names)) < len(paths):  # no names, or ambiguous ones
+    root = os.path.join(folder or Path(source).absolute(), "")
+    names = [path.removeprefix(root) if path else str(row) for row, path in enumerate(paths)]
+    if len(set(names)) < len(paths):  # ambiguous ones
         names = [str(row) for row in range(len(paths))]
     names = np.array(names, dtype=object)
     return ImageSet(files, names, labels, classes, data.on_error, columns=others)
@@ -209,8 +170,73 @@ def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: 
 def _holds_bytes(feature: Any) -> bool:
     """Whether a column may be the images of a parquet file that another program wrote."""
     if isinstance(feature, dict):
-        return "bytes" in feature
+        return "bytes" in feature or "path" in feature
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _folder_of(source: str) -> str | None:
+    """The folder below which the paths of a source lie; None for the hub's and the digits."""
+    path = Path(source).expanduser().absolute()
+    if source == "digits" or not path.exists():
+        return None
+    return str(path if path.is_dir() else path.parent)
+
+
+def _names_files(dataset: datasets.Dataset, column: str, folder: str) -> bool:
+    """Whether a column of text holds paths of files below the folder, among its first rows."""
+    feature = dataset.features[column]
+    if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string"):
+        return False
+    paths = [path for path in dataset[:100][column] if path]
+    return any(os.path.isfile(os.path.join(folder, _normal(path))) for path in paths)
+
+
+def _normal(path: str) -> str:
+    return os.path.normpath(path if "/" in path else path.replace("\\", "/"))
+
+
+def _with_paths_below(folder: str, files: datasets.Dataset, source: str) -> datasets.Dataset:
+    """The files with absolute paths where there are no bytes; other paths are only names.
+
+    Raises:
+        UserError: a path leads out of the folder; a parquet file from elsewhere must not choose
+            which files of this machine are read.
+    """
+    root = os.path.join(folder, "")
+    outside: list[str] = []
+
+    def absolute(path: str) -> str:
+        if path.startswith(root) and ".." not in path:
+            return path
+        whole = os.path.normpath(os.path.join(folder, _normal(path)))
+        if not whole.startswith(root):
+            outside.append(path)
+        return whole
+
+    chunks = files.data.column("image").chunks  # type: ignore[attr-defined]
+    old, new = [], []
+    for chunk in chunks:
+        encoded, paths = (pc.struct_field(chunk, name) for name in ("bytes", "path"))  # type: ignore[attr-defined]
+        lengths = pc.binary_length(encoded).to_pylist()  # type: ignore[attr-defined]
+        old.append(paths.to_pylist())
+        both = zip(old[-1], lengths, strict=True)
+        new.append([path if length or not path else absolute(path) for path, length in both])
+    if outside:
+        raise UserError(
+            f"{source} names {len(outside):,} images outside of its folder: {abbreviated(outside)};"
+            " put the images beside it, with paths relative to it"
+        )
+    if new == old:
+        return files
+    structs = [
+        pa.StructArray.from_arrays(
+            [pc.struct_field(chunk, "bytes"), pa.array(paths, pa.string())],  # type: ignore[attr-defined]
+            ["bytes", "path"],
+        )
+        for chunk, paths in zip(chunks, new, strict=True)
+    ]
+    table = InMemoryTable(pa.table({"image": pa.chunked_array(structs)}))
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=files.features))
 
 
 def _labels(
@@ -255,6 +281,22 @@ def open_data(data: Data, labels: LabelSet, progress: bool = False) -> Splits:
     return open_splits(data, labels.csv_file, progress)
 
 
+def open_run(config: Config, accelerator: Accelerator) -> Splits:
+    """Open the images of a run; its folder keeps the names of those that were skipped.
+
+    ``skipped.txt`` there has a line for each. All processes must call this.
+
+    Raises:
+        UserError: as ``open_data``.
+    """
+    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    skipped = [name for images in splits if images for name in images.skipped]
+    if skipped and accelerator.is_main_process:
+        names = "".join(f"{name}\n" for name in dict.fromkeys(skipped))
+        write_atomically(config.folder / "skipped.txt", names)
+    return splits
+
+
 @lru_cache(maxsize=1)
 def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
     """As ``open_data``; the result is kept until other data are opened."""
@@ -262,21 +304,22 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
         datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*Repo card metadata.*")
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # _load reports its errors
-    sources = _open(data.train)
+    sources = _open(data.train, data.on_error, progress)
     name = "train" if "train" in sources else next(iter(sources))
     train = _image_set(sources[name], data, data.train, required=table is None)
     labels = read_labels(table, data, sources[name].column_names) if table else None
     by_name = labels is not None and gives_the_classes(labels, train)
     if labels is not None and by_name:
         train = labeled_by(train, labels)
-    train = train.in_memory(data.loading, progress)
+    train = train.loaded(data.loading, data.workers, progress)
     if data.test is not None and is_csv(Path(data.test)):
         train, test = _listed_test_images(train, Path(data.test).expanduser(), data)
     else:
-        test = _test_images(data, {key: part for key, part in sources.items() if key != name})
+        others = {key: part for key, part in sources.items() if key != name}
+        test = _test_images(data, others, progress)
     by_name = by_name and test is None
     if test is not None:
-        test = same_classes(test.in_memory(data.loading, progress), train)
+        test = same_classes(test.loaded(data.loading, data.workers, progress), train)
     splits = hold_out(Splits(train, test), data, by_name)
     if progress:
         column = None if labels else _label_column(sources[name], data, data.train, False)
@@ -292,21 +335,34 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
     return Splits(_append_unlabeled(splits.train, data.unlabeled, data, progress), splits.test)
 
 
-def _test_images(data: Data, others: dict[str, datasets.Dataset]) -> ImageSet | None:
+def _test_images(
+    data: Data, others: dict[str, datasets.Dataset], progress: bool
+) -> ImageSet | None:
     """The first test or validation split with labels: many test splits of the hub have none."""
     parts, source = others, data.train
     if data.test is not None:
-        parts, source = _open(data.test), data.test
+        parts, source = _open(data.test, data.on_error, progress), data.test
     names = [name for name in ("test", "validation", "val") if name in parts]
     if data.test is not None and not names:
         names = list(parts)[:1]
     for name in names:
         images = _image_set(parts[name], data, source, required=False)
         if (images.labels != UNLABELED).any():
+            unused = {
+                key: part for key, part in (others | parts).items() if part is not parts[name]
+            }
+            _print_unused(unused, progress)
             return images
     if data.test is not None:
         raise UserError(f"the test images in {data.test} have no labels")
+    _print_unused(others, progress)
     return None
+
+
+def _print_unused(parts: dict[str, datasets.Dataset], progress: bool) -> None:
+    if parts and progress:
+        sizes = [f"{name} ({len(part):,} images)" for name, part in parts.items()]
+        print(f"note: splits that are not used: {abbreviated(sizes)}")
 
 
 def _listed_test_images(train: ImageSet, file: Path, data: Data) -> tuple[ImageSet, ImageSet]:
@@ -342,10 +398,10 @@ def _listed_test_images(train: ImageSet, file: Path, data: Data) -> tuple[ImageS
 
 def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) -> ImageSet:
     """The training images, and behind them those of ``data.unlabeled``, without their labels."""
-    parts = _open(source)
+    parts = _open(source, data.on_error, progress)
     name = next((name for name in ("unlabeled", "train") if name in parts), next(iter(parts)))
     extra = _image_set(parts[name], data, source, required=False, labeled=False)
-    extra = extra.in_memory(data.loading, progress)
+    extra = extra.loaded(data.loading, data.workers, progress)
     pixels = None
     if train.pixels is not None and extra.pixels is not None:
         if train.pixels.shape[1:] == extra.pixels.shape[1:]:
@@ -362,4 +418,5 @@ def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) 
         names=np.concatenate([train.names, "unlabeled/" + extra.names]),
         labels=np.concatenate([train.labels, np.full(len(extra), UNLABELED)]),
         pixels=pixels,
+        skipped=train.skipped + tuple(f"unlabeled/{name}" for name in extra.skipped),
     )

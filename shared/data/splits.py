@@ -67,7 +67,7 @@ def one_label_each(
     number = {label: index for index, label in enumerate(classes)}
     ids = find_images(Splits(images, None), [name for name, _ in table.labeled], table.file)
     targets = np.array([number[label] for _, label in table.labeled], dtype=np.int64)
-    ids, targets = np.unique(np.stack([ids, targets]), axis=1)
+    ids, targets = np.unique(np.stack([ids, targets])[:, ids >= 0], axis=1)
     repeated = ids[1:][ids[1:] == ids[:-1]]
     if len(repeated):
         names = abbreviated(images.names[repeated])
@@ -180,7 +180,7 @@ def table_line(table: LabelTable, splits: Splits) -> str:
     if without := len(table.rows) - len(ids):
         line += f", {without:,} rows without a label"
     if held_out := int((ids < 0).sum()):
-        line += f"; {held_out:,} of them are of test images"
+        line += f"; {held_out:,} of them are of test images or skipped ones"
     return line + na_note(classes)
 
 

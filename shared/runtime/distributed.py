@@ -4,10 +4,14 @@ Only this file and `shared.networks.batchnorm` talk to torch.distributed. All fu
 and `world_size` are collective: every process has to call them, in the same order.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -67,3 +71,12 @@ def agree(flag: bool, number: int) -> tuple[bool, int]:
     dist.all_reduce(both, op=dist.ReduceOp.MAX)
     any_flag, negative = both.tolist()
     return bool(any_flag), -negative
+
+
+def gather_all(items: list[T]) -> list[T]:
+    """The items of all processes, in the order of their ranks; they must be picklable."""
+    if world_size() == 1:
+        return items
+    parts: list[list[T]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

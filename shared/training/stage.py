@@ -33,6 +33,7 @@ from shared.config.methods import CLASSIFIERS
 from shared.config.schema import (
     Augmentation,
     Config,
+    Data,
     Training,
     defaults,
     dump,
@@ -370,12 +371,13 @@ def to_follow(config: Config, splits: Splits, labels: Labels) -> list[str]:
     return outdated
 
 
-def images_then(folder: Path, images: ImageSet) -> ImageSet:
+def images_then(folder: Path, images: ImageSet, data: Data) -> ImageSet:
     """The images that a pretraining began with, where all are still there and others came later.
 
     Args:
         folder: of the pretraining, begun or done.
         images: the images now. They are returned where none or more than additions differ.
+        data: how they were opened.
     """
     file = folder / "images.csv"
     if not file.exists():
@@ -384,7 +386,9 @@ def images_then(folder: Path, images: ImageSet) -> ImageSet:
     positions = [place.get(name, -1) for name in read_names(file)]
     if len(positions) >= len(images) or -1 in positions:
         return images
+    then = images.select(np.array(positions, dtype=np.int64))
     # a new image of another size keeps all of them out of memory
-    then = images.select(np.array(positions, dtype=np.int64)).in_memory("auto", False)
+    if images.pixels is None and data.loading == "auto":
+        then = then.loaded(data.loading, data.workers, False)
     made_with = read_json(folder / "settings.json")
     return then if then.fingerprint == made_with.get("images") else images

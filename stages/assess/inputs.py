@@ -17,7 +17,7 @@ from shared.config.schema import Config, Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.labels import Labels, draw_labels
-from shared.data.sources import open_data
+from shared.data.sources import open_data, open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.networks.heads import Classifier, ContrastiveModel
 from shared.runs.assessment import About
@@ -241,7 +241,7 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
     source = Path(config.linear.init) if config.linear.init else config.folder_of("pretrain")
     meta = read_meta(source, "encoder")
     require_same_input(meta, config.data, source)
-    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    splits = open_run(config, accelerator)
     if splits.test is None:
         raise UserError("there are no labeled test images to measure with; give --data.test")
     labels = draw_labels(splits, config.label_set, config.seed)
@@ -261,7 +261,7 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
                 " options with which it was made"
             )
     if not config.linear.init:
-        require_same_images(meta, images_then(source, splits.train), source)
+        require_same_images(meta, images_then(source, splits.train, config.data), source)
     for network in (pretrained, *networks.values()):
         to_device(network, config, accelerator).eval().requires_grad_(False)
     return Inputs(config, accelerator, splits, labels, pretrained, meta, networks, metas)
