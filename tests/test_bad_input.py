@@ -210,26 +210,6 @@ def test_images_without_labels(capfd, tmp_path):
     assert run(finetune.main, *out, f"--labels={tmp_path / 'mine.csv'}") == 0
 
 
-def test_another_csv_asks_for_another_pretraining_and_says_why(capfd, tmp_path):
-    """What is held out for testing comes from the labeled images, which no stage may train on."""
-    root = make_folder(tmp_path / "p", [f"{i}.png" for i in range(30)])
-    test = class_folders(tmp_path / "t", 5, classes="xy")
-    for name, number in (("few", 10), ("more", 20)):
-        rows = "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(number))
-        (tmp_path / f"{name}.csv").write_text("file,label\n" + rows)
-    few, several = (f"--labels={tmp_path / name}.csv" for name in ("few", "more"))
-    out = [f"--output={tmp_path / 'held out'}", f"--data.train={root}"]
-    assert run(pretrain.main, *out, few) == 0
-    message = refused(capfd, pretrain.main, *out, several)
-    assert "was made with images=" in message
-    assert "with labels from a CSV file, which of them are held out for testing" in message
-    assert "(not with --data.test); redo it with --force pretrain or" in message
-    out = [f"--output={tmp_path / 'given'}", f"--data.train={root}", f"--data.test={test}"]
-    assert run(pretrain.main, *out, few) == 0
-    assert run(pretrain.main, *out, several) == 0
-    assert "already done" in capfd.readouterr().out
-
-
 # -------------------------------------------------------------------------- networks and schedules
 @pytest.mark.parametrize("main", [pipeline.main, pretrain.main])
 def test_encoder_that_does_not_exist_or_cannot_take_the_images(main, capfd, tmp_path, photos):
