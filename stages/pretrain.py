@@ -139,7 +139,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
                 loss_of_chance=chance,
                 negatives_per_anchor=negatives,
             )
-    return stage.finish({"kind": "encoder", **network, "images": len(images)}, source)
+    return stage.finish({"kind": "encoder", **network, "images": len(images)})
 
 
 def those_begun_with(images: ImageSet, config: Config, accelerator: Accelerator) -> ImageSet:
@@ -156,11 +156,18 @@ def those_begun_with(images: ImageSet, config: Config, accelerator: Accelerator)
 
 
 def starting_folder(config: Config) -> Path | None:
-    """The artifact that ``pretrain.init`` names by its folder, or by that of its run."""
+    """The artifact that ``pretrain.init`` names by its folder, or by that of its run.
+
+    Raises:
+        UserError: it is the one that this run makes.
+    """
     if not config.pretrain.init:
         return None
     folder = Path(config.pretrain.init)
-    return folder / "pretrain" if (folder / "pretrain").is_dir() else folder
+    folder = folder / "pretrain" if (folder / "pretrain").is_dir() else folder
+    if folder.resolve() == config.folder_of("pretrain").resolve():
+        raise UserError(f"pretrain.init={folder} is what this run makes; give another --run")
+    return folder
 
 
 def warnings_for(config: Config, images: ImageSet) -> list[str]:

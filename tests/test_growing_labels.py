@@ -127,5 +127,8 @@ def test_a_pretraining_goes_on_from_another(grown, tmp_path, capfd):
     for option in ("--model.head_out=4", "--model.encoder=simclr_resnet14_1x_sk0"):
         message = refused(capfd, pretrain.main, *command, *init, "--run=new", option)
         assert "does not fit the network that --model and --data describe" in message
+    own = f"--pretrain.init={tmp_path / 'r'}"
+    message = refused(capfd, pretrain.main, *command, own, "--force=pretrain")
+    assert "is what this run makes; give another --run" in message
     message = refused(capfd, pretrain.main, *command, "--run=new", "--pretrain.init=nowhere")
     assert "no such artifact folder: nowhere" in message
