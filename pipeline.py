@@ -74,7 +74,9 @@ def train(
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
         f"data: {len(splits.train):,} images for training, {len(labels.ids):,} of them with a"
-        f" label; {tested:,} for testing"
+        f" label; {tested:,} for testing",
+        *labels.notes(splits.train.classes),
+        sep="\n",
     )
     for stage in wanted.values():
         stage(config, accelerator)

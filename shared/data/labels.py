@@ -5,7 +5,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,12 @@ class Labels(NamedTuple):
         """Hash of which images carry which label."""
         text = np.stack([self.ids, self.targets]).astype("<i8").tobytes()
         return hashlib.sha256(text).hexdigest()[:16]
+
+    def notes(self, classes: Sequence[str]) -> list[str]:
+        """A line that names the classes without any label, where there are some."""
+        absent = np.setdiff1d(np.arange(len(classes)), self.targets)
+        names = abbreviated(classes[k] for k in absent)
+        return [f"note: no label for {names}: the network cannot learn it"] if len(absent) else []
 
 
 def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:

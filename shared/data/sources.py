@@ -191,16 +191,16 @@ def _with_paths_below(folder: str, files: datasets.Dataset, source: str) -> data
         UserError: a path leads out of the folder; a parquet file from elsewhere must not choose
             which files of this machine are read.
     """
-    root = os.path.join(folder, "")
+    root, normal_root = (os.path.join(name, "") for name in (folder, os.path.normpath(folder)))
     outside: list[str] = []
 
     def absolute(path: str) -> str:
-        if path.startswith(root) and ".." not in path:
+        if path.startswith(root) and ".." not in path[len(root) :]:
             return path
-        whole = os.path.normpath(os.path.join(folder, _normal(path)))
-        if not whole.startswith(root):
+        whole = os.path.normpath(os.path.join(normal_root, _normal(path)))
+        if not whole.startswith(normal_root):
             outside.append(path)
-        return whole
+        return root + whole[len(normal_root) :]
 
     chunks = files.data.column("image").chunks  # type: ignore[attr-defined]
     old, new = [], []
