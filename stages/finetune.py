@@ -204,9 +204,8 @@ def start_from_class_means(
     spread = (known - known.mean(0)).square().sum(1).mean()
     if variance <= LEAST_SPREAD * spread:  # one image per class, or copies
         variance = spread
-    variance = variance.maximum(LEAST_SPREAD * features.square().sum(1).mean())
-    if not variance:  # all features are 0, and tell nothing
-        return
+    square = features.square().sum(1).mean().clamp(min=LEAST_SPREAD)  # 0 where all features are
+    variance = variance.maximum(LEAST_SPREAD * square)
     weight, bias = means / variance, -means.square().sum(1) / (2 * variance)
     bias[numbers == 0] = (features @ weight.T + bias)[:, numbers > 0].min()
     model.linear.weight.copy_(weight)

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import pickle
+import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,9 +316,10 @@ def test_the_same_antialiased_views_however_images_are_loaded(folder, tmp_path):
         low_contrast = np.asarray(Image.open(file)) // 4 + 96
         (tmp_path / file.parent.name).mkdir(exist_ok=True)
         Image.fromarray(low_contrast).save(tmp_path / file.parent.name / file.name)
-    antialiased = replace(CROP, antialias=True)
     for source, atol in ((tmp_path, 1.5 / 255), (folder, 25 / 255)):
-        memory, workers = (batches_of(source, kind, augmentation=antialiased) for kind in LOADINGS)
+        memory, workers = (
+            batches_of(source, kind, augmentation=CROP, antialias=True) for kind in LOADINGS
+        )
         for a, b in zip(memory.steps(0, 6), workers.steps(0, 6), strict=True):
             assert torch.equal(a.ids, b.ids)
             torch.testing.assert_close(a.images, b.images, rtol=0, atol=atol)
@@ -337,14 +340,17 @@ def test_each_image_is_decoded_once_for_both_views(folder, monkeypatch):
 @pytest.mark.parametrize("antialias", [False, True])
 def test_views_are_the_same_wherever_they_are_finished(folder, antialias):
     """By the workers (on CPU) or on the batch (on a GPU); the latter rounds the crop to uint8."""
-    augmentation = Augmentation(color_strength=0, blur_sigma_per="image", antialias=antialias)
-    here, there = (batches_of(folder, "workers", augmentation=augmentation) for _ in range(2))
+    options = {"antialias": antialias}
+    plain = Augmentation(color_strength=0, blur_sigma_per="image")
+    here, there = (
+        batches_of(folder, "workers", augmentation=plain, **options) for _ in range(2)
+    )
     assert here.workers_finish
     there.workers_finish = False
     for a, b in zip(here.steps(0, 2), there.steps(0, 2), strict=True):
         assert torch.equal(a.ids, b.ids)
         torch.testing.assert_close(a.images, b.images, rtol=0, atol=1.1 / 255)
-    everything = batches_of(folder, "workers", augmentation=replace(VIEWS, antialias=antialias))
+    everything = batches_of(folder, "workers", augmentation=VIEWS, **options)
     for a, b in zip(everything.steps(0, 2), here.steps(0, 2), strict=True):
         assert not torch.allclose(a.images, b.images, atol=0.1)  # with colours
 
@@ -380,8 +386,13 @@ def test_unreadable_image_stops_with_its_name(spoiled, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_image_is_replaced_and_counted_once(spoiled, workers, capfd):
-    train, data = images_of(spoiled, "workers", on_error="skip")
+def test_an_image_that_becomes_unreadable_is_replaced_and_counted_once(
+    folder, tmp_path, workers, capfd
+):
+    """While training, as of a network drive; those unreadable before are left out at the start."""
+    root = Path(shutil.copytree(folder, tmp_path / "copy"))
+    train, data = images_of(root, "workers", on_error="skip")
+    (root / "b/3.png").unlink()
     data = replace(data, workers=workers)
     batches = Batches(
         train,
@@ -410,9 +421,10 @@ def test_unreadable_image_is_replaced_and_counted_once(spoiled, workers, capfd):
 
 
 def test_nothing_readable(tmp_path):
+    make_folder(tmp_path, [f"{i}.png" for i in range(3)])
+    train, data = images_of(tmp_path, "workers", on_error="skip")
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"x")
-    train, data = images_of(tmp_path, "workers", on_error="skip")
     batches = Batches(train, np.arange(3), data, VIEWS, process(), seed=0, stage="s", batch_size=2)
     with pytest.raises(UserError, match="none of the 3 images can be read"):
         list(batches.steps(0, 1))
