@@ -112,12 +112,12 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     batches = stage.batches(images, labels.ids, augmentation_for(config.augment, cfg.augmentation))
     targets = torch.full((len(images),), UNLABELED)
     targets[labels.ids] = torch.from_numpy(labels.targets)
+    taught = len(np.unique(labels.targets))
+    all_of = "" if taught == len(classes) else f"{taught} of "  # the pipeline names the others
     accelerator.print(
-        f"{method}: {len(labels.ids):,} labels of {len(classes)} classes"
+        f"{method}: {len(labels.ids):,} labels of {all_of}{len(classes)} classes"
         f" (hash {labels.hash}), {stage.schedule.steps:,} steps of {cfg.batch_size}, learning rate"
-        f" {stage.schedule.peak:.4g}, from layer {from_layer} of the projection head",
-        *labels.notes(classes),
-        sep="\n",
+        f" {stage.schedule.peak:.4g}, from layer {from_layer} of the projection head"
     )
 
     net.train(cfg.batch_norm == "batch")

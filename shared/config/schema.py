@@ -45,8 +45,9 @@ class Data:
     """Data: where the images and their labels come from.
 
     Args:
-        train: training images: digits (embedded), a folder (root/class/*.png, or images only), a
-            .parquet file, or a Hugging Face hub name; name:config and name@split pick a part.
+        train: training images: digits (embedded), a folder (root/class/*.png, or images only; also
+            in train/ and test/, also with metadata.csv), a .parquet file, or a Hugging Face hub
+            name; name:config and name@split pick a part.
         test: test images, likewise. Unset: the test or validation split of train, or else a
             stratified part of its labeled images that no stage trains on. Where a CSV gives the
             labels, that part, and so the pretraining, depends on it.
@@ -58,7 +59,8 @@ class Data:
         std: divided by per channel; with timm's pretrained weights give their mean and std.
         test_fraction: part of train held out where there is no test split.
         split_seed: seed of that part.
-        on_error: stop at an unreadable image, or skip it and count it.
+        on_error: stop at an unreadable image, or skip: look for all at the start, leave them out,
+            and list them in skipped.txt in the run's folder.
         loading: memory keeps all images as uint8 in memory, workers decodes while training; auto
             takes memory up to 2 GiB of equally large images.
         workers: processes that decode images.

@@ -267,7 +267,9 @@ class ImageSet:
             return self
         names = self.names[unreadable]
         if progress:
-            print(f"skipped {len(names)} unreadable of {len(self)} images: {abbreviated(names)}")
+            where = " (skipped.txt in the run's folder has all)" if len(names) > 3 else ""
+            what = f"{len(names)} unreadable of {len(self)} images"
+            print(f"skipped {what}: {abbreviated(names)}{where}")
         kept = self.select(np.setdiff1d(np.arange(len(self)), unreadable))
         return replace(kept, skipped=tuple(printable(name) for name in names))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shared.config.labelset import LabelSet
-from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated
+from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, printable
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
@@ -111,8 +111,8 @@ def _stratified(images: ImageSet, labels: LabelSet, rng: np.random.Generator) ->
     available = np.array([len(ids) for ids in members])
     if len(members) < 2:
         raise UserError(
-            f"all labeled images are of one class, {abbreviated(images.classes)}; give images"
-            " of two or more"
+            "all labeled images are of one class,"
+            f" {printable(images.classes[images.labels.max()])}; give images of two or more"
         )
     if labels.per_class is not None:
         counts = np.full(len(members), labels.per_class)
