@@ -215,7 +215,8 @@ def open_folder(
             classes = label.names
         notes += _empty_folders(walked, part)
     if progress:
-        print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
+        for note in notes:
+            print(f"note: {printable(source)}: {note}")
     return splits
 
 
@@ -243,7 +244,7 @@ def _parts(images: list[str], source: str, notes: list[str]) -> dict[str, Part]:
     """The splits of a folder, train first; what is left out is added to ``notes``."""
     top = _descend(images, "")
     if top:
-        notes.append(f"the images are taken from {printable(source.rstrip('/') + '/' + top)}")
+        notes.append(f"the images are taken from the folder {printable(top)} in it")
     folders, direct = _below(images, top)
     ranks = {
         name: _SPLITS[kind].index(name.lower()) for name in folders if (kind := _split_of(name))
@@ -328,7 +329,7 @@ def _paths(root: Path, names: list[str], on_error: str) -> list[str]:
         return paths
     except UnicodeEncodeError:
         odd = [name for name, path in zip(names, paths, strict=True) if not _is_text(path)]
-    if on_error == "stop":
+    if on_error == "stop" or not _is_text(str(root)):
         raise UserError(
             f"{len(odd):,} names of files or folders in {printable(root)} are not UTF-8:"
             f" {abbreviated(odd)}; rename them or give --data.on_error skip"

@@ -30,7 +30,7 @@ from sklearn.model_selection import train_test_split
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Config, Data
-from shared.data.folders import open_folder
+from shared.data.folders import open_folder, walk
 from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, size_text
 from shared.data.labels import find_images, read_csv
 from shared.runtime.artifacts import write_atomically
@@ -82,6 +82,11 @@ def _open_folder(
 ) -> dict[str, datasets.Dataset]:
     """The splits of a folder; Hugging Face opens one with parquet files."""
     if any(_parquet_files(root)):
+        if progress and (images := walk(root).images):
+            print(
+                f"note: {source}: the parquet files there are read; of the {len(images):,} image"
+                " files beside them only those that they name"
+            )
         return dict(_load(source, str(root)))
     return open_folder(root, source, on_error, progress)
 

@@ -166,7 +166,7 @@ def test_other_files_are_counted_by_suffix(tmp_path, capsys):
     splits, printed = notes(capsys, root)
     assert len(names_of(splits)) == 10
     line = next(line for line in printed.splitlines() if "passed over" in line)
-    assert line.startswith("note: passed over 8 files that are no images: ")
+    assert line.startswith(f"note: {root}: passed over 8 files that are no images: ")
     for kind in ("2 .heic", "1 .mp4", "2 without suffix", "1 .txt", "1 .csv", "1 hidden"):
         assert kind in line
 
@@ -258,14 +258,14 @@ def test_a_sole_folder_in_between_is_entered_and_named(tmp_path, capsys, between
     splits, printed = notes(capsys, tmp_path)
     assert (len(splits.train), len(splits.test)) == (12, 6)
     assert splits.train.names[0] == f"{between}/train/a/0.png"
-    assert f"the images are taken from {tmp_path}/{between}/" in printed
+    assert f"note: {tmp_path}: the images are taken from the folder {between}/ in it" in printed
 
 
 def test_a_sole_folder_of_class_folders_is_entered(tmp_path, capsys):
     class_folders(tmp_path / "photos", 5)
     (splits, printed) = notes(capsys, tmp_path)
     assert splits.train.classes == ("a", "b", "c")
-    assert f"the images are taken from {tmp_path}/photos/" in printed
+    assert "the images are taken from the folder photos/ in it" in printed
     class_folders(tmp_path / "split/train/images", 5)
     class_folders(tmp_path / "split/val/images", 2)
     splits = opened(tmp_path / "split")
