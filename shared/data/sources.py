@@ -84,8 +84,8 @@ def _open_folder(
     if any(_parquet_files(root)):
         if progress and (images := walk(root).images):
             print(
-                f"note: {source}: the parquet files there are read; of the {len(images):,} image"
-                " files beside them only those that they name"
+                f"note: {source}: the parquet files there are read; of the image files beside them"
+                f" ({len(images):,}) only those that they name"
             )
         return dict(_load(source, str(root)))
     return open_folder(root, source, on_error, progress)

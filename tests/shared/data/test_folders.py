@@ -98,7 +98,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path, capsys):
         listening.bind(str(root / "b/s.jpg"))
         splits, printed = notes(capsys, root)
     assert len(names_of(splits)) == 10
-    assert "passed over 4 files that are no images: 4 of no regular file" in printed
+    assert "passed over, since no images: 4 (4 of no regular file)" in printed
 
 
 @pytest.mark.parametrize("target", ["nowhere.png", "0.png/x", "broken.png"])
@@ -124,6 +124,13 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, capsys, monkeypatch):
     splits, printed = notes(capsys, root)
     assert splits.train.classes == ("a", "c")
     assert "folders that were not entered: b/ (Permission denied)" in printed
+
+
+def test_a_path_that_is_not_utf8(tmp_path):
+    root = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(root)
+    message = error_of(root, on_error="skip")
+    assert message.endswith("/caf\\xe9 is not UTF-8; rename its folders")
 
 
 # --------------------------------------------------------------------------------------- formats
@@ -166,7 +173,7 @@ def test_other_files_are_counted_by_suffix(tmp_path, capsys):
     splits, printed = notes(capsys, root)
     assert len(names_of(splits)) == 10
     line = next(line for line in printed.splitlines() if "passed over" in line)
-    assert line.startswith(f"note: {root}: passed over 8 files that are no images: ")
+    assert line.startswith(f"note: {root}: passed over, since no images: 8 (")
     for kind in ("2 .heic", "1 .mp4", "2 without suffix", "1 .txt", "1 .csv", "1 hidden"):
         assert kind in line
 
@@ -188,7 +195,7 @@ def test_a_folder_of_heic_alone_says_what_is_there(tmp_path):
     (tmp_path / "1.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
     message = error_of(tmp_path)
     assert "no images in" in message
-    assert "passed over 1 files that are no images: 1 .heic" in message
+    assert "passed over, since no images: 1 (1 .heic)" in message
 
 
 def test_hidden_folders_are_named(tmp_path, capsys):
@@ -287,7 +294,7 @@ def test_what_is_left_out_is_named(tmp_path, capsys):
     make_folder(tmp_path, ["extra/0.png", "Training/0.png", "beside.png"])
     splits, printed = notes(capsys, tmp_path)
     assert (len(splits.train), len(splits.test)) == (12, 6)
-    assert "Training/ (1 images), extra/ (1 images), 1 images beside them" in printed
+    assert "images left out: Training/ (1), extra/ (1), files beside these folders (1)" in printed
     assert "splits that are not used: validation (3 images)" in printed
 
 
@@ -353,7 +360,7 @@ def test_images_beside_a_metadata_file_stay(tmp_path, capsys, kind):
     assert splits.train.classes == ("a", "b")
     labeled = [images.names[images.labels != UNLABELED] for images in splits]
     assert sorted(np.concatenate(labeled)) == rows["file_name"]
-    assert "12 images are in no metadata file" in printed
+    assert "images that no metadata file lists stay: 12" in printed
 
 
 def test_metadata_files_of_splits_and_of_folders_below(tmp_path):
@@ -372,11 +379,13 @@ def test_metadata_files_of_splits_and_of_folders_below(tmp_path):
     assert opened(tmp_path).train.classes == ("ant", "cat")
 
 
-def test_metadata_beside_class_folders(tmp_path):
+def test_metadata_beside_class_folders(tmp_path, capsys):
     """Captions leave the folders their classes; a label column replaces them."""
     class_folders(tmp_path, 5, classes="ab")
     metadata(tmp_path, 'file_name,text\na/0.png,"a, b\nand c"\nb/1.png,other\n')
-    assert opened(tmp_path).train.classes == ("a", "b")
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert "folders are the classes; --data.label_column takes text" in printed
     metadata(tmp_path, "file_name,label\n" + "".join(f"a/{i}.png,{i % 2}\n" for i in range(5)))
     splits = opened(tmp_path)
     assert splits.train.classes == ("0", "1")
