@@ -76,7 +76,9 @@ def train(
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
         f"data: {len(train.training_ids):,} images for training, {len(labels.ids):,} of them with a"
-        f" label; {tested:,} for testing{', which stage 1 sees too, without labels' * bool(apart)}"
+        f" label; {tested:,} for testing{', which stage 1 sees too, without labels' * bool(apart)}",
+        *labels.notes(splits.train.classes),
+        sep="\n",
     )
     if outdated := to_follow(config, splits, labels):
         accelerator.print(

@@ -45,8 +45,9 @@ class Data:
     """Data: where the images and their labels come from.
 
     Args:
-        train: training images: digits (embedded), a folder (root/class/*.png, or images only), a
-            .parquet file, or a Hugging Face hub name; name:config and name@split pick a part.
+        train: training images: digits (embedded), a folder (root/class/*.png, or images only; also
+            in train/ and test/, also with metadata.csv), a .parquet file, or a Hugging Face hub
+            name; name:config and name@split pick a part.
         test: test images, likewise. Unset: the test or validation split of train, or else a
             part of its labeled images: stratified, and no stage trains on it; where a CSV gives the
             labels, drawn by the images' names, and stage 1 sees them without their labels. Or a CSV
@@ -59,7 +60,8 @@ class Data:
         std: divided by per channel; with timm's pretrained weights give their mean and std.
         test_fraction: part of the labeled images held out where there is no test split.
         split_seed: seed of that part.
-        on_error: stop at an unreadable image, or skip it and count it.
+        on_error: stop at an unreadable image, or skip: look for all at the start, leave them out,
+            and list them in skipped.txt in the run's folder.
         loading: memory keeps all images as uint8 in memory, workers decodes while training; auto
             takes memory up to 2 GiB of equally large images.
         workers: processes that decode images.

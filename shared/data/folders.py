@@ -68,7 +68,7 @@ class Walk:
         if self.passed_over:
             kinds = [f"{count:,} {kind}" for kind, count in self.passed_over.most_common()]
             total = self.passed_over.total()
-            lines.append(f"passed over {total:,} files that are no images: {abbreviated(kinds, 8)}")
+            lines.append(f"passed over, since no images: {total:,} ({abbreviated(kinds, 8)})")
         if self.not_entered:
             lines.append(f"folders that were not entered: {abbreviated(self.not_entered)}")
         return lines
@@ -196,6 +196,8 @@ def open_folder(
     Raises:
         UserError: there is no image, or none for training, or a metadata file cannot be read.
     """
+    if not _is_text(str(root)):
+        raise UserError(f"the path {printable(root)} is not UTF-8; rename its folders")
     walked = walk(root)
     notes = walked.notes()
     if not walked.images:
@@ -214,8 +216,11 @@ def open_folder(
         if kind == "train" and isinstance(label, datasets.ClassLabel):
             classes = label.names
         notes += _empty_folders(walked, part)
+    if classes and (others := sorted({key for row in metadata.values() for key in row})):
+        notes.append(f"folders are the classes; --data.label_column takes {abbreviated(others)}")
     if progress:
-        print(*(f"note: {note}" for note in notes), sep="\n", end="\n" if notes else "")
+        for note in notes:
+            print(f"note: {printable(source)}: {note}")
     return splits
 
 
@@ -243,7 +248,7 @@ def _parts(images: list[str], source: str, notes: list[str]) -> dict[str, Part]:
     """The splits of a folder, train first; what is left out is added to ``notes``."""
     top = _descend(images, "")
     if top:
-        notes.append(f"the images are taken from {printable(source.rstrip('/') + '/' + top)}")
+        notes.append(f"the images are taken from the folder {printable(top)} in it")
     folders, direct = _below(images, top)
     ranks = {
         name: _SPLITS[kind].index(name.lower()) for name in folders if (kind := _split_of(name))
@@ -262,11 +267,11 @@ def _parts(images: list[str], source: str, notes: list[str]) -> dict[str, Part]:
             f"{source} has a folder {top}{next(iter(chosen.values()))}/ but none called train/;"
             f" move the training images into {source}/{top}train/, or rename it if it is a class"
         )
-    left = [f"{name}/ ({n:,} images)" for name, n in folders.items() if name not in chosen.values()]
-    left += [f"{direct:,} images beside them"] if direct else []
+    left = [f"{name}/ ({n:,})" for name, n in folders.items() if name not in chosen.values()]
+    left += [f"files beside these folders ({direct:,})"] if direct else []
     if left:
         used = ", ".join(f"{name}/" for name in chosen.values())
-        notes.append(f"the images come from {used}; left out: {abbreviated(left)}")
+        notes.append(f"the images come from {used}; images left out: {abbreviated(left)}")
     train = _descend(images, f"{top}{chosen['train']}/")
     deeper = train.removeprefix(f"{top}{chosen['train']}/")
     parts = {"train": Part(f"{top}{chosen.pop('train')}/", train)}
@@ -372,7 +377,7 @@ def _read_metadata(
                 raise UserError(f"{line}; remove their rows or give --data.on_error skip")
             notes.append(line)
     if rows and (others := len(images) - len(rows)):
-        notes.append(f"{others:,} images are in no metadata file and stay without a label")
+        notes.append(f"images that no metadata file lists stay: {others:,}")
     return rows
 
 

@@ -27,6 +27,7 @@ from shared.runtime.distributed import gather_all, rank, world_size
 from shared.runtime.errors import UserError
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
+CHECKED = 100_000  # images that are decoded at the start although on_error is stop
 FINGERPRINTED = 1000  # of images that are not in memory, how many files are hashed
 UNLABELED = -1
 _REMOVE_IT = "remove it or give --data.on_error skip"
@@ -167,9 +168,11 @@ class ImageSet:
     def loaded(self, loading: str, workers: int, progress: bool) -> "ImageSet":
         """Decode all images if ``loading`` is memory, or auto and they are few and of one size.
 
-        Where ``on_error`` is skip, unreadable images are left out, however images are loaded, and
-        one line counts them: no label is spent on them, and no test counts them. For this all
-        images are decoded once. The processes of a run share that work, and all leave out the same.
+        All images are decoded once, however they are loaded, so that an unreadable one is found
+        before anything is trained. Where ``on_error`` is skip, those are left out, and one line
+        counts them: no label is spent on them, and no test counts them. The processes of a run
+        share that work, and all leave out the same. Where ``on_error`` is stop, sets larger than
+        ``CHECKED`` stop only when training meets the image.
 
         Args:
             loading: memory, workers or auto.
@@ -184,11 +187,15 @@ class ImageSet:
             return self
         if loading != "workers" and (images := self._in_memory(loading, workers, progress)):
             return images
-        if self.on_error == "stop":  # images that were never there need no decoding
-            return self._refuse(empty) if len(empty := self._empty()) else self
-        mine = np.arange(len(self))[rank() :: world_size()]
-        unreadable = gather_all(self._find_unreadable(mine, workers, progress))
-        return self._without(np.array(sorted(unreadable), dtype=int), progress)
+        if self.on_error == "stop" and len(self) > CHECKED:
+            unreadable = self._empty()  # images that were never there need no decoding
+        else:
+            mine = np.arange(len(self))[rank() :: world_size()]
+            own = self._find_unreadable(mine, workers, progress)
+            unreadable = np.array(sorted(gather_all(own)), dtype=int)
+        if self.on_error == "stop" and len(unreadable):
+            self._refuse(unreadable)
+        return self._without(unreadable, progress)
 
     def _in_memory(self, loading: str, workers: int, progress: bool) -> "ImageSet | None":
         """The readable images in memory; None where ``loading`` is auto and they do not fit."""
@@ -278,7 +285,9 @@ class ImageSet:
             return self
         names = self.names[unreadable]
         if progress:
-            print(f"skipped {len(names)} unreadable of {len(self)} images: {abbreviated(names)}")
+            where = " (skipped.txt in the run's folder has all)" if len(names) > 3 else ""
+            what = f"{len(names)} unreadable of {len(self)} images"
+            print(f"skipped {what}: {abbreviated(names)}{where}")
         kept = self.select(np.setdiff1d(np.arange(len(self)), unreadable))
         return replace(kept, skipped=tuple(printable(name) for name in names))
 

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from shared.data.images import UNLABELED, Splits, abbreviated
+from shared.data.images import UNLABELED, Splits, abbreviated, printable
 from shared.runtime.errors import UserError
 
 IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
@@ -88,11 +88,11 @@ def choose_column(
         return option
     if option is not None and required:
         raise UserError(
-            f"data.{kind}_column={option} is not a column; there are {', '.join(columns)}"
+            f"data.{kind}_column={option} is not a column; there are {abbreviated(columns, 12)}"
         )
     if len(candidates) > 1:
         raise UserError(
-            f"{source} has several {kind} columns: {', '.join(candidates)}; choose with"
+            f"{source} has several {kind} columns: {abbreviated(candidates, 12)}; choose with"
             f" --data.{kind}_column"
         )
     return candidates[0] if candidates else None
@@ -173,7 +173,7 @@ def read_csv(
     label = choose_column("label", others, head, label_column, file)
     if label is None:
         raise UserError(
-            f"{file} has no column called label; its columns are {', '.join(head)}; choose with"
+            f"{file} has no column called label; its columns are {abbreviated(head, 12)}; choose with"
             " --data.label_column"
         )
     places = head.index(image), head.index(label)
@@ -189,7 +189,9 @@ def read_csv(
         if not name and is_label(value):
             raise UserError(f"{file}, line {number}: a label, but no image")
         if value.startswith('{"choices"'):
-            raise UserError(f"{file}, line {number}: several classes for one image: {value[:80]}")
+            raise UserError(
+                f"{file}, line {number}: several classes for one image: {printable(value[:80])}"
+            )
         if name:
             rows.append((name, class_text(value) if is_label(value) else ""))
     return LabelTable(file, (image, label), _without_decimals(rows))
@@ -309,7 +311,7 @@ def _other_case(images: list[str], unknown: list[str]) -> str:
     index = ImageIndex([name.casefold() for name in images])
     for name in unknown:
         if places := index.positions(name.casefold()):
-            return f"upper and lower case differ from {images[places[0]]}; "
+            return f"upper and lower case differ from {printable(images[places[0]])}; "
     return ""
 
 

@@ -4,13 +4,14 @@ import csv
 import hashlib
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from shared.config.labelset import LabelSet
-from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated
+from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, printable
 from shared.data.label_files import class_text, find_images, read_csv, read_text
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
@@ -28,6 +29,12 @@ class Labels(NamedTuple):
         """Hash of which images carry which label."""
         text = np.stack([self.ids, self.targets]).astype("<i8").tobytes()
         return hashlib.sha256(text).hexdigest()[:16]
+
+    def notes(self, classes: Sequence[str]) -> list[str]:
+        """A line that names the classes without any label, where there are some."""
+        absent = np.setdiff1d(np.arange(len(classes)), self.targets)
+        names = abbreviated(classes[k] for k in absent)
+        return [f"note: no label for {names}: the network cannot learn it"] if len(absent) else []
 
 
 def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
@@ -48,7 +55,7 @@ def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
         return _checked(splits.train, *_listed(splits, labels), labels.file)
     if (splits.train.labels == UNLABELED).all():
         columns = splits.train.columns
-        named = f", or the column of the labels: --data.label_column, of {', '.join(columns)}"
+        named = f", or the column of the labels: --data.label_column, of {abbreviated(columns, 12)}"
         raise UserError(
             f"labels={labels.text}, but the images have no labels; give a CSV file with"
             f" the columns file and label: --labels labels.csv{named if columns else ''}"
@@ -111,8 +118,8 @@ def _stratified(images: ImageSet, labels: LabelSet, rng: np.random.Generator) ->
     available = np.array([len(ids) for ids in members])
     if len(members) < 2:
         raise UserError(
-            f"all labeled images are of one class, {abbreviated(images.classes)}; give images"
-            " of two or more"
+            "all labeled images are of one class,"
+            f" {printable(images.classes[images.labels.max()])}; give images of two or more"
         )
     if labels.per_class is not None:
         counts = np.full(len(members), labels.per_class)

@@ -28,8 +28,8 @@ from sklearn.datasets import load_digits
 
 from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Config, Data
-from shared.data.folders import open_folder
-from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, size_text
+from shared.data.folders import open_folder, walk
+from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, printable, size_text
 from shared.data.label_files import (
     LABEL_COLUMNS,
     choose_column,
@@ -100,6 +100,11 @@ def _open_folder(
 ) -> dict[str, datasets.Dataset]:
     """The splits of a folder; Hugging Face opens one with parquet files."""
     if any(_parquet_files(root)):
+        if progress and (images := walk(root).images):
+            print(
+                f"note: {source}: the parquet files there are read; of the image files beside them"
+                f" ({len(images):,}) only those that they name"
+            )
         return dict(_load(source, str(root)))
     return open_folder(root, source, on_error, progress)
 
@@ -134,7 +139,9 @@ def _image_set(
         "image", columns, dataset.column_names, data.image_column, source, required
     )
     if image is None:
-        raise UserError(f"{source} has no image column; its columns are {', '.join(features)}")
+        raise UserError(
+            f"{source} has no image column; its columns are {abbreviated(features, 12)}"
+        )
     labels, classes = np.full(len(dataset), UNLABELED), ()
     label = _label_column(dataset, data, source, required) if labeled else None
     if label is not None:
@@ -202,16 +209,16 @@ def _with_paths_below(folder: str, files: datasets.Dataset, source: str) -> data
         UserError: a path leads out of the folder; a parquet file from elsewhere must not choose
             which files of this machine are read.
     """
-    root = os.path.join(folder, "")
+    root, normal_root = (os.path.join(name, "") for name in (folder, os.path.normpath(folder)))
     outside: list[str] = []
 
     def absolute(path: str) -> str:
-        if path.startswith(root) and ".." not in path:
+        if path.startswith(root) and ".." not in path[len(root) :]:
             return path
-        whole = os.path.normpath(os.path.join(folder, _normal(path)))
-        if not whole.startswith(root):
+        whole = os.path.normpath(os.path.join(normal_root, _normal(path)))
+        if not whole.startswith(normal_root):
             outside.append(path)
-        return whole
+        return root + whole[len(normal_root) :]
 
     chunks = files.data.column("image").chunks  # type: ignore[attr-defined]
     old, new = [], []
@@ -382,8 +389,8 @@ def _listed_test_images(train: ImageSet, file: Path, data: Data) -> tuple[ImageS
     outside = [os.path.isfile(p) and p.removeprefix(root) not in known for p in beside]
     if any(outside) and not all(outside):
         raise UserError(
-            f"{file} lists images of data.train, {names[outside.index(False)]}, and other ones,"
-            f" {names[outside.index(True)]}; give a file for one of both"
+            f"{file} lists images of data.train, {printable(names[outside.index(False)])}, and other ones,"
+            f" {printable(names[outside.index(True)])}; give a file for one of both"
         )
     if not any(outside):
         classes, ids, targets = one_label_each(train, table)

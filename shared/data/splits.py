@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from shared.config.schema import Data
-from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated
+from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, printable
 from shared.data.label_files import LabelTable, class_text, find_images, na_note, read_csv
 from shared.runtime.errors import UserError
 
@@ -163,7 +163,7 @@ def column_line(column: str, columns: int, images: ImageSet) -> str:
     if column == "label" and columns == 2 and not without and not na_note(images.classes):
         return ""
     return (
-        f"labels: column {column}, {len(images.classes)} classes, {without:,} images without one"
+        f"labels: column {printable(column)}, {len(images.classes)} classes, {without:,} images without one"
         f"{na_note(images.classes)}"
     )
 
@@ -172,7 +172,7 @@ def table_line(table: LabelTable, splits: Splits) -> str:
     """What a CSV file gave: labels, rows without one, labels of images that are for testing."""
     ids = find_images(splits, [name for name, _ in table.labeled], table.file)
     classes = sorted({label for _, label in table.labeled})
-    image, label = table.columns
+    image, label = map(printable, table.columns)
     line = (
         f"labels: {table.file}, columns {image} and {label}, {len(ids):,} labels of"
         f" {len(classes)} classes"
