@@ -173,8 +173,8 @@ def read_csv(
     label = choose_column("label", others, head, label_column, file)
     if label is None:
         raise UserError(
-            f"{file} has no column called label; its columns are {abbreviated(head, 12)}; choose with"
-            " --data.label_column"
+            f"{file} has no column called label; its columns are {abbreviated(head, 12)};"
+            " choose with --data.label_column"
         )
     places = head.index(image), head.index(label)
     rows = []

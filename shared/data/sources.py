@@ -388,9 +388,10 @@ def _listed_test_images(train: ImageSet, file: Path, data: Data) -> tuple[ImageS
     known = set(train.names)
     outside = [os.path.isfile(p) and p.removeprefix(root) not in known for p in beside]
     if any(outside) and not all(outside):
+        inner, outer = (printable(names[outside.index(side)]) for side in (False, True))
         raise UserError(
-            f"{file} lists images of data.train, {printable(names[outside.index(False)])}, and other ones,"
-            f" {printable(names[outside.index(True)])}; give a file for one of both"
+            f"{file} lists images of data.train, {inner}, and other ones, {outer}; give a file for"
+            " one of both"
         )
     if not any(outside):
         classes, ids, targets = one_label_each(train, table)

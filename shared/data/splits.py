@@ -163,8 +163,8 @@ def column_line(column: str, columns: int, images: ImageSet) -> str:
     if column == "label" and columns == 2 and not without and not na_note(images.classes):
         return ""
     return (
-        f"labels: column {printable(column)}, {len(images.classes)} classes, {without:,} images without one"
-        f"{na_note(images.classes)}"
+        f"labels: column {printable(column)}, {len(images.classes)} classes, {without:,} images"
+        f" without one{na_note(images.classes)}"
     )
 
 

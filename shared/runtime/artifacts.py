@@ -327,6 +327,7 @@ class StageFolder:
         changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
         if changed and changed.keys() <= self.follows and changed.keys() != {"parent"}:
             self.force, self.meta = True, None
+            self.accelerator.wait_for_everyone()  # all have read what `start` deletes
         elif changed:
             first = sorted(changed, key=lambda key: key not in HASHES)  # other data, above all
             key, others = first[0], first[1:]

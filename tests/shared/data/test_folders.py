@@ -423,5 +423,5 @@ def test_images_beside_a_label_file_stay(tmp_path):
     rows = "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(8))
     metadata(tmp_path, "file,label\n" + rows, "labels.csv")
     splits = opened(tmp_path, labels=str(tmp_path / "labels.csv"))
-    assert len(names_of(splits)) == 20
+    assert len({*names_of(splits)}) == 20
     assert splits.train.classes == ("a", "b")
