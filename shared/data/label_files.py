@@ -217,6 +217,7 @@ def _cells(file: Path) -> list[tuple[int, list[str]]]:
             begin = lines.line_num + 1 + bool(match)
     except csv.Error as error:
         reason = {"unexpected end of data": "a quote that is never closed"}.get(str(error), error)
+        reason = printable(reason)
         raise UserError(f"{file}, line {begin}: {reason}; is a quote missing?") from error
     return rows
 

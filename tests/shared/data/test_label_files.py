@@ -180,6 +180,32 @@ def test_what_is_no_table_of_labels(tmp_path, content, says):
     assert says is None or says in message
 
 
+odd = st.one_of(
+    st.binary(max_size=60),
+    st.text("a,;\t\"'\n\r\\ -1|=\0", max_size=60).map(lambda text: text.encode()),
+    st.sampled_from(["utf-16", "utf-32-be", "latin-1"]).map("sep=;\nfile;label\né;ü".encode),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(odd, st.sampled_from([b"", b"file,label\n", b"\xef\xbb\xbf", b"\xff\xfe", b"sep=;\n"]))
+def test_any_bytes_are_rows_or_one_line(tmp_path_factory, content, begin):
+    file = tmp_path_factory.getbasetemp() / "odd.csv"
+    file.write_bytes(begin + content)
+    message = ""
+    try:
+        assert all(name for name, _ in read_csv(file).rows)
+    except UserError as error:
+        message = str(error)
+    assert message.isprintable()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab/\\.:?=d%41é \n", max_size=20), st.lists(st.text("ab/\\.é", min_size=1)))
+def test_any_name_means_images_or_none(name, known):
+    assert set(ImageIndex(known).positions(name)) <= set(range(len(known)))
+
+
 def test_a_file_that_is_not_there(tmp_path):
     for file in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(UserError, match="cannot read the label file"):
