@@ -80,7 +80,8 @@ def train(
         *labels.notes(splits.train.classes),
         sep="\n",
     )
-    if outdated := to_follow(config, splits, labels):
+    outdated = to_follow(config, splits, labels)
+    if outdated and not config.forces("pretrain"):
         accelerator.print(
             f"{config.labels} or the images have changed: {', '.join(outdated)} are made again;"
             " the pretraining is kept"
