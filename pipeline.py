@@ -64,23 +64,33 @@ def train(
 ) -> None:
     """Check data, labels and schedules; run the stages; print the table."""
     from shared.data.labels import draw_labels
-    from shared.data.sources import open_data
+    from shared.data.sources import open_run
     from shared.runs.metrics import legend
     from shared.runs.results import collect, results_text, write_results
     from shared.training.schedule import require_an_image_each, schedule_of
+    from shared.training.stage import to_follow
 
-    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    splits = open_run(config, accelerator)
     # bad labels, impossible schedules and too many processes stop the run before it pretrains
     labels = draw_labels(splits, config.label_set, config.seed)
+    train, apart = splits.train, len(splits.train.held_out)
     for name in wanted:
-        images = len(splits.train) if METHODS[name].all_images else len(labels.ids)
+        images = len(train.training_ids) if METHODS[name].all_images else len(labels.ids)
         schedule_of(config.training_of(name), images)
         require_an_image_each(config, name, accelerator.num_processes)
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
-        f"data: {len(splits.train):,} images for training, {len(labels.ids):,} of them with a"
-        f" label; {tested:,} for testing"
+        f"data: {len(train.training_ids):,} images for training, {len(labels.ids):,} of them with a"
+        f" label; {tested:,} for testing{', which stage 1 sees too, without labels' * bool(apart)}",
+        *labels.notes(splits.train.classes),
+        sep="\n",
     )
+    outdated = to_follow(config, splits, labels)
+    if outdated and not config.forces("pretrain"):
+        accelerator.print(
+            f"{config.labels} or the images have changed: {', '.join(outdated)} are made again;"
+            " the pretraining is kept"
+        )
     for stage in wanted.values():
         stage(config, accelerator)
 
@@ -90,7 +100,8 @@ def train(
         this_run = (config.label_set.tag, config.seed)
         own = [row for row in rows if (row["labels"], row["seed"]) == this_run]
         if tested:
-            print(f"\non {tested:,} test images; {legend()}")
+            seen = " (stage 1 saw them without their labels)" if apart else ""
+            print(f"\non {tested:,} test images{seen}; {legend()}")
         print(f"\n{results_text(own)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
         print(f"as a page with pictures: python -m stages.page {config.folder}")
 

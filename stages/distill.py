@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -25,7 +24,7 @@ from shared.data.augment import augmentation_for
 from shared.data.image_ops import upload
 from shared.data.images import UNLABELED, Splits
 from shared.data.labels import draw_labels
-from shared.data.sources import open_data
+from shared.data.sources import open_run
 from shared.networks.build import (
     build_classifier,
     load_classifier,
@@ -63,7 +62,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     source = teacher_folder(config, method)
     teacher_meta = read_meta(source, "classifier")
     require_same_input(teacher_meta, config.data, source)
-    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    splits = open_run(config, accelerator)
     require_same_task(teacher_meta, source, splits, config.label_set)
     images = splits.train
     pretrained = False if row.copies_teacher else cfg.student_pretrained
@@ -88,10 +87,11 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         "from_layer": teacher_meta["from_layer"] if row.copies_teacher else 0,
     }
     student = to_device(build_classifier(classifier, pretrained), config, accelerator)
-    net = stage.prepare(student, len(images))
+    ids = images.training_ids
+    net = stage.prepare(student, len(ids))
     temperature = cfg.self_temperature if row.copies_teacher else cfg.temperature
     augmentation = augmentation_for(config.augment, cfg.augmentation)
-    ids, labeled, targets = np.arange(len(images)), iter(()), torch.full((len(images),), UNLABELED)
+    labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
     if cfg.labeled_weight or cfg.images == "labeled":
         labels = draw_labels(splits, config.label_set, config.seed)
         targets[labels.ids] = torch.from_numpy(labels.targets)

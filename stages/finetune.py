@@ -34,7 +34,7 @@ from shared.data.batches import plain_batches
 from shared.data.image_ops import upload
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.labels import Labels, draw_labels, write_labels
-from shared.data.sources import open_data
+from shared.data.sources import open_run
 from shared.networks.build import (
     build_classifier,
     keep_layers,
@@ -50,6 +50,8 @@ from shared.runtime.errors import UserError
 from shared.training.device import read_later, to_device
 from shared.training.evaluate import state_hash
 from shared.training.stage import Stage, settings_of_test_images
+
+LEAST_SPREAD = 1e-3  # a smaller share of the features' square is a rounding error, not a variance
 
 
 def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> Path:
@@ -70,7 +72,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     """
     row = method_of("finetune", method)
     cfg = cast(Finetune, config.training_of(method))
-    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    splits = open_run(config, accelerator)
     images, classes = splits.train, splits.train.classes
     labels = draw_labels(splits, config.label_set, config.seed)
     # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
@@ -111,8 +113,10 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     batches = stage.batches(images, labels.ids, augmentation_for(config.augment, cfg.augmentation))
     targets = torch.full((len(images),), UNLABELED)
     targets[labels.ids] = torch.from_numpy(labels.targets)
+    taught = len(np.unique(labels.targets))
+    all_of = "" if taught == len(classes) else f"{taught} of "  # the pipeline names the others
     accelerator.print(
-        f"{method}: {len(labels.ids):,} labels of {len(classes)} classes"
+        f"{method}: {len(labels.ids):,} labels of {all_of}{len(classes)} classes"
         f" (hash {labels.hash}), {stage.schedule.steps:,} steps of {cfg.batch_size}, learning rate"
         f" {stage.schedule.peak:.4g}, from layer {from_layer} of the projection head"
     )
@@ -178,20 +182,36 @@ def start_from_class_means(
     -|x - m|^2 / 2 = m x - |m|^2 / 2 - |x|^2 / 2, whose last term all classes share: so the class
     mean m is the kernel and -|m|^2 / 2 the bias. Both are divided by the mean of |x - m|^2, which
     puts the logits on the scale of the distances (a Gaussian of that variance in each class).
+
+    Where the images of a class are copies of one another, the spread of the means is taken, and
+    where all features are nearly the same, ``LEAST_SPREAD`` of their square. A class without a
+    readable label gets the lowest logit that any of these images has in any class.
+
+    Raises:
+        UserError: none of the labeled images can be read.
     """
     model.eval()
     batches = plain_batches(images, labels.ids, config.data, 256, device)
     rows = [(model.features(batch).float(), ids) for batch, ids in batches]
     features, ids = torch.cat([f for f, _ in rows]), torch.cat([i for _, i in rows])  # (k, F)
+    if not len(ids):
+        raise UserError(f"none of the {len(labels.ids)} labeled images can be read")
     place = np.searchsorted(labels.ids, ids.numpy())  # without the unreadable images
     targets = torch.from_numpy(labels.targets[place]).to(device)
     classes = F.one_hot(targets, model.linear.out_features).float()  # (k, C)
-    means = (classes.T @ features) / classes.sum(0)[:, None]  # (C, F)
+    numbers = classes.sum(0)  # (C,)
+    means = (classes.T @ features) / numbers.clamp(min=1)[:, None]  # (C, F)
     variance = (features - means[targets]).square().sum(1).mean()
-    if not variance:  # one image per class: take the spread of the means instead
-        variance = (means - means.mean(0)).square().sum(1).mean()
-    model.linear.weight.copy_(means / variance)
-    model.linear.bias.copy_(-means.square().sum(1) / (2 * variance))
+    known = means[numbers > 0]
+    spread = (known - known.mean(0)).square().sum(1).mean()
+    if variance <= LEAST_SPREAD * spread:  # one image per class, or copies
+        variance = spread
+    square = features.square().sum(1).mean().clamp(min=LEAST_SPREAD)  # 0 where all features are
+    variance = variance.maximum(LEAST_SPREAD * square)
+    weight, bias = means / variance, -means.square().sum(1) / (2 * variance)
+    bias[numbers == 0] = (features @ weight.T + bias)[:, numbers > 0].min()
+    model.linear.weight.copy_(weight)
+    model.linear.bias.copy_(bias)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,15 +30,18 @@ from shared.config.methods import method_of
 from shared.config.schema import Config, Pretrain, hashed_settings
 from shared.data.batches import Parts
 from shared.data.images import ImageSet
-from shared.data.sources import open_data
+from shared.data.labels import write_names
+from shared.data.sources import open_run
 from shared.networks.batchnorm import stretch_memory
 from shared.networks.build import (
     build_contrastive,
+    fill,
     network_meta,
     require_weights,
     weights_setting,
 )
 from shared.networks.negatives_queue import Memory
+from shared.runtime.artifacts import read_meta
 from shared.runtime.distributed import gather_with_grad, own_rows, weight_of_own_rows
 from shared.runtime.errors import UserError
 from shared.training.device import read_later, to_device
@@ -51,7 +54,7 @@ from shared.training.losses import (
     nt_logistic,
     nt_xent,
 )
-from shared.training.stage import Stage
+from shared.training.stage import Stage, images_then
 
 
 def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> Path:
@@ -73,11 +76,14 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     method_of("pretrain", method)  # refuses those of other stages
     cfg = config.pretrain
     require_weights(config, method)
-    images = open_data(config.data, config.label_set, accelerator.is_local_main_process).train
+    images = open_run(config, accelerator).train
+    images = those_begun_with(images, config, accelerator)
+    source = starting_folder(config)
     settings = {
         **hashed_settings(config.model, "model"),
         **weights_setting(config.model.pretrained),
         "images": images.fingerprint,
+        "parent": read_meta(source, "encoder")["weights_sha256"] if source else None,
     }
     stage = Stage(config, accelerator, method, settings, cfg.seed)
     if stage.done:
@@ -85,7 +91,10 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
 
     stage.seed_initial_weights()
     network = network_meta(config.model, config.data)
-    model = build_contrastive(network, config.model.pretrained)
+    if source:
+        model = fill(build_contrastive(network), source, "--model and --data describe")
+    else:
+        model = build_contrastive(network, config.model.pretrained)
     to_device(model, config, accelerator)
     parts = cfg.batch_size // cfg.images_at_once
     if parts > 1:
@@ -95,6 +104,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
         memory = Memory(model, cfg.memory, config.model.head_out, cfg.memory_momentum)
         state = nn.ModuleDict({"model": model, "memory": memory})
     net = stage.prepare(model, len(images), state=state)
+    if accelerator.is_main_process:
+        write_names(stage.path / "images.csv", images)
     batches = stage.batches(images, np.arange(len(images)), config.augment, views=cfg.views)
     negatives, chance = without_learning(cfg)
     accelerator.print(
@@ -138,6 +149,34 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
                 negatives_per_anchor=negatives,
             )
     return stage.finish({"kind": "encoder", **network, "images": len(images)})
+
+
+def those_begun_with(images: ImageSet, config: Config, accelerator: Accelerator) -> ImageSet:
+    """The images, without those that came after a pretraining was begun; a line counts these."""
+    folder = config.folder_of("pretrain")
+    then = images if config.forces("pretrain") else images_then(folder, images, config.data)
+    if then is not images:
+        accelerator.print(
+            f"note: {len(images) - len(then):,} of {len(images):,} images are new; {folder} is kept"
+            " without them; --force pretrain does it again, and another --run with"
+            f" --pretrain.init {folder} goes on from it"
+        )
+    return then
+
+
+def starting_folder(config: Config) -> Path | None:
+    """The artifact that ``pretrain.init`` names by its folder, or by that of its run.
+
+    Raises:
+        UserError: it is the one that this run makes.
+    """
+    if not config.pretrain.init:
+        return None
+    folder = Path(config.pretrain.init)
+    folder = folder / "pretrain" if (folder / "pretrain").is_dir() else folder
+    if folder.resolve() == config.folder_of("pretrain").resolve():
+        raise UserError(f"pretrain.init={folder} is what this run makes; give another --run")
+    return folder
 
 
 def warnings_for(config: Config, images: ImageSet) -> list[str]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from shared.runtime.errors import UserError
 
-ALLOWED = "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt or .csv file"
+ALLOWED = "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt, .csv or .tsv file"
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)pct")
 _PER_CLASS = re.compile(r"(\d+)perclass")
-_FILE = re.compile(r".+\.(?:csv|txt)")
+_FILE = re.compile(r".+\.(?:csv|tsv|txt)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class LabelSet:
         tag: names the label set in folders and results: ``1pct``, or a file's name.
         share: of the labeled images, in [0, 1].
         per_class: images of each class.
-        file: a text file of image names, or a CSV file with the columns file and label.
+        file: a text file of image names, or a CSV file (``shared/data/label_files.py``).
+        image_column: of a CSV file, where it cannot be guessed.
+        label_column: likewise.
     """
 
     text: str
@@ -31,6 +33,8 @@ class LabelSet:
     share: float | None = None
     per_class: int | None = None
     file: Path | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "LabelSet":
@@ -61,7 +65,7 @@ class LabelSet:
     @property
     def csv_file(self) -> Path | None:
         """The CSV file, which gives labels to images that have none; None for all others."""
-        return self.file if self.file is not None and self.file.suffix == ".csv" else None
+        return self.file if self.file is not None and is_csv(self.file) else None
 
     @property
     def title(self) -> str:
@@ -73,6 +77,11 @@ class LabelSet:
     def folder(self, stage: str, seed: int) -> str:
         """Name of the folder of what a stage makes with these labels."""
         return f"{stage}-{self.tag}-seed{seed}"
+
+
+def is_csv(file: Path) -> bool:
+    """Whether a file is a table of labels by its suffix: .csv or .tsv, in any case."""
+    return file.suffix.lower() in (".csv", ".tsv")
 
 
 def parse_folder(name: str, stage: str) -> tuple[str, int] | None:

@@ -47,22 +47,25 @@ class Data:
     """Data: where the images and their labels come from.
 
     Args:
-        train: training images: digits (embedded), a folder (root/class/*.png, or images only), a
-            .parquet file, or a Hugging Face hub name; name:config and name@split pick a part.
+        train: training images: digits (embedded), a folder (root/class/*.png, or images only; also
+            in train/ and test/, also with metadata.csv), a .parquet file, or a Hugging Face hub
+            name; name:config and name@split pick a part.
         test: test images, likewise. Unset: the test or validation split of train, or else a
-            stratified part of its labeled images that no stage trains on. Where a CSV gives the
-            labels, that part, and so the pretraining, depends on it.
+            part of its labeled images: stratified, and no stage trains on it; where a CSV gives the
+            labels, drawn by the images' names, and stage 1 sees them without their labels. Or a CSV
+            file that labels images of train, or files beside it, as in labels.
         unlabeled: more images without labels, likewise; used in pretraining and distillation.
-        image_column: column of the images where it cannot be guessed.
-        label_column: column of the labels where it cannot be guessed.
+        image_column: column of the images where it cannot be guessed; in a CSV of their names.
+        label_column: column of the labels where its name is not label, class, category or target.
         image_size: pixels per side that the networks see.
         antialias: widen the resize filter where an image is shrunk, in training, evaluation and
             stages.predict alike; the reference does not.
         mean: subtracted per channel, for images in [0, 1]; the paper subtracts nothing.
         std: divided by per channel; with timm's pretrained weights give their mean and std.
-        test_fraction: part of train held out where there is no test split.
+        test_fraction: part of the labeled images held out where there is no test split.
         split_seed: seed of that part.
-        on_error: stop at an unreadable image, or skip it and count it.
+        on_error: stop at an unreadable image, or skip: look for all at the start, leave them out,
+            and list them in skipped.txt in the run's folder.
         load_truncated: read what there is of an image file that is cut off; the rest is grey. Else
             it is unreadable.
         max_pixels: an image of more pixels is unreadable; it would take 3 bytes of memory a pixel.
@@ -301,6 +304,8 @@ class Pretrain(Training):
         loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet.
         temperature: of nt_xent and nt_logistic; the paper takes 0.1 on ImageNet.
         margin: of margin_triplet.
+        init: run or artifact folder of another pretraining, whose encoder and projection head this
+            one starts from, as where images came later; unset: from scratch.
         semi_hard: nt_logistic and margin_triplet take one negative per anchor, the most similar of
             those that are less similar than the positive, instead of all.
         memory: second views of earlier steps kept as further negatives, embedded by a moving
@@ -320,6 +325,7 @@ class Pretrain(Training):
     batch_size: int = 4096
     warmup_epochs: float = 40
     weight_decay: float = 1e-4
+    init: str | None = not_hashed(None)  # the hash of its weights counts
     micro_batch: int | None = None
     loss: Literal["nt_xent", "nt_logistic", "margin_triplet"] = "nt_xent"
     temperature: float = 0.1
@@ -588,7 +594,7 @@ class Config:
         run: name of the run; its artifacts lie in <output>/<run>.
         output: folder of all runs.
         labels: labeled training images: 1pct, 10pct, 100pct, any <x>pct, <n>perclass, a text file
-            of image names, or a CSV file with the columns file and label.
+            of image names, or a CSV file with columns such as file and label.
         seed: of the label draw and of stages 2 and 3.
         method: which row of the table stages.finetune makes; the pipeline makes all of them.
         force: stages to redo although they are done, with all that is made from them, separated by
@@ -670,8 +676,10 @@ class Config:
 
     @cached_property
     def label_set(self) -> LabelSet:
-        """``labels``, parsed."""
-        return LabelSet.parse(self.labels)
+        """``labels``, parsed, with the columns of a CSV file."""
+        columns = {"image_column": self.data.image_column, "label_column": self.data.label_column}
+        labels = LabelSet.parse(self.labels)
+        return replace(labels, **columns) if labels.csv_file else labels
 
     def folder_of(self, stage: str) -> Path:
         """The folder of a method's artifact or of the assessment, for these labels and this seed.

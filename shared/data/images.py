@@ -6,12 +6,14 @@ decode them (``shared/data/batches.py``). ``shared/data/sources.py`` opens the s
 
 import hashlib
 import io
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import datasets
 import numpy as np
@@ -22,11 +24,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from shared.config.schema import MAX_PIXELS
+from shared.runtime.distributed import gather_all, rank, world_size
 from shared.runtime.errors import UserError
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
+CHECKED = 100_000  # images that are decoded at the start although on_error is stop
 FINGERPRINTED = 1000  # of images that are not in memory, how many files are hashed
 UNLABELED = -1
+_REMOVE_IT = "remove it or give --data.on_error skip"
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -90,6 +95,10 @@ class ImageSet:
         on_error: what to do with an unreadable image: stop or skip.
         pixels: (n, 3, H, W) uint8 when the images are held in memory, else None.
         decoding: what is read of unusual files.
+        held_out: (k,) int64 positions of images that are test images too, here without labels:
+            stage 1 sees them, and no other stage.
+        columns: of a table, those that might hold labels, where none was chosen.
+        skipped: names of the unreadable images that were left out when the images were opened.
     """
 
     files: datasets.Dataset
@@ -99,9 +108,17 @@ class ImageSet:
     on_error: str
     pixels: Tensor | None = None
     decoding: Decoding = USUAL
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    columns: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def training_ids(self) -> np.ndarray:
+        """(n - k,) int64 positions of the images that stages 2 and 3 may see, ascending."""
+        return np.setdiff1d(np.arange(len(self)), self.held_out)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -119,8 +136,8 @@ class ImageSet:
         digest.update(pc.binary_length(encoded).fill_null(-1).to_numpy())  # type: ignore[attr-defined]
         for index in np.linspace(0, len(self) - 1, min(len(self), FINGERPRINTED), dtype=int):
             with suppress(OSError):  # decoding reports it
-                item = self.files[int(index)]["image"]
-                digest.update(item["bytes"] or Path(item["path"]).read_bytes())
+                source = self._source(int(index))
+                digest.update(source if isinstance(source, bytes) else Path(source).read_bytes())
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -137,61 +154,94 @@ class ImageSet:
         """
         if self.pixels is not None:
             return self.pixels[index]
-        item = self.files[int(index)]["image"]
         try:
-            source = item["bytes"] if item["bytes"] is not None else item["path"]
-            return decode_image(source, self.decoding)
+            return decode_image(self._source(index), self.decoding)
         except _UNREADABLE as error:
-            name = item["path"] or f"image {self.names[index]}"
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+            unidentified = isinstance(error, UnidentifiedImageError)
+            reason = "not an image" if unidentified else printable(error)
             raise UserError(
-                f"cannot read {name}: {reason}; remove it or give --data.on_error skip"
-                f"{_remedy(error)}"
+                f"cannot read {self._title(index)}: {reason}; {_REMOVE_IT}{_remedy(error)}"
             ) from error
 
+    def _source(self, index: int) -> bytes | str:
+        """The encoded image or its path; a FileNotFoundError where a parquet file has neither."""
+        item = self.files[int(index)]["image"] or {}
+        encoded, path = item.get("bytes"), item.get("path")
+        if encoded:
+            return encoded
+        if path and os.path.isfile(path):  # to open a FIFO would wait for ever
+            return path
+        raise FileNotFoundError("no such file" if path else "it is empty")
+
+    def _title(self, index: int) -> str:
+        """What messages call an image."""
+        path = (self.files[int(index)]["image"] or {}).get("path")
+        return printable(path or f"image {self.names[index]}")
+
     def select(self, indices: np.ndarray) -> "ImageSet":
-        """The images at these positions."""
+        """The images at these positions, none of them held out."""
         return replace(
             self,
             files=self.files.select(indices),
             names=self.names[indices],
             labels=self.labels[indices],
             pixels=None if self.pixels is None else self.pixels[indices],
+            held_out=np.zeros(0, np.int64),
         )
 
-    def in_memory(self, loading: str, progress: bool) -> "ImageSet":
+    def loaded(self, loading: str, workers: int, progress: bool) -> "ImageSet":
         """Decode all images if ``loading`` is memory, or auto and they are few and of one size.
 
-        Where ``on_error`` is skip, unreadable images are dropped, and one line counts them.
+        All images are decoded once, however they are loaded, so that an unreadable one is found
+        before anything is trained. Where ``on_error`` is skip, those are left out, and one line
+        counts them: no label is spent on them, and no test counts them. The processes of a run
+        share that work, and all leave out the same. Where ``on_error`` is stop, sets larger than
+        ``CHECKED`` stop only when training meets the image.
 
         Args:
             loading: memory, workers or auto.
+            workers: threads that look for unreadable images.
             progress: show a bar, and that line.
 
         Raises:
-            UserError: images differ in size although ``loading`` is memory, or none is readable.
+            UserError: images differ in size although ``loading`` is memory, none is readable, or
+                one is not and ``on_error`` is stop; the message names the first and counts them.
         """
-        if loading == "workers" or not len(self):
+        if not len(self):
             return self
+        if loading != "workers" and (images := self._in_memory(loading, workers, progress)):
+            return images
+        if self.on_error == "stop" and len(self) > CHECKED:
+            unreadable = self._empty()  # images that were never there need no decoding
+        else:
+            mine = np.arange(len(self))[rank() :: world_size()]
+            own = self._find_unreadable(mine, workers, progress)
+            unreadable = np.array(sorted(gather_all(own)), dtype=int)
+        if self.on_error == "stop" and len(unreadable):
+            self._refuse(unreadable)
+        return self._without(unreadable, progress)
+
+    def _in_memory(self, loading: str, workers: int, progress: bool) -> "ImageSet | None":
+        """The readable images in memory; None where ``loading`` is auto and they do not fit."""
         pixels: Tensor | None = None
         readable: list[int] = []
-        for index in tqdm(
-            range(len(self)), "decode", unit="image", disable=None if progress else True
-        ):
+        hidden = None if progress else True
+        for index in tqdm(range(len(self)), "decode", unit="image", disable=hidden):
             try:
                 image = self.decode(index)
             except UserError:
                 if self.on_error == "stop":
-                    raise
+                    rest = np.arange(index + 1, len(self))
+                    self._refuse([index, *self._find_unreadable(rest, workers, progress)])
                 continue
             if pixels is None:
                 if loading == "auto" and image.numel() * len(self) > MEMORY_LIMIT:
-                    return self
+                    return None
                 pixels = torch.empty((len(self), *image.shape), dtype=torch.uint8)
             if image.shape != pixels.shape[1:]:
                 if loading == "auto":
-                    return self
-                first, other = self.names[readable[0]], self.names[index]
+                    return None
+                first, other = (printable(self.names[i]) for i in (readable[0], index))
                 raise UserError(
                     f"data.loading=memory needs images of one size, but {first} is"
                     f" {size_text(pixels[0])} and {other} is {size_text(image)}; give"
@@ -199,15 +249,72 @@ class ImageSet:
                 )
             pixels[len(readable)] = image
             readable.append(index)
-        if pixels is None:
+        images = self._without(np.setdiff1d(np.arange(len(self)), readable), progress)
+        assert pixels is not None
+        whole = len(readable) == len(self)
+        return replace(images, pixels=pixels if whole else pixels[: len(readable)].clone())
+
+    def _empty(self) -> np.ndarray:
+        """Positions of the rows of a parquet file that hold neither an image nor a path."""
+        column = self.files.data.column("image")  # type: ignore[attr-defined]
+        lengths = [
+            pc.binary_length(pc.struct_field(column, field)).fill_null(0).to_numpy()  # type: ignore[attr-defined]
+            for field in ("bytes", "path")
+        ]
+        return np.flatnonzero(np.add(*lengths) == 0)
+
+    def _find_unreadable(self, ids: np.ndarray, workers: int, progress: bool) -> list[int]:
+        """Those of the positions whose image cannot be decoded; decoding frees the interpreter."""
+
+        def unreadable(block: np.ndarray) -> list[int]:
+            bad = []
+            for index in block.tolist():
+                try:
+                    self.decode(index)
+                except UserError:
+                    bad.append(index)
+            return bad
+
+        blocks = np.array_split(ids, -(-len(ids) // 64)) if len(ids) else []
+        hidden = None if progress else True
+        threads = max(1, min(workers, os.cpu_count() or 1))
+        with (
+            ThreadPoolExecutor(threads) as pool,
+            tqdm(total=len(ids), desc="check", unit="image", disable=hidden) as bar,
+        ):
+            unreadable_ids = []
+            for block, bad in zip(blocks, pool.map(unreadable, blocks), strict=True):
+                unreadable_ids += bad
+                bar.update(len(block))
+        return unreadable_ids
+
+    def _refuse(self, unreadable: Sequence[int] | np.ndarray) -> NoReturn:
+        """UserError that names the first of these images and counts the others."""
+        try:
+            self.decode(int(unreadable[0]))
+        except UserError as error:
+            if len(unreadable) == 1:
+                raise
+            first, _, remedy = str(error).partition(_REMOVE_IT)
+            raise UserError(
+                f"{first}and {len(unreadable) - 1:,} more of the {len(self):,} images cannot be"
+                f" read; remove them or give --data.on_error skip{remedy}"
+            ) from error
+        raise UserError(f"cannot read {self._title(int(unreadable[0]))} at times; try again")
+
+    def _without(self, unreadable: np.ndarray, progress: bool) -> "ImageSet":
+        """The other images; one line counts those that are left out."""
+        if len(unreadable) == len(self):
             raise UserError(f"none of the {len(self)} images can be read")
-        if len(readable) == len(self):
-            return replace(self, pixels=pixels)
+        if not len(unreadable):
+            return self
+        names = self.names[unreadable]
         if progress:
-            names = self.names[np.setdiff1d(np.arange(len(self)), readable)]
-            print(f"skipped {len(names)} unreadable of {len(self)} images: {abbreviated(names)}")
-        kept = self.select(np.array(readable))
-        return replace(kept, pixels=pixels[: len(readable)].clone())
+            where = " (skipped.txt in the run's folder has all)" if len(names) > 3 else ""
+            what = f"{len(names)} unreadable of {len(self)} images"
+            print(f"skipped {what}: {abbreviated(names)}{where}")
+        kept = self.select(np.setdiff1d(np.arange(len(self)), unreadable))
+        return replace(kept, skipped=tuple(printable(name) for name in names))
 
 
 def _remedy(error: Exception) -> str:
@@ -229,7 +336,14 @@ class Splits(NamedTuple):
     test: ImageSet | None
 
 
-def abbreviated(names: Iterable[Any]) -> str:
-    """The first three names, and how many follow, for messages."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def abbreviated(names: Iterable[Any], most: int = 3) -> str:
+    """The first names, and how many follow, for messages."""
+    names = [printable(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def printable(name: object) -> str:
+    """A name that a file gave, with escapes for what would move the cursor or is no text."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name)
+    ).replace("\\udc", "\\x")  # a byte that is no UTF-8, as Python keeps it in a name

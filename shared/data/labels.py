@@ -4,15 +4,15 @@ import csv
 import hashlib
 import io
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from shared.config.labelset import LabelSet
-from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated
+from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, printable
+from shared.data.label_files import class_text, find_images, read_csv, read_text
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
@@ -30,6 +30,12 @@ class Labels(NamedTuple):
         text = np.stack([self.ids, self.targets]).astype("<i8").tobytes()
         return hashlib.sha256(text).hexdigest()[:16]
 
+    def notes(self, classes: Sequence[str]) -> list[str]:
+        """A line that names the classes without any label, where there are some."""
+        absent = np.setdiff1d(np.arange(len(classes)), self.targets)
+        names = abbreviated(classes[k] for k in absent)
+        return [f"note: no label for {names}: the network cannot learn it"] if len(absent) else []
+
 
 def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
     """Pick the labeled images: stratified, at least one per class, a function of the seed.
@@ -37,8 +43,8 @@ def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
     Args:
         splits: the data; only training images are picked.
         labels: a share of the labeled images, a number per class, a text file with one image name
-            per line (as the published ImageNet subsets), or a CSV file with the columns file and
-            label. Images that were held out for testing are left out of a file.
+            per line (as the published ImageNet subsets), or a CSV file (``label_files``). Images
+            that were held out for testing are left out of a file.
         seed: of the draw; it has no effect on files.
 
     Raises:
@@ -48,9 +54,11 @@ def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
     if labels.file is not None:
         return _checked(splits.train, *_listed(splits, labels), labels.file)
     if (splits.train.labels == UNLABELED).all():
+        columns = splits.train.columns
+        named = f", or the column of the labels: --data.label_column, of {abbreviated(columns, 12)}"
         raise UserError(
             f"labels={labels.text}, but the images have no labels; give a CSV file with"
-            " the columns file and label: --labels labels.csv"
+            f" the columns file and label: --labels labels.csv{named if columns else ''}"
         )
     return _stratified(splits.train, labels, generator(seed, "labels"))
 
@@ -67,17 +75,19 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
         if (targets == UNLABELED).any():
             raise UserError(f"{file} lists images without a known label; use a CSV file,label")
         return ids, targets
-    rows = read_csv(file)
-    unknown = sorted({label for _, label in rows} - set(train.classes))
+    rows = read_csv(file, labels.image_column, labels.label_column).rows
+    number = {class_text(name): index for index, name in enumerate(train.classes)}
+    number[""] = UNLABELED
+    unknown = sorted({label for _, label in rows} - number.keys())
     if unknown:
         raise UserError(
             f"{file} names unknown classes: {abbreviated(unknown)}; the images have"
             f" {abbreviated(train.classes)}"
         )
     ids = find_images(splits, [name for name, _ in rows], file)
-    number = {name: index for index, name in enumerate(train.classes)}
     targets = np.array([number[label] for _, label in rows], dtype=np.int64)
-    return ids[ids >= 0], targets[ids >= 0]
+    usable = (ids >= 0) & (targets != UNLABELED)
+    return ids[usable], targets[usable]
 
 
 def _checked(train: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path) -> Labels:
@@ -93,8 +103,11 @@ def _checked(train: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path) 
             f"{file} has {len(ids)} labels of images that training may see, and none of the classes"
             f" {abbreviated(train.classes[k] for k in missing)}; give at least one of each"
         )
-    if not len(ids):
-        raise UserError(f"{file} labels no image that training may see")
+    if len(np.unique(targets)) < 2:
+        raise UserError(
+            f"{file} has {len(ids)} labels of images that training may see, and they are not of two"
+            " or more classes"
+        )
     return Labels(ids, targets)
 
 
@@ -105,8 +118,8 @@ def _stratified(images: ImageSet, labels: LabelSet, rng: np.random.Generator) ->
     available = np.array([len(ids) for ids in members])
     if len(members) < 2:
         raise UserError(
-            f"all labeled images are of one class, {abbreviated(images.classes)}; give images"
-            " of two or more"
+            "all labeled images are of one class,"
+            f" {printable(images.classes[images.labels.max()])}; give images of two or more"
         )
     if labels.per_class is not None:
         counts = np.full(len(members), labels.per_class)
@@ -153,66 +166,14 @@ def write_labels(path: Path, images: ImageSet, labels: Labels) -> None:
     write_atomically(path, text.getvalue())
 
 
-# ---------------------------------------------------------------------------------- label files
-def read_text(file: Path) -> str:
-    """Content of a label file; UserError if it cannot be read."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the label file {file}: {error}") from error
+def write_names(path: Path, images: ImageSet) -> None:
+    """Save the names of the images in their order."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["file"], *([name] for name in images.names)])
+    write_atomically(path, text.getvalue())
 
 
-def read_csv(file: Path) -> list[tuple[str, str]]:
-    """Rows (image name, class name) of a CSV file that begins with file,label."""
-    rows = [row for row in csv.reader(read_text(file).splitlines()) if row]
-    if not rows or [cell.strip() for cell in rows[0]] != ["file", "label"]:
-        raise UserError(f"{file} must begin with the line file,label")
-    for number, row in enumerate(rows, 1):
-        if len(row) != 2:
-            raise UserError(f"{file}, line {number}: expected file,label, got {','.join(row)!r}")
-    return [(name.strip(), label.strip()) for name, label in rows[1:]]
-
-
-def find_images(splits: Splits, names: list[str], file: Path) -> np.ndarray:
-    """Positions (k,) int64 of the named training images; -1 for those held out for testing.
-
-    A name is an image's whole name or the end of it, from any folder on.
-
-    Raises:
-        UserError: a name fits no image, or several; the message names ``file``.
-    """
-    train, test = splits
-    whole: dict[str, int] = {}
-    ends: dict[str, list[int]] = {}
-    for images in (train, test):
-        for index, name in enumerate(images.names if images else ()):
-            position = index if images is train else -1
-            whole.setdefault(name, position)
-            for end in _ends(name):
-                ends.setdefault(end, []).append(position)
-    unknown = [name for name in names if name not in whole and name not in ends]
-    if unknown:
-        raise UserError(
-            f"{file} names {len(unknown)} unknown images: {abbreviated(unknown)}; the images"
-            f" are called like {abbreviated(train.names)}"
-        )
-    ambiguous = [name for name in names if name not in whole and len(ends[name]) > 1]
-    if ambiguous:
-        raise UserError(
-            f"{file}: {abbreviated(ambiguous)} may be several images; write more of the path,"
-            f" as in {abbreviated(train.names)}"
-        )
-    return np.array(
-        [whole[name] if name in whole else ends[name][0] for name in names], dtype=np.int64
-    )
-
-
-def _ends(name: str) -> Iterator[str]:
-    """A path without its first folder, its first two, ...: of ``a/b/c`` b/c and c."""
-    while "/" in name:
-        name = name.partition("/")[2]
-        yield name
-    # the hub's ImageNet repeats the class: n01440764_1_n01440764.JPEG
-    short = re.sub(r"^(n\d{8}_\d+)_n\d{8}(?=\.)", r"\1", name)
-    if short != name:
-        yield short
+def read_names(path: Path) -> list[str]:
+    """The names that `write_names` saved."""
+    with path.open(newline="") as file:
+        return [name for (name,) in csv.reader(file)][1:]

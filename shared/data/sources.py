@@ -6,11 +6,11 @@ labels training may see is decided in ``shared/data/labels.py``.
 
 import glob
 import logging
-import math
 import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,45 +18,64 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from accelerate import Accelerator
+from datasets.table import InMemoryTable
 from PIL import Image
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-from shared.config.labelset import LabelSet
-from shared.config.schema import Data
-from shared.data.images import UNLABELED, Decoding, ImageSet, Splits, abbreviated, size_text
-from shared.data.labels import find_images, read_csv
+from shared.config.labelset import LabelSet, is_csv
+from shared.config.schema import Config, Data
+from shared.data.folders import open_folder, walk
+from shared.data.images import (
+    UNLABELED,
+    Decoding,
+    ImageSet,
+    Splits,
+    abbreviated,
+    printable,
+    size_text,
+)
+from shared.data.label_files import (
+    LABEL_COLUMNS,
+    choose_column,
+    class_text,
+    columns_called,
+    is_label,
+    read_csv,
+)
+from shared.data.splits import (
+    column_line,
+    for_testing,
+    gives_the_classes,
+    hold_out,
+    labeled_by,
+    no_test_line,
+    one_label_each,
+    one_side_line,
+    read_labels,
+    same_classes,
+    table_line,
+)
+from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
 
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".gif",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".jp2",
-    ".avif",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-)
 _HUB_NAME = re.compile(
     r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>[\w.+-]+))?(@(?P<split>\w.*))?"
 )
 
 
-def _open(source: str) -> dict[str, datasets.Dataset]:
-    """All splits of a source, by name."""
+def _open(
+    source: str, on_error: str = "stop", progress: bool = False
+) -> dict[str, datasets.Dataset]:
+    """All splits of a source, by name; ``progress``: print what of a folder is passed over."""
     if source == "digits":
         return {"train": _digits()}
     path = Path(source).expanduser()
     if source and path.is_dir():
-        return _open_folder(path.absolute(), source)
+        return _open_folder(path.absolute(), source, on_error, progress)
     if path.suffix == ".parquet" and path.is_file():
         return dict(_load(source, "parquet", data_files={"train": glob.escape(str(path))}))
     hub = _HUB_NAME.fullmatch(source)
@@ -84,56 +103,23 @@ def _load(source: str, *args: Any, **options: Any) -> Any:
         raise UserError(f"cannot load {source}: {' '.join(str(cause).split())[:300]}") from error
 
 
-def _open_folder(root: Path, source: str) -> dict[str, datasets.Dataset]:
-    """The splits of a folder: its train/ and test/ folders, or the folder itself as train.
-
-    Hugging Face opens a folder with parquet or metadata files.
-    """
-    foreign = ("*.parquet", "metadata.csv", "metadata.jsonl")
-    if any(next(root.glob(level + name), None) for level in ("", "*/") for name in foreign):
+def _open_folder(
+    root: Path, source: str, on_error: str, progress: bool
+) -> dict[str, datasets.Dataset]:
+    """The splits of a folder; Hugging Face opens one with parquet files."""
+    if any(_parquet_files(root)):
+        if progress and (images := walk(root).images):
+            print(
+                f"note: {source}: the parquet files there are read; of the image files beside them"
+                f" ({len(images):,}) only those that they name"
+            )
         return dict(_load(source, str(root)))
-    parts = {
-        part: root / part
-        for part in ("train", "test", "validation", "val")
-        if (root / part).is_dir()
-    }
-    if parts and "train" not in parts:
-        raise UserError(
-            f"{source} has a folder {next(iter(parts))}/ but none called train/; move"
-            f" the training images into {source}/train/"
-        )
-    parts = parts or {"train": root}
-    splits = {part: _folder(folder) for part, folder in parts.items()}
-    if not len(splits["train"]):
-        raise UserError(
-            f"no images in {source}: expected {source}/<class>/*.png or images"
-            f" ({' '.join(SUFFIXES)})"
-        )
-    return splits
+    return open_folder(root, source, on_error, progress)
 
 
-def _folder(root: Path) -> datasets.Dataset:
-    """All images below a folder; its direct subfolders are the classes, if there are several."""
-    paths = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        paths += [
-            os.path.join(folder, name)
-            for name in sorted(files)
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-    prefix = len(os.path.join(root, ""))
-    parts = [path[prefix:].partition(os.sep) for path in paths]  # first name, separator, rest
-    classes = sorted({name for name, separator, _ in parts if separator})
-    columns: dict[str, list] = {"image": paths}
-    features = datasets.Features(image=datasets.Image())
-    if len(classes) > 1:
-        number = {name: index for index, name in enumerate(classes)}
-        columns["label"] = [
-            number[name] if separator else UNLABELED for name, separator, _ in parts
-        ]
-        features["label"] = datasets.ClassLabel(names=classes)
-    return datasets.Dataset.from_dict(columns, features=features)
+def _parquet_files(root: Path) -> Iterator[Path]:
+    files = (file for level in ("", "*/") for file in root.glob(level + "*.parquet"))
+    return (file for file in files if file.name != "metadata.parquet")
 
 
 def _digits() -> datasets.Dataset:
@@ -146,24 +132,6 @@ def _digits() -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def _choose_column(
-    candidates: list[str], option: str | None, dataset: datasets.Dataset, kind: str, required: bool
-) -> str | None:
-    """The column that ``data.<kind>_column`` names, else the only candidate; None without any."""
-    if option in dataset.column_names:
-        return option
-    if option is not None and required:
-        raise UserError(
-            f"data.{kind}_column={option} is not a column; there are"
-            f" {', '.join(dataset.column_names)}"
-        )
-    if len(candidates) > 1:
-        raise UserError(
-            f"several {kind} columns: {', '.join(candidates)}; choose with --data.{kind}_column"
-        )
-    return candidates[0] if candidates else None
-
-
 def _image_set(
     dataset: datasets.Dataset, data: Data, source: str, required: bool = True, labeled: bool = True
 ) -> ImageSet:
@@ -171,49 +139,143 @@ def _image_set(
     features = dataset.features
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     columns = columns or [name for name, feature in features.items() if _holds_bytes(feature)]
-    image = _choose_column(columns, data.image_column, dataset, "image", required)
+    folder = _folder_of(source)
+    columns = columns or [
+        name for name in features if folder and _names_files(dataset, name, folder)
+    ]
+    image = choose_column(
+        "image", columns, dataset.column_names, data.image_column, source, required
+    )
     if image is None:
-        raise UserError(f"{source} has no image column; its columns are {', '.join(features)}")
+        raise UserError(
+            f"{source} has no image column; its columns are {abbreviated(features, 12)}"
+        )
     labels, classes = np.full(len(dataset), UNLABELED), ()
-    if labeled:
-        columns = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-        columns = columns or [name for name in ("label", "labels", "class") if name in features]
-        label = _choose_column(columns, data.label_column, dataset, "label", required)
-        if label is not None:
-            labels, classes = _labels(dataset[label][:], features[label], label)
+    label = _label_column(dataset, data, source, required) if labeled else None
+    if label is not None:
+        labels, classes = _labels(dataset[label][:], features[label], label, source)
+    others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
     try:
         files = files.cast_column("image", datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"data.image_column={image} holds no images in {source}") from error
+    if folder:
+        files = _with_paths_below(folder, files, source)
     paths = pc.struct_field(files.data.column("image"), "path").to_pylist()  # type: ignore[attr-defined]
-    root = os.path.join(Path(source).expanduser().absolute(), "")
-    names = [path.removeprefix(root) for path in paths if path]
-    if len(set(names)) < len(paths):  # no names, or ambiguous ones
+    root = os.path.join(folder or Path(source).absolute(), "")
+    names = [path.removeprefix(root) if path else str(row) for row, path in enumerate(paths)]
+    if len(set(names)) < len(paths):  # ambiguous ones
         names = [str(row) for row in range(len(paths))]
+    names = np.array(names, dtype=object)
     decoding = Decoding(data.load_truncated, data.max_pixels)
-    named = np.array(names, dtype=object)
-    return ImageSet(files, named, labels, classes, data.on_error, decoding=decoding)
+    return ImageSet(files, names, labels, classes, data.on_error, decoding=decoding, columns=others)
+
+
+def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: bool) -> str | None:
+    """The column of the labels: of the hub's kind for classes, or by the rule of label_files."""
+    kinds = dataset.features.items()
+    columns = [name for name, kind in kinds if isinstance(kind, datasets.ClassLabel)]
+    columns = columns or columns_called(dataset.column_names, LABEL_COLUMNS)
+    return choose_column(
+        "label", columns, dataset.column_names, data.label_column, source, required
+    )
 
 
 def _holds_bytes(feature: Any) -> bool:
     """Whether a column may be the images of a parquet file that another program wrote."""
     if isinstance(feature, dict):
-        return "bytes" in feature
+        return "bytes" in feature or "path" in feature
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
 
 
-def _labels(values: list, feature: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Classes (n,) int64 and their names; null, NaN and -1 mean an unlabeled image."""
-    known = np.array([value not in (None, UNLABELED) and value == value for value in values], bool)
+def _folder_of(source: str) -> str | None:
+    """The folder below which the paths of a source lie; None for the hub's and the digits."""
+    path = Path(source).expanduser().absolute()
+    if source == "digits" or not path.exists():
+        return None
+    return str(path if path.is_dir() else path.parent)
+
+
+def _names_files(dataset: datasets.Dataset, column: str, folder: str) -> bool:
+    """Whether a column of text holds paths of files below the folder, among its first rows."""
+    feature = dataset.features[column]
+    if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string"):
+        return False
+    paths = [path for path in dataset[:100][column] if path]
+    return any(os.path.isfile(os.path.join(folder, _normal(path))) for path in paths)
+
+
+def _normal(path: str) -> str:
+    return os.path.normpath(path if "/" in path else path.replace("\\", "/"))
+
+
+def _with_paths_below(folder: str, files: datasets.Dataset, source: str) -> datasets.Dataset:
+    """The files with absolute paths where there are no bytes; other paths are only names.
+
+    Raises:
+        UserError: a path leads out of the folder; a parquet file from elsewhere must not choose
+            which files of this machine are read.
+    """
+    root, normal_root = (os.path.join(name, "") for name in (folder, os.path.normpath(folder)))
+    outside: list[str] = []
+
+    def absolute(path: str) -> str:
+        if path.startswith(root) and ".." not in path[len(root) :]:
+            return path
+        whole = os.path.normpath(os.path.join(normal_root, _normal(path)))
+        if not whole.startswith(normal_root):
+            outside.append(path)
+        return root + whole[len(normal_root) :]
+
+    chunks = files.data.column("image").chunks  # type: ignore[attr-defined]
+    old, new = [], []
+    for chunk in chunks:
+        encoded, paths = (pc.struct_field(chunk, name) for name in ("bytes", "path"))  # type: ignore[attr-defined]
+        lengths = pc.binary_length(encoded).to_pylist()  # type: ignore[attr-defined]
+        old.append(paths.to_pylist())
+        both = zip(old[-1], lengths, strict=True)
+        new.append([path if length or not path else absolute(path) for path, length in both])
+    if outside:
+        raise UserError(
+            f"{source} names {len(outside):,} images outside of its folder: {abbreviated(outside)};"
+            " put the images beside it, with paths relative to it"
+        )
+    if new == old:
+        return files
+    structs = [
+        pa.StructArray.from_arrays(
+            [pc.struct_field(chunk, "bytes"), pa.array(paths, pa.string())],  # type: ignore[attr-defined]
+            ["bytes", "path"],
+        )
+        for chunk, paths in zip(chunks, new, strict=True)
+    ]
+    table = InMemoryTable(pa.table({"image": pa.chunked_array(structs)}))
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=files.features))
+
+
+def _labels(
+    values: list, feature: Any, column: str, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Classes (n,) int64 and their names; what is no label, ``is_label`` says."""
+    known = np.array([is_label(value) for value in values], bool)
     known_values = [value for value, is_known in zip(values, known, strict=True) if is_known]
     labels = np.full(len(values), UNLABELED)
     if isinstance(feature, datasets.ClassLabel):
         labels[known] = known_values
+        beyond = labels[(labels < UNLABELED) | (labels >= len(feature.names))]
+        if len(beyond):
+            raise UserError(
+                f"{source}: column {column} holds the class {beyond[0]}, but its list of classes"
+                f" has {len(feature.names)} names, 0 to {len(feature.names) - 1}:"
+                f" {abbreviated(feature.names)}; mend the list, or the {len(beyond)} rows"
+            )
         return labels, tuple(feature.names)
     if not isinstance(feature, datasets.Value):
         raise UserError(f"data.label_column={column} holds {feature}, not one class per image")
+    if feature.dtype in ("string", "large_string"):
+        known_values = [class_text(value) for value in known_values]
     distinct, labels[known] = np.unique(np.array(known_values), return_inverse=True)
     if distinct.dtype.kind == "f" and (distinct == distinct.round()).all():
         distinct = distinct.astype(np.int64)  # whole numbers; a null among them made them floats
@@ -235,6 +297,22 @@ def open_data(data: Data, labels: LabelSet, progress: bool = False) -> Splits:
     return open_splits(data, labels.csv_file, progress)
 
 
+def open_run(config: Config, accelerator: Accelerator) -> Splits:
+    """Open the images of a run; its folder keeps the names of those that were skipped.
+
+    ``skipped.txt`` there has a line for each. All processes must call this.
+
+    Raises:
+        UserError: as ``open_data``.
+    """
+    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    skipped = [name for images in splits if images for name in images.skipped]
+    if skipped and accelerator.is_main_process:
+        names = "".join(f"{name}\n" for name in dict.fromkeys(skipped))
+        write_atomically(config.folder / "skipped.txt", names)
+    return splits
+
+
 @lru_cache(maxsize=1)
 def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
     """As ``open_data``; the result is kept until other data are opened."""
@@ -242,95 +320,105 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
         datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*Repo card metadata.*")
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # _load reports its errors
-    sources = _open(data.train)
+    sources = _open(data.train, data.on_error, progress)
     name = "train" if "train" in sources else next(iter(sources))
-    train = _image_set(sources[name], data, data.train)
-    if table is not None:
-        train = _labeled_by(train, table)
-    test = _test_images(data, {key: part for key, part in sources.items() if key != name})
-    train = train.in_memory(data.loading, progress)
-    if test is None:
-        train, test = _hold_out(train, data)
-        if train.classes and test is None and progress:
-            _print_why_none_held_out(train)
+    train = _image_set(sources[name], data, data.train, required=table is None)
+    labels = read_labels(table, data, sources[name].column_names) if table else None
+    by_name = labels is not None and gives_the_classes(labels, train)
+    if labels is not None and by_name:
+        train = labeled_by(train, labels)
+    train = train.loaded(data.loading, data.workers, progress)
+    if data.test is not None and is_csv(Path(data.test)):
+        train, test = _listed_test_images(train, Path(data.test).expanduser(), data)
     else:
-        test = _same_classes(test.in_memory(data.loading, progress), train)
-    if data.unlabeled is not None:
-        train = _append_unlabeled(train, data.unlabeled, data, progress)
-    return Splits(train, test)
+        others = {key: part for key, part in sources.items() if key != name}
+        test = _test_images(data, others, progress)
+    by_name = by_name and test is None
+    if test is not None:
+        test = same_classes(test.loaded(data.loading, data.workers, progress), train)
+    splits = hold_out(Splits(train, test), data, by_name)
+    if progress:
+        column = None if labels else _label_column(sources[name], data, data.train, False)
+        lines = [table_line(labels, splits)] if labels else []
+        lines += [column_line(column, sources[name].num_columns, train)] if column else []
+        if train.classes and splits.test is None:
+            lines.append(no_test_line(train, data, by_name))
+        elif by_name:
+            lines.append(one_side_line(splits, data))
+        print(*filter(None, lines), sep="\n", end="\n" if any(lines) else "")
+    if data.unlabeled is None:
+        return splits
+    return Splits(_append_unlabeled(splits.train, data.unlabeled, data, progress), splits.test)
 
 
-def _test_images(data: Data, others: dict[str, datasets.Dataset]) -> ImageSet | None:
+def _test_images(
+    data: Data, others: dict[str, datasets.Dataset], progress: bool
+) -> ImageSet | None:
     """The first test or validation split with labels: many test splits of the hub have none."""
     parts, source = others, data.train
     if data.test is not None:
-        parts, source = _open(data.test), data.test
+        parts, source = _open(data.test, data.on_error, progress), data.test
     names = [name for name in ("test", "validation", "val") if name in parts]
     if data.test is not None and not names:
         names = list(parts)[:1]
     for name in names:
         images = _image_set(parts[name], data, source, required=False)
         if (images.labels != UNLABELED).any():
+            unused = {
+                key: part for key, part in (others | parts).items() if part is not parts[name]
+            }
+            _print_unused(unused, progress)
             return images
     if data.test is not None:
         raise UserError(f"the test images in {data.test} have no labels")
+    _print_unused(others, progress)
     return None
 
 
-def _labeled_by(images: ImageSet, file: Path) -> ImageSet:
-    """The images with the labels of a CSV file, unless their own classes are those of the file."""
-    rows = read_csv(file)
-    classes = tuple(sorted({label for _, label in rows}))
-    if not set(classes).isdisjoint(images.classes):
-        return images
-    number = {label: index for index, label in enumerate(classes)}
-    labels = np.full(len(images), UNLABELED)
-    ids = find_images(Splits(images, None), [name for name, _ in rows], file)
-    labels[ids] = [number[label] for _, label in rows]
-    return replace(images, labels=labels, classes=classes)
+def _print_unused(parts: dict[str, datasets.Dataset], progress: bool) -> None:
+    if parts and progress:
+        sizes = [f"{name} ({len(part):,} images)" for name, part in parts.items()]
+        print(f"note: splits that are not used: {abbreviated(sizes)}")
 
 
-def _hold_out(train: ImageSet, data: Data) -> tuple[ImageSet, ImageSet | None]:
-    """Split off a stratified test part of the labeled images, with every class on both sides."""
-    labeled = np.flatnonzero(train.labels != UNLABELED)
-    counts = np.unique(train.labels[labeled], return_counts=True)[1]
-    size = math.ceil(len(labeled) * data.test_fraction)
-    if not len(counts) or counts.min() < 2 or not len(counts) <= size <= len(labeled) - len(counts):
-        return train, None
-    _, test = train_test_split(
-        labeled, test_size=size, stratify=train.labels[labeled], random_state=data.split_seed
-    )
-    rest = np.setdiff1d(np.arange(len(train)), test)
-    return train.select(rest), train.select(np.sort(test))
+def _listed_test_images(train: ImageSet, file: Path, data: Data) -> tuple[ImageSet, ImageSet]:
+    """Training and test images where a CSV file labels the test images.
 
-
-def _print_why_none_held_out(train: ImageSet) -> None:
-    counts = np.bincount(train.labels[train.labels != UNLABELED])
-    single = [train.classes[k] for k in np.flatnonzero(counts == 1)]
-    names = f", {abbreviated(single)} with one image" if single else ""
-    print(f"no test images: too few labeled ones to hold some out{names}; give --data.test")
-
-
-def _same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
-    """The test images with the training images' class numbers; classes are matched by name."""
-    if not train.classes or test.classes == train.classes:
-        return test
-    unknown = [name for name in test.classes if name not in train.classes]
-    if unknown:
+    These are training images, which are held out then, or files beside the CSV file.
+    """
+    table = read_csv(file, data.image_column, data.label_column)
+    names = [name for name, _ in table.labeled]
+    if not names:
+        raise UserError(f"the test images in {data.test} have no labels")
+    root = os.path.join(Path(data.train).expanduser().absolute(), "")
+    folder = file.absolute().parent
+    beside = [os.path.normpath(folder / name.replace("\\", "/")) for name in names]
+    # a file beside the list is meant before one of that name elsewhere
+    known = set(train.names)
+    outside = [os.path.isfile(p) and p.removeprefix(root) not in known for p in beside]
+    if any(outside) and not all(outside):
+        inner, outer = (printable(names[outside.index(side)]) for side in (False, True))
         raise UserError(
-            f"the test images have classes that the training images lack: {abbreviated(unknown)}"
+            f"{file} lists images of data.train, {inner}, and other ones, {outer}; give a file for"
+            " one of both"
         )
-    number = np.array([train.classes.index(name) for name in test.classes])
-    labels = np.where(test.labels == UNLABELED, UNLABELED, number[test.labels])
-    return replace(test, labels=labels, classes=train.classes)
+    if not any(outside):
+        classes, ids, targets = one_label_each(train, table)
+        test = replace(train.select(ids), labels=targets, classes=classes)
+        return for_testing(train, ids), test
+    paths = {"image": list(dict.fromkeys(beside))}
+    features = datasets.Features(image=datasets.Image())
+    files = datasets.Dataset.from_dict(paths, features=features)
+    test = _image_set(files, data, str(folder), required=False, labeled=False)
+    return train, labeled_by(test, table._replace(rows=table.labeled))
 
 
 def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) -> ImageSet:
     """The training images, and behind them those of ``data.unlabeled``, without their labels."""
-    parts = _open(source)
+    parts = _open(source, data.on_error, progress)
     name = next((name for name in ("unlabeled", "train") if name in parts), next(iter(parts)))
     extra = _image_set(parts[name], data, source, required=False, labeled=False)
-    extra = extra.in_memory(data.loading, progress)
+    extra = extra.loaded(data.loading, data.workers, progress)
     pixels = None
     if train.pixels is not None and extra.pixels is not None:
         if train.pixels.shape[1:] == extra.pixels.shape[1:]:
@@ -347,4 +435,5 @@ def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) 
         names=np.concatenate([train.names, "unlabeled/" + extra.names]),
         labels=np.concatenate([train.labels, np.full(len(extra), UNLABELED)]),
         pixels=pixels,
+        skipped=train.skipped + tuple(f"unlabeled/{name}" for name in extra.skipped),
     )

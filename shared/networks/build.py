@@ -101,13 +101,13 @@ def build_classifier(meta: ClassifierNetwork, pretrained: bool | str = False) ->
 def load_contrastive(path: Path) -> tuple[ContrastiveModel, Meta]:
     """The pretrained network of an artifact folder and its ``meta.json``."""
     meta = read_meta(path, "encoder")
-    return _fill(build_contrastive(meta), path), meta
+    return fill(build_contrastive(meta), path), meta
 
 
 def load_classifier(path: Path) -> tuple[Classifier, ClassifierMeta]:
     """The classifier of an artifact folder and its ``meta.json``."""
     meta = read_meta(path, "classifier")
-    return _fill(build_classifier(meta), path), meta
+    return fill(build_classifier(meta), path), meta
 
 
 def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Classifier:
@@ -134,15 +134,24 @@ def require_same_input(meta: NetworkMeta, data: Data, path: Path) -> None:
             )
 
 
-def _fill(model: M, path: Path) -> M:
-    """The same model with the weights of the artifact folder."""
+def fill(model: M, path: Path, described: str = "meta.json describes") -> M:
+    """The same model with the weights of an artifact folder.
+
+    Args:
+        model: is changed.
+        path: the folder.
+        described: what the model is, for messages.
+
+    Raises:
+        UserError: the weights are missing, damaged or of another network.
+    """
     file = path / "model.safetensors"
     tensors, _ = load_tensors(file)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(
-            f"{file} does not fit the network that meta.json describes: {_one_line(error)}"
+            f"{file} does not fit the network that {described}: {_one_line(error)}"
         ) from error
     return model
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import Config
-from shared.data.labels import draw_labels, read_csv, read_text
+from shared.data.label_files import read_csv, read_text
+from shared.data.labels import draw_labels
 from shared.data.sources import open_data
 from shared.networks.build import build_classifier, build_contrastive, network_meta
 from shared.networks.size import Size, measure_size
@@ -50,7 +51,7 @@ def known_counts(train: int, test: int, classes: int, labels: LabelSet) -> Count
     elif labels.per_class is not None:
         labeled = classes * labels.per_class
     elif labels.csv_file is not None:
-        labeled = len(read_csv(labels.csv_file))
+        labeled = len(read_csv(labels.csv_file, labels.image_column, labels.label_column).labeled)
     else:
         assert labels.file is not None
         labeled = len(read_text(labels.file).split())

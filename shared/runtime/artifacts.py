@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -149,7 +149,7 @@ class ClassifierMeta(Meta, ClassifierNetwork):
 
 
 # What it means that a setting which is a hash has changed.
-_HELD_OUT = " or, with labels from a CSV file, which of them are held out for testing"
+_HELD_OUT = " or which of them are held out for testing"
 HASHES = {
     "images": f" the training images have changed,{_HELD_OUT} (not with --data.test);",
     "test_images": f" the test images have changed,{_HELD_OUT} (not with --data.test);",
@@ -287,6 +287,8 @@ class StageFolder:
         defaults: what an option was before there was the option: an artifact of an earlier version
             stays good as long as its new options are left alone.
         renamed: new name of an option -> the old one, which artifacts of earlier versions have.
+        follows: settings whose change, other than of ``parent`` alone, makes the artifact anew as
+            ``force`` does.
         accelerator: decides which process writes.
 
     Raises:
@@ -304,13 +306,14 @@ class StageFolder:
         go_on: str = "run the same command",
         defaults: Mapping[str, Any] | None = None,
         renamed: Mapping[str, str] | None = None,
+        follows: Collection[str] = (),
     ):
         self.defaults, self.renamed = json.loads(json.dumps(defaults or {})), renamed or {}
         self.path, self.accelerator, self.go_on = path, accelerator, go_on
         self.main = accelerator.is_main_process
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
         self.meta: Meta | None = None
-        self.force = force
+        self.force, self.follows = force, {*follows}
         if force:
             return
         if (path / "meta.json").exists():
@@ -329,7 +332,10 @@ class StageFolder:
             if not (key == "precision" and self.done)
         }
         changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
-        if changed:
+        if changed and changed.keys() <= self.follows and changed.keys() != {"parent"}:
+            self.force, self.meta = True, None
+            self.accelerator.wait_for_everyone()  # all have read what `start` deletes
+        elif changed:
             first = sorted(changed, key=lambda key: key not in HASHES)  # other data, above all
             key, others = first[0], first[1:]
             before, now = changed[key]

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,8 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 PATIENCE = timedelta(hours=6)
 _words = itertools.count()  # how often `word_of_main` was called
 _LOST = re.compile("gloo|nccl|connection (closed|reset|refused)|broken pipe", re.I)
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -129,6 +132,15 @@ def agree(flag: bool, number: int) -> tuple[bool, int]:
     dist.all_reduce(both, op=dist.ReduceOp.MAX)
     any_flag, negative = both.tolist()
     return bool(any_flag), -negative
+
+
+def gather_all(items: list[T]) -> list[T]:
+    """The items of all processes, in the order of their ranks; they must be picklable."""
+    if world_size() == 1:
+        return items
+    parts: list[list[T]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
 
 
 def word_of_main(word: str) -> str:

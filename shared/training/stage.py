@@ -34,6 +34,7 @@ from shared.config.schema import (
     RENAMED,
     Augmentation,
     Config,
+    Data,
     Training,
     defaults,
     dump,
@@ -41,7 +42,15 @@ from shared.config.schema import (
 )
 from shared.data.batches import Batch, Batches, Parts
 from shared.data.images import ImageSet, Splits
-from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, Result, StageFolder
+from shared.data.labels import Labels, read_names
+from shared.runtime.artifacts import (
+    ClassifierNetwork,
+    LabelsMeta,
+    Result,
+    StageFolder,
+    read_json,
+    read_meta,
+)
 from shared.runtime.distributed import mean_over_processes
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import seed_torch
@@ -50,6 +59,9 @@ from shared.training.evaluate import evaluate
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
 from shared.training.schedule import require_an_image_each, schedule_of
+
+# what a file of labels decides: a classifier follows its changes without --force
+FOLLOWS = ("labels", "classes", "images", "test_images", "from_layer", "parent")
 
 B = TypeVar("B")
 # what runs one stage, as the pipeline hands it to a grid of runs
@@ -96,9 +108,14 @@ class Stage:
         options = hashed_settings(self.training, self.training.section)
         for option in METHODS[method].independent:
             options.pop(option, None)
+        # stage 1 sees no labels, and its images are known by their hash
+        unseen = ("image_column", "label_column", "test_fraction", "split_seed")
+        data = hashed_settings(config.data, "data")
+        if method == "pretrain":
+            data = {key: data[key] for key in data if key.partition(".")[2] not in unseen}
         everything = {
             "stage": method,
-            **hashed_settings(config.data, "data"),
+            **data,
             **hashed_settings(config.augment, "augment"),
             "precision": accelerator.mixed_precision,
             **options,
@@ -114,6 +131,7 @@ class Stage:
             # what was trained before the renaming is the same; but classifiers were measured on
             # images that were never antialiased
             renamed={} if method in CLASSIFIERS else RENAMED,
+            follows=FOLLOWS if config.label_set.file and method != "pretrain" else (),
         )
         self.path, self.done = self.folder.path, self.folder.done
         if self.done:
@@ -343,3 +361,43 @@ def settings_of_test_images(splits: Splits) -> dict[str, str | None]:
     if splits.test is None:
         return {"test_images": None}
     return {"test_images": f"{splits.test.fingerprint}-{splits.test.labels_fingerprint}"}
+
+
+def to_follow(config: Config, splits: Splits, labels: Labels) -> list[str]:
+    """Methods whose artifact is there, of another content of the file of labels than now."""
+    if not config.label_set.file:
+        return []
+    now = {"labels": labels.hash, "images": splits.train.fingerprint}
+    now |= settings_of_test_images(splits)
+    outdated = []
+    for method in CLASSIFIERS:
+        folder = config.folder_of(method)
+        if not config.asks_for(method) or not (folder / "meta.json").exists():
+            continue
+        made_with = read_meta(folder).get("settings", {})
+        if any(made_with.get(key) != value for key, value in now.items()):
+            outdated.append(method)
+    return outdated
+
+
+def images_then(folder: Path, images: ImageSet, data: Data) -> ImageSet:
+    """The images that a pretraining began with, where all are still there and others came later.
+
+    Args:
+        folder: of the pretraining, begun or done.
+        images: the images now. They are returned where none or more than additions differ.
+        data: how they were opened.
+    """
+    file = folder / "images.csv"
+    if not file.exists():
+        return images
+    place = {name: position for position, name in enumerate(images.names)}
+    positions = [place.get(name, -1) for name in read_names(file)]
+    if len(positions) >= len(images) or -1 in positions:
+        return images
+    then = images.select(np.array(positions, dtype=np.int64))
+    # a new image of another size keeps all of them out of memory
+    if images.pixels is None and data.loading == "auto":
+        then = then.loaded(data.loading, data.workers, False)
+    made_with = read_json(folder / "settings.json")
+    return then if then.fingerprint == made_with.get("images") else images

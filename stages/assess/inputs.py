@@ -17,7 +17,7 @@ from shared.config.schema import Config, Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.labels import Labels, draw_labels
-from shared.data.sources import open_data
+from shared.data.sources import open_data, open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.networks.heads import Classifier, ContrastiveModel
 from shared.runs.assessment import About
@@ -26,6 +26,7 @@ from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
 from shared.training.device import to_device
 from shared.training.evaluate import state_hash
+from shared.training.stage import images_then
 from stages.assess import features
 
 THUMBNAIL = 96  # pixels per side of stored pictures, at most
@@ -83,7 +84,7 @@ class Inputs:
         return {
             "labels": self.config.label_set.tag,
             "n_labels": len(self.labels.ids),
-            "n_train": len(self.splits.train),
+            "n_train": len(self.splits.train.training_ids),
             "n_train_seen": len(self.train_ids),
             "n_test": len(self.test_ids),
             "seed": self.config.seed,
@@ -129,7 +130,7 @@ class Inputs:
     @cached_property
     def train_ids(self) -> np.ndarray:
         """Positions of the training images that are used: the labeled ones, and others by lot."""
-        rest = np.setdiff1d(np.arange(len(self.splits.train)), self.labels.ids)
+        rest = np.setdiff1d(self.splits.train.training_ids, self.labels.ids)
         room = max(self.config.assess.max_images - len(self.labels.ids), 0)
         others = generator(self.config.seed, "assess", "seen").permutation(rest)[:room]
         return np.sort(np.concatenate([self.labels.ids, others]))
@@ -240,7 +241,7 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
     source = Path(config.linear.init) if config.linear.init else config.folder_of("pretrain")
     meta = read_meta(source, "encoder")
     require_same_input(meta, config.data, source)
-    splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
+    splits = open_run(config, accelerator)
     if splits.test is None:
         raise UserError("there are no labeled test images to measure with; give --data.test")
     labels = draw_labels(splits, config.label_set, config.seed)
@@ -253,26 +254,26 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
             continue
         networks[stage], metas[stage] = load_classifier(folder)
         require_same_input(metas[stage], config.data, folder)
-        require_same_images(metas[stage], splits, folder)
+        require_same_images(metas[stage], splits.train, folder)
         if metas[stage]["classes"] != list(splits.train.classes):
             raise UserError(
                 f"{folder} knows other classes than the images have; give the --data"
                 " options with which it was made"
             )
     if not config.linear.init:
-        require_same_images(meta, splits, source)
+        require_same_images(meta, images_then(source, splits.train, config.data), source)
     for network in (pretrained, *networks.values()):
         to_device(network, config, accelerator).eval().requires_grad_(False)
     return Inputs(config, accelerator, splits, labels, pretrained, meta, networks, metas)
 
 
-def require_same_images(meta: Meta, splits: Splits, folder: Path) -> None:
+def require_same_images(meta: Meta, images: ImageSet, folder: Path) -> None:
     """UserError if a network was trained on other images: they may include the test images."""
     trained_on = meta.get("settings", {}).get("images")
-    if trained_on not in (None, splits.train.fingerprint):
+    if trained_on not in (None, images.fingerprint):
         raise UserError(
             f"{folder} was trained on other images (hash {trained_on}) than the training images now"
-            f" ({splits.train.fingerprint}); give the --data options with which it was made"
+            f" ({images.fingerprint}); give the --data options with which it was made"
         )
 
 

@@ -112,7 +112,10 @@ def _data(run: Run) -> str:
     name = run.config.data.train if isinstance(run.config, Config) else run.folder.name
     counts = "numbers of images unknown"
     if not isinstance(run.splits, str):
-        counts = f"{len(run.splits.train):,} training images, {run.n_test or 'no'} test images"
+        train = run.splits.train
+        counts = f"{len(train.training_ids):,} training images, {run.n_test or 'no'} test images"
+        if len(train.held_out):
+            counts += ", which stage 1 saw too, without their labels"
     draws = plural(len({row["seed"] for row in run.rows}), "label draw")
     return f"Data: {name}; {counts}, {len(classes)} classes, {size} × {size} pixels; {draws}."
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from shared.config.labelset import LabelSet
 from shared.config.schema import Config, Data, Finetune, Supervised
 from shared.data.batches import plain_batches
-from shared.data.labels import draw_labels
+from shared.data.labels import Labels, draw_labels
 from shared.networks.build import build_classifier, keep_layers, load_contrastive
 from shared.runtime.errors import UserError
 from stages import finetune, pretrain
@@ -218,3 +219,60 @@ def test_class_means_make_the_nearest_mean_classifier(photos, finished):
     torch.testing.assert_close(shared, shared[:, :1].expand(12, 3), rtol=1e-4, atol=1e-3)
     assert torch.equal(logits.argmax(1), squares.argmin(1))
     assert len(logits.argmax(1).unique()) == 3
+
+
+class Features(torch.nn.Module):
+    """A classifier whose features are given, one row for each image of ``labels``."""
+
+    def __init__(self, rows: torch.Tensor, classes: int):
+        super().__init__()
+        self.rows, self.linear = rows, torch.nn.Linear(rows.shape[1], classes)
+        torch.nn.init.zeros_(self.linear.weight)
+        torch.nn.init.zeros_(self.linear.bias)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.rows[: len(images)]
+
+
+def logits_from(photos, rows, targets, classes) -> torch.Tensor:
+    """Logits (k, classes) that class means of these features give to the features themselves."""
+    config = Config(data=Data(train=str(photos), image_size=8, workers=0))
+    train = opened(photos, image_size=8, workers=0).train
+    model = Features(torch.tensor(rows), classes)
+    labels = Labels(np.arange(len(rows)), np.array(targets))
+    finetune.start_from_class_means(model, train, labels, config, torch.device("cpu"))
+    assert model.linear.weight.isfinite().all()
+    assert model.linear.bias.isfinite().all()
+    return model.linear(model.rows)
+
+
+ROWS = np.random.default_rng(0).normal(3, 1, (6, 16)).astype(np.float32)
+
+
+def test_class_means_of_a_class_without_labels(photos):
+    """It gets no NaN, and is never the answer."""
+    for targets in ([0, 0, 0, 2, 2, 2], [1, 1, 1, 2, 2, 2], [0, 0, 0, 0, 3, 3]):
+        rows = ROWS + 4 * np.eye(6, 16, dtype=np.float32)[targets]  # apart from one another
+        logits = logits_from(photos, rows, targets, classes=4).detach()
+        assert logits.argmax(1).tolist() == targets
+        absent = [k for k in range(4) if k not in targets]
+        present = logits[:, [k for k in range(4) if k in targets]]
+        assert (logits[:, absent] <= present.min() + 1e-4).all()
+
+
+@pytest.mark.parametrize("noise", [0, 1e-7, 1e-5])
+@pytest.mark.parametrize("what", ["copies", "constant", "zero"])
+def test_class_means_of_nearly_constant_features(photos, noise, what):
+    """Rounding errors are no variance: no weights of 1e14."""
+    rows = {
+        "copies": np.repeat(ROWS[:2], 3, 0),  # the images of a class are copies
+        "constant": np.repeat(ROWS[:1], 6, 0),
+        "zero": np.zeros_like(ROWS),
+    }[what]
+    rows = rows + noise * np.random.default_rng(1).normal(size=rows.shape)
+    targets = [0, 0, 0, 1, 1, 1]
+    logits = logits_from(photos, rows.astype(np.float32), targets, classes=2).detach()
+    nll = torch.nn.functional.cross_entropy(logits, torch.tensor(targets))
+    assert nll < 1
+    if what == "copies":
+        assert logits.argmax(1).tolist() == targets

@@ -2,6 +2,7 @@
 
 import io
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,9 +11,18 @@ from PIL import Image
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
-from shared.data.images import Splits
+from shared.data.images import ImageSet, Splits
 from shared.data.sources import open_data, open_splits
 from shared.runtime.errors import UserError
+
+
+def images(labels, names=None, classes=None) -> ImageSet:
+    """An image set of which nobody will decode anything."""
+    labels = np.asarray(labels, dtype=np.int64)
+    names = [f"{label}/{i}.png" for i, label in enumerate(labels)] if names is None else names
+    classes = classes or tuple(f"class{k}" for k in range(labels.max(initial=-1) + 1))
+    empty = datasets.Dataset.from_dict({})
+    return ImageSet(empty, np.array(names, dtype=object), labels, classes, "stop")
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

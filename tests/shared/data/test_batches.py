@@ -2,8 +2,10 @@
 
 import multiprocessing
 import pickle
+import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -344,12 +346,13 @@ def test_the_same_antialiased_views_however_images_are_loaded(folder, tmp_path):
 
 # ------------------------------------------------------------------------------- decoding workers
 def test_each_image_is_decoded_once_for_both_views(folder, monkeypatch):
+    batches = batches_of(folder, "workers", clean=True)
     decoded = []
     decode = ImageSet.decode
     monkeypatch.setattr(
         ImageSet, "decode", lambda self, index: decoded.append(index) or decode(self, index)
     )
-    batch = next(batches_of(folder, "workers", clean=True).steps(0, 1))
+    batch = next(batches.steps(0, 1))
     assert sorted(decoded) == sorted(batch.ids.tolist())
 
 
@@ -376,22 +379,15 @@ def test_worker_processes_change_nothing(folder):
     assert all(same(a, b) for a, b in zip(here, batches.steps(0, 3), strict=True))
 
 
-@pytest.fixture
-def spoiled(tmp_path):
-    """One of 30 images is cut off; the held-out part is empty."""
-    root = class_folders(tmp_path, N // 3, size=(12, 10))
-    path = root / "b/3.png"
-    path.write_bytes(path.read_bytes()[:100])
-    return root
-
-
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_image_stops_with_its_name(spoiled, workers):
-    batches = batches_of(spoiled, "workers", batch_size=30)
+def test_an_image_that_becomes_unreadable_stops_with_its_name(folder, tmp_path, workers):
+    root = Path(shutil.copytree(folder, tmp_path / "copy"))
+    batches = batches_of(root, "workers", batch_size=30)
+    (root / "b/3.png").write_bytes((root / "b/3.png").read_bytes()[:100])
     batches.data = replace(batches.data, workers=workers)
     with pytest.raises(UserError) as caught:
         list(batches.steps(0, 1))
-    assert str(caught.value).startswith(f"cannot read {spoiled / 'b/3.png'}: ")
+    assert str(caught.value).startswith(f"cannot read {root / 'b/3.png'}: ")
     assert str(caught.value).endswith("remove it or give --data.on_error skip")
     plain = plain_batches(batches.images, batches.ids, batches.data, 8, "cpu")
     with pytest.raises(UserError, match=r"^cannot read .*b/3\.png"):
@@ -400,8 +396,13 @@ def test_unreadable_image_stops_with_its_name(spoiled, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_image_is_replaced_and_counted_once(spoiled, workers, capfd):
-    train, data = images_of(spoiled, "workers", on_error="skip")
+def test_an_image_that_becomes_unreadable_is_replaced_and_counted_once(
+    folder, tmp_path, workers, capfd
+):
+    """While training, as of a network drive; those unreadable before are left out at the start."""
+    root = Path(shutil.copytree(folder, tmp_path / "copy"))
+    train, data = images_of(root, "workers", on_error="skip")
+    (root / "b/3.png").unlink()
     data = replace(data, workers=workers)
     batches = Batches(
         train,
@@ -430,9 +431,10 @@ def test_unreadable_image_is_replaced_and_counted_once(spoiled, workers, capfd):
 
 
 def test_nothing_readable(tmp_path):
+    make_folder(tmp_path, [f"{i}.png" for i in range(3)])
+    train, data = images_of(tmp_path, "workers", on_error="skip")
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"x")
-    train, data = images_of(tmp_path, "workers", on_error="skip")
     batches = Batches(train, np.arange(3), data, VIEWS, process(), seed=0, stage="s", batch_size=2)
     with pytest.raises(UserError, match="none of the 3 images can be read"):
         list(batches.steps(0, 1))

@@ -1,6 +1,8 @@
 """Image files become the same pixels; loading, unreadable images, fingerprints."""
 
+import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +10,11 @@ import torch
 from PIL import Image
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Data
+from shared.config.schema import Config, Data
 from shared.data.batches import plain_batches
-from shared.data.images import decode_image
-from shared.data.sources import open_data, open_splits
+from shared.data.images import ImageSet, decode_image
+from shared.data.labels import draw_labels
+from shared.data.sources import open_data, open_run, open_splits
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import HALVES, PNGS, encoded, error_of, opened, parquet
@@ -144,14 +147,7 @@ def spoil(path):
 @pytest.mark.parametrize("loading", ["memory", "workers"])
 def test_one_unreadable_image_is_named(tmp_path, loading):
     spoil(class_folders(tmp_path, 10) / "b/3.png")
-    if loading == "memory":
-        message = error_of(tmp_path, loading=loading)
-    else:
-        splits = opened(tmp_path, loading=loading)
-        images = next(images for images in splits if "b/3.png" in images.names)
-        with pytest.raises(UserError) as caught:
-            images.decode(images.names.tolist().index("b/3.png"))
-        message = str(caught.value)
+    message = error_of(tmp_path, loading=loading)
     assert f"cannot read {tmp_path / 'b/3.png'}" in message
     assert "--data.on_error skip" in message
 
@@ -259,3 +255,188 @@ def test_the_largest_image_is_an_option(pixels, loading, tmp_path):
         with pytest.raises(UserError, match=r"4x2 pixels are 8, and data.max_pixels allows 7") as e:
             images()
         assert "or a larger --data.max_pixels" in str(e.value)
+
+
+# ------------------------------------------------------------------------------ unreadable images
+NULLS = {
+    "null struct": None,
+    "null bytes and path": {"bytes": None, "path": None},
+    "empty bytes": {"bytes": b"", "path": None},
+    "empty bytes and path": {"bytes": b"", "path": ""},
+    "path without bytes": {"bytes": None, "path": "nowhere.png"},
+    "path with empty bytes": {"bytes": b"", "path": "nowhere.png"},
+    "bytes of something else": {"bytes": b"GIF89a and no more", "path": None},
+}
+
+
+@pytest.mark.parametrize("loading", ["memory", "workers"])
+@pytest.mark.parametrize("kind", NULLS)
+def test_null_images_in_parquet_are_unreadable(tmp_path, capsys, kind, loading):
+    rows = [{"bytes": png, "path": f"{i}.png"} for i, png in enumerate(PNGS)]
+    rows[7] = NULLS[kind]
+    path = parquet(tmp_path / "a.parquet", image=rows, label=HALVES)
+    message = error_of(path, loading=loading)
+    assert message.startswith("cannot read ")
+    assert "remove it or give --data.on_error skip" in message
+    splits = opened(path, on_error="skip", loading=loading)
+    assert len(splits.train) + len(splits.test) == 19
+    assert len(splits.train.skipped) == 1
+    for images in splits:
+        for i in range(len(images)):
+            assert int(images.decode(i)[0, 0, 0]) == int(str(images.names[i]).removesuffix(".png"))
+    assert splits.train.fingerprint != splits.test.fingerprint
+
+
+@pytest.mark.parametrize("loading", ["memory", "workers"])
+@pytest.mark.parametrize("null", [None, b""])
+def test_null_bytes_in_a_column_of_bytes(tmp_path, null, loading):
+    path = parquet(
+        tmp_path / "a.parquet", image=[null, *PNGS[1:10], null, *PNGS[11:]], label=HALVES
+    )
+    message = error_of(path, loading=loading)
+    assert "cannot read image 0: it is empty; and 1 more of the 20 images cannot be read" in message
+    splits = opened(path, on_error="skip", loading=loading)
+    assert len(splits.train) + len(splits.test) == 18
+    assert splits.train.skipped == ("0", "10")
+    assert "none of the 20 images" in error_of(
+        parquet(tmp_path / "b.parquet", image=[b""] * 20, label=HALVES),
+        on_error="skip",
+        loading=loading,
+    )
+
+
+@pytest.mark.parametrize("loading", ["memory", "workers"])
+def test_stop_names_the_first_unreadable_image_and_counts_the_others(tmp_path, loading):
+    root = class_folders(tmp_path, 10)
+    for name in ("a/2.png", "b/3.png", "c/0.png"):
+        spoil(root / name)
+    message = error_of(root, loading=loading)
+    assert message.startswith(f"cannot read {root}/a/2.png: ")
+    assert "and 2 more of the 30 images cannot be read; remove them or give" in message
+
+
+def test_large_sets_stop_later_but_null_images_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("shared.data.images.CHECKED", 19)
+    kinds = (("a", b"damaged"), ("b", None), ("c", b""))
+    for name, image in kinds:
+        path = parquet(tmp_path / f"{name}.parquet", image=[*PNGS[:-1], image], label=HALVES)
+        if image:
+            assert len(opened(path, loading="workers").train) == 16
+        else:
+            assert "cannot read image 19: it is empty" in error_of(path, loading="workers")
+
+
+@pytest.mark.parametrize("loading", ["memory", "workers", "auto"])
+def test_labels_and_test_images_are_drawn_among_readable_images(tmp_path, loading):
+    """However images are loaded, the same ones are left out before anything is drawn."""
+    root = class_folders(tmp_path, 12)
+    bad = [f"{c}/{i}.png" for c in "ab" for i in range(2, 9)] + ["c/11.png"]
+    for name in bad:
+        spoil(root / name)
+    if loading == "auto":
+        make_folder(root, ["c/wide.png"], size=(9, 8))
+    splits = opened(root, on_error="skip", loading=loading)
+    assert splits.train.skipped == tuple(sorted(bad))
+    assert len(splits.train) + len(splits.test) == 36 - 15 + (loading == "auto")
+    labels = draw_labels(splits, LabelSet.parse("2perclass"), seed=0)
+    for images, ids in ((splits.train, labels.ids), (splits.test, range(len(splits.test)))):
+        assert all(images.decode(int(i)) is not None for i in ids)
+    assert set(bad).isdisjoint([*splits.train.names, *splits.test.names])
+
+
+def test_skipped_images_of_all_sources_are_listed_in_the_run(tmp_path):
+    roots = [class_folders(tmp_path / name, 6) for name in ("train", "test", "more")]
+    for root in roots:
+        spoil(root / "b/3.png")
+    (roots[0] / "a/new\nline.png").write_bytes(b"x")
+    data = Data(*map(str, roots), on_error="skip", loading="workers", image_size=8)
+    open_splits.cache_clear()
+    config = Config(data=data, output=str(tmp_path / "out"), run="r")
+    splits = open_run(config, SimpleNamespace(is_local_main_process=True, is_main_process=True))
+    assert len(splits.train) == 17 + 17
+    listed = (tmp_path / "out/r/skipped.txt").read_text().splitlines()
+    assert listed == ["a/new\\nline.png", "b/3.png", "unlabeled/b/3.png"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_share_the_search_for_unreadable_images(tmp_path, monkeypatch, rank):
+    """Each looks at half of the images, and both leave out the same."""
+    root = class_folders(tmp_path, 10)
+    for name in ("b/3.png", "c/4.png"):
+        spoil(root / name)
+    mine, decoded, decode = [], [], ImageSet.decode
+    monkeypatch.setattr("shared.data.images.rank", lambda: rank)
+    monkeypatch.setattr("shared.data.images.world_size", lambda: 2)
+    monkeypatch.setattr(
+        "shared.data.images.gather_all", lambda items: mine.extend(items) or [13, 24]
+    )
+    monkeypatch.setattr(
+        ImageSet, "decode", lambda self, index: decoded.append(index) or decode(self, index)
+    )
+    splits = opened(root, on_error="skip", loading="workers")
+    assert sorted(decoded) == list(range(rank, 30, 2))
+    assert mine == [[24], [13]][rank]
+    assert splits.train.skipped == ("b/3.png", "c/4.png")
+    assert len(splits.train) + len(splits.test) == 28
+
+
+# ------------------------------------------------------------------------------ paths in a parquet
+def pictures(folder, name="pictures"):
+    for i, png in enumerate(PNGS):
+        (folder / name).mkdir(exist_ok=True, parents=True)
+        (folder / name / f"{i}.png").write_bytes(png)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["text", "struct", "path only", "some", "absolute", "backslashes"])
+@pytest.mark.parametrize("loading", ["memory", "workers"])
+def test_paths_in_a_parquet_are_looked_up_beside_it(tmp_path, monkeypatch, form, loading):
+    pictures(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    paths = [f"pictures/{i}.png" for i in range(20)]
+    rows = {
+        "text": paths,
+        "struct": [{"bytes": None, "path": path} for path in paths],
+        "path only": [{"path": path} for path in paths],
+        "some": [{"bytes": PNGS[i] if i % 2 else None, "path": paths[i]} for i in range(20)],
+        "absolute": [str(tmp_path / path) for path in paths],
+        "backslashes": [path.replace("/", "\\") for path in paths],
+    }[form]
+    parquet(tmp_path / "a.parquet", file=rows, label=HALVES)
+    train, test = opened(os.path.relpath(tmp_path / "a.parquet"), loading=loading)
+    assert sorted([*train.names, *test.names]) == sorted(paths)
+    for images in (train, test):
+        for i, name in enumerate(images.names):
+            assert f"pictures/{images.decode(i)[0, 0, 0]}.png" == name
+
+
+@pytest.mark.parametrize("outside", ["../away/0.png", "/etc/passwd", "pictures/../../away/0.png"])
+@pytest.mark.parametrize("column", ["text", "struct"])
+def test_paths_out_of_the_folder_are_refused(tmp_path, outside, column):
+    pictures(tmp_path / "here")
+    pictures(tmp_path, "away")
+    rows = [outside, *(f"pictures/{i}.png" for i in range(1, 20))]
+    if column == "struct":
+        rows = [{"bytes": None, "path": path} for path in rows]
+    path = parquet(tmp_path / "here/a.parquet", image=rows, label=HALVES)
+    for on_error in ("stop", "skip"):
+        message = error_of(path, on_error=on_error)
+        assert f"names 1 images outside of its folder: {outside}; put the images beside" in message
+
+
+def test_paths_beside_bytes_are_only_names(tmp_path):
+    rows = [{"bytes": png, "path": f"/home/author/{i}.png"} for i, png in enumerate(PNGS)]
+    train, _ = opened(parquet(tmp_path / "a.parquet", image=rows, label=HALVES))
+    assert train.names[0].startswith("/home/author/")
+
+
+def test_missing_paths_and_fifos_in_a_parquet_are_unreadable(tmp_path):
+    pictures(tmp_path)
+    os.mkfifo(tmp_path / "pictures/pipe.png")
+    paths = [f"pictures/{i}.png" for i in range(20)]
+    paths[3:5] = "pictures/pipe.png", "pictures/gone.png"
+    path = parquet(tmp_path / "a.parquet", image=paths, label=HALVES)
+    assert f"cannot read {tmp_path}/pictures/pipe.png: no such file" in error_of(path)
+    train, test = opened(path, on_error="skip", loading="workers")
+    assert len(train) + len(test) == 18
+    assert train.skipped == ("pictures/pipe.png", "pictures/gone.png")

@@ -1,9 +1,10 @@
 """Which images may be labeled: draws, published lists, CSV files, and what is refused."""
 
 import csv
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,22 +13,14 @@ from hypothesis import strategies as st
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import UNLABELED, ImageSet, Splits
-from shared.data.labels import Labels, draw_labels, find_images, write_labels
+from shared.data.label_files import find_images
+from shared.data.labels import Labels, draw_labels, write_labels
 from shared.data.sources import open_data
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
-from tests.support.sources import opened
+from tests.support.sources import images, opened
 
 PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "imagenet_subsets"
-
-
-def images(labels, names=None, classes=None) -> ImageSet:
-    """An image set of which nobody will decode anything."""
-    labels = np.asarray(labels, dtype=np.int64)
-    names = [f"{label}/{i}.png" for i, label in enumerate(labels)] if names is None else names
-    classes = classes or tuple(f"class{k}" for k in range(labels.max(initial=-1) + 1))
-    empty = datasets.Dataset.from_dict({})
-    return ImageSet(empty, np.array(names, dtype=object), labels, classes, "stop")
 
 
 def draw(splits: Splits, labels: str, seed: int) -> Labels:
@@ -111,6 +104,13 @@ def test_images_without_labels_need_a_file():
     for classes in ((), ("a", "b")):
         message = refusal(Splits(images([-1, -1], classes=classes), None), "10pct")
         assert "the images have no labels; give a CSV file" in message
+        assert "label_column" not in message
+
+
+def test_images_of_a_table_may_have_their_labels_in_a_column_of_another_name():
+    table = replace(images([-1, -1]), columns=("species", "place"))
+    message = refusal(Splits(table, None), "10pct")
+    assert "or the column of the labels: --data.label_column, of species, place" in message
 
 
 # ------------------------------------------------------------------------------- lists of names
@@ -221,6 +221,44 @@ def test_csv_gives_labels_to_images_that_have_none(tmp_path):
     assert labels.targets.tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("head", "rows"),
+    [
+        ("file,label", ["w.png,class0", "x.png,class1", "y.png,"]),
+        ("image,label,annotator", ["w.png,class0,ann", "x.png,class1,ben", "y.png,,ben"]),
+        ("Label;File", ["class0;.\\\\w.png", "class1;/x/y/x.png", "-1;z.png"]),
+    ],
+)
+def test_rows_without_a_label_are_images_without_one(tmp_path, head, rows):
+    splits = Splits(images([0, 1, -1, -1], ["w.png", "x.png", "y.png", "z.png"]), None)
+    labels = draw(splits, str(csv_file(tmp_path / "l.csv", *rows, head=head)), 0)
+    assert labels.ids.tolist() == [0, 1]
+    assert labels.targets.tolist() == [0, 1]
+
+
+def test_csv_of_other_columns(tmp_path):
+    splits = Splits(images([0, 1], ["x.png", "y.png"]), None)
+    file = csv_file(tmp_path / "l.csv", "x.png,class1,1", "y.png,class0,2", head="pic,kind,n")
+    labels = LabelSet(str(file), "l", file=file, image_column="pic", label_column="kind")
+    assert draw_labels(splits, labels, 0).targets.tolist() == [1, 0]
+
+
+def test_composed_and_decomposed_classes_are_one(tmp_path):
+    decomposed = unicodedata.normalize("NFD", "Möwe")
+    splits = Splits(images([0, 1], ["x.png", "y.png"], (decomposed, "Fuchs")), None)
+    for form in ("NFC", "NFD"):
+        rows = ["x.png," + unicodedata.normalize(form, "Möwe"), "y.png,Fuchs"]
+        labels = draw(splits, str(csv_file(tmp_path / "l.csv", *rows)), 0)
+        assert labels.targets.tolist() == [0, 1]
+
+
+def test_csv_of_one_class_is_refused(tmp_path):
+    splits = Splits(images([-1, -1], ["x.png", "y.png"], ("class0",)), None)
+    for name in ("l.csv", "l.tsv", "l.CSV"):
+        message = refusal(splits, csv_file(tmp_path / name, "x.png,class0", "y.png,class0"))
+        assert "they are not of two or more classes" in message
+
+
 def test_csv_that_is_refused(tmp_path):
     splits = Splits(images([0, 1, -1], ["x.png", "y.png", "z.png"]), None)
     for text, says in [
@@ -228,11 +266,13 @@ def test_csv_that_is_refused(tmp_path):
         (["x.png,class0", "q.png,class1"], "names 1 unknown images: q.png"),
         (["x.png,class0"], "none of the classes class1"),
         (["x.png,class0", "y.png,class1", "x.png,class1"], "several labels to x.png"),
-        (["x.png;class0"], "line 2: expected file,label, got 'x.png;class0'"),
+        (["x.png;class0"], "names 1 unknown images: x.png;class0"),
+        (["x.png,class0", "q.png,"], "names 1 unknown images: q.png"),
+        (["x.png,", "y.png,"], "none of the classes class0, class1"),
     ]:
         assert says in refusal(splits, csv_file(tmp_path / "l.csv", *text))
     assert "must begin with the line file,label" in refusal(
-        splits, csv_file(tmp_path / "l.csv", "x.png,class0", head="name,class")
+        splits, csv_file(tmp_path / "l.csv", "x.png,class0", head="id,class")
     )
 
 

@@ -123,6 +123,30 @@ def test_other_settings_are_refused_with_both_values(tmp_path):
     assert folder(tmp_path, data__mean=(0, 0, 0)).done  # tuple or list, 0 or 0.0
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_a_stage_follows_makes_it_anew_without_force(tmp_path, begun):
+    first = {**SETTINGS, "labels": "abc", "parent": "p"}
+    options = {"force": False, "accelerator": process(), "follows": ("labels", "parent")}
+    path, model = tmp_path / "run/finetune", network()
+    stage = StageFolder(path, first, **options)
+    stage.start("")
+    if begun:
+        stage.save_state(7, 1.5, model, build_optimizer("lars", model, 0.1))
+    else:
+        stage.finish(model, META)
+    before = files(tmp_path)
+    other_rate = first | {"labels": "x", "finetune.learning_rate": 0.2}
+    assert "also changed: finetune" in message(StageFolder, path, other_rate, **options)
+    assert "parent=p, now it is q" in message(StageFolder, path, first | {"parent": "q"}, **options)
+    assert StageFolder(path, first, **options).done != begun
+    stage = StageFolder(path, first | {"labels": "x", "parent": "q"}, **options)
+    assert not stage.done
+    assert files(tmp_path) == before  # until it starts
+    stage.start("")
+    assert stage.load_state(model, build_optimizer("lars", model, 0.1)) == (0, 0.0)
+    assert not (path / "meta.json").exists()
+
+
 def test_interrupted_stage_goes_on_or_is_refused(tmp_path):
     stage = folder(tmp_path)
     stage.start("")

@@ -118,6 +118,9 @@ def work(rank, processes, folder):
 
     assert distributed.agree(rank == processes - 1, 7 + rank) == (True, 7)
     assert distributed.agree(False, 3) == (False, 3)
+    # lists of other lengths, and empty ones
+    expected = [r for r in range(processes) for _ in range(r)]
+    assert distributed.gather_all([rank] * rank) == expected
     mean = distributed.mean_over_processes(torch.tensor(float(rank), requires_grad=True))
     assert mean.item() == (processes - 1) / 2
     assert not mean.requires_grad
@@ -195,6 +198,7 @@ def test_a_lone_process_needs_no_group():
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert distributed.agree(True, 5) == (True, 5)
     assert distributed.agree(False, 3) == (False, 3)
+    assert distributed.gather_all([1, 2]) == [1, 2]
     assert not distributed.mean_over_processes(x).requires_grad
 
 

@@ -1,0 +1,396 @@
+"""A folder of images as people have them: one walk, its splits, its classes, its metadata files.
+
+The walk takes each real folder once, so links may loop. It takes a file for an image by its
+suffix, and opens only files of other suffixes. One line says what was passed over.
+"""
+
+import heapq
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow as pa
+from PIL import Image
+from pyarrow import csv, json, parquet
+
+from shared.data.images import UNLABELED, abbreviated, printable
+from shared.data.label_files import LABEL_COLUMNS, columns_called
+from shared.runtime.errors import UserError
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".jp2", ".avif", ".tga", ".ppm", ".pgm", ".pbm"),
+)
+# What Pillow recognises by content, where the suffix says nothing. Not TGA, which has no mark.
+_FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"),
+    *("PSD", "QOI", "SGI", "TIFF", "WEBP", "XBM", "XPM"),
+)
+_NOT_ENTERED = (".", "__", "@eaDir", "$RECYCLE")  # beginnings: .git, __MACOSX, thumbnails, bin
+# names of split folders in lower case, the usual one first
+_SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("validation", "valid", "val", "dev"),
+}
+_MAY_BE_CLASSES = ("valid", "dev")  # beside other folders, and without a train folder
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+@dataclass
+class Walk:
+    """What lies below a folder; all names are relative to it, with ``/`` between the parts.
+
+    Attributes:
+        images: files that are images by suffix or content, in the order of ``os.walk``: the files
+            of a folder, then its folders.
+        folders: that were walked, without the root.
+        metadata: files of the names that Hugging Face gives to tables of images.
+        passed_over: number of other files by suffix, or by another reason.
+        not_entered: hidden folders, links to folders that were walked already, folders that cannot
+            be read; each with the reason where it is not hidden.
+    """
+
+    images: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    not_entered: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """A line for files and a line for folders that were passed over, where there are any."""
+        lines = []
+        if self.passed_over:
+            kinds = [f"{count:,} {kind}" for kind, count in self.passed_over.most_common()]
+            total = self.passed_over.total()
+            lines.append(f"passed over, since no images: {total:,} ({abbreviated(kinds, 8)})")
+        if self.not_entered:
+            lines.append(f"folders that were not entered: {abbreviated(self.not_entered)}")
+        return lines
+
+
+def walk(root: Path) -> Walk:
+    """Find the images below a folder.
+
+    Links are followed after all real folders, so that a folder has its real name where it lies
+    below the root. A link to a folder around the root is a loop. Only regular files are opened.
+    """
+    found, seen, unknown = Walk(), set(), []
+    around = {_identity(folder) for folder in root.resolve().parents}
+    real, links = [""], []
+    while real or links:
+        is_link = not real
+        folder = heapq.heappop(links) if is_link else real.pop()
+        path = os.path.join(root, folder)
+        try:
+            identity = _identity(path)
+            if identity in seen or (is_link and identity in around):
+                found.not_entered.append(f"{folder}/ (a link to a folder that is walked already)")
+                continue
+            seen.add(identity)
+            with os.scandir(path) as entries:
+                listed = list(entries)
+        except OSError as error:
+            found.not_entered.append(f"{folder or '.'}/ ({error.strerror})")
+            continue
+        if folder:
+            found.folders.append(folder)
+        for entry in listed:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            kind = _kind(entry)
+            if kind == "folder":
+                real.append(name)
+            elif kind == "link to a folder":
+                heapq.heappush(links, name)
+            elif kind == "hidden folder":
+                found.not_entered.append(f"{name}/")
+            elif kind == "image":
+                found.images.append(name)
+            elif kind == "metadata":
+                found.metadata.append(name)
+            elif kind == "unknown":
+                unknown.append(name)
+            else:
+                found.passed_over[kind] += 1
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]  # some builds of Pillow lack some
+    for name in unknown:
+        if _is_image(os.path.join(root, name), formats):
+            found.images.append(name)
+        else:
+            found.passed_over[os.path.splitext(name)[1].lower() or "without suffix"] += 1
+    found.images.sort(key=_place)
+    found.not_entered.sort()
+    return found
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _kind(entry: os.DirEntry) -> str:
+    """What the walk does with an entry of a folder; else why it passes over it."""
+    name = entry.name
+    try:
+        if entry.is_dir():
+            if name.startswith(_NOT_ENTERED):
+                return "hidden folder"
+            return "link to a folder" if entry.is_symlink() else "folder"
+        regular = entry.is_file() or not os.path.lexists(os.path.realpath(entry.path))
+    except OSError:  # a link to itself
+        regular = True
+    if name.startswith("."):
+        return "hidden"
+    if not regular:
+        return "of no regular file"  # opening a FIFO would wait for ever
+    if name.lower().endswith(SUFFIXES):
+        return "image"  # also a link to nothing, which is an unreadable image
+    return "metadata" if name in _METADATA else "unknown"
+
+
+def _is_image(path: str, formats: list[str]) -> bool:
+    try:
+        with Image.open(path, formats=formats):
+            return True
+    except Exception:  # Pillow raises whatever its format does
+        return False
+
+
+def _place(name: str) -> list[tuple[bool, str]]:
+    *folders, file = name.split("/")
+    return [*((True, folder) for folder in folders), (False, file)]
+
+
+# ---------------------------------------------------------------------------- splits and classes
+class Part(NamedTuple):
+    """A split of a folder: its images lie below ``folder``, its class folders in ``classes``.
+
+    Both are "" or end with ``/``.
+    """
+
+    folder: str
+    classes: str
+
+
+def open_folder(
+    root: Path, source: str, on_error: str, progress: bool
+) -> dict[str, datasets.Dataset]:
+    """The images of a folder, by split: train, and test and validation where they are there.
+
+    The columns are ``image`` (path), ``label`` where folders are classes, and those of
+    ``metadata.csv``, ``.jsonl`` or ``.parquet``. Images that these files do not list stay, and have
+    nulls there.
+
+    Args:
+        root: the folder, absolute.
+        source: what the user calls it.
+        on_error: stop or skip, where names are no text or metadata name missing files.
+        progress: print what was passed over and left out.
+
+    Raises:
+        UserError: there is no image, or none for training, or a metadata file cannot be read.
+    """
+    if not _is_text(str(root)):
+        raise UserError(f"the path {printable(root)} is not UTF-8; rename its folders")
+    walked = walk(root)
+    notes = walked.notes()
+    if not walked.images:
+        passed_over = "".join(f"; {note}" for note in notes)
+        raise UserError(
+            f"no images in {source}: expected {source}/<class>/*.png or images"
+            f" ({' '.join(SUFFIXES)}){passed_over}"
+        )
+    parts = _parts(walked.images, source, notes)
+    metadata = _read_metadata(root, walked, on_error, notes)
+    splits: dict[str, datasets.Dataset] = {}
+    classes: list[str] = []
+    for kind, part in parts.items():
+        splits[kind] = _dataset(root, walked.images, part, classes, metadata, on_error)
+        label = splits[kind].features.get("label")
+        if kind == "train" and isinstance(label, datasets.ClassLabel):
+            classes = label.names
+        notes += _empty_folders(walked, part)
+    if classes and (others := sorted({key for row in metadata.values() for key in row})):
+        notes.append(f"folders are the classes; --data.label_column takes {abbreviated(others)}")
+    if progress:
+        for note in notes:
+            print(f"note: {printable(source)}: {note}")
+    return splits
+
+
+def _below(names: Iterable[str], folder: str) -> tuple[Counter[str], int]:
+    """Number of names in each direct subfolder of a folder, and of those directly in it."""
+    rests = [name[len(folder) :] for name in names if name.startswith(folder)]
+    folders = Counter(rest.partition("/")[0] for rest in rests if "/" in rest)
+    return folders, len(rests) - folders.total()
+
+
+def _split_of(folder: str) -> str | None:
+    return next((kind for kind, names in _SPLITS.items() if folder.lower() in names), None)
+
+
+def _descend(images: list[str], folder: str) -> str:
+    """The first folder that holds several; ``folder`` itself where sole folders lead to none."""
+    below, (folders, direct) = folder, _below(images, folder)
+    while not direct and len(folders) == 1 and not _split_of(sole := next(iter(folders))):
+        below += f"{sole}/"
+        folders, direct = _below(images, below)
+    return below if len(folders) > 1 or any(map(_split_of, folders)) else folder
+
+
+def _parts(images: list[str], source: str, notes: list[str]) -> dict[str, Part]:
+    """The splits of a folder, train first; what is left out is added to ``notes``."""
+    top = _descend(images, "")
+    if top:
+        notes.append(f"the images are taken from the folder {printable(top)} in it")
+    folders, direct = _below(images, top)
+    ranks = {
+        name: _SPLITS[kind].index(name.lower()) for name in folders if (kind := _split_of(name))
+    }
+    chosen: dict[str, str] = {}
+    for name in sorted(ranks, key=lambda name: (ranks[name], name != name.lower(), name)):
+        chosen.setdefault(str(_split_of(name)), name)
+    if not chosen:
+        return {"train": Part(top, top)}
+    if "train" not in chosen:
+        others = set(folders) - set(ranks)
+        if others and all(name.lower() in _MAY_BE_CLASSES for name in ranks):
+            notes.append(f"taken as classes, since there is no folder train/: {abbreviated(ranks)}")
+            return {"train": Part(top, top)}
+        raise UserError(
+            f"{source} has a folder {top}{next(iter(chosen.values()))}/ but none called train/;"
+            f" move the training images into {source}/{top}train/, or rename it if it is a class"
+        )
+    left = [f"{name}/ ({n:,})" for name, n in folders.items() if name not in chosen.values()]
+    left += [f"files beside these folders ({direct:,})"] if direct else []
+    if left:
+        used = ", ".join(f"{name}/" for name in chosen.values())
+        notes.append(f"the images come from {used}; images left out: {abbreviated(left)}")
+    train = _descend(images, f"{top}{chosen['train']}/")
+    deeper = train.removeprefix(f"{top}{chosen['train']}/")
+    parts = {"train": Part(f"{top}{chosen.pop('train')}/", train)}
+    for kind, name in chosen.items():
+        folder = f"{top}{name}/"
+        same = any(image.startswith(folder + deeper) for image in images)
+        parts[kind] = Part(folder, folder + deeper if same else folder)
+    return parts
+
+
+def _empty_folders(walked: Walk, part: Part) -> list[str]:
+    filled = _below(walked.images, part.classes)[0]
+    folders = [name for name in walked.folders if name.startswith(part.classes)]
+    empty = {name[len(part.classes) :].partition("/")[0] for name in folders} - filled.keys()
+    names = [f"{part.classes}{name}/" for name in sorted(empty)]
+    return [f"folders without images: {abbreviated(names)}"] if filled and names else []
+
+
+def _dataset(
+    root: Path,
+    images: list[str],
+    part: Part,
+    known: list[str],
+    metadata: dict[str, dict[str, Any]],
+    on_error: str,
+) -> datasets.Dataset:
+    """The images of one split; ``known``: the training images' classes, for a test split."""
+    names = [name for name in images if name.startswith(part.folder)]
+    rows = [metadata.get(name, {}) for name in names]
+    columns: dict[str, list] = {"image": _paths(root, names, on_error)}
+    features = datasets.Features(image=datasets.Image())
+    for column in dict.fromkeys(key for row in rows for key in row):
+        columns[column] = [row.get(column) for row in rows]
+    classes = sorted(_below(names, part.classes)[0])
+    labeled = len(classes) > 1 or (bool(classes) and set(classes) <= set(known))
+    if labeled and not columns_called(columns, LABEL_COLUMNS):
+        number = {name: index for index, name in enumerate(classes)}
+        rests = [name[len(part.classes) :].partition("/") for name in names]
+        inside = [name.startswith(part.classes) for name in names]
+        columns["label"] = [
+            number[rest[0]] if rest[1] and is_inside else UNLABELED
+            for rest, is_inside in zip(rests, inside, strict=True)
+        ]
+        features["label"] = datasets.ClassLabel(names=[printable(name) for name in classes])
+    own = {key: columns.pop(key) for key in features}
+    dataset = datasets.Dataset.from_dict(own, features=features)
+    try:
+        others = [datasets.Dataset.from_dict(columns)] if columns else []
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise UserError(f"the metadata files of {root} do not fit together: {error}") from error
+    return datasets.concatenate_datasets([dataset, *others], axis=1)
+
+
+def _paths(root: Path, names: list[str], on_error: str) -> list[str]:
+    """Absolute paths; a name that is no text becomes one that is not there, so it is skipped."""
+    paths = [os.path.join(root, name) for name in names]
+    try:
+        "".join(paths).encode()
+        return paths
+    except UnicodeEncodeError:
+        odd = [name for name, path in zip(names, paths, strict=True) if not _is_text(path)]
+    if on_error == "stop":
+        raise UserError(
+            f"{len(odd):,} names of files or folders in {printable(root)} are not UTF-8:"
+            f" {abbreviated(odd)}; rename them or give --data.on_error skip"
+        )
+    return [path if _is_text(path) else printable(path) for path in paths]
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------- metadata files
+def _read_metadata(
+    root: Path, walked: Walk, on_error: str, notes: list[str]
+) -> dict[str, dict[str, Any]]:
+    """The rows of all metadata files by the name of their image, without nested values."""
+    rows: dict[str, dict[str, Any]] = {}
+    images = set(walked.images) if walked.metadata else set()
+    for file in sorted(walked.metadata, key=_place):
+        table = _read_table(root / file)
+        if "file_name" not in table.column_names:
+            notes.append(f"{file} is not read: it has no column file_name")
+            continue
+        values = [name for name in table.column_names if not pa.types.is_nested(table[name].type)]
+        missing = []
+        for row in table.select(values).to_pylist():
+            given = str(row.pop("file_name")).replace("\\", "/")
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(file), given))
+            row.pop("image", None)  # the images' own column
+            if name not in images:
+                missing.append(given)
+            elif rows.setdefault(name, row) != row:
+                raise UserError(f"{root / file} has several rows for {printable(given)}")
+        if missing:
+            line = f"{root / file} names {len(missing):,} missing images: {abbreviated(missing)}"
+            if on_error == "stop":
+                raise UserError(f"{line}; remove their rows or give --data.on_error skip")
+            notes.append(line)
+    if rows and (others := len(images) - len(rows)):
+        notes.append(f"images that no metadata file lists stay: {others:,}")
+    return rows
+
+
+def _read_table(file: Path) -> pa.Table:
+    try:
+        if file.suffix == ".csv":
+            # empty text is null, but NA and None may be names
+            options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+            return csv.read_csv(
+                file,
+                parse_options=csv.ParseOptions(newlines_in_values=True),
+                convert_options=options,
+            )
+        return json.read_json(file) if file.suffix == ".jsonl" else parquet.read_table(file)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: {' '.join(str(error).split())[:300]}") from error

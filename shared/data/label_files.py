@@ -1,0 +1,344 @@
+"""Files that say which image has which label: CSV as tools write it, and lists of image names.
+
+One rule for the columns of a CSV, of a parquet file and of a ``metadata.csv``:
+
+- The labels are in the column that ``data.label_column`` names, or else in the only one that is
+  called as one of ``LABEL_COLUMNS``, in any case and with any spaces, ``_`` and ``-`` between. The
+  names of the images in a CSV are found in the same way: ``data.image_column``, ``IMAGE_COLUMNS``.
+- An image has no label where the value is missing, NaN, -1, or text that is blank or -1. Every
+  other text is the name of a class, ``NA``, ``None``, ``null`` and ``nan`` too.
+"""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
+from typing import Any, NamedTuple
+from unicodedata import normalize
+from urllib.parse import unquote
+
+import numpy as np
+
+from shared.data.images import UNLABELED, Splits, abbreviated, printable
+from shared.runtime.errors import UserError
+
+IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
+IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
+LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
+NA_WORDS = {"na", "n/a", "none", "null", "nan"}
+_MARKS = {  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+class LabelTable(NamedTuple):
+    """A CSV file's rows, and the columns that they are from.
+
+    Attributes:
+        file: where it lies.
+        columns: of the images' names and of the labels, as the file calls them.
+        rows: an image's name and the name of its class, which is empty where it has none.
+    """
+
+    file: Path
+    columns: tuple[str, str]
+    rows: list[tuple[str, str]]
+
+    @property
+    def labeled(self) -> list[tuple[str, str]]:
+        """The rows with a label."""
+        return [row for row in self.rows if row[1]]
+
+
+# --------------------------------------------------------------------------------- the one rule
+def columns_called(columns: Iterable[str], names: tuple[str, ...]) -> list[str]:
+    """The columns with one of these names: ``File Name`` and ``file_name`` are ``filename``."""
+    return [column for column in columns if re.sub(r"[\W_]+", "", column.casefold()) in names]
+
+
+def choose_column(
+    kind: str,
+    candidates: list[str],
+    columns: list[str],
+    option: str | None,
+    source: object,
+    required: bool = False,
+) -> str | None:
+    """The column that ``data.<kind>_column`` names, else the only candidate; None without any.
+
+    Args:
+        kind: image or label.
+        candidates: columns that may be meant.
+        columns: all columns.
+        option: value of ``data.<kind>_column``.
+        source: what has these columns, for messages.
+        required: whether the column that ``option`` names must be there.
+
+    Raises:
+        UserError: it is not there, or there are several candidates.
+    """
+    if option in columns:
+        return option
+    if option is not None and required:
+        raise UserError(
+            f"data.{kind}_column={option} is not a column; there are {abbreviated(columns, 12)}"
+        )
+    if len(candidates) > 1:
+        raise UserError(
+            f"{source} has several {kind} columns: {abbreviated(candidates, 12)}; choose with"
+            f" --data.{kind}_column"
+        )
+    return candidates[0] if candidates else None
+
+
+def is_label(value: Any) -> bool:
+    """Whether a cell names a class: it is not missing, NaN, -1, or text that is blank or -1."""
+    if isinstance(value, str):
+        return value.strip() not in ("", "-1", "-1.0")
+    return value is not None and value == value and value != UNLABELED
+
+
+def class_text(value: str) -> str:
+    """A class's name as text: without spaces around it, accents composed (NFC)."""
+    return normalize("NFC", value.strip())
+
+
+def na_note(classes: Iterable[str]) -> str:
+    """What a line on labels says of classes that are called as other programs write "none"."""
+    words = [name for name in classes if name.casefold() in NA_WORDS]
+    if not words:
+        return ""
+    return f"; {abbreviated(words)} is taken as the name of a class (an empty cell is no label)"
+
+
+# ---------------------------------------------------------------------------------- reading files
+def read_text(file: Path) -> str:
+    """Content of a label file: UTF-8, or what its byte order mark says.
+
+    Raises:
+        UserError: it cannot be read, or is no text.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the label file {file}: {error}") from error
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"cannot read the label file {file}: line {line} is not {encoding}; save it as UTF-8"
+            " (Excel: CSV UTF-8)"
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(
+            f"cannot read the label file {file}: line {line} has a NUL character; save it as UTF-8"
+        )
+    return text
+
+
+def read_csv(
+    file: Path, image_column: str | None = None, label_column: str | None = None
+) -> LabelTable:
+    """Read a CSV file of labels, separated by comma, semicolon, tab or ``|``.
+
+    Args:
+        file: its first line names the columns; further columns are passed over.
+        image_column: the column of the images' names, if the file has it.
+        label_column: the column of the labels, if the file has it.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or has a row that is not one.
+    """
+    numbered = _cells(file)
+    if not numbered:
+        raise UserError(f"{file} is empty; it must begin with a line such as file,label")
+    head = [cell.strip() for cell in numbered[0][1]]
+    image = choose_column("image", columns_called(head, IMAGE_COLUMNS), head, image_column, file)
+    if image is None:
+        raise UserError(
+            f"{file} must begin with the line file,label, or name the images' column with"
+            f" --data.image_column; its first line is {','.join(head)[:100]!r}"
+        )
+    others = [column for column in columns_called(head, LABEL_COLUMNS) if column != image]
+    label = choose_column("label", others, head, label_column, file)
+    if label is None:
+        raise UserError(
+            f"{file} has no column called label; its columns are {abbreviated(head, 12)};"
+            " choose with --data.label_column"
+        )
+    places = head.index(image), head.index(label)
+    rows = []
+    for number, cells in numbered[1:]:
+        cells = [cell.strip() for cell in cells] + [""] * (len(head) - len(cells))
+        if any(cells[len(head) :]):
+            raise UserError(
+                f"{file}, line {number}: {len(cells)} cells under {len(head)} columns; write text"
+                ' that holds the separator in quotes, as "a, b"'
+            )
+        name, value = (cells[place] for place in places)
+        if not name and is_label(value):
+            raise UserError(f"{file}, line {number}: a label, but no image")
+        if value.startswith('{"choices"'):
+            raise UserError(
+                f"{file}, line {number}: several classes for one image: {printable(value[:80])}"
+            )
+        if name:
+            rows.append((name, class_text(value) if is_label(value) else ""))
+    return LabelTable(file, (image, label), _without_decimals(rows))
+
+
+def _cells(file: Path) -> list[tuple[int, list[str]]]:
+    """Line number and cells of every row that is not blank; the first names the columns."""
+    text = read_text(file)
+    first, _, rest = text.partition("\n")
+    if match := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes it
+        separator, text = match[1], rest
+    else:
+        head = next((line for line in text.splitlines() if line.strip()), "")
+        separator = max(",;\t|", key=head.count)
+    lines = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
+    )
+    rows, begin = [], 1 + bool(match)
+    try:
+        for cells in lines:
+            if any(cell.strip() for cell in cells):
+                rows.append((begin, cells))
+            begin = lines.line_num + 1 + bool(match)
+    except csv.Error as error:
+        reason = {"unexpected end of data": "a quote that is never closed"}.get(str(error), error)
+        reason = printable(reason)
+        raise UserError(f"{file}, line {begin}: {reason}; is a quote missing?") from error
+    return rows
+
+
+def _without_decimals(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Whole numbers as such: programs write 3.0 where another row of the column is empty."""
+    if all(re.fullmatch(r"\d+(\.0)?|", label) for _, label in rows):
+        return [(name, label.removesuffix(".0")) for name, label in rows]
+    return rows
+
+
+# ------------------------------------------------------------------------- which image is meant
+class ImageIndex:
+    """Finds images by their names, as other programs and other machines write them.
+
+    A name means the image that is called so. Else a backslash is a slash, ``./`` is nothing, and
+    accents are composed (NFC); a name may lack the first folders of the image's, or have more of
+    them in front (an absolute path, perhaps of another machine); the longest end counts. A web
+    address, and what Label Studio exports, stand for the path in them. Upper and lower case differ.
+
+    Args:
+        names: of the images.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        self.exact: dict[str, int] = {}
+        self.whole: dict[str, list[int]] = {}
+        self.ends: dict[str, list[int]] = {}
+        for position, name in enumerate(names):
+            self.exact.setdefault(name, position)
+            plain = _plain(name)
+            self.whole.setdefault(plain, []).append(position)
+            for end in _ends(plain):
+                self.ends.setdefault(end, []).append(position)
+
+    def positions(self, name: str) -> list[int]:
+        """The images that a name may mean: none, one, or several."""
+        if name in self.exact:
+            return [self.exact[name]]
+        for form in _forms(name):
+            if form in self.whole:
+                return self.whole[form]
+            if form in self.ends:
+                return self.ends[form]
+            for end in _ends(form):  # the longest first
+                if end in self.whole:
+                    return self.whole[end]
+        return []
+
+
+def find_images(splits: Splits, names: list[str], file: Path) -> np.ndarray:
+    """Positions (k,) int64 of the named training images; -1 where no classifier may see them.
+
+    That are those held out for testing, and unreadable ones that were skipped.
+
+    Raises:
+        UserError: a name fits no image, or several; the message names ``file``.
+    """
+    train, test = splits
+    every: list[tuple[str, int]] = [(name, place) for place, name in enumerate(train.names)]
+    for place in train.held_out:
+        every[place] = (every[place][0], -1)
+    if test is not None and not len(train.held_out):
+        known = set(train.names)
+        every += [(name, -1) for name in test.names if name not in known]
+    every += [(name, -1) for name in train.skipped]
+    positions = find_names([name for name, _ in every], names, file)
+    return np.array([every[position][1] for position in positions], dtype=np.int64)
+
+
+def find_names(images: list[str], names: list[str], file: Path) -> list[int]:
+    """Positions of the named images; UserError as `find_images`."""
+    index = ImageIndex(images)
+    positions = [index.positions(name) for name in names]
+    unknown = [name for name, places in zip(names, positions, strict=True) if not places]
+    if unknown:
+        raise UserError(
+            f"{file} names {len(unknown)} unknown images: {abbreviated(unknown)};"
+            f" {_other_case(images, unknown)}the images are called like {abbreviated(images)}"
+        )
+    ambiguous = [name for name, places in zip(names, positions, strict=True) if len(places) > 1]
+    if ambiguous:
+        raise UserError(
+            f"{file}: {abbreviated(ambiguous)} may be several images; write more of the path,"
+            f" as in {abbreviated(images)}"
+        )
+    return [places[0] for places in positions]
+
+
+def _other_case(images: list[str], unknown: list[str]) -> str:
+    """A hint for names that differ from an image's in upper and lower case alone."""
+    index = ImageIndex([name.casefold() for name in images])
+    for name in unknown:
+        if places := index.positions(name.casefold()):
+            return f"upper and lower case differ from {printable(images[places[0]])}; "
+    return ""
+
+
+def _plain(name: str) -> str:
+    """A path with ``/`` between folders, without ``.``, ``..`` and an empty part at its begin."""
+    parts = normpath(normalize("NFC", name).replace("\\", "/")).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))
+
+
+def _forms(name: str) -> Iterator[str]:
+    """The paths that a name may stand for, the likeliest first."""
+    yield _plain(name)
+    if "?d=" in name:  # Label Studio, local files: /data/local-files/?d=photos/a%20b.jpg
+        yield _plain(unquote(name.partition("?d=")[2]))
+    elif "://" in name:
+        yield _plain(unquote(re.split("[?#]", name.partition("://")[2])[0]))
+    if "upload/" in name:  # Label Studio, uploaded: /data/upload/1/ab12cd34-name.jpg
+        yield re.sub(r"^[0-9a-f]{8}-", "", PurePosixPath(_plain(unquote(name))).name)
+
+
+def _ends(name: str) -> Iterator[str]:
+    """A path without its first folder, its first two, ...: of ``a/b/c`` b/c and c."""
+    while "/" in name:
+        name = name.partition("/")[2]
+        yield name
+    # the hub's ImageNet repeats the class: n01440764_1_n01440764.JPEG
+    short = re.sub(r"^(n\d{8}_\d+)_n\d{8}(?=\.)", r"\1", name)
+    if short != name:
+        yield short

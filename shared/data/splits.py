@@ -1,0 +1,211 @@
+"""Which images are for training and which for testing, and what the labels of a CSV file change."""
+
+import hashlib
+import math
+from dataclasses import replace
+from pathlib import Path
+from unicodedata import normalize
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from shared.config.schema import Data
+from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, printable
+from shared.data.label_files import LabelTable, class_text, find_images, na_note, read_csv
+from shared.runtime.errors import UserError
+
+
+# ------------------------------------------------------------------------------ labels of a file
+def read_labels(file: Path, data: Data, columns: list[str]) -> LabelTable:
+    """Read a CSV file of labels for images that come from a table with these columns.
+
+    Raises:
+        UserError: the file is bad, or neither has a column that an option names.
+    """
+    table = read_csv(file, data.image_column, data.label_column)
+    for kind, column in (("image", data.image_column), ("label", data.label_column)):
+        if column is not None and column not in (*table.columns, *columns):
+            raise UserError(
+                f"data.{kind}_column={column} is not a column of {file}, nor of the images"
+            )
+    return table
+
+
+def gives_the_classes(table: LabelTable, images: ImageSet) -> bool:
+    """Whether the classes are those of the file: the images' own, if they have any, are others."""
+    own = {class_text(name) for name in images.classes}
+    return own.isdisjoint(label for _, label in table.labeled)
+
+
+def labeled_by(images: ImageSet, table: LabelTable) -> ImageSet:
+    """The images with the labels of a file in place of their own.
+
+    Raises:
+        UserError: a name fits no image, or several, or an image has several labels.
+    """
+    # rows without a label must be images of this set too
+    find_images(Splits(images, None), [name for name, _ in table.rows], table.file)
+    classes, ids, targets = one_label_each(images, table)
+    labels = np.full(len(images), UNLABELED)
+    labels[ids] = targets
+    return replace(images, labels=labels, classes=classes)
+
+
+def one_label_each(
+    images: ImageSet, table: LabelTable
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """What a file says of these images.
+
+    Returns:
+        The names of the classes in order, positions (k,) int64 of the labeled images, ascending,
+        and their classes (k,) int64.
+
+    Raises:
+        UserError: as `labeled_by`.
+    """
+    classes = tuple(sorted({label for _, label in table.labeled}))
+    number = {label: index for index, label in enumerate(classes)}
+    ids = find_images(Splits(images, None), [name for name, _ in table.labeled], table.file)
+    targets = np.array([number[label] for _, label in table.labeled], dtype=np.int64)
+    ids, targets = np.unique(np.stack([ids, targets])[:, ids >= 0], axis=1)
+    repeated = ids[1:][ids[1:] == ids[:-1]]
+    if len(repeated):
+        names = abbreviated(images.names[repeated])
+        raise UserError(f"{table.file} gives several labels to {names}")
+    return classes, ids, targets
+
+
+# ------------------------------------------------------------------------------------ test images
+def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
+    """The splits with a part of the labeled images for testing, where no test images are given.
+
+    Args:
+        splits: training images, and test images if there are any.
+        data: the share and the seed of that part.
+        by_name: the labels are those of a file, which may grow.
+    """
+    if splits.test is not None:
+        return splits
+    part = _part_by_name(splits.train, data) if by_name else _stratified_part(splits.train, data)
+    if not len(part):
+        return splits
+    if by_name:
+        return Splits(for_testing(splits.train, part), splits.train.select(part))
+    rest = np.setdiff1d(np.arange(len(splits.train)), part)
+    return Splits(splits.train.select(rest), splits.train.select(part))
+
+
+def for_testing(train: ImageSet, ids: np.ndarray) -> ImageSet:
+    """The training images, those at ``ids`` for stage 1 alone: held out, without their labels."""
+    labels = train.labels.copy()
+    labels[ids] = UNLABELED
+    return replace(train, labels=labels, held_out=ids)
+
+
+def _stratified_part(train: ImageSet, data: Data) -> np.ndarray:
+    """Positions of a stratified part of the labeled images, with every class on both sides."""
+    labeled = np.flatnonzero(train.labels != UNLABELED)
+    counts = np.unique(train.labels[labeled], return_counts=True)[1]
+    size = math.ceil(len(labeled) * data.test_fraction)
+    if not len(counts) or counts.min() < 2 or not len(counts) <= size <= len(labeled) - len(counts):
+        return labeled[:0]
+    _, test = train_test_split(
+        labeled, test_size=size, stratify=train.labels[labeled], random_state=data.split_seed
+    )
+    return np.sort(test)
+
+
+def _part_by_name(train: ImageSet, data: Data) -> np.ndarray:
+    """Positions of the labeled images whose names are drawn.
+
+    A further label moves no other image to the other side, with one exception: of a class whose
+    images are all drawn, the last one trains until another image of the class does.
+    """
+    drawn = _draw_of_names(train, data)
+    test = (train.labels != UNLABELED) & (drawn < data.test_fraction)
+    for number in range(len(train.classes)):
+        members = np.flatnonzero(train.labels == number)
+        if len(members) and test[members].all():
+            test[members[drawn[members].argmax()]] = False
+    return np.flatnonzero(test)
+
+
+def _draw_of_names(images: ImageSet, data: Data) -> np.ndarray:
+    """(n,) numbers in [0, 1), each a function of the image's name and ``data.split_seed`` alone."""
+    texts = (f"{data.split_seed}/{normalize('NFC', name)}" for name in images.names)
+    digests = (hashlib.sha256(text.encode(errors="surrogateescape")).digest() for text in texts)
+    return np.array([int.from_bytes(digest[:6]) / 2**48 for digest in digests])
+
+
+def same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
+    """The test images with the training images' class numbers; classes are matched by name.
+
+    Raises:
+        UserError: the training images lack a class.
+    """
+    if not train.classes or test.classes == train.classes:
+        return test
+    number = {class_text(name): index for index, name in enumerate(train.classes)}
+    unknown = [name for name in test.classes if class_text(name) not in number]
+    if unknown:
+        raise UserError(
+            f"the test images have classes that the training images lack: {abbreviated(unknown)}"
+        )
+    numbers = np.array([number[class_text(name)] for name in test.classes])
+    labels = np.where(test.labels == UNLABELED, UNLABELED, numbers[test.labels])
+    return replace(test, labels=labels, classes=train.classes)
+
+
+# ------------------------------------------------------------------------- what is said about it
+def column_line(column: str, columns: int, images: ImageSet) -> str:
+    """Which column has the labels: empty where there was no choice and every image has a label."""
+    without = int((images.labels == UNLABELED).sum())
+    if column == "label" and columns == 2 and not without and not na_note(images.classes):
+        return ""
+    return (
+        f"labels: column {printable(column)}, {len(images.classes)} classes, {without:,} images"
+        f" without one{na_note(images.classes)}"
+    )
+
+
+def table_line(table: LabelTable, splits: Splits) -> str:
+    """What a CSV file gave: labels, rows without one, labels of images that are for testing."""
+    ids = find_images(splits, [name for name, _ in table.labeled], table.file)
+    classes = sorted({label for _, label in table.labeled})
+    image, label = map(printable, table.columns)
+    line = (
+        f"labels: {table.file}, columns {image} and {label}, {len(ids):,} labels of"
+        f" {len(classes)} classes"
+    )
+    if without := len(table.rows) - len(ids):
+        line += f", {without:,} rows without a label"
+    if held_out := int((ids < 0).sum()):
+        line += f"; {held_out:,} of them are of test images or skipped ones"
+    return line + na_note(classes)
+
+
+def no_test_line(train: ImageSet, data: Data, by_name: bool) -> str:
+    """Why no labeled images were held out: too few, or none whose name was drawn."""
+    counts = np.bincount(train.labels[train.labels != UNLABELED])
+    if by_name:
+        return (
+            f"no test images: of the {counts.sum()} labeled images none is drawn by its name"
+            f" (data.test_fraction={data.test_fraction:g}); label more, or give --data.test"
+        )
+    single = [train.classes[k] for k in np.flatnonzero(counts == 1)]
+    names = f", {abbreviated(single)} with one image" if single else ""
+    return f"no test images: too few labeled ones to hold some out{names}; give --data.test"
+
+
+def one_side_line(splits: Splits, data: Data) -> str:
+    """Classes whose labeled images were all drawn for testing by their names, or none of them."""
+    train, test = splits
+    assert test is not None
+    notes = []
+    if len(untested := np.setdiff1d(np.arange(len(train.classes)), test.labels)):
+        notes.append(f"no test image of {abbreviated(train.classes[k] for k in untested)}")
+    drawn = (train.labels != UNLABELED) & (_draw_of_names(train, data) < data.test_fraction)
+    if drawn.any():
+        names = abbreviated(train.classes[k] for k in np.unique(train.labels[drawn]))
+        notes.append(f"all images of {names} were drawn for testing, and one trains nevertheless")
+    return f"note: {'; '.join(notes)}; label more of them" if notes else ""

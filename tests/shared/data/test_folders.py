@@ -1,0 +1,427 @@
+"""Folders as people have them: walk, formats, splits, classes, metadata files."""
+
+import os
+import socket
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.config.labelset import LabelSet
+from shared.config.schema import Data
+from shared.data.folders import walk
+from shared.data.images import UNLABELED
+from shared.data.sources import open_data, open_splits
+from tests.support.photos import class_folders, make_folder
+from tests.support.sources import error_of, opened
+
+
+def notes(capsys, source, **options) -> tuple[object, str]:
+    """The splits, and what was printed when they were opened."""
+    open_splits.cache_clear()
+    capsys.readouterr()
+    data = Data(train=str(source), **options)
+    splits = open_data(data, LabelSet.parse("1pct"), progress=True)
+    return splits, capsys.readouterr().out
+
+
+def names_of(splits) -> list[str]:
+    return sorted(name for images in splits if images for name in images.names)
+
+
+# ------------------------------------------------------------------------------------------ walk
+def test_the_order_is_that_of_os_walk(tmp_path):
+    files = ["z.png", "a.png", "b/z.png", "b/a/0.png", "b-c/1.png", "b.d/2.png", "B/3.png"]
+    make_folder(tmp_path, files)
+    (tmp_path / "linked").symlink_to(make_folder(tmp_path.parent / "away", ["q.png"]))
+    expected = []
+    for folder, folders, names in os.walk(tmp_path, followlinks=True):
+        folders.sort()
+        expected += [
+            os.path.relpath(os.path.join(folder, name), tmp_path) for name in sorted(names)
+        ]
+    assert walk(tmp_path).images == expected
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("a/again", "."),  # the folder itself
+        ("a/up", ".."),  # the root
+        ("a/around", "../.."),  # a folder around the root
+        ("aa", "b"),  # another class, which keeps its real name
+        ("b/deep/loop", ".."),
+    ],
+)
+def test_a_link_to_a_walked_folder_is_passed_over_and_named(tmp_path, capsys, link, target):
+    root = class_folders(tmp_path / "root", 5, classes="ab")
+    make_folder(tmp_path, ["beside.png"])
+    (root / "b/deep").mkdir()
+    (root / link).symlink_to(target)
+    splits, printed = notes(capsys, root)
+    assert names_of(splits) == [f"{c}/{i}.png" for c in "ab" for i in range(5)]
+    assert f"{link}/ (a link to a folder that is walked already)" in printed
+
+
+def test_two_links_to_one_folder_and_links_in_a_ring(tmp_path, capsys):
+    away = make_folder(tmp_path / "away", [f"{i}.png" for i in range(5)])
+    root = class_folders(tmp_path / "root", 5, classes="ab")
+    (root / "c").symlink_to(away)
+    (root / "d").symlink_to(away)
+    (away / "back").symlink_to(root)
+    splits, printed = notes(capsys, root)
+    assert splits.train.classes == ("a", "b", "c")
+    assert len(names_of(splits)) == 15
+    assert "c/back/ (a link" in printed
+    assert "d/ (a link" in printed
+
+
+def test_test_images_that_link_to_training_images_are_none(tmp_path, capsys):
+    root = class_folders(tmp_path, 5, classes="ab")
+    for part in ("train", "test"):
+        (root / part).mkdir()
+    for label in "ab":
+        (root / label).rename(root / "train" / label)
+    (root / "test/a").symlink_to("../train/a")
+    splits, printed = notes(capsys, root)
+    assert len(names_of(splits)) == 10
+    assert "test/a/ (a link" in printed
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path, capsys):
+    root = class_folders(tmp_path, 5, classes="ab")
+    os.mkfifo(root / "a/pipe.png")
+    os.mkfifo(root / "a/pipe")
+    (root / "b/link.png").symlink_to(root / "a/pipe.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(root / "b/s.jpg"))
+        splits, printed = notes(capsys, root)
+    assert len(names_of(splits)) == 10
+    assert "passed over, since no images: 4 (4 of no regular file)" in printed
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "0.png/x", "broken.png"])
+def test_a_link_to_nothing_is_an_unreadable_image(tmp_path, capsys, target):
+    root = class_folders(tmp_path, 5, classes="ab")
+    (root / "a/broken.png").symlink_to(target)
+    assert f"cannot read {root}/a/broken.png: no such file" in error_of(root)
+    splits, printed = notes(capsys, root, on_error="skip")
+    assert len(names_of(splits)) == 10
+    assert "skipped 1 unreadable of 11 images: a/broken.png" in printed
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, capsys, monkeypatch):
+    root = class_folders(tmp_path, 5, classes="abc")
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    splits, printed = notes(capsys, root)
+    assert splits.train.classes == ("a", "c")
+    assert "folders that were not entered: b/ (Permission denied)" in printed
+
+
+def test_a_path_that_is_not_utf8(tmp_path):
+    root = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(root)
+    message = error_of(root, on_error="skip")
+    assert message.endswith("/caf\\xe9 is not UTF-8; rename its folders")
+
+
+# --------------------------------------------------------------------------------------- formats
+def test_formats_are_recognised_by_content(tmp_path, capsys):
+    """As browsers, phones and scripts name them."""
+    root = class_folders(tmp_path, 2, classes="ab")
+    picture = Image.fromarray(np.uint8(np.arange(192).reshape(8, 8, 3)))
+    kinds = {
+        "chrome.jfif": "JPEG",
+        "CAMERA.JPG": "JPEG",
+        "tweet.jpg_large": "JPEG",
+        "hash": "PNG",
+        "x.dat": "WEBP",
+        "y.tmp": "GIF",
+        "z.img": "TIFF",
+        "w.ppm2": "PPM",
+        "v.1": "BMP",
+    }
+    for name, kind in kinds.items():
+        picture.save(root / "a" / name, kind)
+    splits, printed = notes(capsys, root)
+    assert len(names_of(splits)) == 4 + len(kinds)
+    assert "passed over" not in printed
+
+
+def test_other_files_are_counted_by_suffix(tmp_path, capsys):
+    root = class_folders(tmp_path, 5, classes="ab")
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
+    for name, content in {
+        "a/1.HEIC": heic,
+        "a/2.heic": heic,
+        "b/film.mp4": b"\0\0\0\x18ftypmp42" + bytes(99),
+        "b/README": b"P1 is a word here",
+        "notes.txt": b"P5 too",
+        "numbers.csv": b"a,b\n1,2\n",
+        "empty": b"",
+        ".DS_Store": b"\0\0\0\1Bud1",
+    }.items():
+        (root / name).write_bytes(content)
+    splits, printed = notes(capsys, root)
+    assert len(names_of(splits)) == 10
+    line = next(line for line in printed.splitlines() if "passed over" in line)
+    assert line.startswith(f"note: {root}: passed over, since no images: 8 (")
+    for kind in ("2 .heic", "1 .mp4", "2 without suffix", "1 .txt", "1 .csv", "1 hidden"):
+        assert kind in line
+
+
+def test_only_files_of_unknown_suffix_are_opened(tmp_path, monkeypatch):
+    root = class_folders(tmp_path, 5, classes="ab")
+    (root / "a/x.unknown").write_bytes(b"x")
+    opened_ = []
+    monkeypatch.setattr(
+        Image,
+        "open",
+        lambda path, **options: opened_.append(path) or (_ for _ in ()).throw(OSError),
+    )
+    assert len(walk(root).images) == 10
+    assert opened_ == [str(root / "a/x.unknown")]
+
+
+def test_a_folder_of_heic_alone_says_what_is_there(tmp_path):
+    (tmp_path / "1.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    message = error_of(tmp_path)
+    assert "no images in" in message
+    assert "passed over, since no images: 1 (1 .heic)" in message
+
+
+def test_hidden_folders_are_named(tmp_path, capsys):
+    root = class_folders(tmp_path, 5, classes="ab")
+    make_folder(root, ["__MACOSX/a/._0.png", ".cache/0.png", "a/@eaDir/0.png"])
+    splits, printed = notes(capsys, root)
+    assert len(names_of(splits)) == 10
+    assert "not entered: .cache/, __MACOSX/, a/@eaDir/" in printed
+
+
+@pytest.mark.parametrize("name", [b"a/\xff.png", b"caf\xe9/0.png", b"a/\xed\xa0\x80.png"])
+@pytest.mark.parametrize("loading", ["auto", "workers"])
+def test_names_that_are_not_utf8(tmp_path, capsys, name, loading):
+    root = class_folders(tmp_path, 5, classes="ab")
+    odd = os.path.join(os.fsencode(root), name)
+    os.makedirs(os.path.dirname(odd), exist_ok=True)
+    with open(odd, "wb") as file:
+        file.write((root / "a/0.png").read_bytes())
+    message = error_of(root, loading=loading)
+    assert "1 names of files or folders" in message
+    assert "not UTF-8" in message
+    message.encode()  # can be printed
+    splits, printed = notes(capsys, root, on_error="skip", loading=loading)
+    assert len(names_of(splits)) == 10
+    assert "skipped 1 unreadable of 11 images: " in printed
+    assert "\\x" in splits.train.skipped[0]
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
+    root = class_folders(tmp_path, 5, classes="ab")
+    (root / "a/\x1b[31mred\n.png").write_bytes(b"x")
+    (root / "a/\x1b[31m.\x1bq").write_bytes(b"x")
+    make_folder(root, [".\x1b[2J/0.png"])
+    _, printed = notes(capsys, root, on_error="skip")
+    assert "\x1b" not in printed
+    assert "\\x1b[31mred\\n.png" in printed
+    assert "\x1b" not in error_of(root)
+
+
+# ---------------------------------------------------------------------------------------- splits
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train", "Test"),
+        ("train", "valid"),
+        ("TRAIN", "VAL"),
+        ("training", "testing"),
+        ("Training", "Validation"),
+        ("train", "dev"),
+    ],
+)
+def test_names_of_splits(tmp_path, train, test):
+    class_folders(tmp_path / train, 4)
+    class_folders(tmp_path / test, 2)
+    splits = opened(tmp_path)
+    assert (len(splits.train), len(splits.test)) == (12, 6)
+    assert splits.train.classes == ("a", "b", "c")
+    assert splits.train.names[0] == f"{train}/a/0.png"
+    assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("between", ["dataset", "photos/dataset", "a/b/c"])
+def test_a_sole_folder_in_between_is_entered_and_named(tmp_path, capsys, between):
+    class_folders(tmp_path / between / "train", 4)
+    class_folders(tmp_path / between / "test", 2)
+    (tmp_path / "docs").mkdir()
+    splits, printed = notes(capsys, tmp_path)
+    assert (len(splits.train), len(splits.test)) == (12, 6)
+    assert splits.train.names[0] == f"{between}/train/a/0.png"
+    assert f"note: {tmp_path}: the images are taken from the folder {between}/ in it" in printed
+
+
+def test_a_sole_folder_of_class_folders_is_entered(tmp_path, capsys):
+    class_folders(tmp_path / "photos", 5)
+    (splits, printed) = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b", "c")
+    assert "the images are taken from the folder photos/ in it" in printed
+    class_folders(tmp_path / "split/train/images", 5)
+    class_folders(tmp_path / "split/val/images", 2)
+    splits = opened(tmp_path / "split")
+    assert splits.train.classes == splits.test.classes == ("a", "b", "c")
+    assert (len(splits.train), len(splits.test)) == (15, 6)
+
+
+def test_a_sole_folder_of_images_only_gives_no_class(tmp_path, capsys):
+    make_folder(tmp_path, [f"all/{i}.png" for i in range(5)])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ()
+    assert "taken from" not in printed
+
+
+def test_what_is_left_out_is_named(tmp_path, capsys):
+    class_folders(tmp_path / "train", 4)
+    class_folders(tmp_path / "test", 2)
+    class_folders(tmp_path / "valid", 1)
+    make_folder(tmp_path, ["extra/0.png", "Training/0.png", "beside.png"])
+    splits, printed = notes(capsys, tmp_path)
+    assert (len(splits.train), len(splits.test)) == (12, 6)
+    assert "images left out: Training/ (1), extra/ (1), files beside these folders (1)" in printed
+    assert "splits that are not used: validation (3 images)" in printed
+
+
+def test_test_images_without_labels_are_named_as_not_used(tmp_path, capsys):
+    """As contests have it: a flat test folder."""
+    class_folders(tmp_path / "train", 5)
+    make_folder(tmp_path, ["test/0.png", "test/1.png"])
+    splits, printed = notes(capsys, tmp_path)
+    assert len(splits.train) + len(splits.test) == 15
+    assert "splits that are not used: test (2 images)" in printed
+
+
+@pytest.mark.parametrize("folders", [["Test"], ["valid"], ["cat", "Testing"], ["dev", "val"]])
+def test_no_training_folder(tmp_path, folders):
+    make_folder(
+        tmp_path, [f"{folder}/{c}/{i}.png" for folder in folders for c in "ab" for i in "01"]
+    )
+    message = error_of(tmp_path)
+    assert "but none called train/" in message
+    assert "rename it if it is a class" in message
+
+
+def test_classes_that_are_called_like_a_split(tmp_path, capsys):
+    make_folder(tmp_path, [f"{c}/{i}.png" for c in ("valid", "invalid") for i in range(5)])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("invalid", "valid")
+    assert "taken as classes, since there is no folder train/: valid" in printed
+
+
+def test_empty_class_folders_are_named(tmp_path, capsys):
+    class_folders(tmp_path / "train", 4, classes="ab")
+    class_folders(tmp_path / "test", 2, classes="b")
+    for name in ("train/c", "test/a", "test/c"):
+        (tmp_path / name).mkdir()
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == splits.test.classes == ("a", "b")
+    assert splits.test.labels.tolist() == [1, 1]  # one class is enough for a test folder
+    assert "folders without images: train/c/" in printed
+    assert "folders without images: test/a/, test/c/" in printed
+    make_folder(tmp_path / "test/c", ["0.png"])
+    assert "the training images lack: c" in error_of(tmp_path)
+
+
+# ---------------------------------------------------------------------------------- metadata files
+def metadata(root, text: str, name: str = "metadata.csv"):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_images_beside_a_metadata_file_stay(tmp_path, capsys, kind):
+    make_folder(tmp_path, [f"{i:02}.png" for i in range(20)])
+    rows = {
+        "file_name": [f"{i:02}.png" for i in range(8)],
+        "label": ["ab"[i % 2] for i in range(8)],
+    }
+    table = datasets.Dataset.from_dict(rows)
+    save = {"csv": table.to_csv, "jsonl": table.to_json, "parquet": table.to_parquet}[kind]
+    save(str(tmp_path / f"metadata.{kind}"))
+    splits, printed = notes(capsys, tmp_path)
+    assert len(names_of(splits)) == 20
+    assert splits.train.classes == ("a", "b")
+    labeled = [images.names[images.labels != UNLABELED] for images in splits]
+    assert sorted(np.concatenate(labeled)) == rows["file_name"]
+    assert "images that no metadata file lists stay: 12" in printed
+
+
+def test_metadata_files_of_splits_and_of_folders_below(tmp_path):
+    make_folder(tmp_path, [f"{part}/x/{i}.png" for part in ("train", "test") for i in range(6)])
+    rows = "file_name,label\n" + "".join(
+        f"x/{i}.png,{'cat' if i % 2 else 'dog'}\n" for i in range(4)
+    )
+    for part in ("train", "test"):
+        metadata(tmp_path, rows, f"{part}/metadata.csv")
+    splits = opened(tmp_path)
+    assert splits.train.labels.tolist() == splits.test.labels.tolist() == [1, 0, 1, 0, -1, -1]
+    (tmp_path / "train/metadata.csv").unlink()
+    below = rows.replace("x/", "../x/").replace("dog", "ant")
+    metadata(tmp_path, below, "train/x/metadata.csv")
+    (tmp_path / "test/metadata.csv").unlink()
+    assert opened(tmp_path).train.classes == ("ant", "cat")
+
+
+def test_metadata_beside_class_folders(tmp_path, capsys):
+    """Captions leave the folders their classes; a label column replaces them."""
+    class_folders(tmp_path, 5, classes="ab")
+    metadata(tmp_path, 'file_name,text\na/0.png,"a, b\nand c"\nb/1.png,other\n')
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert "folders are the classes; --data.label_column takes text" in printed
+    metadata(tmp_path, "file_name,label\n" + "".join(f"a/{i}.png,{i % 2}\n" for i in range(5)))
+    splits = opened(tmp_path)
+    assert splits.train.classes == ("0", "1")
+    assert len(names_of(splits)) == 10
+
+
+def test_metadata_values_keep_their_text(tmp_path):
+    make_folder(tmp_path, [f"{i}.png" for i in range(20)])
+    words = ["NA", "None", "null", "007"] * 5
+    rows = "".join(f"{i}.png,{word}\n" for i, word in enumerate(words))
+    metadata(tmp_path, "\ufefffile_name,label\n" + rows)
+    assert opened(tmp_path).train.classes == ("007", "NA", "None", "null")
+
+
+def test_bad_metadata_is_one_line(tmp_path, capsys):
+    make_folder(tmp_path, [f"{i}.png" for i in range(10)])
+    rows = "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(10))
+    metadata(tmp_path, "file_name,label\n" + rows + "../10.png,a\n")
+    assert "names 1 missing images: ../10.png; remove" in error_of(tmp_path)
+    splits, printed = notes(capsys, tmp_path, on_error="skip")
+    assert len(names_of(splits)) == 10
+    assert "names 1 missing images: ../10.png" in printed
+    metadata(tmp_path, "file_name,label\n" + rows + "0.png,b\n")
+    assert "several rows for 0.png" in error_of(tmp_path)
+    metadata(tmp_path, "file_name,label\n0.png\n")
+    assert "cannot read" in error_of(tmp_path)
+    metadata(tmp_path, "name,label\n" + rows)
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ()
+    assert "metadata.csv is not read: it has no column file_name" in printed
+
+
+def test_images_beside_a_label_file_stay(tmp_path):
+    make_folder(tmp_path, [f"{i}.png" for i in range(20)])
+    rows = "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(8))
+    metadata(tmp_path, "file,label\n" + rows, "labels.csv")
+    splits = opened(tmp_path, labels=str(tmp_path / "labels.csv"))
+    assert len({*names_of(splits)}) == 20
+    assert splits.train.classes == ("a", "b")

@@ -1,0 +1,287 @@
+"""Tables and lists of labels as people and tools write them; which image a name means."""
+
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.data.images import Splits
+from shared.data.label_files import (
+    LABEL_COLUMNS,
+    ImageIndex,
+    choose_column,
+    columns_called,
+    find_images,
+    find_names,
+    is_label,
+    na_note,
+    read_csv,
+    read_text,
+)
+from shared.runtime.errors import UserError
+from tests.support.sources import images
+
+ROWS = [("0.png", "cat"), ("1.png", "dog"), ("2.png", "")]
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    file = path / "l.csv"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def refusal(file: Path, **columns) -> str:
+    with pytest.raises(UserError) as caught:
+        read_csv(file, **columns)
+    message = str(caught.value)
+    assert str(file) in message
+    assert message.isprintable()  # one line, and nothing that moves the cursor
+    return message
+
+
+# -------------------------------------------------------------------------- CSV as tools write it
+@pytest.mark.parametrize(
+    "content",
+    [
+        "file,label\n0.png,cat\n1.png,dog\n2.png,\n",
+        "File,LABEL\r\n0.png,cat\r\n1.png,dog\r\n2.png,\r\n",
+        "image,label,annotator\n0.png,cat,ann\n1.png,dog,ben\n2.png,,ben\n",
+        "label;comment;file name\ncat;a, b;0.png\ndog;;1.png\n;;2.png\n",
+        "file_name\tclass\n0.png\tcat\n1.png\tdog\n2.png\t\n",
+        'sep=;\r\n"Path";"Category"\r\n"0.png";"cat"\r\n"1.png";"dog"\r\n"2.png";""\r\n',
+        '\n\nfile,label\n"0.png", "cat"\n 1.png , dog \n\n2.png\n , \n,,\n',
+        "file,label\n0.png,cat,\n1.png,dog,,\n2.png,-1\n",
+        "file,label\r0.png,cat\r1.png,dog\r2.png,\r",
+        "img|target\n0.png|cat\n1.png|dog\n2.png|-1",
+        (
+            "annotation_id,annotator,choice,created_at,id,image,lead_time\n"
+            "1,7,cat,2026-01-02T03:04:05Z,1,0.png,2.5\n2,7,dog,,2,1.png,1\n3,7,,,3,2.png,1\n"
+        ),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_the_same_rows_however_written(tmp_path, content, encoding):
+    table = read_csv(written(tmp_path, content.encode(encoding)))
+    assert table.rows == ROWS
+    assert table.labeled == ROWS[:2]
+
+
+def test_big_endian_text_as_some_tools_write_it(tmp_path):
+    content = b"\xfe\xff" + "file,label\n0.png,ж\n".encode("utf-16-be")
+    assert read_csv(written(tmp_path, content)).rows == [("0.png", "ж")]
+
+
+cells = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(cells.filter(bool), cells.filter(is_label)), min_size=1))
+def test_what_pandas_writes_is_read(tmp_path_factory, rows):
+    pandas = pytest.importorskip("pandas")
+    file = tmp_path_factory.mktemp("csv") / "l.csv"
+    pandas.DataFrame([*rows, ("x", "y")], columns=["file", "label"]).to_csv(file)  # with an index
+    expected = [(name, unicodedata.normalize("NFC", label)) for name, label in rows]
+    assert read_csv(file).rows == [*expected, ("x", "y")]
+
+
+def test_whole_numbers_stay_whole(tmp_path):
+    """A column with an empty cell is one of floats to pandas."""
+    head = "file,label\n"
+    assert read_csv(written(tmp_path, head + "a,3.0\nb,\nc,10.0\n")).rows == [
+        ("a", "3"),
+        ("b", ""),
+        ("c", "10"),
+    ]
+    rows = read_csv(written(tmp_path, head + "a,3.0\nb,v1.0\n")).rows
+    assert rows == [("a", "3.0"), ("b", "v1.0")]
+
+
+def test_words_for_nothing_are_names_of_classes(tmp_path):
+    table = read_csv(written(tmp_path, "file,label\na,NA\nb,None\nc,nan\nd,null\ne,n/a\nf,\n"))
+    assert [label for _, label in table.rows] == ["NA", "None", "nan", "null", "n/a", ""]
+    assert "NA, None, nan and 2 more is taken as the name" in na_note(
+        [label for _, label in table.labeled]
+    )
+    assert na_note(["cat", "nano"]) == ""
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), -1, -1.0, "", "  ", "\t", "-1", " -1.0"])
+def test_no_label(value):
+    assert not is_label(value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, False, "0", "NA", "None", "nan", "-", "-2", -2, "x"])
+def test_a_label(value):
+    assert is_label(value)
+
+
+# ------------------------------------------------------------------------------------ the columns
+@pytest.mark.parametrize(
+    "column", ["label", "Label", "CLASS", "class name", "Class_Name", "target"]
+)
+def test_names_of_label_columns(column):
+    assert columns_called(["id", column, "labeller"], LABEL_COLUMNS) == [column]
+
+
+def test_an_option_comes_before_the_names():
+    columns = ["label", "species", "class"]
+    chosen = choose_column("label", ["label", "class"], columns, "species", "a.csv")
+    assert chosen == "species"
+    with pytest.raises(UserError, match=r"a.csv has several label columns: label, class; choose"):
+        choose_column("label", ["label", "class"], columns, None, "a.csv")
+    with pytest.raises(UserError, match=r"sort is not a column; there are label, species, class"):
+        choose_column("label", ["label"], columns, "sort", "a.csv", required=True)
+    assert choose_column("label", [], columns, None, "a.csv") is None
+
+
+def test_columns_that_are_chosen_by_option(tmp_path):
+    file = written(tmp_path, "photo id,species,label\n0.png,cat,1\n1.png,dog,2\n")
+    assert "must begin with the line file,label, or name the images' column" in refusal(file)
+    table = read_csv(file, image_column="photo id", label_column="species")
+    assert table.columns == ("photo id", "species")
+    assert table.rows == ROWS[:2]
+    file = written(tmp_path, "file,species\n0.png,cat\n")
+    message = refusal(file)
+    assert "its columns are file, species; choose with --data.label_column" in message
+    for head in ("file,label,class", "file,label,label", "file,path,label"):
+        message = refusal(written(tmp_path, head + "\n0.png,cat,dog\n"))
+        assert "has several" in message
+        assert "choose with --data." in message
+
+
+# ------------------------------------------------------------------------------------ what is bad
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        ("0.png,cat\n1.png,dog\n", "must begin with the line file,label"),
+        ("\x1b[2J,cat\n", "must begin"),
+        ("file\n0.png\n", "no column called label"),
+        ("file,label\n0.png,cat,dog\n", "line 2: 3 cells under 2 columns"),
+        ("file,label\n0.png,cat\n,dog\n", "line 3: a label, but no image"),
+        ('file,label\n0.png,"cat\n1.png,dog\n', "line 2: a quote that is never closed"),
+        ('file,label\n0.png,cat\n1.png,"dog"s\n', "line 3: "),
+        ('sep=,\nfile,label\n0.png,"cat\n', "line 3: a quote"),
+        (f"file,label\n0.png,{'x' * 200_000}\n", "line 2: field larger than field limit"),
+        ("file,label\n0.png,c\0at\n", "line 2 has a NUL"),
+        (b"file,label\n0.png,caf\xe9\n", "line 2 is not utf-8; save it as UTF-8"),
+        ("file,label\n0.png,cat\n".encode("utf-16-le"), "line 1 has a NUL"),
+        (b"\xff\xfef\0i", None),
+        (b"\xff\xfef\0i\0l", "is not utf-16"),
+        ('file,label\n0.png,"{""choices"": [""a"", ""b""]}"\n', "line 2: several classes"),
+    ],
+)
+def test_what_is_no_table_of_labels(tmp_path, content, says):
+    message = refusal(written(tmp_path, content))
+    assert says is None or says in message
+
+
+odd = st.one_of(
+    st.binary(max_size=60),
+    st.text("a,;\t\"'\n\r\\ -1|=\0", max_size=60).map(lambda text: text.encode()),
+    st.sampled_from(["utf-16", "utf-32-be", "latin-1"]).map("sep=;\nfile;label\né;ü".encode),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(odd, st.sampled_from([b"", b"file,label\n", b"\xef\xbb\xbf", b"\xff\xfe", b"sep=;\n"]))
+def test_any_bytes_are_rows_or_one_line(tmp_path_factory, content, begin):
+    file = tmp_path_factory.getbasetemp() / "odd.csv"
+    file.write_bytes(begin + content)
+    message = ""
+    try:
+        assert all(name for name, _ in read_csv(file).rows)
+    except UserError as error:
+        message = str(error)
+    assert message.isprintable()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab/\\.:?=d%41é \n", max_size=20), st.lists(st.text("ab/\\.é", min_size=1)))
+def test_any_name_means_images_or_none(name, known):
+    assert set(ImageIndex(known).positions(name)) <= set(range(len(known)))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for file in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(UserError, match="cannot read the label file"):
+            read_text(file)
+
+
+# ------------------------------------------------------------------------- which image is meant
+NAMES = ["cat/0.png", "cat/1.png", "dog/0.png", "dog/café.png", "my cat.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "means"),
+    [
+        ("cat/1.png", 1),
+        ("1.png", 1),
+        ("./cat/1.png", 1),
+        ("cat//x/../1.png", 1),
+        ("../photos/cat/1.png", 1),
+        ("cat\\1.png", 1),
+        (".\\dog\\0.png", 2),
+        ("/home/ann/photos/cat/0.png", 0),
+        ("C:\\Users\\ben\\photos\\dog\\0.png", 2),
+        ("\\\\server\\share\\dog\\0.png", 2),
+        (unicodedata.normalize("NFD", "dog/café.png"), 3),
+        (unicodedata.normalize("NFC", "café.png"), 3),
+        ("/data/upload/1/ab12cd34-1.png", 1),
+        ("/data/upload/3/00aa11bb-caf%C3%A9.png", 3),
+        ("/data/local-files/?d=photos/dog/0.png", 2),
+        ("/data/local-files/?d=my%20cat.png", 4),
+        ("s3://bucket/photos/cat/0.png", 0),
+        ("https://host:8080/photos/my%20cat.png?token=a/b#c", 4),
+        ("file:///home/ann/photos/cat/1.png", 1),
+    ],
+)
+def test_a_name_means_an_image(name, means):
+    for form in ("NFC", "NFD"):  # as the file system of a Mac has them
+        names = [unicodedata.normalize(form, known) for known in NAMES]
+        assert find_names(names, [name], Path("l.csv")) == [means]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("0.png", "may be several images"),
+        ("fox/0.png", "unknown images: fox/0.png"),
+        ("/home/ann/fox/1.png", "unknown images"),
+        ("1", "unknown images"),
+        ("x1.png", "unknown images"),
+        ("", "unknown images"),
+        ("/", "unknown images"),
+        ("s3://[", "unknown images"),
+        ("CAT/1.PNG", "upper and lower case differ from cat/1.png"),
+        ("/data/upload/1/ab12cd34-0.png", "may be several images"),
+    ],
+)
+def test_a_name_that_means_none_or_several(name, says):
+    with pytest.raises(UserError, match=r"l\.csv") as caught:
+        find_names(NAMES, [name], Path("l.csv"))
+    assert says in str(caught.value)
+
+
+def test_the_longest_end_counts():
+    index = ImageIndex(["0.png", "cat/0.png", "a/b/0.png", "we\\ird.png", "we/ird.png"])
+    assert index.positions("/x/cat/0.png") == [1]
+    assert index.positions("/x/dog/0.png") == [0]
+    assert index.positions("b/0.png") == [2]
+    assert index.positions("we\\ird.png") == [3]  # exactly so
+    assert index.positions(".\\we\\ird.png") == [3, 4]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), unique=True))
+def test_every_image_is_found_by_its_own_name(names):
+    assert find_names(names, names, Path("l.csv")) == list(range(len(names)))
+
+
+def test_skipped_images_are_known_and_train_nothing(tmp_path):
+    train = replace(images([0, 1], ["a.png", "b.png"]), skipped=("broken.png",))
+    assert find_images(Splits(train, None), ["broken.png", "b.png"], tmp_path).tolist() == [-1, 1]

@@ -1,0 +1,289 @@
+"""Which images are for testing: drawn once, by name where labels come from a file, or listed."""
+
+import json
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.config.schema import Data
+from shared.data.images import UNLABELED, Splits
+from shared.data.label_files import LabelTable
+from shared.data.splits import (
+    column_line,
+    gives_the_classes,
+    hold_out,
+    labeled_by,
+    no_test_line,
+    one_side_line,
+    same_classes,
+    table_line,
+)
+from shared.runtime.errors import UserError
+from tests.support.photos import class_folders, make_folder
+from tests.support.sources import HALVES, STRUCTS, error_of, images, opened, parquet
+
+
+def table(*rows: tuple[str, str]) -> LabelTable:
+    return LabelTable(Path("l.csv"), ("file", "label"), list(rows))
+
+
+def named(n: int, classes: int = 2) -> tuple[list[str], LabelTable]:
+    """Names of n images, and a table that labels them."""
+    names = [f"{i:04d}.png" for i in range(n)]
+    return names, table(*((name, "abcdef"[i % classes]) for i, name in enumerate(names)))
+
+
+def drawn(n: int, labeled: int, **options) -> Splits:
+    """The splits of n images of two classes, of which the first ones are labeled."""
+    names, rows = named(n)
+    few = labeled_by(images([-1] * n, names), rows._replace(rows=rows.rows[:labeled]))
+    return hold_out(Splits(few, None), Data(**options), by_name=True)
+
+
+# ---------------------------------------------------------------------------- drawn by their names
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.integers(8, 200), min_size=2, max_size=5))
+def test_more_labels_move_no_image(seed, numbers):
+    tested: set[str] = set()
+    trained: dict[str, list[str]] = {}
+    for labeled in sorted(numbers):
+        train, test = drawn(200, labeled, split_seed=seed, test_fraction=0.3)
+        now = set() if test is None else set(test.names)
+        assert tested <= now
+        for label, names in trained.items():  # but for the last one of a class
+            assert len(names) == 1 or now.isdisjoint(names), label
+        trained = {k: train.names[train.labels == i].tolist() for i, k in enumerate("ab")}
+        assert sum(map(len, trained.values())) + len(now) == labeled
+        tested = now
+
+
+def test_the_share_is_that_of_the_option_and_each_name_has_its_chance():
+    for fraction in (0.1, 0.2, 0.5):
+        _, test = drawn(2000, 2000, test_fraction=fraction)
+        assert test is not None
+        assert abs(len(test) / 2000 - fraction) < 4 * np.sqrt(fraction * (1 - fraction) / 2000)
+    first, second = (set(drawn(500, 500, split_seed=seed)[1].names) for seed in (0, 1))
+    assert 5 < len(first & second) < 50
+
+
+def test_stage_1_sees_all_images_and_test_images_have_no_label_there():
+    train, test = drawn(100, 50)
+    assert test is not None
+    assert len(train) == 100
+    assert train.names[train.held_out].tolist() == test.names.tolist()
+    assert (train.labels[train.held_out] == UNLABELED).all()
+    assert (test.labels != UNLABELED).all()
+    assert sorted([*train.training_ids, *train.held_out]) == list(range(100))
+    assert drawn(100, 10).train.names.tolist() == train.names.tolist()
+
+
+def test_accents_in_a_name_do_not_matter_to_the_draw():
+    names = [f"é{i}.png" for i in range(100)]
+    sides = []
+    for form in ("NFC", "NFD"):
+        known = images([i % 2 for i in range(100)], [unicodedata.normalize(form, n) for n in names])
+        sides.append(hold_out(Splits(known, None), Data(), by_name=True).train.held_out.tolist())
+    assert sides[0] == sides[1]
+
+
+def test_a_class_that_is_drawn_as_a_whole_keeps_one_image_for_training():
+    names = drawn(100, 100).test.names  # those that are drawn
+    few = images([0, 0, 0, 1, 1], [*names[:3], "0000.png", "0001.png"])
+    splits = hold_out(Splits(few, None), Data(), by_name=True)
+    assert (splits.train.labels == 0).sum() == 1
+    assert (splits.test.labels == 0).sum() == 2
+    line = one_side_line(splits, Data())
+    assert "no test image of class1; all images of class0 were drawn for testing" in line
+    assert one_side_line(drawn(100, 100), Data()) == ""
+    alone = hold_out(Splits(images([0], [names[0]]), None), Data(), by_name=True)
+    assert alone.test is None
+
+
+def test_ten_labels_without_a_test_image_say_so():
+    none = images([0, 1], ["0001.png", "0000.png"])
+    assert hold_out(Splits(none, None), Data(), by_name=True).test is None
+    line = no_test_line(none, Data(), by_name=True)
+    assert "of the 2 labeled images none is drawn" in line
+    assert "give --data.test" in line
+    assert "class1 with one image" in no_test_line(images([0, 0, 1]), Data(), by_name=False)
+
+
+def test_the_draw_is_what_it_was():
+    """Recorded: artifacts depend on it."""
+    numbers = [int(name[:4]) for name in drawn(40, 40).test.names]
+    assert numbers == [4, 8, 17, 24, 26, 28, 29, 34]
+
+
+# ------------------------------------------------------------------------------ labels of a file
+def test_labels_of_a_file_take_the_place_of_others():
+    few = labeled_by(images([0, 0, 1]), table(("0/0.png", "x"), ("1/2.png", "w"), ("0/1.png", "")))
+    assert few.classes == ("w", "x")
+    assert few.labels.tolist() == [1, UNLABELED, 0]
+
+
+def test_one_image_has_one_label_also_where_it_is_tested():
+    for rows in ([("0/0.png", "x"), ("./0/0.png", "y")], [("0/0.png", "x"), ("0.png", "y")]):
+        with pytest.raises(UserError, match=r"l.csv gives several labels to 0/0.png"):
+            labeled_by(images([0, 1]), table(*rows))
+
+
+@pytest.mark.parametrize(
+    ("classes", "theirs", "own"),
+    [
+        (("a", "b"), "c", True),
+        (("a", "b"), "b", False),
+        ((), "a", True),
+        (("e\u0301",), "é", False),
+    ],
+)
+def test_whose_classes_they_are(classes, theirs, own):
+    assert gives_the_classes(table(("x", theirs), ("y", "")), images([-1], classes=classes)) == own
+
+
+def test_the_line_on_a_file():
+    splits = drawn(100, 50)
+    rows = named(50)[1]
+    line = table_line(rows._replace(rows=[*rows.rows, ("0099.png", "")]), splits)
+    held_out = len(splits.test)
+    assert line == (
+        "labels: l.csv, columns file and label, 50 labels of 2 classes, 1 rows without a label;"
+        f" {held_out} of them are of test images or skipped ones"
+    )
+
+
+def test_the_line_on_a_column():
+    known = images([0, 1, -1], classes=("None", "x"))
+    assert column_line("species", 2, known) == (
+        "labels: column species, 2 classes, 1 images without one; None is taken as the name of a"
+        " class (an empty cell is no label)"
+    )
+    assert column_line("label", 2, images([0, 1])) == ""
+    assert column_line("label", 3, images([0, 1])) != ""
+    assert column_line("Label", 2, images([0, 1])) != ""
+
+
+def test_classes_are_matched_by_their_composed_names():
+    train = images([0, 1], classes=("a", "e\u0301"))
+    test = replace(images([0, -1]), classes=("é",))
+    assert same_classes(test, train).labels.tolist() == [1, UNLABELED]
+    with pytest.raises(UserError, match="the training images lack: z"):
+        same_classes(replace(test, classes=("z",)), train)
+
+
+# --------------------------------------------------------------------- test images from a CSV file
+def listed(path: Path, *rows: str, head: str = "file,label") -> str:
+    path.write_text("\n".join([head, *rows]) + "\n")
+    return str(path)
+
+
+def test_listed_test_images_of_the_training_folder(tmp_path):
+    root = class_folders(tmp_path / "p", 10)
+    file = listed(
+        tmp_path / "test.csv", "a/3.png,a", ".\\b\\4.png,b", f"{root}/c/0.png,c", "a/5.png,"
+    )
+    train, test = opened(root, test=file)
+    assert test.names.tolist() == ["a/3.png", "b/4.png", "c/0.png"]
+    assert test.labels.tolist() == [0, 1, 2]
+    assert len(train) == 30
+    assert train.names[train.held_out].tolist() == test.names.tolist()
+    assert (train.labels == UNLABELED).sum() == 3
+
+
+def test_listed_test_images_beside_the_file(tmp_path):
+    """Some have the name of a training image."""
+    root = class_folders(tmp_path / "p", 10)
+    make_folder(tmp_path / "t", ["x.png", "a/0.png", "new.png"])
+    file = listed(tmp_path / "t/test.csv", "b;a/0.png", "c;new.png", head="Label;Image")
+    train, test = opened(root, test=file)
+    assert test.labels.tolist() == [1, 2]
+    assert len(train) == 30
+    assert not len(train.held_out)
+    assert not (test.pixels[0] == train.pixels[0]).all()
+
+
+def test_listed_test_images_with_a_file_of_labels(tmp_path):
+    root = make_folder(tmp_path / "p", [f"{i}.png" for i in range(20)])
+    few = listed(tmp_path / "l.csv", *(f"{i}.png,{'xy'[i % 2]}" for i in range(10)))
+    file = listed(tmp_path / "test.csv", *(f"{i}.png,{'xy'[i % 2]}" for i in range(8, 14)))
+    train, test = opened(root, few, test=file)
+    assert test.names.tolist() == sorted(f"{i}.png" for i in range(8, 14))
+    assert set(train.names[train.labels != UNLABELED]) == {f"{i}.png" for i in range(8)}
+
+
+def test_lists_of_test_images_that_are_refused(tmp_path):
+    root = class_folders(tmp_path / "p", 4)
+    make_folder(tmp_path, ["new.png"])
+    for rows, says in [
+        (["a/0.png,a", "q.png,b"], "names 1 unknown images: q.png"),
+        (["a/0.png,a", "b/0.png,z"], "the training images lack: z"),
+        (["a/0.png,a", "new.png,b"], "give a file for one of both"),
+        (["a/0.png,a", "a/0.png,b"], "several labels to a/0.png"),
+        (["a/0.png,"], "have no labels"),
+    ]:
+        assert says in error_of(root, test=listed(tmp_path / "test.csv", *rows))
+    assert "cannot read the label file" in error_of(root, test=str(tmp_path / "none.csv"))
+
+
+# -------------------------------------------------------------------------- columns of a parquet
+@pytest.mark.parametrize("column", ["label", "Label", "CLASS", "class_name", "Target", "category"])
+def test_columns_of_labels_by_their_names(tmp_path, column, capsys):
+    path = parquet(tmp_path / "a.parquet", image=STRUCTS, place=["x"] * 20, **{column: HALVES})
+    assert opened(path)[0].classes == ("0", "1")
+
+
+def test_columns_of_other_names_are_named(tmp_path):
+    path = parquet(tmp_path / "a.parquet", image=STRUCTS, species=HALVES)
+    train, test = opened(path)
+    assert train.columns == ("species",)
+    assert (train.classes, test) == ((), None)
+    assert opened(path, label_column="species")[0].classes == ("0", "1")
+    path = parquet(tmp_path / "b.parquet", image=STRUCTS, target=HALVES, Class=HALVES)
+    message = error_of(path)
+    assert "b.parquet has several label columns: target, Class; choose with" in message
+
+
+def test_a_file_of_labels_for_a_parquet_with_options(tmp_path):
+    """An option names a column of the images or of the file; one that neither has is refused."""
+    path = parquet(tmp_path / "a.parquet", photo=STRUCTS, other=STRUCTS, species=HALVES)
+    file = listed(tmp_path / "l.csv", *(f"{i},{'xy'[i % 2]}" for i in range(20)), head="file,kind")
+    train, _ = opened(path, file, image_column="photo", label_column="kind")
+    assert train.classes == ("x", "y")
+    message = error_of(path, file, image_column="photo", label_column="sort")
+    assert "has no column called label; its columns are file, kind" in message
+    file = listed(tmp_path / "l.csv", "0,x", "1,y")
+    message = error_of(path, file, image_column="photo", label_column="sort")
+    assert "data.label_column=sort is not a column of" in message
+
+
+@pytest.mark.parametrize("nothing", [None, "", "  ", "-1"])
+def test_cells_without_a_label(tmp_path, nothing):
+    words = [nothing, "NA", "None", *(["NA", "None"] * 9)][:20]
+    train, _ = opened(parquet(tmp_path / "a.parquet", image=STRUCTS, label=words))
+    assert train.classes == ("NA", "None")
+    assert (train.labels == UNLABELED).sum() == 1
+
+
+@pytest.mark.parametrize("beyond", [2, 7, -2])
+def test_numbers_beyond_the_list_of_classes(tmp_path, beyond):
+    path = tmp_path / "a.parquet"
+    hub_table(path, [beyond, *HALVES[1:]])
+    message = error_of(path)
+    assert f"column label holds the class {beyond}, but its list of classes has 2 names" in message
+    hub_table(path, [-1, *HALVES[1:]])
+    assert (opened(path)[0].labels == UNLABELED).sum() == 1
+
+
+def hub_table(path: Path, labels: list[int]) -> None:
+    """As the hub's library writes it, but unchecked."""
+    kind = {"names": ["a", "b"], "_type": "ClassLabel"}
+    features = {"image": {"_type": "Image"}, "label": kind}
+    notes = json.dumps({"info": {"features": features}}).encode()
+    rows = pa.table({"image": STRUCTS, "label": labels})
+    pq.write_table(rows.replace_schema_metadata({b"huggingface": notes}), path)

@@ -1,0 +1,134 @@
+"""More labels never cost a pretraining: a file of labels that grows, corrections, new images."""
+
+import json
+import shutil
+
+import pytest
+
+import pipeline
+from stages import finetune, pretrain
+from tests.support.photo_run import refused, run
+from tests.support.photos import make_folder
+
+CLASSIFIERS = ("supervised", "supervised-student", "linear", "finetune", "distill")
+
+
+def write(folder, number: int, **corrected: str):
+    """``labels.csv`` with so many labels of two classes."""
+    labels = {f"{i:02d}": "ab"[i % 2] for i in range(number)} | corrected
+    rows = "".join(f"{name}.png,{label}\n" for name, label in labels.items())
+    (folder / "labels.csv").write_text("file,label\n" + rows)
+
+
+def made(folder) -> dict[str, tuple[int, dict]]:
+    """When each artifact was finished, and its meta."""
+    files = (folder / "out/r").glob("*/meta.json")
+    return {f.parent.name: (f.stat().st_mtime_ns, json.loads(f.read_text())) for f in files}
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A run with 10 labels, and the command that made it."""
+    folder = tmp_path_factory.mktemp("grown")
+    make_folder(folder / "p", [f"{i:02d}.png" for i in range(60)])
+    write(folder, 10)
+    command = [f"--output={folder / 'out'}", f"--data.train={folder / 'p'}"]
+    command.append(f"--labels={folder / 'labels.csv'}")
+    assert run(pipeline.main, *command) == 0
+    return folder, command
+
+
+def test_labels_grow_and_are_corrected_and_stage_1_is_trained_once(grown, capsys):
+    folder, command = grown
+    before, labels = made(folder), 10
+    for number, corrected in ((20, {}), (50, {}), (50, {"03": "a"})):
+        write(folder, number, **corrected)
+        capsys.readouterr()
+        assert run(pipeline.main, *command) == 0
+        printed = capsys.readouterr().out
+        after = made(folder)
+        assert after["pretrain"] == before["pretrain"]
+        for method in CLASSIFIERS:
+            assert after[f"{method}-labels-seed0"][0] > before[f"{method}-labels-seed0"][0]
+        names = ", ".join(CLASSIFIERS)
+        assert f"have changed: {names} are made again; the pretraining is kept" in printed
+        assert "stage 1 saw them without their labels" in printed
+        before, labels = after, number
+    rows = [json.loads(line) for line in (folder / "out/r/results.jsonl").open()]
+    held_out = int(printed.split(" for testing")[0].split()[-1])
+    assert {row["n_labels"] for row in rows} == {labels - held_out}
+    given = (folder / "out/r/finetune-labels-seed0/labels.csv").read_text()
+    assert "03.png,a" in given
+    assert run(pipeline.main, *command) == 0
+    assert made(folder) == before
+    assert "made again" not in capsys.readouterr().out
+
+
+def test_classifiers_never_see_what_is_held_out(grown, monkeypatch):
+    folder, command = grown
+    write(folder, 50)
+    seen = {}
+
+    def batches(self, images, ids, *rest, **options):
+        seen.setdefault(self.method, set()).update(images.names[ids])
+        return original(self, images, ids, *rest, **options)
+
+    original = pretrain.Stage.batches
+    monkeypatch.setattr(pretrain.Stage, "batches", batches)
+    assert run(pipeline.main, *command, "--force=all") == 0
+    assert len(seen["pretrain"]) == 60
+    held_out = seen["pretrain"] - seen["distill"]
+    assert 4 < len(held_out) < 20
+    for method in CLASSIFIERS:
+        assert held_out.isdisjoint(seen[method]), method
+
+
+def test_new_images_are_counted_and_the_pretraining_is_kept(grown, tmp_path, capfd):
+    shutil.copytree(grown[0], tmp_path / "x")
+    folder = tmp_path / "x"
+    command = [f"--output={folder / 'out'}", f"--data.train={folder / 'p'}"]
+    command.append(f"--labels={folder / 'labels.csv'}")
+    write(folder, 50)
+    assert run(pipeline.main, *command) == 0
+    before = made(folder)
+    make_folder(folder / "p", [f"x{i}.png" for i in range(70)][60:])
+    capfd.readouterr()
+    assert run(pipeline.main, *command) == 0
+    printed = capfd.readouterr().out
+    assert "note: 10 of 70 images are new; " in printed
+    assert "--pretrain.init" in printed
+    after = made(folder)
+    assert after["pretrain"] == before["pretrain"]
+    assert after["distill-labels-seed0"][0] > before["distill-labels-seed0"][0]
+    # one of another size: then none of them is in memory
+    make_folder(folder / "p", ["wide.png"], size=(9, 8))
+    assert run(pretrain.main, *command) == 0
+    assert "note: 11 of 71 images are new" in capfd.readouterr().out
+    assert made(folder)["pretrain"] == before["pretrain"]
+    # an image that stage 1 saw is another one now
+    make_folder(folder / "p", ["y.png", "00.png"])
+    assert "the training images have changed" in refused(capfd, pretrain.main, *command)
+
+
+def test_a_pretraining_goes_on_from_another(grown, tmp_path, capfd):
+    folder, command = grown
+    source = folder / "out/r"
+    command = [*command, f"--output={tmp_path}"]
+    hashes = set()
+    for init in ([], [f"--pretrain.init={source}"], [f"--pretrain.init={source / 'pretrain'}"]):
+        assert run(pretrain.main, *command, *init, "--force=pretrain") == 0
+        meta = json.loads((tmp_path / "r/pretrain/meta.json").read_text())
+        hashes.add(meta["weights_sha256"])
+    assert len(hashes) == 2
+    parent = json.loads((source / "pretrain/meta.json").read_text())["weights_sha256"]
+    assert meta["settings"]["parent"] == parent
+    assert run(finetune.main, *command) == 0
+    assert "was made with parent=" in refused(capfd, pretrain.main, *command)
+    for option in ("--model.head_out=4", "--model.encoder=simclr_resnet14_1x_sk0"):
+        message = refused(capfd, pretrain.main, *command, *init, "--run=new", option)
+        assert "does not fit the network that --model and --data describe" in message
+    own = f"--pretrain.init={tmp_path / 'r'}"
+    message = refused(capfd, pretrain.main, *command, own, "--force=pretrain")
+    assert "is what this run makes; give another --run" in message
+    message = refused(capfd, pretrain.main, *command, "--run=new", "--pretrain.init=nowhere")
+    assert "no such artifact folder: nowhere" in message
