@@ -22,7 +22,7 @@ def student(tmp_path_factory):
         (["--to", "onnx", "--push_to_hub", "me/x"], "--push_to_hub needs --to timm, not onnx"),
         (["--to", "torchscript", "--layer", "x"], "argument --layer: invalid int value: 'x'"),
         (["--to", "torchscript", "--layer", "1"], "--layer 1: "),
-        (["--to", "torchscript", "--images", "nowhere"], "no such folder or file: nowhere"),
+        (["--to", "torchscript", "--images", "a/b/c"], "no such folder or file: a/b/c"),
         (["--to", "torchscript", "-o", "/"], "/ is a folder; -o names the file to write"),
         (["--to", "torchscript", "-o", "/dev/null/x.pt"], "cannot write /dev/null/x.pt"),
         (["--to", "onnx", "--int8", "--layer", "0"], "needs a classifier's, not --layer"),
