@@ -88,7 +88,7 @@ def export(
             lines = [check(source, form.load(new), images)]
             if int8:
                 small = new.with_suffix(".int8.onnx")
-                onnx_file.quantize(new, small)
+                onnx_file.quantize(source, new, small)
                 lines += _compare_int8(source, new, small, images)
                 place = out.with_suffix(".int8.onnx")
                 lines.append(f"{place}: {_size(small)}")

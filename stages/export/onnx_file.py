@@ -103,8 +103,9 @@ def load(path: Path) -> Function:
     return run
 
 
-def quantize(path: Path, out: Path) -> None:
+def quantize(source: Source, path: Path, out: Path) -> None:
     """Write the file with weights in 8 bits; activations are rounded to 8 bits as they come."""
+    import onnx
     from onnxruntime import quantization
 
     logging.disable(logging.WARNING)  # one asks for a preparation that the exporter has done
@@ -114,3 +115,6 @@ def quantize(path: Path, out: Path) -> None:
         quantization.quantize_dynamic(path, out, per_channel=True, weight_type=kind)
     finally:
         logging.disable(logging.NOTSET)
+    model = onnx.load(out)
+    onnx.helper.set_model_props(model, source.notes())  # without onnxruntime's, which is no JSON
+    onnx.save(model, out)
