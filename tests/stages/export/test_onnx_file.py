@@ -68,7 +68,8 @@ def test_the_example_gives_the_labels_of_predict(exported, tmp_path, monkeypatch
     assert not re.search(r"\b(torch|timm|shared|stages)\b", readme_example())
     (tmp_path / "student.onnx").write_bytes((path / "model.onnx").read_bytes())
     names = [f"{i}.png" for i in range(40)]
-    files = [make_folder(tmp_path / "new", names, size=(8, 8)) / name for name in names]
+    folder = make_folder(tmp_path / "new", names, size=(8, 8))
+    files = [folder / name for name in names]
     rows = serve(monkeypatch, tmp_path, files)
     expected = list(predict(path, files))
     assert [label for _, label, _ in rows] == [label for _, label, _ in expected]
@@ -141,7 +142,8 @@ def test_the_labels_of_predict_on_500_photos(tmp_path, layer):
     assert run(path, "--to", "onnx", "-o", tmp_path / "student.onnx", *arguments) == 0
     outputs = onnx_file.load(tmp_path / "student.onnx")
     names = [f"{i}.png" for i in range(500)]
-    files = [make_folder(tmp_path / "new", names, size=(50, 40)) / name for name in names]
+    folder = make_folder(tmp_path / "new", names, size=(50, 40))
+    files = [folder / name for name in names]
     # the pixels of stages.predict, not rounded
     shown = torch.cat([center_crop(decode_image(str(file))[None], 36) for file in files])
     if layer is not None:
