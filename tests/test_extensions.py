@@ -221,16 +221,28 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
         "shared/config/schema.py": [after('    tracker: Literal["none", ', '"trackio", ')],
     },
     "an export format": {
-        "stages/export_program.py": (
-            '"""A classifier as a program of torch.export: artifact folder, file to write."""\n\n'
-            "import sys\nfrom pathlib import Path\n\nimport torch\n\n"
-            "from shared.networks.build import load_classifier\n\n"
-            'if __name__ == "__main__":\n'
-            "    model, meta = load_classifier(Path(sys.argv[1]))\n"
-            '    images = torch.zeros(2, 3, meta["image_size"], meta["image_size"])\n'
-            "    program = torch.export.export(model.eval(), (images,))\n"
-            "    torch.export.save(program, sys.argv[2])\n"
+        "stages/export/program.py": (
+            '"""A program of torch.export: one file for ``torch.export.load``."""\n\n'
+            "from pathlib import Path\n\nimport torch\n\n"
+            "from stages.export.images import Function\n"
+            "from stages.export.network import Source\n\n\n"
+            "def write(source: Source, path: Path) -> None:\n"
+            '    """Write the program, for any number of images."""\n'
+            '    batch = {"images": {0: torch.export.Dim("batch")}}\n'
+            "    arguments = (source.example,)\n"
+            "    program = torch.export.export(source.network, arguments, dynamic_shapes=batch)\n"
+            "    torch.export.save(program, path, extra_files=source.notes())\n\n\n"
+            "def load(path: Path) -> Function:\n"
+            '    """The file as a function."""\n'
+            "    return torch.export.load(path).module()\n"
         ),
+        "stages/export/export.py": [
+            Edit("import onnx_file, timm_folder,", "import onnx_file, program, timm_folder,"),
+            after(
+                "FORMATS = {\n",
+                '    "program": Format("model.pt2", program.write, program.load),\n',
+            ),
+        ],
     },
 }
 
@@ -389,9 +401,10 @@ def test_the_tracker_gets_the_losses(extended):
 def test_the_export_runs(extended):
     root, _, _ = extended
     student = "out/digits/distill-2first-seed0"
-    call(root, "-m", "stages.export_program", student, "student.pt2")
+    printed = call(root, "-m", "stages.export", student, "--to=program", "--out=student.pt2")
+    assert "the same class on all" in printed
     program = torch.export.load(root / "student.pt2")
-    assert program.module()(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+    assert program.module()(torch.zeros(3, 3, 8, 8)).shape == (3, 10)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,212 @@
+"""Write an artifact as a file for other programs, and check the file on real images.
+
+    python -m stages.export runs/photos/distill-10pct-seed0 --to onnx
+
+The file takes images (N, 3, S, S) float32, RGB in [0, 1], of the network's size S.
+Normalisation and softmax are inside; the central crop and the resize are outside. The file says so
+itself, with the names of the classes and the hash of the artifact's weights. It is written only
+where its outputs on images of the run are those of torch. A folder for timm holds what timm loads:
+normalisation is in its config.json, softmax is left to the caller.
+"""
+
+import math
+import tempfile
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from stages.export import onnx_file, timm_folder, torchscript
+from stages.export.images import Function, RealImages, accuracies, check, open_images
+from stages.export.network import Source, load
+
+
+class Format(NamedTuple):
+    """A way to write an artifact.
+
+    Attributes:
+        name: of the file or folder, in the artifact's folder.
+        write: writes it.
+        load: reads it again, as a function of images.
+        require: UserError where a package is missing.
+    """
+
+    name: str
+    write: Callable[[Source, Path], None]
+    load: Callable[[Path], Function]
+    require: Callable[[], None] = lambda: None
+
+
+FORMATS = {
+    "onnx": Format("model.onnx", onnx_file.write, onnx_file.load, onnx_file.require_packages),
+    "timm": Format("timm", timm_folder.write, timm_folder.load),
+    "torchscript": Format("model.pt", torchscript.write, torchscript.load),
+}
+
+
+def export(
+    path: Path,
+    to: str,
+    out: Path | None = None,
+    layer: int | None = None,
+    int8: bool = False,
+    where: str | None = None,
+) -> list[str]:
+    """Write an artifact as a file that was checked against torch.
+
+    Args:
+        path: the artifact's folder.
+        to: a key of ``FORMATS``.
+        out: the file or folder to write; None for the format's name in the artifact's folder.
+        layer: export the features of this layer instead of probabilities (``network.load``).
+        int8: for ONNX, write a second file with 8-bit weights beside, and measure both.
+        where: images to check on instead of those of the run.
+
+    Returns:
+        What was written and found, for the user.
+
+    Raises:
+        UserError: the artifact cannot be exported, the file does not compute what torch does, or it
+            cannot be written; then nothing is left of it.
+    """
+    form = FORMATS[to]
+    form.require()
+    source = load(path, layer)
+    if int8 and not source.classes:
+        raise UserError(
+            "--int8 is measured by its predictions: it needs a classifier's, not --layer"
+        )
+    out = path / form.name if out is None else out
+    _require_free(out, to)
+    images = open_images(source, where)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+            new = Path(folder) / form.name
+            form.write(source, new)
+            lines = [check(source, form.load(new), images)]
+            if int8:
+                small = new.with_suffix(".int8.onnx")
+                onnx_file.quantize(source, new, small)
+                lines += _compare_int8(source, new, small, images)
+                place = out.with_suffix(".int8.onnx")
+                lines.append(f"{place}: {_size(small)}")
+                small.replace(place)
+            lines.insert(0, f"{out}: {_size(new)}, {_description(source)}")
+            if out.is_dir():
+                out.replace(Path(folder) / "old")
+            new.replace(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}; choose another -o") from error
+    return lines
+
+
+def _require_free(out: Path, to: str) -> None:
+    """UserError where something else than an earlier export stands in the way."""
+    if to == "timm":
+        earlier = {"config.json", "model.safetensors"}
+        if out.exists() and not (out.is_dir() and {f.name for f in out.iterdir()} <= earlier):
+            raise UserError(
+                f"{out} exists and is no folder of an earlier export; choose another -o"
+            )
+    elif out.is_dir():
+        raise UserError(f"{out} is a folder; -o names the file to write")
+
+
+def _compare_int8(source: Source, whole: Path, small: Path, images: RealImages) -> list[str]:
+    """What the 8-bit weights cost."""
+    functions = [onnx_file.load(file) for file in (whole, small)]
+    (before, after), agreement, number = accuracies(functions, source, images)
+    line = f"int8: the class of float on {100 * agreement:.1f}% of {number} {images.title}"
+    if math.isnan(before):
+        return [f"{line}; accuracy not measured: no image of these classes has a label"]
+    return [f"{line}; top-1 {100 * after:.1f}%, float {100 * before:.1f}%"]
+
+
+def _description(source: Source) -> str:
+    """Inputs and outputs in one line."""
+    size, shown = source.meta["image_size"], source.preprocessing()
+    crop = f"the central {shown['crop_share']:.1%}" if shown["crop_share"] != 1 else "the middle"
+    filter_ = "" if shown["antialias"] else "not "
+    after = "" if source.layer is None else f" of layer {source.layer}"
+    return (
+        f"images (N, 3, {size}, {size}) float32, RGB in [0, 1] ({crop}, bicubic,"
+        f" {filter_}antialiased) -> {source.output}{after}"
+    )
+
+
+def _size(path: Path) -> str:
+    """Of a file or a folder."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.2f} MB"
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "python -m stages.export",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("artifact", type=Path, metavar="runs/NAME/STAGE", help="a classifier or an encoder")
+    add(
+        "--to",
+        choices=FORMATS,
+        required=True,
+        help="onnx: a file for onnxruntime (pip install -e '.[export]'); timm: a folder for"
+        ' timm.create_model("local-dir:FOLDER", pretrained=True); torchscript: a file for'
+        " torch.jit.load",
+    )
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="OUT",
+        help="file or folder to write; default: "
+        + ", ".join(f.name for f in FORMATS.values())
+        + " in the artifact's folder",
+    )
+    add(
+        "--layer",
+        type=int,
+        metavar="K",
+        help="features instead of probabilities: 0 is the encoder's output, K what K layers of the"
+        " projection head make of it; an encoder's default is 0",
+    )
+    add(
+        "--int8",
+        action="store_true",
+        help="onnx: also write OUT with .int8.onnx, weights in 8 bits (dynamic quantisation), and"
+        " print its accuracy on the test images beside that of float",
+    )
+    add(
+        "--images",
+        metavar="SOURCE",
+        help="check on these images (a folder, a .parquet file, a hub name) instead of the run's",
+    )
+    add(
+        "--push_to_hub",
+        metavar="NAME",
+        help="timm: also upload the folder to the Hugging Face hub as OWNER/NAME",
+    )
+    return parser
+
+
+@exit_code_2
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export one artifact: 0, or 2 after one line that says what is wrong."""
+    arguments = _parser().parse_args(argv)
+    to, path, name = arguments.to, arguments.artifact, arguments.push_to_hub
+    if arguments.int8 and to != "onnx":
+        raise UserError(f"--int8 needs --to onnx, not {to}")
+    if name is not None and to != "timm":
+        raise UserError(f"--push_to_hub needs --to timm, not {to}")
+    lines = export(path, to, arguments.out, arguments.layer, arguments.int8, arguments.images)
+    print("\n".join(lines))
+    if to == "timm":
+        folder = arguments.out or path / FORMATS[to].name
+        print("\n".join(timm_folder.how_to_load(folder)))
+        if name is not None:
+            print(timm_folder.push(folder, name))
+    return 0

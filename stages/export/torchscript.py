@@ -1,0 +1,37 @@
+"""TorchScript: one file for ``torch.jit.load``, in Python or C++, without this code."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from shared.runtime.errors import UserError
+from stages.export.images import Function
+from stages.export.network import Source
+
+
+def write(source: Source, path: Path) -> None:
+    """Write the traced network; the notes are extra files in it, one for each key.
+
+    torch calls TorchScript deprecated, but still reads and writes it.
+
+    Raises:
+        UserError: the network cannot be traced.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the deprecation, and guesses that the check answers
+        try:
+            traced = torch.jit.trace(source.network, source.example)
+        except Exception as error:  # each network that cannot be traced fails in its own way
+            raise UserError(
+                f"encoder {source.meta['encoder']} cannot be written as TorchScript:"
+                f" {' '.join(str(error).split())[:200]}; choose --to onnx"
+            ) from error
+        torch.jit.save(traced, path, _extra_files=source.notes())
+
+
+def load(path: Path) -> Function:
+    """The file as a function."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.jit.load(path)
