@@ -20,6 +20,7 @@ from shared.data.image_ops import center_crop
 from shared.data.images import decode_image
 from shared.networks.build import load_classifier
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.progress import Progress
 
 
 @torch.inference_mode()
@@ -81,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _require_images(arguments.images)
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    predictions = predict(arguments.classifier, arguments.images)
+    bar = Progress("predict", len(arguments.images), "images")
+    predictions = bar.over(predict(arguments.classifier, arguments.images))
     for number, (file, label, probability) in enumerate(predictions):
         if number == 0:
             lines.writerow(["file", "label", "probability"])

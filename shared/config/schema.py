@@ -62,6 +62,10 @@ class Data:
         loading: memory keeps all images as uint8 in memory, workers decodes while training; auto
             takes memory up to 2 GiB of equally large images.
         workers: processes that decode images.
+        cache: decode each image once, shrink its shorter side to so many pixels, and keep these
+            copies in one file; for images that are much larger than the crops need, and for small
+            ones of different sizes. Unset: no copies.
+        cache_folder: where these files lie, for all runs. They may be deleted.
     """
 
     # not the names but the images themselves count (ImageSet.fingerprint): a folder may be moved
@@ -78,12 +82,15 @@ class Data:
     on_error: Literal["stop", "skip"] = "stop"
     loading: Literal["auto", "memory", "workers"] = "auto"
     workers: int = not_hashed(8)
+    cache: int | None = None
+    cache_folder: str = not_hashed("~/.cache/few-labels")
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
         _require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "in (0, 1)")
         _require(min(self.std) > 0, "data.std", self.std, "greater than 0")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        _require((self.cache or 4) >= 4, "data.cache", self.cache, "at least 4 pixels, or null")
         _require_seed("data.split_seed", self.split_seed)
 
 

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from shared.runtime.errors import UserError
+from shared.runtime.progress import Progress
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
 FINGERPRINTED = 1000  # of images that are not in memory, how many files are hashed
@@ -69,6 +69,8 @@ class ImageSet:
         classes: class names in label order; empty where no image is labeled.
         on_error: what to do with an unreadable image: stop or skip.
         pixels: (n, 3, H, W) uint8 when the images are held in memory, else None.
+        shrunk: n small copies (3, h, w) uint8 of different sizes where ``data.cache`` asks for
+            them, else None.
     """
 
     files: datasets.Dataset
@@ -77,6 +79,7 @@ class ImageSet:
     classes: tuple[str, ...]
     on_error: str
     pixels: Tensor | None = None
+    shrunk: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -115,6 +118,8 @@ class ImageSet:
         """
         if self.pixels is not None:
             return self.pixels[index]
+        if self.shrunk is not None:
+            return self.shrunk[index]
         item = self.files[int(index)]["image"]
         try:
             return decode_image(item["bytes"] if item["bytes"] is not None else item["path"])
@@ -133,6 +138,7 @@ class ImageSet:
             names=self.names[indices],
             labels=self.labels[indices],
             pixels=None if self.pixels is None else self.pixels[indices],
+            shrunk=None if self.shrunk is None else tuple(self.shrunk[i] for i in indices),
         )
 
     def in_memory(self, loading: str, progress: bool) -> "ImageSet":
@@ -151,9 +157,8 @@ class ImageSet:
             return self
         pixels: Tensor | None = None
         readable: list[int] = []
-        for index in tqdm(
-            range(len(self)), "decode", unit="image", disable=None if progress else True
-        ):
+        bar = Progress("decoding", len(self), "images", shown=progress)
+        for index in bar.over(range(len(self))):
             try:
                 image = self.decode(index)
             except UserError:

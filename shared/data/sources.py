@@ -26,6 +26,7 @@ from sklearn.model_selection import train_test_split
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
+from shared.data.cache import shrunk
 from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, size_text
 from shared.data.labels import find_images, read_csv
 from shared.runtime.errors import UserError
@@ -246,16 +247,23 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
     if table is not None:
         train = _labeled_by(train, table)
     test = _test_images(data, {key: part for key, part in sources.items() if key != name})
-    train = train.in_memory(data.loading, progress)
+    train = _decoded(train, data, progress)
     if test is None:
         train, test = _hold_out(train, data)
         if train.classes and test is None and progress:
             _print_why_none_held_out(train)
     else:
-        test = _same_classes(test.in_memory(data.loading, progress), train)
+        test = _same_classes(_decoded(test, data, progress), train)
     if data.unlabeled is not None:
         train = _append_unlabeled(train, data.unlabeled, data, progress)
     return Splits(train, test)
+
+
+def _decoded(images: ImageSet, data: Data, progress: bool) -> ImageSet:
+    """The images with their small copies, or in memory, or as they are."""
+    if data.cache is not None:
+        return shrunk(images, data, progress)
+    return images.in_memory(data.loading, progress)
 
 
 def _test_images(data: Data, others: dict[str, datasets.Dataset]) -> ImageSet | None:
@@ -328,7 +336,7 @@ def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) 
     parts = _open(source)
     name = next((name for name in ("unlabeled", "train") if name in parts), next(iter(parts)))
     extra = _image_set(parts[name], data, source, required=False, labeled=False)
-    extra = extra.in_memory(data.loading, progress)
+    extra = _decoded(extra, data, progress)
     pixels = None
     if train.pixels is not None and extra.pixels is not None:
         if train.pixels.shape[1:] == extra.pixels.shape[1:]:
@@ -339,10 +347,14 @@ def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) 
                 f"data.loading=memory needs images of one size, but those of data.train are"
                 f" {sizes[0]} and those of data.unlabeled {sizes[1]}; give --data.loading workers"
             )
+    copies = None
+    if train.shrunk is not None and extra.shrunk is not None:
+        copies = train.shrunk + extra.shrunk
     return replace(
         train,
         files=datasets.concatenate_datasets([train.files, extra.files]),
         names=np.concatenate([train.names, "unlabeled/" + extra.names]),
         labels=np.concatenate([train.labels, np.full(len(extra), UNLABELED)]),
         pixels=pixels,
+        shrunk=copies,
     )
