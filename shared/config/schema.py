@@ -595,6 +595,8 @@ class Config:
         tracker: also log to an experiment tracker that accelerate knows.
         plan: pipeline.py only measures for half a minute and prints what each stage would take:
             steps, FLOPs, time, memory, disk.
+        budget: about how long pipeline.py may take in all, where it fits the settings to own
+            images: 30min, 1.5h, 90s.
         table: pipeline.py only fills this grid of runs and prints its table: a name in
             configs/tables, or a YAML file of that form.
         data: the images.
@@ -621,6 +623,7 @@ class Config:
     threads: int = 0
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
     plan: bool = False
+    budget: str | None = None
     table: str | None = None
     data: Data = field(default_factory=Data)
     augment: Augmentation = field(default_factory=Augmentation)
@@ -643,6 +646,8 @@ class Config:
         _require_one_of(made_by("finetune"), "method", self.method)
         _require_seed("seed", self.seed)
         _require(self.threads >= 0, "threads", self.threads, "0 or more")
+        seconds = self.budget_seconds
+        _require(seconds is None or seconds > 0, "budget", self.budget, "like 30min, 1.5h or 90s")
         for stage in filter(None, self.force.split(",")):
             allowed = (*FORCEABLE, "all")
             _require(stage in allowed, "force", stage, "of " + ", ".join(allowed))
@@ -660,6 +665,16 @@ class Config:
     def folder(self) -> Path:
         """``<output>/<run>``, which holds one folder per stage."""
         return Path(self.output) / self.run
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """``budget`` in seconds; 0 where it is none."""
+        if self.budget is None:
+            return None
+        number = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|m|h)", self.budget)
+        return (
+            float(number[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[number[2]] if number else 0
+        )
 
     @cached_property
     def label_set(self) -> LabelSet:
@@ -735,7 +750,12 @@ def defaults() -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML, readable by ``--config``."""
-    plain = asdict(config) | {"force": "", "plan": False, "table": None}  # wishes for one call
+    wishes = {"force": "", "plan": False, "table": None, "budget": None}  # for one call
+    return as_yaml(asdict(config) | wishes)
+
+
+def as_yaml(plain: dict[str, Any]) -> str:
+    """Options as YAML, readable by ``--config``."""
 
     def listed(value: Any) -> Any:
         if isinstance(value, dict):
