@@ -102,7 +102,7 @@ def fit(
         peak = max(plan.peak_bytes for plan in plans)
         notes.insert(0, f"Expected: {duration(expected)} and {peak / 2**30:.1f} GiB of memory.")
         if config.budget_seconds:
-            pace = Pace(plans, began + config.budget_seconds, flags, look.labels)
+            pace = Pace(plans, began + config.budget_seconds, flags, look)
     else:
         notes.append("The time was not measured.")
     keep(config, look.labels, accelerator)
@@ -132,6 +132,12 @@ def change(config: Config, flags: Collection[str], options: Mapping[str, Any]) -
         return replace(config, **parts)
     except ValueError as error:
         raise UserError(f"the settings cannot be fitted to this flag: {error}") from error
+
+
+def trained(config: Config) -> dict[str, Training]:
+    """What is trained in steps: the methods, and the sections that say how."""
+    sections = {name: config.training_of(name) for name in METHODS}
+    return {name: part for name, part in sections.items() if isinstance(part, Training)}
 
 
 # ----------------------------------------------------------------------------- what the images ask
@@ -176,7 +182,7 @@ def fit_size(config: Config, flags: Collection[str], look: Look, on_cpu: bool) -
     if not on_cpu or (in_memory and look.side <= crops) or "data.loading" in flags:
         return change(config, flags, {"data.cache": None})
     # of very many images the copies are smaller, down to what the network sees
-    bytes_of_copy = 3 * crops**2 * look.longer / max(look.side, 1)
+    bytes_of_copy = 3 * crops**2 * max(look.longer, 1) / max(look.side, 1)
     share = min(1.0, psutil.virtual_memory().total / 4 / (bytes_of_copy * images))
     side = max(config.data.image_size, int(crops * math.sqrt(share)))
     return change(config, flags, {"data.cache": side})
@@ -186,15 +192,19 @@ def fit_batches(
     config: Config, flags: Collection[str], counts: Counts, accelerator: Accelerator
 ) -> Config:
     """Batches of at most half the images, and of what fits into memory, in powers of two."""
-    for name, method in METHODS.items():
-        training = config.training_of(name)
-        images = counts.train if method.all_images else 2 * max(counts.labeled, 8)
+    for name, training in trained(config).items():
+        all_images = METHODS[name].all_images
+        images = counts.train if all_images else 2 * max(counts.labeled, 8)
         key = f"{training.section}.batch_size"
         most = max(4, 2 ** int(math.log2(max(images // 2, 1))))
         config = change(config, flags, {key: min(training.batch_size, most)})
-    for name in METHODS:
+    for name in trained(config):
         activations = cost_of(name, config, counts, accelerator.mixed_precision).activations
         room = int(0.6 * free_bytes(accelerator) / max(activations, 1))
+        if name == "pretrain" and "distill.student" not in flags:
+            largest = max(training.batch_size for training in trained(config).values())
+            if largest <= room:  # an image of the other stages takes no more
+                break
         while config.training_of(name).images_at_once > max(room, 4):
             training = config.training_of(name)
             half = training.images_at_once // 2
@@ -208,9 +218,8 @@ def fit_batches(
 
 def fit_warmups(config: Config, flags: Collection[str], counts: Counts) -> Config:
     """No warmup is longer than a tenth of its stage."""
-    for name, method in METHODS.items():
-        training = config.training_of(name)
-        images = counts.train if method.all_images else counts.labeled
+    for name, training in trained(config).items():
+        images = counts.train if METHODS[name].all_images else counts.labeled
         epochs = training.epochs
         if training.steps:
             epochs = training.steps * training.batch_size / images
@@ -324,24 +333,30 @@ class Pace:
         plans: of the stages, in their order.
         deadline: when all is to be done, in seconds since 1970.
         flags: options that stay as they are.
-        labels: the kept recipe's label set.
+        look: what is seen of the images.
     """
 
     def __init__(
-        self, plans: Sequence[StagePlan], deadline: float, flags: Collection[str], labels: str
+        self, plans: Sequence[StagePlan], deadline: float, flags: Collection[str], look: Look
     ):
         self.plans = {plan.stage: plan for plan in plans}
-        self.deadline, self.flags, self.labels = deadline, flags, labels
-        self._planned, self._began = 0.0, time.time()
+        self.deadline, self.flags, self.look = deadline, flags, look
+        self._planned = self._spent = 0.0  # seconds of the stages that are done
+        self._running, self._since = "", time.time()
 
     def before(self, method: str, config: Config, accelerator: Accelerator) -> Config:
         """The configuration for a stage and those after it."""
         now, names = time.time(), list(self.plans)
+        if self._running in self.plans:
+            self._planned += self.plans[self._running].seconds
+            self._spent += now - self._since
+        self._running, self._since = method, now
+        if method not in self.plans:
+            return config
         rest = [self.plans[name] for name in names[names.index(method) :]]
         slowness = 1.0
         if self._planned > 5:
-            slowness = min(max((now - self._began) / self._planned, 0.5), 4.0)
-        self._planned += self.plans[method].seconds
+            slowness = min(max(self._spent / self._planned, 0.3), 4.0)
         section = METHODS[method].section
         begun = any(
             config.folder_of(name).exists()
@@ -357,10 +372,9 @@ class Pace:
         if 0.95 < factor < 1.1:
             return config
         config = lengthen(config, self.flags, {method: factor})
-        keep(config, self.labels, accelerator)
-        self._planned -= self.plans[method].seconds
+        config = fit_warmups(config, self.flags, self.look.counts)
+        keep(config, self.look.labels, accelerator)
         self.plans[method] = _of_length(self.plans[method], config)
-        self._planned += self.plans[method].seconds
         training = config.training_of(method)
         length = f"{training.steps:,} steps" if training.steps else f"{training.epochs:g} epochs"
         accelerator.print(f"{method}: {length} now, to end within the budget")

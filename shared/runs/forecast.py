@@ -28,7 +28,7 @@ from PIL import Image
 
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.schema import Config
+from shared.config.schema import Config, Training
 from shared.runs.cost import (
     HUB_SIZES,
     Cost,
@@ -158,6 +158,7 @@ def measure(
     Raises:
         UserError: where the data cannot be opened, or a stage refuses them.
     """
+    stages = {m: run for m, run in stages.items() if isinstance(config.training_of(m), Training)}
     lines: list[StagePlan] = []
     with tempfile.TemporaryDirectory() as folder:
         small = replace(config, output=folder, run="probe", force="")

@@ -49,12 +49,13 @@ def _changed_options(config: Config, method: str) -> dict[str, tuple[Any, Any]]:
     if stored is None or config.forces(method):
         return {}
     training = config.training_of(method)
-    model = replace(config.model, encoder=config.encoder_of(method))
     sections = {"data": config.data, "augment": config.augment, training.section: training}
-    if not METHODS[method].made_from:
-        sections["model"] = model
+    noted = {key.partition(".")[0] for key in stored}
+    if "model" in noted:
+        sections["model"] = replace(config.model, encoder=config.encoder_of(method))
     usual, changed = defaults(), {}
-    for prefix, section in sections.items():
+    for prefix in sections.keys() & noted:
+        section = sections[prefix]
         for key, now in hashed_settings(section, prefix).items():
             before = _plain(stored.get(key, usual.get(key)))
             if before != _plain(now):
