@@ -88,6 +88,7 @@ def train(
     from shared.runs.redo import all_to_redo, require_same_options
     from shared.runs.results import collect, results_text, write_results
     from shared.runtime.artifacts import OtherSettingsError
+    from shared.runtime.progress import counted
     from shared.training.schedule import require_equal_shares, schedule_of
 
     require_same_options(config)
@@ -100,8 +101,8 @@ def train(
         require_equal_shares(config.training_of(name), accelerator.num_processes)
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
-        f"data: {len(splits.train):,} images for training, {len(labels.ids):,} of them with a"
-        f" label; {tested:,} for testing"
+        f"data: {counted(len(splits.train), 'image')} for training, {len(labels.ids):,} of them"
+        f" with a label; {tested:,} for testing"
     )
     for name, stage in wanted.items():
         config = paced(name, config, accelerator) if paced else config

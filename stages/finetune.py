@@ -13,6 +13,7 @@ compare with, chosen by ``--method``:
     accelerate launch -m stages.finetune --method linear --linear.init runs/digits/pretrain
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,6 +47,7 @@ from shared.networks.build import (
 from shared.networks.heads import Classifier, freeze
 from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, NetworkMeta, read_meta
 from shared.runtime.errors import UserError
+from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device
 from shared.training.evaluate import state_hash
 from shared.training.stage import Stage, settings_of_test_images
@@ -105,15 +107,16 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     encoder_before = state_hash(model.encoder) if row.frozen else ""
     rates = {"encoder": cfg.encoder_rate} | ({"layers": cfg.encoder_rate} if from_layer else {})
     net = stage.prepare(model, len(labels.ids), learning_rates=rates)
+    stage.chance = math.log(len(classes))
     if accelerator.is_main_process:
         write_labels(stage.path / "labels.csv", images, labels)
     batches = stage.batches(images, labels.ids, augmentation_for(config.augment, cfg.augmentation))
     targets = torch.full((len(images),), UNLABELED)
     targets[labels.ids] = torch.from_numpy(labels.targets)
     accelerator.print(
-        f"{method}: {len(labels.ids):,} labels of {len(classes)} classes"
-        f" (hash {labels.hash}), {stage.schedule.steps:,} steps of {cfg.batch_size}, learning rate"
-        f" {stage.schedule.peak:.4g}, from layer {from_layer} of the projection head"
+        f"{method}: {counted(len(labels.ids), 'label')} of {len(classes)} classes"
+        f" (hash {labels.hash}), {counted(stage.schedule.steps, 'step')} of {cfg.batch_size},"
+        f" learning rate {stage.schedule.peak:.4g}, from layer {from_layer} of the projection head"
     )
 
     net.train(cfg.batch_norm == "batch")

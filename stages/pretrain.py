@@ -36,6 +36,7 @@ from shared.networks.build import build_contrastive, network_meta
 from shared.networks.negatives_queue import Memory
 from shared.runtime.distributed import gather_with_grad, rank
 from shared.runtime.errors import UserError
+from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device
 from shared.training.gradient_cache import Contrast, Embedded, backward_in_parts
 from shared.training.losses import (
@@ -87,8 +88,9 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     net = stage.prepare(model, len(images), state=state)
     batches = stage.batches(images, np.arange(len(images)), config.augment, views=cfg.views)
     negatives, chance = without_learning(cfg)
+    stage.chance = chance
     accelerator.print(
-        f"{method}: {len(images):,} images, {stage.schedule.steps:,} steps of"
+        f"{method}: {counted(len(images), 'image')}, {counted(stage.schedule.steps, 'step')} of"
         f" {cfg.batch_size} images{f' in {parts} parts' if parts > 1 else ''},"
         f" learning rate {stage.schedule.peak:.4g}, negatives per anchor: {negatives}",
         *warnings_for(config, images),

@@ -18,11 +18,9 @@ from shared.config.schema import RECIPES, SECTIONS, Config, as_yaml, dump
 from shared.runtime.errors import UserError
 
 KEPT = "recipe.yaml"  # in a run's folder: what was fitted to own images
-AFTERWARDS = """
-afterwards, with the run's folder (runs/NAME) or one of its stages:
-  python -m stages.predict runs/NAME/distill-1pct-seed0 IMAGE ...   classes of new images
-  python -m stages.report runs/NAME    the table again     python -m stages.page runs/NAME    a page
-  python -m stages.assess --run NAME   how good features and classifiers are"""
+AFTERWARDS = """\
+afterwards: python -m stages.predict runs/NAME/STAGE IMAGE ... (classes of new images),
+  stages.page runs/NAME (a page), stages.report runs/NAME (the table), stages.assess --run NAME"""
 # What an error message calls the types.
 TYPES = {
     "int": "a whole number",
@@ -100,8 +98,7 @@ def _parser(program: str, description: str) -> _Parser:
     parser.add_argument(
         "--config",
         action="config",
-        help="recipe to start from (a YAML file); without it configs/digits.yaml, and for own"
-        " images (--data.train) one that is fitted to them and to this machine",
+        help="recipe (a YAML file); unset: configs/digits.yaml, for own images a fitted one",
     )
     parser.add_class_arguments(Config, None)
     for action in parser._actions:
@@ -189,7 +186,8 @@ def read_command_line(
     recipe, flags = _recipe_first(arguments)
     try:
         # Only the parser can tell a flag from a value: it names those that stand on the line.
-        given = parser.parse_args(flags, defaults=False)
+        asked = [flag for flag in flags if not flag.startswith("--print_config")]  # which leaves
+        given = parser.parse_args(asked, defaults=False)
         origin, place = "recipe", []
         if not recipe:
             recipe, place, origin = _usual_recipe(given)

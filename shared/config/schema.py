@@ -595,8 +595,7 @@ class Config:
         tracker: also log to an experiment tracker that accelerate knows.
         plan: pipeline.py only measures for half a minute and prints what each stage would take:
             steps, FLOPs, time, memory, disk.
-        budget: about how long pipeline.py may take in all, where it fits the settings to own
-            images: 30min, 1.5h, 90s.
+        budget: about how long pipeline.py may take in all on own images: 30min, 1.5h, 90s.
         table: pipeline.py only fills this grid of runs and prints its table: a name in
             configs/tables, or a YAML file of that form.
         data: the images.

@@ -74,7 +74,8 @@ def shrunk(images: ImageSet, data: Data, progress: bool) -> ImageSet:
         return complete
     if progress:
         names = images.names[~readable]
-        print(f"skipped {len(names)} unreadable of {len(images)} images: {abbreviated(names)}")
+        total = counted(len(images), "image")
+        print(f"skipped {len(names)} unreadable of {total}: {abbreviated(names)}")
     return complete.select(np.flatnonzero(readable))
 
 

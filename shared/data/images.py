@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from shared.runtime.errors import UserError
-from shared.runtime.progress import Progress
+from shared.runtime.progress import Progress, counted
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
 FINGERPRINTED = 1000  # of images that are not in memory, how many files are hashed
@@ -181,12 +181,13 @@ class ImageSet:
             pixels[len(readable)] = image
             readable.append(index)
         if pixels is None:
-            raise UserError(f"none of the {len(self)} images can be read")
+            raise UserError(f"none of the {counted(len(self), 'image')} can be read")
         if len(readable) == len(self):
             return replace(self, pixels=pixels)
         if progress:
             names = self.names[np.setdiff1d(np.arange(len(self)), readable)]
-            print(f"skipped {len(names)} unreadable of {len(self)} images: {abbreviated(names)}")
+            total = counted(len(self), "image")
+            print(f"skipped {len(names)} unreadable of {total}: {abbreviated(names)}")
         kept = self.select(np.array(readable))
         return replace(kept, pixels=pixels[: len(readable)].clone())
 

@@ -15,6 +15,7 @@ from shared.config.labelset import LabelSet
 from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.progress import counted
 from shared.runtime.randomness import generator
 
 
@@ -195,8 +196,8 @@ def find_images(splits: Splits, names: list[str], file: Path) -> np.ndarray:
     unknown = [name for name in names if name not in whole and name not in ends]
     if unknown:
         raise UserError(
-            f"{file} names {len(unknown)} unknown images: {abbreviated(unknown)}; the images"
-            f" are called like {abbreviated(train.names)}"
+            f"{file} names {counted(len(unknown), 'unknown image')}: {abbreviated(unknown)};"
+            f" the images are called like {abbreviated(train.names)}"
         )
     ambiguous = [name for name in names if name not in whole and len(ends[name]) > 1]
     if ambiguous:

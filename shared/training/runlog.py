@@ -78,8 +78,14 @@ class RunLog:
         """Whether a line is to be written after ``step`` updates."""
         return step % self.every == 0 or step == self.total
 
-    def write(self, step: int, **values: float | Tensor) -> None:
-        """Log numbers after ``step`` updates, with the rate and the share of time spent waiting."""
+    def write(self, step: int, chance: float | None = None, **values: float | Tensor) -> None:
+        """Log numbers after ``step`` updates, with the rate and the share of time spent waiting.
+
+        Args:
+            step: number of updates.
+            chance: the loss of a network that has learned nothing; it is shown and not logged.
+            values: the numbers, the loss first.
+        """
         now = time.perf_counter()
         elapsed = max(now - self._last_time, 1e-9)
         line = {key: float(f"{float(value):.6g}") for key, value in values.items()}
@@ -92,7 +98,7 @@ class RunLog:
             self.accelerator.log({**tracked, f"{self.stage}/step": step})
         else:
             self.accelerator.log(tracked, step=step)
-        self._progress.note(_notes(line))
+        self._progress.note(_notes(line, chance))
         if self._main:
             try:
                 with self._path.open("a") as file:
@@ -108,11 +114,12 @@ class RunLog:
         self._progress.close()
 
 
-def _notes(line: Mapping[str, float]) -> str:
-    """The loss beside that of chance, where it is known, or the first two numbers."""
-    if "loss_of_chance" in line:
-        return f"loss {line['loss']:.3g} (chance {line['loss_of_chance']:.3g})"
-    return ", ".join(f"{key} {value:.3g}" for key, value in list(line.items())[:2])
+def _notes(line: Mapping[str, float], chance: float | None) -> str:
+    """The first two numbers; beside the loss that of chance, where it is known."""
+    notes = [f"{key} {value:.3g}" for key, value in list(line.items())[:2]]
+    if chance is not None:
+        notes[0] += f" (chance {chance:.3g})"
+    return ", ".join(notes)
 
 
 def _lines(path: Path) -> list[dict]:
