@@ -11,7 +11,7 @@ is imported: a misspelt option is answered at once.
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -84,26 +84,27 @@ def train(
     """
     from shared.data.labels import draw_labels
     from shared.data.sources import open_data
+    from shared.runs.cost import Counts
+    from shared.runs.fit import warnings_for
     from shared.runs.metrics import legend
     from shared.runs.redo import all_to_redo, require_same_options
     from shared.runs.results import collect, results_text, write_results
     from shared.runtime.artifacts import OtherSettingsError
     from shared.runtime.progress import counted
-    from shared.training.schedule import require_equal_shares, schedule_of
 
     require_same_options(config)
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     # bad labels and impossible schedules stop the run before it pretrains
     labels = draw_labels(splits, config.label_set, config.seed)
-    for name in wanted:
-        images = len(splits.train) if METHODS[name].all_images else len(labels.ids)
-        schedule_of(config.training_of(name), images)
-        require_equal_shares(config.training_of(name), accelerator.num_processes)
+    require_schedules(config, wanted, len(splits.train), len(labels.ids), accelerator)
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
         f"data: {counted(len(splits.train), 'image')} for training, {len(labels.ids):,} of them"
         f" with a label; {tested:,} for testing"
     )
+    counts = Counts(len(splits.train), len(labels.ids), tested, len(splits.train.classes))
+    for warning in warnings_for(config, counts, accelerator):
+        accelerator.print(warning)
     for name, stage in wanted.items():
         config = paced(name, config, accelerator) if paced else config
         try:
@@ -120,6 +121,24 @@ def train(
             print(f"\non {tested:,} test images; {legend()}")
         print(f"\n{results_text(own)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
         print(next_commands(config))
+
+
+def require_schedules(
+    config: Config, wanted: Iterable[str], images: int, labels: int, accelerator: "Accelerator"
+) -> None:
+    """Refuse impossible schedules of any stage, all in one line, before the first one trains."""
+    from shared.runtime.errors import UserError
+    from shared.training.schedule import require_equal_shares, schedule_of
+
+    refused: dict[str, None] = {}  # in order, each once
+    for name in wanted:
+        try:
+            schedule_of(config.training_of(name), images if METHODS[name].all_images else labels)
+            require_equal_shares(config.training_of(name), accelerator.num_processes)
+        except UserError as error:
+            refused[str(error)] = None
+    if refused:
+        raise UserError("; ".join(refused))
 
 
 def next_commands(config: Config) -> str:

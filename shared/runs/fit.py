@@ -27,7 +27,7 @@ from shared.data.images import MEMORY_LIMIT
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data
 from shared.runs.cost import Counts, cost_of
-from shared.runs.forecast import StagePlan, free_bytes, measure, warnings_of
+from shared.runs.forecast import LONG, StagePlan, free_bytes, measure, warnings_of
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted, duration
@@ -38,6 +38,7 @@ USUAL_HOURS = 1.0  # what a machine without a GPU may take where no --budget is 
 SPARED = 0.1  # share of the budget that the first choice leaves, because clocks tremble
 MEASURED = 0.04  # share of the budget that measuring takes, about
 LONGEST = 5.0  # times the recipe's length: so far a large budget lengthens stages 1 and 3
+CPU_FLOPS = 2.5e11  # of one core with AMX (docs/performance.md); others reach less
 TINY = 16  # images of fewer pixels per side are cropped in fractions of a pixel
 LABELS = ("10pct", "25pct", "50pct", "100pct")  # of which the first with enough labels is taken
 
@@ -379,6 +380,31 @@ class Pace:
         length = f"{training.steps:,} steps" if training.steps else f"{training.epochs:g} epochs"
         accelerator.print(f"{method}: {length} now, to end within the budget")
         return config
+
+
+# ------------------------------------------------------------------------ recipes taken as they are
+def warnings_for(config: Config, counts: Counts, accelerator: Accelerator) -> list[str]:
+    """One line each where a recipe's pretraining takes days on a CPU, or more memory than is there.
+
+    It is counted, not measured, and only for images that are not small.
+    """
+    warnings: list[str] = []
+    if accelerator.device.type != "cpu" or config.data.image_size < 64:
+        return warnings
+    training = config.pretrain
+    cost = cost_of("pretrain", config, counts, accelerator.mixed_precision)
+    images = schedule_of(training, counts.train).steps * training.batch_size
+    seconds = cost.update * images / (CPU_FLOPS * (os.cpu_count() or 1))
+    needed, there = cost.activations * training.images_at_once, psutil.virtual_memory().total
+    advice = "without --config the settings are fitted to this machine; --plan tells more"
+    if seconds > LONG:
+        warnings.append(f"warning: pretraining takes {duration(seconds)} or more here; {advice}")
+    if needed > there:
+        warnings.append(
+            f"warning: pretraining needs {needed / 2**30:.0f} GiB of memory or more, here are"
+            f" {there / 2**30:.0f}; {advice}"
+        )
+    return warnings
 
 
 # ------------------------------------------------------------------------------------------- text

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import pipeline
 from shared.config.command_line import read_command_line
 from shared.config.methods import METHODS
+from shared.config.schema import RECIPES
 from shared.data.images import MEMORY_LIMIT
 from shared.data.sources import open_splits
 from shared.runs import fit as fitting
@@ -283,6 +284,28 @@ def test_budgets_that_are_refused(tmp_path, capsys, flags, says):
 def test_a_budget_on_several_processes_is_refused():
     with pytest.raises(UserError, match="--budget measures one process"):
         fitting.fit(line("--budget=1h"), SimpleNamespace(num_processes=2), {}, 0.0)
+
+
+def test_a_recipe_that_takes_days_on_a_cpu_is_warned_of(monkeypatch):
+    """README's command on 2,434 pictures: 200 epochs of ResNet-50 at 224 pixels, batches of 256."""
+    cost = SimpleNamespace(update=48.6e9, activations=170 * 2**20)
+    monkeypatch.setattr(fitting, "cost_of", lambda *_: cost)
+    monkeypatch.setattr(fitting.os, "cpu_count", lambda: 2)
+    memory = SimpleNamespace(total=24 * 2**30)
+    monkeypatch.setattr(fitting.psutil, "virtual_memory", lambda: memory)
+    recipe = [f"--config={RECIPES / 'image_folder.yaml'}"]
+    counts = Counts(2434, 240, 600, 14)
+    time, room = fitting.warnings_for(line(*recipe).config, counts, CPU)
+    assert "13.1 hours or more" in time
+    assert "42 GiB of memory or more, here are 24; without --config" in room
+    assert not fitting.warnings_for(line().config, counts, CPU)  # small
+    short = line(*recipe, "--pretrain.steps=10", "--pretrain.batch_size=8").config
+    assert not fitting.warnings_for(replace(short), counts, CPU)
+    assert not fitting.warnings_for(line(*recipe).config, counts, process_on("cuda"))
+
+
+def process_on(device: str) -> SimpleNamespace:
+    return SimpleNamespace(device=torch.device(device))
 
 
 def test_a_gpu_takes_the_photo_recipe(photos, monkeypatch):
