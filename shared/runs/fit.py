@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from shared.config.command_line import KEPT, CommandLine, recipe_of
 from shared.config.methods import METHODS
@@ -106,6 +107,8 @@ def fit(
             pace = Pace(plans, began + config.budget_seconds, flags, look)
     else:
         notes.append("The time was not measured.")
+    if accelerator.num_processes > 1:  # memory that is free differs from process to process
+        (config,) = broadcast_object_list([config])
     keep(config, look.labels, accelerator)
     accelerator.print(_reasons(config, look, on_cpu), *notes, sep="\n")
     return config, pace
@@ -201,7 +204,8 @@ def fit_batches(
         config = change(config, flags, {key: min(training.batch_size, most)})
     for name in trained(config):
         activations = cost_of(name, config, counts, accelerator.mixed_precision).activations
-        room = int(0.6 * free_bytes(accelerator) / max(activations, 1))
+        memory = 0.6 * free_bytes(accelerator) * accelerator.num_processes
+        room = int(memory / max(activations, 1))
         if name == "pretrain" and "distill.student" not in flags:
             largest = max(training.batch_size for training in trained(config).values())
             if largest <= room:  # an image of the other stages takes no more

@@ -162,7 +162,8 @@ def measure(
     lines: list[StagePlan] = []
     with tempfile.TemporaryDirectory() as folder:
         small = replace(config, output=folder, run="probe", force="")
-        small, counts, note = _data_of(small, Path(folder) / "images")
+        shown = accelerator.is_local_main_process  # as the stages, so that all share one decoding
+        small, counts, note = _data_of(small, Path(folder) / "images", shown)
         began = time.perf_counter()
         for method, run in Progress("measuring", len(stages), "stages").over(stages.items()):
             cost = cost_of(method, config, counts, accelerator.mixed_precision)
@@ -200,13 +201,13 @@ def warnings_of(plans: Sequence[StagePlan], accelerator: Accelerator) -> list[st
 
 
 # ------------------------------------------------------------------------------------------ data
-def _data_of(config: Config, folder: Path) -> tuple[Config, Counts, str]:
+def _data_of(config: Config, folder: Path, progress: bool) -> tuple[Config, Counts, str]:
     """The configuration to measure with, the counts of the recipe's data, and a note.
 
     Made-up images in ``folder`` stand in for a known data set that cannot be reached.
     """
     try:
-        return config, count_images(config), ""
+        return config, count_images(config, progress), ""
     except UserError as error:
         name = config.data.train.partition("@")[0]
         if name not in HUB_SIZES:

@@ -310,7 +310,8 @@ def process_on(device: str) -> SimpleNamespace:
 
 def test_a_gpu_takes_the_photo_recipe(photos, monkeypatch):
     monkeypatch.setattr(fitting.torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(fitting, "free_bytes", lambda accelerator: 2**34)
+    monkeypatch.setattr(fitting, "free_bytes", lambda accelerator: 2**33)
+    monkeypatch.setattr(fitting, "broadcast_object_list", lambda objects: objects)
     monkeypatch.setattr(fitting, "cost_of", lambda *_: SimpleNamespace(activations=2**27))
     monkeypatch.setattr(fitting, "look_at", lambda *_: look(equal=True))
     gpu = process(of=2)
