@@ -38,6 +38,7 @@ from shared.training.stage import RunStage
 USUAL_HOURS = 1.0  # what a machine without a GPU may take where no --budget is given
 SPARED = 0.1  # share of the budget that the first choice leaves, because clocks tremble
 MEASURED = 0.04  # share of the budget that measuring takes, about
+SHORTEST = 0.01  # times the recipe's length: so far a stage shrinks
 LONGEST = 5.0  # times the recipe's length: so far a large budget lengthens stages 1 and 3
 CPU_FLOPS = 2.5e11  # of one core with AMX (docs/performance.md); others reach less
 TINY = 16  # images of fewer pixels per side are cropped in fractions of a pixel
@@ -260,14 +261,16 @@ def fit_lengths(
     plans, *_ = measure(config, accelerator, stages, min(30.0, max(3.0, MEASURED * limit)))
     room = (1 - SPARED) * limit - (time.time() - began)
     factors = share_out(plans, flags, room, LONGEST if budget else 1.0)
-    passes = {p.stage: factors.get(p.stage, 1) * p.steps * p.batch_size / p.images for p in plans}
-    if budget and (room <= 0 or passes["pretrain"] < 1):
-        needed = sum(plan.fixed_seconds for plan in plans) + plans[0].seconds / passes["pretrain"]
-        least = time.time() - began + 2 * max(needed, 0.0)
+    first = plans[0]  # pretraining
+    passes = first.steps * first.batch_size / first.images
+    if budget and is_free("pretrain", flags) and factors["pretrain"] * passes < 1:
+        needed = sum(plan.fixed_seconds for plan in plans) + _moving(first) / passes
+        least = time.time() - began + 2 * needed
         raise UserError(
             f"--budget {config.budget} is too short for {counted(counts.train, 'image')}: less than"
             f" one pass over them; give {duration(least)} or more, or fewer images"
         )
+    factors = {name: max(factor, SHORTEST) for name, factor in factors.items()}
     config = lengthen(config, flags, factors)
     config = fit_warmups(config, flags, counts)
     return config, [_of_length(plan, config) for plan in plans]
@@ -373,7 +376,7 @@ class Pace:
         spare = 3.0 if len(rest) > 1 else 1.0  # the table, and the end of the process
         room = self.deadline - now - spare - slowness * sum(p.fixed_seconds for p in rest)
         factor = room / max(slowness * sum(map(_moving, rest)), 1e-9)
-        factor = min(max(factor, 0.02), 2.0 if len(rest) == 1 else 1.0)
+        factor = min(max(factor, SHORTEST), 2.0 if len(rest) == 1 else 1.0)
         if 0.95 < factor < 1.1:
             return config
         config = lengthen(config, self.flags, {method: factor})

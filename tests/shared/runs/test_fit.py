@@ -167,7 +167,14 @@ def test_lengths_have_two_digits_and_at_least_one_step(factor, epochs, steps):
 # ---------------------------------------------------------------------------------------- the clock
 @pytest.mark.parametrize(
     ("budget", "took", "expected"),
-    [(202, 100, 100), (300, 200, 48), (300, 290, 2.1), (300, 50, 200), (300, 100, 190)],
+    [
+        (202, 100, 100),
+        (300, 200, 48),
+        (300, 290, 2.1),
+        (300, 400, 1),
+        (300, 50, 200),
+        (300, 100, 190),
+    ],
 )
 def test_the_last_stage_keeps_the_budget(tmp_path, monkeypatch, capsys, budget, took, expected):
     """Pretraining was planned for 100 s; distillation of 100 epochs for 101 s."""
@@ -262,8 +269,9 @@ def test_a_plan_and_a_refusal_keep_nothing(photos, capsys, monkeypatch):
     expected = float(printed.partition("Expected: ")[2].partition(" min")[0])
     assert 25 < expected <= 27
     assert "not kept, as it is a plan" in printed
-    assert call(photos, "--budget=7s", "--precision=no") == 2
-    assert "--budget 7s is too short" in capsys.readouterr().err
+    for budget in ("7s", "0.1s"):
+        assert call(photos, f"--budget={budget}", "--precision=no") == 2
+        assert f"--budget {budget} is too short" in capsys.readouterr().err
     assert not (photos.parent / "out").exists()
 
 
