@@ -71,7 +71,9 @@ def _text(config: Config, outdated: Mapping[str, Changes]) -> str:
     changed: dict[str, tuple[Any, Any]] = {}
     for changes in outdated.values():
         changed |= changes
-    first, *others = sorted(changed, key=lambda key: key not in HASHES)  # other data, above all
+    first, *others = sorted(
+        changed, key=lambda key: (key not in HASHES, key)
+    )  # other data, above all
     before, now = changed[first]
     also = f" (also changed: {', '.join(others[:5])})" if others else ""
     forced = [name for name in outdated if not set(ancestors(name)) & outdated.keys()]
