@@ -41,6 +41,7 @@ MEASURED = 0.04  # share of the budget that measuring takes, about
 SHORTEST = 0.01  # times the recipe's length: so far a stage shrinks
 LONGEST = 5.0  # times the recipe's length: so far a large budget lengthens stages 1 and 3
 CPU_FLOPS = 2.5e11  # of one core with AMX (docs/performance.md); others reach less
+FEW = 20  # epochs of pretraining, of which fewer are worth a note
 TINY = 16  # images of fewer pixels per side are cropped in fractions of a pixel
 LABELS = ("10pct", "25pct", "50pct", "100pct")  # of which the first with enough labels is taken
 
@@ -99,11 +100,17 @@ def fit(
     wanted = {name: stage for name, stage in stages.items() if config.asks_for(name)}
     may_change = any(is_free(METHODS[name].section, flags) for name in wanted)
     if accelerator.num_processes == 1 and (may_change or config.budget):
+        config = fit_threads(config, flags, accelerator, wanted)
         config, plans = fit_lengths(config, flags, look.counts, accelerator, wanted, began)
         notes = warnings_of(plans, accelerator)
         expected = time.time() - began + sum(plan.seconds for plan in plans)
         peak = max(plan.peak_bytes for plan in plans)
         notes.insert(0, f"Expected: {duration(expected)} and {peak / 2**30:.1f} GiB of memory.")
+        if config.budget_seconds and config.pretrain.epochs < FEW and not config.pretrain.steps:
+            notes.append(
+                f"note: {config.pretrain.epochs:g} epochs of pretraining are few; for {FEW} give"
+                f" about {FEW / config.pretrain.epochs:.1g} times the budget"
+            )
         if config.budget_seconds:
             pace = Pace(plans, began + config.budget_seconds, flags, look)
     else:
@@ -238,6 +245,27 @@ def fit_warmups(config: Config, flags: Collection[str], counts: Counts) -> Confi
 def is_free(section: str, flags: Collection[str]) -> bool:
     """Whether the command line leaves the length of a section's stages open."""
     return not {f"{section}.epochs", f"{section}.steps"} & set(flags)
+
+
+def fit_threads(
+    config: Config,
+    flags: Collection[str],
+    accelerator: Accelerator,
+    stages: Mapping[str, RunStage],
+) -> Config:
+    """One thread where more are not faster: in small networks they mostly wait for one another."""
+    every = torch.get_num_threads()
+    if "threads" in flags or every == 1 or accelerator.device.type != "cpu":
+        return config
+    pretrain = {name: stage for name, stage in stages.items() if name == "pretrain"}
+    seconds = {}
+    for threads in (every, 1):
+        torch.set_num_threads(threads)
+        plans, *_ = measure(config, accelerator, pretrain, 2.0)
+        seconds[threads] = _moving(plans[0])
+    threads = every if seconds[every] < 0.9 * seconds[1] else 1
+    torch.set_num_threads(threads)
+    return replace(config, threads=threads)
 
 
 def fit_lengths(

@@ -254,6 +254,26 @@ def test_the_choice_is_made_once_and_kept(photos, capsys, monkeypatch):
     assert "seed" not in yaml.safe_load((run / "recipe.yaml").read_text())
 
 
+@pytest.mark.parametrize(
+    ("one", "all_of_them", "flags", "threads"),
+    [(10, 5, (), 4), (10, 9.5, (), 1), (10, 80, (), 1), (10, 80, ("threads",), 0)],
+)
+def test_more_threads_only_where_they_are_faster(monkeypatch, one, all_of_them, flags, threads):
+    known = {"now": 4}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: known["now"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: known.update(now=number))
+
+    def measured(config, accelerator, stages, seconds):
+        assert list(stages) == ["pretrain"]
+        return [plan("pretrain", one if known["now"] == 1 else all_of_them)], None, ""
+
+    monkeypatch.setattr(fitting, "measure", measured)
+    stages = {"pretrain": None, "distill": None}
+    fitted = fitting.fit_threads(line().config, flags, CPU, stages)
+    assert fitted.threads == threads
+    assert known["now"] == (threads or 4)
+
+
 def test_a_plan_and_a_refusal_keep_nothing(photos, capsys, monkeypatch):
     def measured(config, *_):
         """Each stage takes 500 s."""
@@ -264,13 +284,13 @@ def test_a_plan_and_a_refusal_keep_nothing(photos, capsys, monkeypatch):
 
     monkeypatch.setattr(fitting, "measure", measured)
     monkeypatch.setattr("shared.runs.forecast.forecast", lambda *_: None)
-    assert call(photos, "--plan", "--budget=30min", "--precision=no") == 0
+    assert call(photos, "--plan", "--budget=30min", "--precision=no", "--threads=1") == 0
     printed = capsys.readouterr().out
     expected = float(printed.partition("Expected: ")[2].partition(" min")[0])
     assert 25 < expected <= 27
     assert "not kept, as it is a plan" in printed
     for budget in ("7s", "0.1s"):
-        assert call(photos, f"--budget={budget}", "--precision=no") == 2
+        assert call(photos, f"--budget={budget}", "--precision=no", "--threads=1") == 2
         assert f"--budget {budget} is too short" in capsys.readouterr().err
     assert not (photos.parent / "out").exists()
 
