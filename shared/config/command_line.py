@@ -192,7 +192,7 @@ def read_command_line(
         if not recipe:
             recipe, place, origin = _usual_recipe(given)
         parser.recipe = recipe[-1].removeprefix("--config=")
-        parser.parse_args([*recipe, *place])
+        _require_sections(parser.parse_args([*recipe, *place]))
         parser.recipe = ""
         config = _config(parser, parser.parse_args([*recipe, *place, *flags]))
         return CommandLine(config, frozenset(given.keys()), tuple(flags), origin)
@@ -244,11 +244,15 @@ def _strict_parser() -> _Parser:
 
 
 def _config(parser: _Parser, namespace: jsonargparse.Namespace) -> Config:
+    _require_sections(namespace)
+    values = parser.instantiate(namespace)
+    return Config(**{f.name: values[f.name] for f in fields(Config)})
+
+
+def _require_sections(namespace: jsonargparse.Namespace) -> None:
     for name in SECTIONS:
         if not isinstance(namespace[name], jsonargparse.Namespace):
             raise ValueError(f"{name} must be a section of options, got {namespace[name]!r}")
-    values = parser.instantiate(namespace)
-    return Config(**{f.name: values[f.name] for f in fields(Config)})
 
 
 def _recipe_first(arguments: list[str]) -> tuple[list[str], list[str]]:
