@@ -1,21 +1,23 @@
 """The whole path: many images and few labels in, a small classifier and a table out.
 
     python pipeline.py --labels 1pct                   # the embedded digits, offline
-    python pipeline.py --config configs/image_folder.yaml --data.train photos/ --labels labels.csv
-    accelerate launch pipeline.py --table label_efficiency   # a grid of runs
+    python pipeline.py --data.train photos --labels labels.csv --budget 30min
+    accelerate launch pipeline.py --table label_efficiency   # a grid of runs, and its table
 
 It runs every stage and every comparison that is not done yet. The command line is read before torch
 is imported: a misspelt option, an unknown table or a missing file of labels is answered at once.
 """
 
+import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from shared.config.command_line import load_config
-from shared.config.methods import METHODS
+from shared.config.command_line import KEPT, CommandLine, read_command_line
+from shared.config.methods import DEPLOYED, METHODS
 from shared.config.schema import Config
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError, exit_code_2
@@ -34,55 +36,80 @@ def stages() -> dict[str, "RunStage"]:
     }
 
 
-def run(config: Config, accelerator: "Accelerator", flags: Collection[str] = ()) -> None:
+def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: float) -> None:
     """Three stages and the rows to compare with; then the table of this label set and seed.
 
     Args:
         config: the run; with ``table`` a grid of runs instead.
         accelerator: of this process.
-        flags: the options given on the command line, which win over those of a table.
+        line: the command line, whose flags win over a table's and over what is fitted.
+        began: when the command was called, in seconds since 1970.
     """
     from shared.networks.build import require_weights
+    from shared.runs.fit import fit
     from shared.runs.forecast import forecast
     from shared.runs.grid import fill
+    from shared.runtime.errors import UserError
     from stages.assess import assess
 
+    pace = None
+    if config.budget and (config.table or line.origin == "recipe"):
+        raise UserError(
+            "--budget chooses the lengths of a run on own images: give --data.train, and neither"
+            " --config nor --table"
+        )
+    if line.origin == "open":
+        config, pace = fit(line, accelerator, stages(), began)
+    elif line.origin == "kept":
+        also = "; --budget was for that choice" if config.budget else ""
+        accelerator.print(f"settings as chosen before: {config.folder / KEPT}{also}")
     if config.table:
-        return fill(config, accelerator, {**stages(), "assess": assess.run}, flags)
+        return fill(config, accelerator, {**stages(), "assess": assess.run}, line.flags)
     wanted = {name: stage for name, stage in stages().items() if config.asks_for(name)}
     for name in wanted:
         require_weights(config, name)
     if config.plan:
         return forecast(config, accelerator, wanted)
-    train(config, accelerator, wanted)
+    train(config, accelerator, wanted, pace.before if pace else None)
 
 
 def train(
     config: Config,
     accelerator: "Accelerator",
     wanted: Mapping[str, "RunStage"],
+    paced: "Callable[[str, Config, Accelerator], Config] | None" = None,
 ) -> None:
-    """Check data, labels and schedules; run the stages; print the table."""
+    """Check data, labels and schedules; run the stages; print the table.
+
+    Args:
+        config: the run.
+        accelerator: of this process.
+        wanted: the stages by their names, in order.
+        paced: gives the configuration for a stage, by the time that is left.
+    """
     from shared.data.labels import draw_labels
     from shared.data.sources import open_run
+    from shared.runs.cost import Counts
+    from shared.runs.fit import warnings_for
     from shared.runs.metrics import legend
+    from shared.runs.redo import all_to_redo, require_same_options
     from shared.runs.results import collect, results_text, write_results
-    from shared.training.schedule import require_an_image_each, schedule_of
+    from shared.runtime.artifacts import OtherSettingsError
+    from shared.runtime.progress import counted
     from shared.training.stage import to_follow
 
+    require_same_options(config)
     splits = open_run(config, accelerator)
     # bad labels, impossible schedules and too many processes stop the run before it pretrains
     labels = draw_labels(splits, config.label_set, config.seed)
     train, apart = splits.train, len(splits.train.held_out)
-    for name in wanted:
-        images = len(train.training_ids) if METHODS[name].all_images else len(labels.ids)
-        schedule_of(config.training_of(name), images)
-        require_an_image_each(config, name, accelerator.num_processes)
+    images = len(train.training_ids)
+    require_schedules(config, wanted, images, len(labels.ids), accelerator)
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
-        f"data: {len(train.training_ids):,} images for training, {len(labels.ids):,} of them with a"
-        f" label; {tested:,} for testing{', which stage 1 sees too, without labels' * bool(apart)}",
-        *labels.notes(splits.train.classes),
+        f"data: {counted(images, 'image')} for training, {len(labels.ids):,} of them with a label;"
+        f" {tested:,} for testing{', which stage 1 sees too, without labels' * bool(apart)}",
+        *labels.notes(train.classes),
         sep="\n",
     )
     outdated = to_follow(config, splits, labels)
@@ -91,8 +118,15 @@ def train(
             f"{config.labels} or the images have changed: {', '.join(outdated)} are made again;"
             " the pretraining is kept"
         )
-    for stage in wanted.values():
-        stage(config, accelerator)
+    counts = Counts(images, len(labels.ids), tested, len(train.classes))
+    for warning in warnings_for(config, counts, accelerator):
+        accelerator.print(warning)
+    for name, stage in wanted.items():
+        config = paced(name, config, accelerator) if paced else config
+        try:
+            stage(config, accelerator)
+        except OtherSettingsError as error:
+            raise all_to_redo(config, error) from error
 
     if accelerator.is_main_process:
         rows = collect(config.folder)
@@ -103,7 +137,41 @@ def train(
             seen = " (stage 1 saw them without their labels)" if apart else ""
             print(f"\non {tested:,} test images{seen}; {legend()}")
         print(f"\n{results_text(own)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
-        print(f"as a page with pictures: python -m stages.page {config.folder}")
+        print(next_commands(config))
+
+
+def require_schedules(
+    config: Config, wanted: Iterable[str], images: int, labels: int, accelerator: "Accelerator"
+) -> None:
+    """Refuse impossible schedules of any stage, all in one line, before the first one trains."""
+    from shared.runtime.errors import UserError
+    from shared.training.schedule import require_an_image_each, schedule_of
+
+    refused: dict[str, None] = {}  # in order, each once
+    for name in wanted:
+        try:
+            schedule_of(config.training_of(name), images if METHODS[name].all_images else labels)
+            require_an_image_each(config, name, accelerator.num_processes)
+        except UserError as error:
+            refused[str(error)] = None
+    if refused:
+        raise UserError("; ".join(refused))
+
+
+def next_commands(config: Config) -> str:
+    """What to do with a finished run, one command a line."""
+    folder, label_set = shlex.quote(str(config.folder)), config.label_set
+    student = config.folder / label_set.folder(DEPLOYED, config.seed)
+    recipe = f"--config {shlex.quote(str(config.folder / 'config.yaml'))}"
+    commands = {
+        "classes of new images": f"stages.predict {shlex.quote(str(student))} IMAGE ...",
+        "a page with pictures": f"stages.page {folder}",
+        "this table again, of all label sets": f"stages.report {folder}",
+        "how good features and classifiers are": f"stages.assess {recipe}",
+    }
+    width = max(map(len, commands))
+    lines = (f"  {what:{width}}  python -m {command}" for what, command in commands.items())
+    return "next:\n" + "\n".join(lines)
 
 
 def refuse_missing_files(config: Config) -> None:
@@ -122,11 +190,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Pretrain on all images, fine-tune on few labels, distill into a small student; what is"
         " already done is not done again."
     )
-    config, flags = load_config(argv, "pipeline.py", purpose, ())
-    refuse_missing_files(config)
+    began = time.time()
+    line = read_command_line(argv, "pipeline.py", purpose, ())
+    refuse_missing_files(line.config)
     from shared.config.command import run_command  # imports torch
 
-    return run_command(partial(run, flags=flags), config)
+    return run_command(partial(run, line=line, began=began), line.config)
 
 
 if __name__ == "__main__":

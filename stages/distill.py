@@ -7,6 +7,7 @@ teacher's architecture (self-distillation) or be any smaller network.
     accelerate launch -m stages.distill --distill.teacher runs/digits/finetune-1pct-seed0
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from shared.networks.build import (
 from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, read_meta
 from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError
+from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device, to_inference
 from shared.training.losses import distillation_loss
 from shared.training.stage import Stage, settings_of_test_images
@@ -89,6 +91,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     student = to_device(build_classifier(classifier, pretrained), config, accelerator)
     ids = images.training_ids
     net = stage.prepare(student, len(ids))
+    stage.chance = math.log(len(teacher_meta["classes"]))
     temperature = cfg.self_temperature if row.copies_teacher else cfg.temperature
     augmentation = augmentation_for(config.augment, cfg.augmentation)
     labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
@@ -106,8 +109,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
             ).steps(stage.start, stage.schedule.steps)
     batches = stage.batches(images, ids, augmentation, clean=cfg.teacher_view == "clean")
     accelerator.print(
-        f"{method}: {source} into {classifier['encoder']}, {len(ids):,} images,"
-        f" {stage.schedule.steps:,} steps of {cfg.batch_size}, learning rate"
+        f"{method}: {source} into {classifier['encoder']}, {counted(len(ids), 'image')},"
+        f" {counted(stage.schedule.steps, 'step')} of {cfg.batch_size}, learning rate"
         f" {stage.schedule.peak:.4g}, temperature {temperature}"
     )
 

@@ -13,6 +13,7 @@ compare with, chosen by ``--method``:
     accelerate launch -m stages.finetune --method linear --linear.init runs/digits/pretrain
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,6 +48,7 @@ from shared.networks.heads import Classifier, freeze
 from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, NetworkMeta, read_meta
 from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError
+from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device
 from shared.training.evaluate import state_hash
 from shared.training.stage import Stage, settings_of_test_images
@@ -108,6 +110,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     encoder_before = state_hash(model.encoder) if row.frozen else ""
     rates = {"encoder": cfg.encoder_rate} | ({"layers": cfg.encoder_rate} if from_layer else {})
     net = stage.prepare(model, len(labels.ids), learning_rates=rates)
+    stage.chance = math.log(len(classes))
     if accelerator.is_main_process:
         write_labels(stage.path / "labels.csv", images, labels)
     batches = stage.batches(images, labels.ids, augmentation_for(config.augment, cfg.augmentation))
@@ -116,9 +119,9 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     taught = len(np.unique(labels.targets))
     all_of = "" if taught == len(classes) else f"{taught} of "  # the pipeline names the others
     accelerator.print(
-        f"{method}: {len(labels.ids):,} labels of {all_of}{len(classes)} classes"
-        f" (hash {labels.hash}), {stage.schedule.steps:,} steps of {cfg.batch_size}, learning rate"
-        f" {stage.schedule.peak:.4g}, from layer {from_layer} of the projection head"
+        f"{method}: {counted(len(labels.ids), 'label')} of {all_of}{len(classes)} classes"
+        f" (hash {labels.hash}), {counted(stage.schedule.steps, 'step')} of {cfg.batch_size},"
+        f" learning rate {stage.schedule.peak:.4g}, from layer {from_layer} of the projection head"
     )
 
     weight = weight_of_own_rows(cfg.batch_size)

@@ -19,6 +19,7 @@ from shared.data.batches import central_photo, normalize
 from shared.data.images import USUAL, Decoding, decode_image
 from shared.networks.build import load_classifier
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.progress import Progress
 
 
 @torch.inference_mode()
@@ -93,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     decoding = Decoding(arguments.load_truncated, arguments.max_pixels)
     _require_images(arguments.images, decoding)
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    predictions = predict(arguments.classifier, arguments.images, decoding)
+    bar = Progress("predict", len(arguments.images), "images")
+    predictions = bar.over(predict(arguments.classifier, arguments.images, decoding))
     for number, (file, label, probability) in enumerate(predictions):
         if number == 0:
             lines.writerow(["file", "label", "probability"])

@@ -44,6 +44,7 @@ from shared.networks.negatives_queue import Memory
 from shared.runtime.artifacts import read_meta
 from shared.runtime.distributed import gather_with_grad, own_rows, weight_of_own_rows
 from shared.runtime.errors import UserError
+from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device
 from shared.training.gradient_cache import Contrast, Embedded, backward_in_parts
 from shared.training.losses import (
@@ -108,8 +109,9 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
         write_names(stage.path / "images.csv", images)
     batches = stage.batches(images, np.arange(len(images)), config.augment, views=cfg.views)
     negatives, chance = without_learning(cfg)
+    stage.chance = chance
     accelerator.print(
-        f"{method}: {len(images):,} images, {stage.schedule.steps:,} steps of"
+        f"{method}: {counted(len(images), 'image')}, {counted(stage.schedule.steps, 'step')} of"
         f" {cfg.batch_size} images{f' in {parts} parts' if parts > 1 else ''},"
         f" learning rate {stage.schedule.peak:.4g}, negatives per anchor: {negatives}",
         *warnings_for(config, images),

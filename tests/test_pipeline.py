@@ -193,4 +193,10 @@ def test_tensorboard_shows_each_stage_at_its_own_steps(tmp_path):
 def test_an_impossible_schedule_of_a_late_stage_stops_before_the_first(tmp_path, capsys):
     assert call(pipeline.main, tmp_path, "--distill.warmup_epochs=500") == 2
     assert "distill.warmup_epochs=500" in capsys.readouterr().err
+    late = ["--distill.warmup_epochs=500", "--pretrain.warmup_epochs=600"]
+    assert call(pipeline.main, tmp_path, *late) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1  # all of them at once
+    assert "distill.warmup_epochs=500" in line
+    assert "pretrain.warmup_epochs=600" in line
     assert not made(tmp_path)

@@ -4,19 +4,23 @@ import difflib
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jsonargparse
 import yaml
 
 from shared.config.methods import FORCEABLE, made_by
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.schema import RECIPES, RENAMED, SECTIONS, Config, dump
+from shared.config.schema import RECIPES, RENAMED, SECTIONS, Config, as_yaml, dump
 from shared.runtime.errors import UserError, refuse
 
+KEPT = "recipe.yaml"  # in a run's folder: what was fitted to own images
+AFTERWARDS = """\
+afterwards: python -m stages.predict runs/NAME/STAGE IMAGE ... (classes of new images),
+  stages.page runs/NAME (a page), stages.report runs/NAME (the table), stages.assess --run NAME"""
 # What an error message calls the types.
 TYPES = {
     "int": "a whole number",
@@ -28,7 +32,13 @@ TYPES = {
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """One line per error, a suggestion for a misspelt option, and help in portions."""
+    """One line per error, a suggestion for a misspelt option, and help in portions.
+
+    Attributes:
+        recipe: the file that is being read, for messages; empty while flags are.
+    """
+
+    recipe = ""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split()).replace('Parser key "config"', "--config")
@@ -52,6 +62,8 @@ class _Parser(jsonargparse.ArgumentParser):
             text = f"unknown option {dashes}{name}{hint}"
         elif "Unexpected config" in text or "Problems parsing config" in text:
             text = f"the recipe is not YAML of the form 'labels: 1pct': {text}"
+        if self.recipe and self.recipe not in text:
+            text = f"{self.recipe}: {text}"
         if not self.exit_on_error:
             raise ValueError(text)
         raise SystemExit(refuse(f"{text} (see --help)"))
@@ -85,7 +97,7 @@ def _parser(program: str, description: str) -> _Parser:
     parser.add_argument(
         "--config",
         action="config",
-        help="recipe to start from (a YAML file); without it configs/digits.yaml",
+        help="recipe (a YAML file); unset: configs/digits.yaml, for own images a fitted one",
     )
     parser.add_class_arguments(Config, None)
     for action in parser._actions:
@@ -103,10 +115,52 @@ def _choices(names: Iterable[str]) -> str:
     return "{" + ",".join(names) + "}"
 
 
+@dataclass(frozen=True)
+class CommandLine:
+    """What a command line asks for.
+
+    Attributes:
+        config: the configuration.
+        flags: the options that the line gave (not those of the recipe): ``{"labels",
+            "pretrain.temperature", ...}``.
+        arguments: the line without ``--config``.
+        origin: where the settings are from: "recipe", one that the line named, or the digits' own;
+            "kept", what was fitted to own images before; "open", to be fitted yet.
+    """
+
+    config: Config
+    flags: frozenset[str]
+    arguments: tuple[str, ...]
+    origin: Literal["recipe", "kept", "open"]
+
+    def with_recipe(self, recipe: Path) -> "CommandLine":
+        """The same line with another recipe, which the flags win over; the run's name stays."""
+        parser = _strict_parser()
+        config = _config(parser, parser.parse_args(["--config", str(recipe), *self.arguments]))
+        return replace(self, config=replace(config, run=self.config.run))
+
+
 def load_config(
     argv: Sequence[str] | None, program: str, description: str, sections: Sequence[str] = SECTIONS
 ) -> tuple[Config, frozenset[str]]:
+    """`read_command_line` for a stage alone: the configuration, and the options that were given.
+
+    Raises:
+        SystemExit: also with code 2 for ``--budget``, which only the pipeline can keep.
+    """
+    line = read_command_line(argv, program, description, sections)
+    if line.config.budget:
+        _parser(program, description).error("--budget is for pipeline.py, which runs all stages")
+    return line.config, line.flags
+
+
+def read_command_line(
+    argv: Sequence[str] | None, program: str, description: str, sections: Sequence[str] = SECTIONS
+) -> CommandLine:
     """Read recipe and flags.
+
+    Without ``--config`` the recipe is the embedded digits'. Where ``--data.train`` names own
+    images, it is what was fitted to them in this run's folder, or else the one for small machines.
 
     Args:
         argv: the command line without the program's name; ``None`` takes the process's own.
@@ -114,10 +168,6 @@ def load_config(
         description: one or two sentences for ``--help``.
         sections: the sections that ``--help`` spells out; the others are named, and
             ``--help SECTION`` shows any of them.
-
-    Returns:
-        The configuration, and the options that the command line gave (not those of the recipe):
-        ``{"labels", "pretrain.temperature", ...}``.
 
     Raises:
         SystemExit: with code 2 and one line for an unknown option, a wrong type or a value out of
@@ -127,14 +177,24 @@ def load_config(
     parser = _parser(program, description)
     if wanted := {"-h", "--help"} & set(arguments):
         asked = arguments[arguments.index(wanted.pop()) + 1 :]
-        _print_help(parser, [name for name in asked if name in SECTIONS] or sections)
+        if of_section := [name for name in asked if name in SECTIONS]:
+            _print_help(parser, of_section, alone=True)
+        else:
+            _print_help(parser, sections)
         raise SystemExit(0)
     recipe, flags = _recipe_first(arguments)
     try:
-        namespace = parser.parse_args([*recipe, *flags])
         # Only the parser can tell a flag from a value: it names those that stand on the line.
-        names = frozenset(parser.parse_args(flags, defaults=False).keys())
-        return _config(parser, namespace, names), names
+        asked = [flag for flag in flags if not flag.startswith("--print_config")]  # which leaves
+        given = parser.parse_args(asked, defaults=False)
+        origin, place = "recipe", []
+        if not recipe:
+            recipe, place, origin = _usual_recipe(given)
+        parser.recipe = recipe[-1].removeprefix("--config=")
+        _require_sections(parser.parse_args([*recipe, *place]))
+        parser.recipe = ""
+        config = _config(parser, parser.parse_args([*recipe, *place, *flags]), list(given.keys()))
+        return CommandLine(config, frozenset(given.keys()), tuple(flags), origin)
     except ValueError as error:
         parser.error(str(error))
 
@@ -186,15 +246,19 @@ def _config(
     parser: _Parser, namespace: jsonargparse.Namespace, flags: Collection[str] = ()
 ) -> Config:
     """What the parser read, checked; an option's old name counts where its new one is no flag."""
-    for name in SECTIONS:
-        if not isinstance(namespace[name], jsonargparse.Namespace):
-            raise ValueError(f"{name} must be a section of options, got {namespace[name]!r}")
+    _require_sections(namespace)
     for new, old in RENAMED.items():
         if namespace[old] is not None and new not in flags:
             namespace[new] = namespace[old]
         namespace[old] = None
     values = parser.instantiate(namespace)
     return Config(**{f.name: values[f.name] for f in fields(Config)})
+
+
+def _require_sections(namespace: jsonargparse.Namespace) -> None:
+    for name in SECTIONS:
+        if not isinstance(namespace[name], jsonargparse.Namespace):
+            raise ValueError(f"{name} must be a section of options, got {namespace[name]!r}")
 
 
 def _recipe_first(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -205,11 +269,46 @@ def _recipe_first(arguments: list[str]) -> tuple[list[str], list[str]]:
             argument = "--plan=true"
         named = argument == "--config" or (i > 0 and arguments[i - 1] == "--config")
         (recipe if named or argument.startswith("--config=") else rest).append(argument)
-    return recipe or ["--config", str(RECIPES / "digits.yaml")], rest
+    return recipe, rest
 
 
-def _print_help(parser: _Parser, sections: Sequence[str]) -> None:
-    """Help for the run and the named sections; one line for each other section."""
+def _usual_recipe(
+    given: jsonargparse.Namespace,
+) -> tuple[list[str], list[str], Literal["recipe", "kept", "open"]]:
+    """The recipe where none is named, the run that own images belong to, and how it was chosen."""
+    train = given.get("data.train", "digits")
+    if train == "digits":
+        return ["--config", str(RECIPES / "digits.yaml")], [], "recipe"
+    run = given.get("run") or run_name(train)
+    kept = Path(given.get("output") or Config.output) / run / KEPT
+    recipe = kept if kept.is_file() else RECIPES / "small_machine.yaml"
+    return ["--config", str(recipe)], ["--run", run], "kept" if kept.is_file() else "open"
+
+
+def run_name(source: str) -> str:
+    """The name of a run on own images: that of their folder or file."""
+    name = re.sub(r"[@:].*", "", Path(source).name)
+    name = re.sub(r"[^\w.-]+", "-", name.removesuffix(".parquet")).lstrip("-_.")
+    return name or "images"
+
+
+def recipe_of(config: Config, labels: str) -> str:
+    """What is kept of a configuration that was fitted: all but the wishes for one call.
+
+    Args:
+        config: what was fitted.
+        labels: the recipe's own, which hold where none are given.
+    """
+    wishes = {"run", "output", "labels", "seed", "method", "force", "tracker", "plan", "budget"}
+    plain = {name: value for name, value in asdict(config).items() if name not in wishes}
+    return as_yaml({"run": config.run, "labels": labels, **plain, "table": None})
+
+
+def _print_help(parser: _Parser, sections: Sequence[str], alone: bool = False) -> None:
+    """Help for the run and the named sections, or for these alone.
+
+    Each other section gets one line, and what comes after a run another.
+    """
     hidden = []
     for group in parser._action_groups:
         destinations = [action.dest for action in group._group_actions]
@@ -219,10 +318,13 @@ def _print_help(parser: _Parser, sections: Sequence[str]) -> None:
             hidden.append(f"  --{section}.*  {group.title}")
             group._group_actions = []
             group.title = None
+        elif alone and not section:
+            group._group_actions, group.title = [], None
         elif section:
             group.title = f"--{section}.*  {group.title}"
     parser.usage = f"{parser.prog} [--config RECIPE.yaml] [--labels 1pct] [--OPTION VALUE ...]"
     parser.epilog = None
     print(parser.format_help())
-    if hidden:
+    if hidden and not alone:
         print("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))
+        print(AFTERWARDS)

@@ -72,6 +72,10 @@ class Data:
         loading: memory keeps all images as uint8 in memory, workers decodes while training; auto
             takes memory up to 2 GiB of equally large images.
         workers: processes that decode images.
+        cache: decode each image once, shrink its shorter side to so many pixels, and keep these
+            copies in one file; for images that are much larger than the crops need, and for small
+            ones of different sizes. Unset: no copies.
+        cache_folder: where these files lie, for all runs. They may be deleted.
     """
 
     # not the names but the images themselves count (ImageSet.fingerprint): a folder may be moved
@@ -91,6 +95,8 @@ class Data:
     max_pixels: int = MAX_PIXELS
     loading: Literal["auto", "memory", "workers"] = "auto"
     workers: int = not_hashed(8)
+    cache: int | None = None
+    cache_folder: str = not_hashed("~/.cache/few-labels")
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
@@ -98,6 +104,7 @@ class Data:
         _require(min(self.std) > 0, "data.std", self.std, "greater than 0")
         _require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "1 or more")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        _require((self.cache or 4) >= 4, "data.cache", self.cache, "at least 4 pixels, or null")
         _require_seed("data.split_seed", self.split_seed)
 
 
@@ -608,6 +615,7 @@ class Config:
         tracker: also log to an experiment tracker that accelerate knows.
         plan: pipeline.py only measures for half a minute and prints what each stage would take:
             steps, FLOPs, time, memory, disk.
+        budget: about how long pipeline.py may take in all on own images: 30min, 1.5h, 90s.
         table: pipeline.py only fills this grid of runs and prints its table: a name in
             configs/tables, or a YAML file of that form.
         data: the images.
@@ -634,6 +642,7 @@ class Config:
     threads: int = 0
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
     plan: bool = False
+    budget: str | None = None
     table: str | None = None
     data: Data = field(default_factory=Data)
     augment: Augmentation = field(default_factory=Augmentation)
@@ -656,6 +665,8 @@ class Config:
         _require_one_of(made_by("finetune"), "method", self.method)
         _require_seed("seed", self.seed)
         _require(self.threads >= 0, "threads", self.threads, "0 or more")
+        seconds = self.budget_seconds
+        _require(seconds is None or seconds > 0, "budget", self.budget, "like 30min, 1.5h or 90s")
         for stage in filter(None, self.force.split(",")):
             allowed = (*FORCEABLE, "all")
             _require(stage in allowed, "force", stage, "of " + ", ".join(allowed))
@@ -673,6 +684,16 @@ class Config:
     def folder(self) -> Path:
         """``<output>/<run>``, which holds one folder per stage."""
         return Path(self.output) / self.run
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """``budget`` in seconds; 0 where it is none."""
+        if self.budget is None:
+            return None
+        number = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|m|h)", self.budget)
+        return (
+            float(number[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[number[2]] if number else 0
+        )
 
     @cached_property
     def label_set(self) -> LabelSet:
@@ -750,7 +771,12 @@ def defaults() -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML, readable by ``--config``."""
-    plain = asdict(config) | {"force": "", "plan": False, "table": None}  # wishes for one call
+    wishes = {"force": "", "plan": False, "table": None, "budget": None}  # for one call
+    return as_yaml(asdict(config) | wishes)
+
+
+def as_yaml(plain: dict[str, Any]) -> str:
+    """Options as YAML, readable by ``--config``."""
 
     def listed(value: Any) -> Any:
         if isinstance(value, dict):

@@ -143,13 +143,15 @@ class Batches:
         self.views, self.clean, self.device = views, clean, accelerator.device
         self.rows = rows_of(accelerator.process_index, world, batch_size)
         self._pixels = None if images.pixels is None else images.pixels.to(self.device)
-        self.workers_finish = images.pixels is None and self.device.type == "cpu"
+        self._sizes = np.array([copy.shape[1:] for copy in images.shrunk or ()])  # (n, 2)
+        decoded = images.pixels is not None or images.shrunk is not None
+        self.workers_finish = not decoded and self.device.type == "cpu"
         self.skipped: set[int] = set()  # positions of the unreadable images so far
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches ``start``, ``start + 1``, ..., up to ``stop``; a thread makes them in advance."""
-        if self._pixels is not None:
-            return _ahead(lambda step: self._finish(step, *self._crop_in_memory(step)), start, stop)
+        if crop := self._crop_here():
+            return _ahead(lambda step: self._finish(step, *crop(step)), start, stop)
         # The workers are forked here, in the caller's thread. If the pool's thread forked them,
         # each worker would at its end wait for the thread that it runs in, and fail.
         decoded = self.crops(start, stop)
@@ -174,10 +176,10 @@ class Batches:
         first, end = self.rows.start, self.rows.stop
         own = [slice((i - first) % number, None, number) for i in range(number)]
         parts = [slice(first + rows.start, end, number) for rows in own]
-        if self._pixels is not None:
+        if crop := self._crop_here():
 
             def make(step: int, i: int) -> Batch:
-                return self._finish(step, *self._crop_in_memory(step, parts[i]), parts[i])
+                return self._finish(step, *crop(step, parts[i]), parts[i])
 
             return (Parts(partial(make, step), own, end - first) for step in range(start, stop))
 
@@ -206,6 +208,26 @@ class Batches:
         """(b,) positions of the images in these rows of the batch, by default this process's."""
         place = positions(self.seed, self.stage, step, self.batch_size, len(self.ids))
         return self.ids[place[rows or self.rows]]
+
+    def _crop_here(self) -> Callable[..., tuple[Tensor, list[Tensor]]] | None:
+        """What crops decoded images without workers; None where workers have to decode them."""
+        if self._pixels is not None:
+            return self._crop_in_memory
+        return None if self.images.shrunk is None else self._crop_copies
+
+    def _crop_copies(self, step: int, rows: slice | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Crops of small copies of different sizes, one by one; as workers make them of photos."""
+        assert self.images.shrunk is not None
+        ids, rows = self.chosen(step, rows), rows or self.rows
+        copies = [self.images.shrunk[id_][None] for id_ in ids]  # (1, 3, h, w) uint8 each
+        crops = []
+        for view in range(self.views if self.augmentation else 0):
+            boxes = self.boxes(step, view, rows, *self._sizes[ids].T).split(1)
+            crops.append(torch.cat(list(map(self.crop_photo, copies, boxes))))
+        if self.clean or not self.augmentation:
+            clean = [central_photo(copy, self.data) for copy in copies]
+            crops.append(torch.cat(clean))
+        return torch.from_numpy(ids), crops
 
     def _crop_in_memory(self, step: int, rows: slice | None = None) -> tuple[Tensor, list[Tensor]]:
         assert self._pixels is not None
@@ -262,11 +284,18 @@ class Batches:
         clean = normalize(views.pop(), self.data) if self.clean else None
         return Batch(normalize(torch.cat(views), self.data), ids, clean)
 
-    def boxes(self, step: int, view: int, rows: slice, height: int, width: int) -> Tensor:
-        """Crops (b, 4) of these rows of the global batch, whose images all have this size."""
+    def boxes(
+        self,
+        step: int,
+        view: int,
+        rows: slice,
+        heights: int | np.ndarray,
+        widths: int | np.ndarray,
+    ) -> Tensor:
+        """Crops (b, 4) of these rows of the global batch; their images have these sizes (b,)."""
         assert self.augmentation is not None
         count = len(range(self.batch_size)[rows])
-        sides = np.full(count, height), np.full(count, width)
+        sides = np.broadcast_to(heights, count), np.broadcast_to(widths, count)
         key = (self.seed, self.stage, "crop", step, view)
         return augment.draw_boxes(self.augmentation, generator(*key), *sides, rows)
 
@@ -408,6 +437,11 @@ def plain_batches(
         for chunk in chunks:
             pixels = images.pixels[chunk].to(device)
             yield normalize(central(pixels, data), data), torch.from_numpy(chunk)
+        return
+    if images.shrunk is not None:
+        for chunk in chunks:
+            views = [image_ops.center_crop(images.shrunk[i][None], data.image_size) for i in chunk]
+            yield normalize(torch.cat(views).to(device), data), torch.from_numpy(chunk)
         return
     loader = DataLoader(
         _Decode(images, data),

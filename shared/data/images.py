@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from shared.config.schema import MAX_PIXELS
 from shared.runtime.distributed import gather_all, rank, world_size
 from shared.runtime.errors import UserError
+from shared.runtime.progress import Progress
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
 CHECKED = 100_000  # images that are decoded at the start although on_error is stop
@@ -99,6 +99,8 @@ class ImageSet:
             stage 1 sees them, and no other stage.
         columns: of a table, those that might hold labels, where none was chosen.
         skipped: names of the unreadable images that were left out when the images were opened.
+        shrunk: n small copies (3, h, w) uint8 of different sizes where ``data.cache`` asks for
+            them, else None.
     """
 
     files: datasets.Dataset
@@ -111,6 +113,7 @@ class ImageSet:
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     columns: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    shrunk: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -136,7 +139,7 @@ class ImageSet:
         digest.update(pc.binary_length(encoded).fill_null(-1).to_numpy())  # type: ignore[attr-defined]
         for index in np.linspace(0, len(self) - 1, min(len(self), FINGERPRINTED), dtype=int):
             with suppress(OSError):  # decoding reports it
-                source = self._source(int(index))
+                source = self.source(int(index))
                 digest.update(source if isinstance(source, bytes) else Path(source).read_bytes())
         return digest.hexdigest()[:16]
 
@@ -154,8 +157,10 @@ class ImageSet:
         """
         if self.pixels is not None:
             return self.pixels[index]
+        if self.shrunk is not None:
+            return self.shrunk[index]
         try:
-            return decode_image(self._source(index), self.decoding)
+            return decode_image(self.source(index), self.decoding)
         except _UNREADABLE as error:
             unidentified = isinstance(error, UnidentifiedImageError)
             reason = "not an image" if unidentified else printable(error)
@@ -163,7 +168,7 @@ class ImageSet:
                 f"cannot read {self._title(index)}: {reason}; {_REMOVE_IT}{_remedy(error)}"
             ) from error
 
-    def _source(self, index: int) -> bytes | str:
+    def source(self, index: int) -> bytes | str:
         """The encoded image or its path; a FileNotFoundError where a parquet file has neither."""
         item = self.files[int(index)]["image"] or {}
         encoded, path = item.get("bytes"), item.get("path")
@@ -187,6 +192,7 @@ class ImageSet:
             labels=self.labels[indices],
             pixels=None if self.pixels is None else self.pixels[indices],
             held_out=np.zeros(0, np.int64),
+            shrunk=None if self.shrunk is None else tuple(self.shrunk[i] for i in indices),
         )
 
     def loaded(self, loading: str, workers: int, progress: bool) -> "ImageSet":
@@ -219,14 +225,14 @@ class ImageSet:
             unreadable = np.array(sorted(gather_all(own)), dtype=int)
         if self.on_error == "stop" and len(unreadable):
             self._refuse(unreadable)
-        return self._without(unreadable, progress)
+        return self.without(unreadable, progress)
 
     def _in_memory(self, loading: str, workers: int, progress: bool) -> "ImageSet | None":
         """The readable images in memory; None where ``loading`` is auto and they do not fit."""
         pixels: Tensor | None = None
         readable: list[int] = []
-        hidden = None if progress else True
-        for index in tqdm(range(len(self)), "decode", unit="image", disable=hidden):
+        bar = Progress("decoding", len(self), "images", shown=progress)
+        for index in bar.over(range(len(self))):
             try:
                 image = self.decode(index)
             except UserError:
@@ -249,7 +255,7 @@ class ImageSet:
                 )
             pixels[len(readable)] = image
             readable.append(index)
-        images = self._without(np.setdiff1d(np.arange(len(self)), readable), progress)
+        images = self.without(np.setdiff1d(np.arange(len(self)), readable), progress)
         assert pixels is not None
         whole = len(readable) == len(self)
         return replace(images, pixels=pixels if whole else pixels[: len(readable)].clone())
@@ -276,17 +282,10 @@ class ImageSet:
             return bad
 
         blocks = np.array_split(ids, -(-len(ids) // 64)) if len(ids) else []
-        hidden = None if progress else True
         threads = max(1, min(workers, os.cpu_count() or 1))
-        with (
-            ThreadPoolExecutor(threads) as pool,
-            tqdm(total=len(ids), desc="check", unit="image", disable=hidden) as bar,
-        ):
-            unreadable_ids = []
-            for block, bad in zip(blocks, pool.map(unreadable, blocks), strict=True):
-                unreadable_ids += bad
-                bar.update(len(block))
-        return unreadable_ids
+        bar = Progress("checking", len(blocks), "blocks of 64 images", shown=progress)
+        with ThreadPoolExecutor(threads) as pool:
+            return [index for bad in bar.over(pool.map(unreadable, blocks)) for index in bad]
 
     def _refuse(self, unreadable: Sequence[int] | np.ndarray) -> NoReturn:
         """UserError that names the first of these images and counts the others."""
@@ -302,7 +301,7 @@ class ImageSet:
             ) from error
         raise UserError(f"cannot read {self._title(int(unreadable[0]))} at times; try again")
 
-    def _without(self, unreadable: np.ndarray, progress: bool) -> "ImageSet":
+    def without(self, unreadable: np.ndarray, progress: bool) -> "ImageSet":
         """The other images; one line counts those that are left out."""
         if len(unreadable) == len(self):
             raise UserError(f"none of the {len(self)} images can be read")

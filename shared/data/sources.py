@@ -28,6 +28,7 @@ from sklearn.datasets import load_digits
 
 from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Config, Data
+from shared.data.cache import shrunk
 from shared.data.folders import open_folder, walk
 from shared.data.images import (
     UNLABELED,
@@ -327,7 +328,7 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
     by_name = labels is not None and gives_the_classes(labels, train)
     if labels is not None and by_name:
         train = labeled_by(train, labels)
-    train = train.loaded(data.loading, data.workers, progress)
+    train = _decoded(train, data, progress)
     if data.test is not None and is_csv(Path(data.test)):
         train, test = _listed_test_images(train, Path(data.test).expanduser(), data)
     else:
@@ -335,7 +336,7 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
         test = _test_images(data, others, progress)
     by_name = by_name and test is None
     if test is not None:
-        test = same_classes(test.loaded(data.loading, data.workers, progress), train)
+        test = same_classes(_decoded(test, data, progress), train)
     splits = hold_out(Splits(train, test), data, by_name)
     if progress:
         column = None if labels else _label_column(sources[name], data, data.train, False)
@@ -349,6 +350,13 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
     if data.unlabeled is None:
         return splits
     return Splits(_append_unlabeled(splits.train, data.unlabeled, data, progress), splits.test)
+
+
+def _decoded(images: ImageSet, data: Data, progress: bool) -> ImageSet:
+    """The readable images: with their small copies, in memory, or as they are."""
+    if data.cache is not None:
+        return shrunk(images, data, progress)
+    return images.loaded(data.loading, data.workers, progress)
 
 
 def _test_images(
@@ -418,7 +426,7 @@ def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) 
     parts = _open(source, data.on_error, progress)
     name = next((name for name in ("unlabeled", "train") if name in parts), next(iter(parts)))
     extra = _image_set(parts[name], data, source, required=False, labeled=False)
-    extra = extra.loaded(data.loading, data.workers, progress)
+    extra = _decoded(extra, data, progress)
     pixels = None
     if train.pixels is not None and extra.pixels is not None:
         if train.pixels.shape[1:] == extra.pixels.shape[1:]:
@@ -429,6 +437,9 @@ def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) 
                 f"data.loading=memory needs images of one size, but those of data.train are"
                 f" {sizes[0]} and those of data.unlabeled {sizes[1]}; give --data.loading workers"
             )
+    copies = None
+    if train.shrunk is not None and extra.shrunk is not None:
+        copies = train.shrunk + extra.shrunk
     return replace(
         train,
         files=datasets.concatenate_datasets([train.files, extra.files]),
@@ -436,4 +447,5 @@ def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) 
         labels=np.concatenate([train.labels, np.full(len(extra), UNLABELED)]),
         pixels=pixels,
         skipped=train.skipped + tuple(f"unlabeled/{name}" for name in extra.skipped),
+        shrunk=copies,
     )

@@ -36,9 +36,9 @@ class Counts:
     classes: int
 
 
-def count_images(config: Config) -> Counts:
-    """Open the data and count."""
-    splits = open_data(config.data, config.label_set)
+def count_images(config: Config, progress: bool = False) -> Counts:
+    """Open the data and count; ``progress`` shows how far decoding is."""
+    splits = open_data(config.data, config.label_set, progress)
     labeled = len(draw_labels(splits, config.label_set, config.seed).ids)
     test = len(splits.test) if splits.test else 0
     return Counts(len(splits.train), labeled, test, len(splits.train.classes))

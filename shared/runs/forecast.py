@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +25,10 @@ import psutil
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from tqdm import tqdm
 
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.schema import Config
+from shared.config.schema import Config, Training
 from shared.runs.cost import (
     HUB_SIZES,
     Cost,
@@ -42,6 +41,7 @@ from shared.runs.cost import (
 from shared.runs.text import aligned
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.progress import Progress, duration
 from shared.runtime.randomness import generator
 from shared.training.schedule import schedule_of
 from shared.training.stage import RunStage
@@ -52,6 +52,7 @@ PAPER = [
     for depth, width in ((50, 1), (50, 2), (101, 1), (101, 2), (152, 1), (152, 2))
     for kernels in (0, 1)
 ] + ["simclr_resnet152_3x_sk1"]
+LONG = 6 * 3600  # seconds of training that are worth a warning
 H100_FLOPS = 0.4 * 989e12  # 40% of the bf16 peak in NVIDIA's data sheet (dense): an assumption
 
 
@@ -66,7 +67,9 @@ class StagePlan:
         batch_size: images per update.
         parameters: of the network that it trains.
         flops: of the whole stage.
-        seconds: expected, with the evaluation at its end.
+        seconds: expected, with all that comes before and after the updates.
+        fixed_seconds: of these, what does not depend on the number of updates: to build the
+            network, to evaluate and to save it.
         peak_bytes: memory of the process, expected.
         disk_bytes: the artifact, and the checkpoint while it trains.
         probed_batch_size: of the probe; smaller where the recipe's would have taken too long, 0
@@ -80,16 +83,24 @@ class StagePlan:
     parameters: int
     flops: float
     seconds: float
+    fixed_seconds: float
     peak_bytes: float
     disk_bytes: float
     probed_batch_size: int
 
 
 class Probe(NamedTuple):
-    """What was measured: images per update, 0 for an estimate, and the seconds of one image."""
+    """What was measured.
+
+    Attributes:
+        batch_size: images per update, 0 for an estimate.
+        seconds_per_image: of an update.
+        fixed_seconds: of the stage beside its updates; 0 for an estimate.
+    """
 
     batch_size: int
     seconds_per_image: float
+    fixed_seconds: float = 0.0
 
 
 def forecast(
@@ -111,12 +122,50 @@ def forecast(
             "--plan measures one process: python pipeline.py --plan; several share the time of its"
             " steps"
         )
+    lines, counts, note = measure(config, accelerator, stages, seconds)
+    print(_text(lines, accelerator))
+    if not all(line.probed_batch_size for line in lines):
+        note += (
+            "The rows without a batch were not measured: their time is from the FLOP/s of the"
+            " others, and can be wrong by a factor of 2.\n"
+        )
+    print(note + f"In all {duration(sum(line.seconds for line in lines))} of training.")
+    for warning in warnings_of(lines, accelerator):
+        print(warning)
+    if config.data.train.startswith("ILSVRC/imagenet-1k"):
+        rate = lines[0].flops / lines[0].seconds
+        print(f"\n{paper_table(config, accelerator, counts.train, rate)}")
+    rows = [asdict(line) for line in lines]
+    path = config.folder / "plan.json"
+    write_atomically(path, json.dumps(rows, indent=1) + "\n")
+    print(f"the same numbers: {path}; nothing was trained, leave --plan out to train")
+
+
+def measure(
+    config: Config, accelerator: Accelerator, stages: Mapping[str, RunStage], seconds: float
+) -> tuple[list[StagePlan], Counts, str]:
+    """Run every stage for a moment, in a folder that is deleted afterwards, and scale up.
+
+    Args:
+        config: the recipe.
+        accelerator: of the only process.
+        stages: by the method's name, in their order; called with a configuration of few steps.
+        seconds: roughly how long to measure, in all.
+
+    Returns:
+        A plan for each stage; how many images there are; what is to be said about the data.
+
+    Raises:
+        UserError: where the data cannot be opened, or a stage refuses them.
+    """
+    stages = {m: run for m, run in stages.items() if isinstance(config.training_of(m), Training)}
     lines: list[StagePlan] = []
     with tempfile.TemporaryDirectory() as folder:
         small = replace(config, output=folder, run="probe", force="")
-        small, counts, note = _data_of(small, Path(folder) / "images")
+        shown = accelerator.is_local_main_process  # as the stages, so that all share one decoding
+        small, counts, note = _data_of(small, Path(folder) / "images", shown)
         began = time.perf_counter()
-        for method, run in tqdm(stages.items(), "measuring", disable=None, leave=False):
+        for method, run in Progress("measuring", len(stages), "stages").over(stages.items()):
             cost = cost_of(method, config, counts, accelerator.mixed_precision)
             late = time.perf_counter() - began > 2 * seconds
             if late and lines:
@@ -126,28 +175,39 @@ def forecast(
                 share = seconds / len(stages)
                 probe = _measure(method, run, small, accelerator, cost, share)
             lines.append(_stage_plan(method, config, counts, cost, probe))
-    print(_text(lines, accelerator))
-    if not all(line.probed_batch_size for line in lines):
-        note += (
-            "The rows without a batch were not measured: their time is from the FLOP/s of the"
-            " others, and can be wrong by a factor of 2.\n"
+    return lines, counts, note
+
+
+def warnings_of(plans: Sequence[StagePlan], accelerator: Accelerator) -> list[str]:
+    """One line where the stages take very long, and one where they need more memory than is."""
+    warnings = []
+    seconds, peak = sum(p.seconds for p in plans), max(p.peak_bytes for p in plans)
+    if seconds > LONG:
+        warnings.append(
+            f"warning: {duration(seconds)} is long; smaller are --data.image_size, --model.encoder"
+            " and --pretrain.epochs, and for own images --budget 30min without --config"
         )
-    print(note + f"In all {_duration(sum(line.seconds for line in lines))} of training.")
-    if config.data.train.startswith("ILSVRC/imagenet-1k"):
-        rate = lines[0].flops / lines[0].seconds
-        print(f"\n{paper_table(config, accelerator, counts.train, rate)}")
-    rows = [asdict(line) for line in lines]
-    write_atomically(config.folder / "plan.json", json.dumps(rows, indent=1) + "\n")
+    if accelerator.device.type == "cuda":
+        there = torch.cuda.mem_get_info()[1]
+    else:
+        there = psutil.virtual_memory().total
+    if peak > there:
+        warnings.append(
+            f"warning: {peak / 2**30:.1f} GiB of memory are needed, there are"
+            f" {there / 2**30:.1f}; smaller are --pretrain.micro_batch and the batches"
+            " (docs/large.md)"
+        )
+    return warnings
 
 
 # ------------------------------------------------------------------------------------------ data
-def _data_of(config: Config, folder: Path) -> tuple[Config, Counts, str]:
+def _data_of(config: Config, folder: Path, progress: bool) -> tuple[Config, Counts, str]:
     """The configuration to measure with, the counts of the recipe's data, and a note.
 
     Made-up images in ``folder`` stand in for a known data set that cannot be reached.
     """
     try:
-        return config, count_images(config), ""
+        return config, count_images(config, progress), ""
     except UserError as error:
         name = config.data.train.partition("@")[0]
         if name not in HUB_SIZES:
@@ -179,7 +239,7 @@ def _measure(
     """Run one stage on a small batch, then on as much of the recipe's as time and memory allow."""
     training = config.training_of(method)
     full, unit = training.batch_size, training.batch_unit
-    in_memory = int(0.5 * _free_bytes(accelerator) / cost.activations)
+    in_memory = int(0.5 * free_bytes(accelerator) / cost.activations)
     slow = int(1e11 * seconds / cost.update)  # so many are in time on any machine
     batch = min(full, max(2 * unit, min(32, in_memory, slow) // unit * unit))
     probe = _run_for(2, batch, method, run, config, accelerator)
@@ -189,11 +249,12 @@ def _measure(
     if 4 * seconds_per_step < seconds:
         steps = min(200, max(4, int(seconds / seconds_per_step)))
         probe = _run_for(steps, batch, method, run, config, accelerator)
+    fixed = probe.fixed_seconds
     half = batch // 2 // unit * unit
     if batch == full or not half:
-        return Probe(batch, probe.seconds_per_image)
+        return Probe(batch, probe.seconds_per_image, fixed)
     smaller = _run_for(2, half, method, run, config, accelerator)
-    return Probe(batch, _in_full_batch(full, batch, probe, half, smaller))
+    return Probe(batch, _in_full_batch(full, batch, probe, half, smaller), fixed)
 
 
 def _in_full_batch(full: int, batch: int, probe: Probe, half: int, smaller: Probe) -> float:
@@ -227,15 +288,18 @@ def _run_for(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # else a later stage shows the largest of all
     short = replace(config, force="all", **section)
+    began = time.monotonic()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         run(short, accelerator)
+    seconds = time.monotonic() - began
     accelerator.free_memory()
     folder = short.folder_of(method)
     log = (folder / "metrics.jsonl").read_text().splitlines()
     if not any(method in other.made_from for other in METHODS.values()):
         shutil.rmtree(folder)
     rates = [json.loads(line)["images_per_second"] for line in log]
-    return Probe(batch_size, 1 / statistics.median(rates[1:]))  # the first has the start in it
+    each = 1 / statistics.median(rates[1:])  # the first has the start in it
+    return Probe(batch_size, each, max(0.0, seconds - steps * batch_size * each))
 
 
 def _stage_plan(method: str, config: Config, counts: Counts, cost: Cost, probe: Probe) -> StagePlan:
@@ -244,8 +308,9 @@ def _stage_plan(method: str, config: Config, counts: Counts, cost: Cost, probe: 
     images = counts.train if METHODS[method].all_images else counts.labeled
     steps = schedule_of(training, images).steps
     seen = steps * training.batch_size
-    tested = counts.test if method in CLASSIFIERS else 0
-    cost_in_updates = seen + tested * cost.prediction / cost.update
+    fixed = probe.fixed_seconds
+    if not probe.batch_size and method in CLASSIFIERS:
+        fixed = counts.test * cost.prediction / cost.update * probe.seconds_per_image
     not_probed = max(0, training.images_at_once - probe.batch_size)
     return StagePlan(
         method,
@@ -254,14 +319,16 @@ def _stage_plan(method: str, config: Config, counts: Counts, cost: Cost, probe: 
         training.batch_size,
         cost.parameters,
         flops=cost.update * seen,
-        seconds=cost_in_updates * probe.seconds_per_image,
+        seconds=seen * probe.seconds_per_image + fixed,
+        fixed_seconds=fixed,
         peak_bytes=_peak_bytes() + not_probed * cost.activations,
         disk_bytes=4 * cost.parameters * (2 + OPTIMIZERS[training.optimizer].slots),
         probed_batch_size=probe.batch_size,
     )
 
 
-def _free_bytes(accelerator: Accelerator) -> int:
+def free_bytes(accelerator: Accelerator) -> int:
+    """Memory that is free where the networks are trained."""
     if accelerator.device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
     return psutil.virtual_memory().available
@@ -306,17 +373,10 @@ def _text(plans: list[StagePlan], accelerator: Accelerator) -> str:
         counts = (line.images, line.steps, line.batch_size, line.parameters)
         peak, disk = line.peak_bytes / 2**30, line.disk_bytes / 2**20
         probed = f"{line.probed_batch_size:,}" if line.probed_batch_size else "-"
-        costs = [f"{line.flops / 1e15:,.3g}", _duration(line.seconds)]
+        costs = [f"{line.flops / 1e15:,.3g}", duration(line.seconds)]
         memory = [f"{peak:.1f} GiB", f"{disk:,.0f} MiB"]
         lines.append([line.stage, *(f"{n:,}" for n in counts), *costs, *memory, probed])
     device = f"CPU ({torch.get_num_threads()} threads)"
     if accelerator.device.type == "cuda":
         device = torch.cuda.get_device_name()
     return f"1 x {device}, {accelerator.mixed_precision}\n{aligned(lines)}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.0f} s"

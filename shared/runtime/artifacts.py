@@ -159,6 +159,32 @@ HASHES = {
 }
 
 
+class OtherSettingsError(UserError):
+    """An artifact was made with other settings.
+
+    Args:
+        message: what is printed.
+        changed: setting -> its value before, and now.
+    """
+
+    def __init__(self, message: str, changed: Mapping[str, tuple[Any, Any]]):
+        super().__init__(message)
+        self.changed = changed
+
+
+def made_with(path: Path) -> dict[str, Any] | None:
+    """The settings of a stage's folder that is done or has a checkpoint; None without either.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    if (path / "meta.json").exists():
+        return read_meta(path).get("settings", {})
+    if any((path / "state").glob("*.safetensors")):
+        return read_json(path / "settings.json")
+    return None
+
+
 def write_atomically(path: Path, content: str) -> None:
     """Write a text file so that at any moment the old or the new one is there, whole."""
     _into_place(path, lambda temporary: temporary.write_text(content))
@@ -340,10 +366,11 @@ class StageFolder:
             key, others = first[0], first[1:]
             before, now = changed[key]
             also = f" (also changed: {', '.join(others[:5])})" if others else ""
-            raise UserError(
+            raise OtherSettingsError(
                 f"{self.path} was made with {key}={before}, now it is {now}{also};"
                 f"{HASHES.get(key, '')} redo it with --force {self.stage}"
-                " or choose another --run"
+                " or choose another --run",
+                changed,
             )
 
     @property
@@ -468,6 +495,11 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
         raise UserError(
             f"no such artifact folder: {path}; run the stage that makes it first, with the same"
             " --run, --labels and --seed"
+        )
+    stages = sorted(meta.parent.name for meta in path.glob("*/meta.json"))
+    if stages and not (path / "meta.json").exists():
+        raise UserError(
+            f"{path} is the folder of a run; give one of its stages: {', '.join(stages)}"
         )
     if not (path / "meta.json").exists():
         raise UserError(

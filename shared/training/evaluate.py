@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shared.config.schema import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
+from shared.runtime.progress import Progress
 
 
 def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
@@ -55,10 +56,12 @@ def predict(
     # for a process without any image: its logits have the right width too
     logits = [torch.zeros(0, len(images.classes), device=accelerator.device)]
     targets = [torch.zeros(0, dtype=torch.int64, device=accelerator.device)]
-    for batch, positions in plain_batches(images, mine, data, batch_size, accelerator.device):
-        with accelerator.autocast():
-            logits.append(model(batch).float())
-        targets.append(torch.from_numpy(images.labels[positions.numpy()]).to(batch.device))
+    with Progress("evaluating", len(mine), "images", shown=accelerator.is_main_process) as bar:
+        for batch, positions in plain_batches(images, mine, data, batch_size, accelerator.device):
+            with accelerator.autocast():
+                logits.append(model(batch).float())
+            targets.append(torch.from_numpy(images.labels[positions.numpy()]).to(batch.device))
+            bar.update(len(batch))
     # processes may hold different numbers of images: pad with rows marked -1
     padded = accelerator.pad_across_processes(
         (torch.cat(logits), torch.cat(targets)), dim=0, pad_index=UNLABELED

@@ -1,25 +1,25 @@
-"""What a run shows and writes while people wait: a progress bar, JSON lines, a tracker."""
+"""What a run shows and writes while people wait: its progress, JSON lines, a tracker."""
 
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from shared.config.schema import Training
 from shared.runtime.artifacts import StageFolder, write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.progress import Progress
 
 T = TypeVar("T")
 
 
 class RunLog:
-    """One JSON object per line in ``metrics.jsonl``, the same to the tracker, and a progress bar.
+    """One JSON object per line in ``metrics.jsonl``, the same to the tracker, and the progress.
 
     Lines from beyond the step from which an interrupted run continues are dropped, so the file
     reads as if the run had never stopped.
@@ -44,7 +44,7 @@ class RunLog:
         self.batch_size, self.accelerator = training.batch_size, accelerator
         self._path = folder.path / "metrics.jsonl"
         self._waited, self._last_step, self._last_time = 0.0, start, time.perf_counter()
-        self._bar: tqdm | None = None  # of the main process
+        self._main = accelerator.is_main_process
         # wandb counts one step for all stages and drops what goes back; the others count each key
         self._wandb = [tracker for tracker in accelerator.trackers if tracker.name == "wandb"]
         if accelerator.is_main_process:
@@ -54,10 +54,14 @@ class RunLog:
             write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             if start:
                 print(f"{folder.stage}: goes on from step {start:,} of {total:,}", flush=True)
-            # disable=None: no bar where standard error is not a terminal
-            self._bar = tqdm(
-                total=total, initial=start, desc=folder.stage, unit="step", disable=None
-            )
+        self._progress = Progress(
+            folder.stage,
+            total,
+            "steps",
+            start=start,
+            shown=self._main,
+            speed=("images", self.batch_size),
+        )
 
     def waiting(self, batches: Iterator[T]) -> Iterator[T]:
         """Pass the batches on and count the time spent waiting for them."""
@@ -68,15 +72,20 @@ class RunLog:
             if batch is None:
                 return
             yield batch
-            if self._bar is not None:
-                self._bar.update()
+            self._progress.update()
 
     def due(self, step: int) -> bool:
         """Whether a line is to be written after ``step`` updates."""
         return step % self.every == 0 or step == self.total
 
-    def write(self, step: int, **values: float | Tensor) -> None:
-        """Log numbers after ``step`` updates, with the rate and the share of time spent waiting."""
+    def write(self, step: int, chance: float | None = None, **values: float | Tensor) -> None:
+        """Log numbers after ``step`` updates, with the rate and the share of time spent waiting.
+
+        Args:
+            step: number of updates.
+            chance: the loss of a network that has learned nothing; it is shown and not logged.
+            values: the numbers, the loss first.
+        """
         now = time.perf_counter()
         elapsed = max(now - self._last_time, 1e-9)
         line = {key: float(f"{float(value):.6g}") for key, value in values.items()}
@@ -89,7 +98,8 @@ class RunLog:
             self.accelerator.log({**tracked, f"{self.stage}/step": step})
         else:
             self.accelerator.log(tracked, step=step)
-        if self._bar is not None:
+        self._progress.note(_notes(line, chance))
+        if self._main:
             try:
                 with self._path.open("a") as file:
                     file.write(json.dumps({"step": step, **line}) + "\n")
@@ -98,12 +108,18 @@ class RunLog:
                     f"cannot write {self._path}: {error}; make room, then run the"
                     " same command again"
                 ) from error
-            self._bar.set_postfix({k: f"{v:.3g}" for k, v in list(line.items())[:2]})
 
     def close(self) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        """Take the bar away."""
+        self._progress.close()
+
+
+def _notes(line: Mapping[str, float], chance: float | None) -> str:
+    """The first two numbers; beside the loss that of chance, where it is known."""
+    notes = [f"{key} {value:.3g}" for key, value in list(line.items())[:2]]
+    if chance is not None:
+        notes[0] += f" (chance {chance:.3g})"
+    return ", ".join(notes)
 
 
 def _lines(path: Path) -> list[dict]:

@@ -85,6 +85,8 @@ class Stage:
         optimizer: after ``prepare``.
         schedule: after ``prepare``: number of steps, and their learning rates.
         start: after ``prepare``: updates that an interrupted run has done.
+        chance: the loss of a network that has learned nothing, to be shown beside the loss; set by
+            the stage where it is known.
         step: within ``steps``: number of updates before this one.
         learning_rate: within ``steps``: of this update.
 
@@ -94,6 +96,7 @@ class Stage:
     """
 
     optimizer: torch.optim.Optimizer
+    chance: float | None = None
 
     def __init__(
         self,
@@ -268,7 +271,7 @@ class Stage:
             name: mean_over_processes(value) if isinstance(value, Tensor) else value
             for name, value in metrics.items()
         }
-        self._log.write(self.step + 1, **means, learning_rate=self.learning_rate)
+        self._log.write(self.step + 1, self.chance, **means, learning_rate=self.learning_rate)
 
     def checkpoint(self, step: int) -> None:
         """Save after ``step`` updates if it is time; after the last the artifact itself is saved.

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from shared.config.command import run_command
 from shared.config.command_line import load_config
@@ -29,6 +28,7 @@ from shared.runs.assessment import Assessment, read_arrays, read_assessment, sav
 from shared.runtime.artifacts import provenance, write_atomically
 from shared.runtime.distributed import lost_contact
 from shared.runtime.errors import UserError
+from shared.runtime.progress import Progress
 from shared.runtime.stop import Stopped, StopRequest
 from stages.assess.inputs import Arrays, Inputs, open_inputs
 from stages.assess.parts import PARTS, settings_of_parts, wanted_parts
@@ -71,10 +71,9 @@ def run(config: Config, accelerator: Accelerator) -> Path:
             (path / "meta.json").unlink()
         write_atomically(path / "config.yaml", dump(config))
     before = inputs.hashes()
-    for part in (
-        bar := tqdm(todo, "assess", unit="part", disable=None if inputs.is_main else True)
-    ):
-        bar.set_postfix_str(part)
+    bar = Progress("assess", len(todo), "parts", shown=inputs.is_main)
+    for part in bar.over(todo):
+        bar.note(f"last {part}")
         measure(part, inputs, settings[part], assessment, arrays)
         if inputs.is_main:
             save_assessment(path, assessment, arrays)

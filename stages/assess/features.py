@@ -29,12 +29,12 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
 from sklearn.svm import SVC
 from torch import Tensor
-from tqdm import tqdm
 
 from shared.config.schema import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
 from shared.runs.assessment import Baseline, Choice, ClusterQuality, Metrics
+from shared.runtime.progress import Progress
 from shared.training.evaluate import classification_metrics
 
 PIXEL_SIDE = 32  # larger images are shrunk to this side where pixels are the features
@@ -66,7 +66,7 @@ def over_images(
         data: image size, normalisation, workers.
         accelerator: of this process.
         batch_size: images per call.
-        title: of the progress bar.
+        title: of the progress.
 
     Returns:
         Rows (n, F) float32 and their positions (n,), ascending, on every process. Where
@@ -79,8 +79,7 @@ def over_images(
     batches = plain_batches(
         images, np.concatenate([*mine, ids[:0]]), data, batch_size, accelerator.device
     )
-    hidden = None if accelerator.is_main_process else True
-    with tqdm(total=len(numbers), desc=title, leave=False, disable=hidden) as bar:
+    with Progress(title, len(numbers), "batches", shown=accelerator.is_main_process) as bar:
         for number, (batch, of_batch) in zip(numbers, batches, strict=True):
             rows.append(function(batch, number).float())
             positions.append(of_batch)

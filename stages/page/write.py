@@ -6,10 +6,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from tqdm import tqdm
 
 from shared.config.methods import METHODS
 from shared.runtime.artifacts import write_atomically
+from shared.runtime.progress import Progress
 from stages.page.blocks import Block, Picture, or_missing, pictures_in
 from stages.page.read import Run, read_run
 from stages.page.sections import SECTIONS, summary
@@ -39,8 +39,8 @@ class Page:
 
 def compose(run: Run) -> Page:
     """All sections of a run's page. A section that fails is shown as missing."""
-    bar = tqdm(SECTIONS.items(), "page", unit="section", disable=None)
-    sections = {heading: or_missing(heading, section, run) for heading, section in bar}
+    drawn = Progress("page", len(SECTIONS), "sections").over(SECTIONS.items())
+    sections = {heading: or_missing(heading, section, run) for heading, section in drawn}
     title = f"{run.folder.resolve().name}: a classifier from few labels"
     return Page(title, or_missing("Summary", summary, run), sections)
 

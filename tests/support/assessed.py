@@ -2,10 +2,12 @@
 
 import json
 
+from shared.config.schema import RECIPES
 from stages.assess import assess
 
 STAGES = ("pretrain", "finetune", "supervised", "linear", "distill")
 TINY = [
+    f"--config={RECIPES / 'digits.yaml'}",
     "--run=r",
     "--precision=no",
     "--threads=1",

@@ -3,12 +3,14 @@
 import hashlib
 from pathlib import Path
 
+from shared.config.schema import RECIPES
 from shared.data.sources import open_splits
 
 STEPS = ("pretrain", "finetune", "linear", "supervised", "distill")
 
 
 TINY = [
+    f"--config={RECIPES / 'digits.yaml'}",  # as its settings are, not fitted to the photos
     "--run=r",
     "--precision=no",
     "--threads=1",

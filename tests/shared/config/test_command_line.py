@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from shared.config.command_line import override
+from shared.config.command_line import override, read_command_line
 from shared.config.schema import SECTIONS, Config, dump
 from stages import distill, finetune, pretrain
 from tests.support.command_line import load, refusal
@@ -157,6 +157,72 @@ def test_what_is_no_recipe(capsys, tmp_path, text):
     )
 
 
+@pytest.mark.parametrize(
+    "text", ["a: [1", "seed: three", "pretrain:\n  tempratur: 1", "pretrain: 3", "finetune: {"]
+)
+@pytest.mark.parametrize("form", ["{0}={1}", "{0} {1}"])
+def test_the_recipe_that_is_wrong_is_named(capsys, tmp_path, text, form):
+    path = recipe(tmp_path, text)
+    line = refusal(capsys, *form.format("--config", path).split(), "--labels=2perclass")
+    assert line.startswith(f"error: {path}: ")
+    assert line.count(str(path)) == 1
+
+
+def test_a_wrong_flag_is_not_blamed_on_the_recipe(capsys, tmp_path):
+    path = recipe(tmp_path, "seed: 3")
+    assert str(path) not in refusal(capsys, "--config", path, "--seed=three")
+
+
+# ------------------------------------------------------------------------------------- own images
+@pytest.mark.parametrize(
+    ("source", "run"),
+    [
+        ("photos", "photos"),
+        ("/data/My Photos/", "My-Photos"),
+        ("a/b.parquet", "b"),
+        ("zalando-datasets/fashion_mnist@train", "fashion_mnist"),
+        ("imagenet:small", "imagenet"),
+        ("../_x", "x"),
+        ("..", "images"),
+        ("Bäume", "Bäume"),
+    ],
+)
+def test_own_images_have_the_recipe_for_photos_and_a_run_of_their_name(source, run):
+    config = load(f"--data.train={source}")
+    assert config.run == run
+    small = load("--config", RECIPES[0].parent / "small_machine.yaml")
+    assert config.pretrain == small.pretrain
+    assert load(f"--data.train={source}", "--run=r").run == "r"
+
+
+@pytest.mark.parametrize("output", [["--output"], ["--output="]])
+def test_own_images_keep_the_recipe_of_their_run(capsys, tmp_path, output):
+    kept = tmp_path / "photos" / "recipe.yaml"
+    kept.parent.mkdir()
+    kept.write_text("pretrain:\n  epochs: 7\nrun: another\nlabels: 50pct\n")
+    place = [f"{output[0]}{tmp_path}"] if output[0][-1] == "=" else [output[0], tmp_path]
+    own = ["--data.train=x/photos", *place]
+    assert (load(*own).pretrain.epochs, load(*own).run, load(*own).labels) == (7, "photos", "50pct")
+    assert load(*own, "--pretrain.epochs=8").pretrain.epochs == 8
+    digits = RECIPES[0].parent / "digits.yaml"
+    assert load(*own, "--config", digits).pretrain.epochs == 180
+    kept.write_text("pretrain:\n  epochs: few")
+    assert refusal(capsys, *own).startswith(f"error: {kept}: ")
+
+
+def test_a_budget_is_for_the_pipeline(capsys):
+    assert "--budget is for pipeline.py" in refusal(capsys, "--data.train=x", "--budget=2h")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30min", 1800), ("2h", 7200), ("90s", 90), ("1.5h", 5400), ("3m", 180)]
+)
+def test_budgets(text, seconds):
+    line = read_command_line([f"--budget={text}"], "", "")
+    assert line.config.budget_seconds == seconds
+    assert "budget: null" in dump(line.config)
+
+
 def test_recipe_that_is_not_there(capsys, tmp_path):
     assert "nowhere.yaml" in refusal(capsys, "--config", tmp_path / "nowhere.yaml")
     assert "not a file" in refusal(capsys, "--config", tmp_path)
@@ -185,8 +251,9 @@ def test_help_of_the_pipeline_fits_a_page(capsys):
     with pytest.raises(SystemExit):
         pipeline.main(["--help"])
     text = capsys.readouterr().out
-    assert len(text.splitlines()) < 70
+    assert len(text.splitlines()) < 75
     assert "--pretrain.temperature" not in text
+    assert "python -m stages.predict runs/NAME/STAGE IMAGE" in text  # what comes next
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -195,6 +262,7 @@ def test_help_of_a_section(section, capsys):
     with pytest.raises(SystemExit):
         pipeline.main(["--help", section])
     text = " ".join(capsys.readouterr().out.split())
+    assert "--run RUN" not in text  # the run's own options are another portion
     for option in dataclasses.fields(getattr(Config(), section)):
         rest = text.partition(f"--{section}.{option.name} ")[2]
         assert rest, option.name

@@ -1,6 +1,7 @@
 """The plan of the embedded recipe."""
 
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -32,7 +33,11 @@ def config_of(*flags):
 def clock(monkeypatch, *times: float) -> None:
     """What the plan takes for the time when it begins, and before each stage."""
     ticks = iter(times)
-    monkeypatch.setattr(forecasting, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(
+        forecasting,
+        "time",
+        SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=time.monotonic),
+    )
 
 
 def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys, monkeypatch):

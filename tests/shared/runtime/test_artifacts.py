@@ -422,6 +422,16 @@ def test_read_meta_refuses(tmp_path):
     assert "it lacks encoder, image_size, weights_sha256" in message(read_meta, tmp_path)
 
 
+@pytest.mark.parametrize("stages", [["pretrain"], ["distill-1pct-seed0", "pretrain"]])
+def test_the_folder_of_a_run_is_answered_with_its_stages(tmp_path, stages):
+    for stage in stages:
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "meta.json").write_text("{}")
+    (tmp_path / "finetune-1pct-seed0").mkdir()  # not finished
+    text = message(read_meta, tmp_path, "classifier")
+    assert text == f"{tmp_path} is the folder of a run; give one of its stages: {', '.join(stages)}"
+
+
 def test_nothing_in_the_code_unpickles():
     root = Path(__file__).parents[3]
     sources = [root / "pipeline.py", *root.glob("shared/**/*.py"), *root.glob("stages/**/*.py")]

@@ -42,6 +42,25 @@ def test_metrics_read_as_if_the_run_had_never_stopped(tmp_path, capsys):
     assert 0 <= last["waiting_for_data"] <= 1
 
 
+def test_a_line_has_the_loss_beside_chance_and_is_not_logged(tmp_path, capsys, monkeypatch):
+    stage = folder(tmp_path)
+    log = log_of(stage, 0)
+    now = {"now": log._progress.clock()}
+    monkeypatch.setattr(log._progress, "clock", lambda: now["now"])
+    batches = log.waiting(iter(range(9)))
+    for step in range(1, 5):
+        next(batches)
+        now["now"] += 20
+        log.write(step, 2.3, loss=torch.tensor(1.25), top1=0.5)
+    next(batches)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" images/s")[0] for line in lines] == [
+        "finetune: 2 of 9 steps, loss 1.25 (chance 2.3), top1 0.5, 0.2",
+        "finetune: 4 of 9 steps, loss 1.25 (chance 2.3), top1 0.5, 0.2",
+    ]
+    assert "chance" not in (stage.path / "metrics.jsonl").read_text()
+
+
 class Wandb:
     """What matters of wandb and of its tracker in accelerate: one step, which never goes back."""
 

@@ -1,0 +1,88 @@
+"""What a change of settings makes out of date: all of it in one line, before anything trains."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from shared.config.methods import METHODS, ancestors
+from shared.config.schema import Config, defaults, hashed_settings
+from shared.runtime.artifacts import HASHES, OtherSettingsError, made_with
+from shared.runtime.errors import UserError
+
+Changes = Mapping[str, tuple[Any, Any]]  # setting -> before, now
+
+
+def require_same_options(config: Config) -> None:
+    """Refuse a run whose artifacts were made with other options, before any stage begins.
+
+    Raises:
+        UserError: naming the options, all stages that are concerned, and the one ``--force``.
+    """
+    outdated = {name: _changed_options(config, name) for name in METHODS}
+    outdated = {name: changes for name, changes in outdated.items() if changes}
+    if outdated:
+        raise UserError(_text(config, outdated))
+
+
+def all_to_redo(config: Config, error: OtherSettingsError) -> UserError:
+    """The refusal of one stage, with all others that the same change concerns.
+
+    A hash, as of the labeled images, is known to the stage alone. Stages that were made with the
+    same old value are concerned too.
+    """
+    outdated = {}
+    for name in METHODS:
+        stored = made_with(config.folder_of(name)) or {}
+        changes = {
+            key: (before, now)
+            for key, (before, now) in error.changed.items()
+            if before is not None and stored.get(key) == before
+        }
+        if changes and not config.forces(name):
+            outdated[name] = changes
+    return UserError(_text(config, outdated)) if outdated else error
+
+
+def _changed_options(config: Config, method: str) -> dict[str, tuple[Any, Any]]:
+    """The options of a method's artifact that are others now; none where there is no artifact."""
+    stored = made_with(config.folder_of(method))
+    if stored is None or config.forces(method):
+        return {}
+    training = config.training_of(method)
+    sections = {"data": config.data, "augment": config.augment, training.section: training}
+    noted = {key.partition(".")[0] for key in stored}
+    if "model" in noted:
+        sections["model"] = replace(config.model, encoder=config.encoder_of(method))
+    usual, changed = defaults(), {}
+    for prefix in sections.keys() & noted:
+        section = sections[prefix]
+        for key, now in hashed_settings(section, prefix).items():
+            before = _plain(stored.get(key, usual.get(key)))
+            if before != _plain(now):
+                changed[key] = (before, _plain(now))
+    return changed
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # as in JSON
+
+
+def _text(config: Config, outdated: Mapping[str, Changes]) -> str:
+    changed: dict[str, tuple[Any, Any]] = {}
+    for changes in outdated.values():
+        changed |= changes
+    first, *others = sorted(
+        changed, key=lambda key: (key not in HASHES, key)
+    )  # other data, above all
+    before, now = changed[first]
+    also = f" (also changed: {', '.join(others[:5])})" if others else ""
+    forced = [name for name in outdated if not set(ancestors(name)) & outdated.keys()]
+    made = [name for name in METHODS if made_with(config.folder_of(name)) is not None]
+    concerned = [
+        name for name in made if name in outdated or set(ancestors(name)) & outdated.keys()
+    ]
+    return (
+        f"{config.folder} was made with {first}={before}, now it is {now}{also};"
+        f"{HASHES.get(first, '')} this concerns {', '.join(concerned)}: redo all with --force"
+        f" {','.join(forced)} or choose another --run"
+    )

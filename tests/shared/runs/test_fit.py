@@ -1,0 +1,354 @@
+"""The recipe for own images: sizes, batches, lengths, the clock, and that the choice is kept."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pipeline
+from shared.config.command_line import read_command_line
+from shared.config.methods import METHODS
+from shared.config.schema import RECIPES
+from shared.data.images import MEMORY_LIMIT
+from shared.data.sources import open_splits
+from shared.runs import fit as fitting
+from shared.runs.cost import Counts
+from shared.runs.fit import (
+    Look,
+    Pace,
+    fit_batches,
+    fit_size,
+    fit_warmups,
+    lengthen,
+    share_out,
+)
+from shared.runs.forecast import StagePlan
+from shared.runtime.errors import UserError
+from shared.training.schedule import schedule_of
+from tests.support.photo_run import run
+from tests.support.photos import class_folders, process
+
+CPU = SimpleNamespace(device=torch.device("cpu"), mixed_precision="no", num_processes=1)
+BRIEF = ["pretrain", "supervised", "linear", "finetune", "distill"]
+
+
+def line(*flags: str):
+    return read_command_line(["--data.train=own", *flags], "test", "")
+
+
+def look(side=400, longer=600, equal=False, **counts) -> Look:
+    usual = {"train": 1600, "labeled": 160, "test": 400, "classes": 4}
+    return Look(Counts(**usual | counts), side, longer, equal, "10pct")
+
+
+def plan(stage: str, seconds: float, fixed: float = 1.0, steps: int = 100) -> StagePlan:
+    return StagePlan(stage, 1600, steps, 64, 10, 1e9, seconds + fixed, fixed, 1e9, 1e6, 64)
+
+
+# ------------------------------------------------------------------------------------------ sizes
+@pytest.mark.parametrize(
+    ("side", "equal", "size", "cache"),
+    [(400, False, 32, 72), (40, False, 32, 72), (400, True, 32, 72), (28, True, 28, None),
+     (20, False, 20, 45), (8, True, 8, None), (3, True, 8, None), (0, False, 8, 8)],
+)  # fmt: skip
+def test_no_more_pixels_than_the_images_have(side, equal, size, cache):
+    command = line()
+    seen = look(side, int(1.5 * side), equal)
+    data = fit_size(command.config, command.flags, seen, on_cpu=True).data
+    assert (data.image_size, data.cache) == (size, cache)
+    assert MEMORY_LIMIT > 3 * 28 * 42 * 2000
+
+
+@pytest.mark.parametrize("side", [16, 12, 8])
+def test_tiny_images_are_cropped_in_fractions_of_a_pixel(side):
+    command = line()
+    augment = fit_size(command.config, command.flags, look(side, side, True), True).augment
+    assert (augment.crop_area == (1, 1)) == (side < 16)
+    assert (augment.zoom_area != (1, 1)) == (side < 16)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--data.image_size=64", "--data.cache=100", "--data.workers=1", "--data.loading=memory"],
+)
+def test_flags_win_over_what_the_images_ask(flag):
+    command = line(flag)
+    fitted = fit_size(command.config, command.flags, look(8, 8, True), on_cpu=True)
+    option, value = flag.removeprefix("--").split("=")
+    assert str(fitted.option(option)) == value
+
+
+def test_copies_of_very_many_images_are_small():
+    command = line()
+    fitted = fit_size(command.config, command.flags, look(train=10**9), on_cpu=True)
+    assert fitted.data.cache == 32
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """Networks whose activations fit into any memory."""
+    monkeypatch.setattr(fitting, "cost_of", lambda *_: SimpleNamespace(activations=1000))
+
+
+@pytest.mark.usefixtures("light")
+@pytest.mark.parametrize(("train", "batch"), [(1600, 128), (320, 128), (100, 32), (20, 8), (3, 4)])
+def test_batches_of_at_most_half_the_images(train, batch):
+    command = line()
+    counts = Counts(train, 3, 5, 2)
+    fitted = fit_batches(command.config, command.flags, counts, CPU)
+    assert fitted.pretrain.batch_size == fitted.distill.batch_size == batch
+    assert fitted.finetune.batch_size == 8
+    kept = line("--pretrain.batch_size=100")
+    assert fit_batches(kept.config, kept.flags, counts, CPU).pretrain.batch_size == 100
+
+
+def test_a_batch_that_does_not_fit_into_memory_passes_in_parts(monkeypatch):
+    command = line()
+    monkeypatch.setattr(fitting, "free_bytes", lambda accelerator: 2**24)
+    monkeypatch.setattr(fitting, "cost_of", lambda *_: SimpleNamespace(activations=2**18))
+    fitted = fit_batches(command.config, command.flags, look().counts, CPU)
+    assert fitted.pretrain.batch_size == 128
+    assert fitted.pretrain.micro_batch < 128
+    assert fitted.distill.batch_size < 128
+
+
+@pytest.mark.parametrize(
+    ("flag", "warmup"), [("--pretrain.epochs=5", 0.5), ("--pretrain.steps=8", 0.032 * 8 / 4)]
+)
+def test_a_warmup_that_does_not_fit_shrinks(flag, warmup):
+    command = line(flag, "--pretrain.batch_size=64")
+    counts = Counts(1000, 10, 10, 2)
+    fitted = fit_warmups(command.config, command.flags, counts).pretrain
+    assert fitted.warmup_epochs == pytest.approx(warmup, abs=0.02)
+    asked = line(flag, "--pretrain.warmup_epochs=7")
+    assert fit_warmups(asked.config, asked.flags, counts).pretrain.warmup_epochs == 7
+
+
+# ---------------------------------------------------------------------------------------- lengths
+@given(
+    st.lists(st.floats(0.1, 1000), min_size=5, max_size=5),
+    st.floats(0, 5000),
+    st.sets(st.sampled_from(BRIEF)),
+    st.sampled_from([1.0, 5.0]),
+)
+def test_stages_share_the_room_and_never_exceed_it(seconds, room, kept, longest):
+    plans = [plan(name, each) for name, each in zip(BRIEF, seconds, strict=True)]
+    flags = [f"{name}.epochs" for name in kept]
+    factors = share_out(plans, flags, room, longest)
+    assert not kept & factors.keys()
+    spent = sum(p.fixed_seconds + factors.get(p.stage, 1) * (p.seconds - 1) for p in plans)
+    least = 5 + sum(p.seconds - 1 for p in plans if p.stage in kept)
+    assert spent <= max(room, least) + 1e-6
+    if factors and room > least:  # all of it is used, unless the longest length is reached
+        full = all(factors.get(name, longest) == longest for name in ("pretrain", "distill"))
+        assert spent == pytest.approx(room) or full
+    if max(factors.values(), default=0) > 1:
+        assert factors.keys() <= {"pretrain", "distill"}
+
+
+@pytest.mark.parametrize(
+    ("factor", "epochs", "steps"),
+    [(0.5, 100, 150), (0.333, 66, 99), (1e-4, 0.02, 1), (2, 400, 600)],
+)
+def test_lengths_have_two_digits_and_at_least_one_step(factor, epochs, steps):
+    command = line()
+    fitted = lengthen(command.config, command.flags, {"pretrain": factor, "supervised": factor})
+    assert fitted.pretrain.epochs == pytest.approx(epochs)
+    assert fitted.supervised.steps == steps
+    kept = line("--pretrain.epochs=7", "--supervised.steps=8")
+    fitted = lengthen(kept.config, kept.flags, {"pretrain": factor, "supervised": factor})
+    assert (fitted.pretrain.epochs, fitted.supervised.steps) == (7, 8)
+
+
+# ---------------------------------------------------------------------------------------- the clock
+@pytest.mark.parametrize(
+    ("budget", "took", "expected"),
+    [
+        (202, 100, 100),
+        (300, 200, 48),
+        (300, 290, 2.1),
+        (300, 400, 1),
+        (300, 50, 200),
+        (300, 100, 190),
+    ],
+)
+def test_the_last_stage_keeps_the_budget(tmp_path, monkeypatch, capsys, budget, took, expected):
+    """Pretraining was planned for 100 s; distillation of 100 epochs for 101 s."""
+    now = SimpleNamespace(time=1000.0)
+    monkeypatch.setattr(fitting.time, "time", lambda: now.time)
+    command = line(f"--output={tmp_path}", "--distill.epochs=100")
+    accelerator = SimpleNamespace(is_main_process=True, print=print)
+    plans = [plan("pretrain", 99), replace(plan("distill", 100, steps=1250), batch_size=128)]
+    pace = Pace(plans, 1000.0 + budget, {"data.train", "output"}, look())
+    first = pace.before("pretrain", command.config, accelerator)
+    assert first == command.config
+    now.time += took
+    last = pace.before("distill", first, accelerator)
+    assert last.distill.epochs == pytest.approx(expected, rel=0.02)
+    changed = last != first
+    assert ("now, to end within the budget" in capsys.readouterr().out) == changed
+    if changed:
+        kept = yaml.safe_load((last.folder / "recipe.yaml").read_text())
+        assert kept["distill"]["epochs"] == last.distill.epochs
+
+
+@pytest.mark.parametrize("reason", ["flag", "begun", "another method"])
+def test_what_was_asked_for_or_begun_keeps_its_length(tmp_path, reason):
+    flags = {"supervised.steps"} if reason == "flag" else set()
+    command = line(f"--output={tmp_path}")
+    if reason == "begun":
+        command.config.folder_of("supervised").mkdir(parents=True)
+    pace = Pace([plan("supervised", 1000)], 0.0, flags, look())
+    method = "linear" if reason == "another method" else "supervised-student"
+    pace.plans |= {"supervised-student": plan("supervised-student", 100)}
+    assert pace.before(method, command.config, process()) == command.config
+
+
+# --------------------------------------------------------------------------------- whole command
+SHORT = [
+    "--model.encoder=simclr_resnet8_1x_sk0",
+    "--model.head_width=8",
+    "--model.head_out=8",
+    "--precision=no",
+    "--threads=1",
+    *(f"--{name}.steps=2" for name in BRIEF),
+]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for index, size in enumerate([(40, 30), (30, 50), (70, 64)]):
+        class_folders(tmp_path / "my photos" / f"{index}", 10, size=size)
+    return tmp_path / "my photos"
+
+
+def call(photos, *flags: str) -> int:
+    open_splits.cache_clear()
+    places = [f"--output={photos.parent / 'out'}", f"--data.cache_folder={photos.parent / 'cache'}"]
+    return pipeline.main([f"--data.train={photos}", *places, *flags])
+
+
+def test_the_choice_is_made_once_and_kept(photos, capsys, monkeypatch):
+    assert call(photos, *SHORT) == 0
+    printed = capsys.readouterr().out
+    run = photos.parent / "out" / "my-photos"
+    assert "settings fitted to" in printed
+    assert f"python -m stages.predict {run}/distill-25pct-seed0 IMAGE" in printed
+    kept = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert kept["data"]["image_size"] == 30  # the smallest have 40 x 30 pixels, most 50 x 30
+    assert kept["data"]["cache"] == 68
+    assert kept["pretrain"]["batch_size"] == 32  # of 72 images
+    assert kept["labels"] == "25pct"  # 10pct would be one label a class
+    monkeypatch.setattr(fitting, "look_at", lambda *_: pytest.fail("it was fitted again"))
+    changed = [flag for flag in SHORT if not flag.startswith("--finetune")]
+    assert call(photos, "--seed=1", "--labels=3perclass") == 0
+    printed = capsys.readouterr().out
+    assert "settings as chosen before" in printed
+    assert "pretrain: already done" in printed
+    assert call(photos, *changed, "--finetune.steps=3") == 2  # flags win, and are compared
+    assert "--force finetune" in capsys.readouterr().err
+    assert "seed" not in yaml.safe_load((run / "recipe.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("one", "all_of_them", "flags", "threads"),
+    [(10, 5, (), 4), (10, 9.5, (), 1), (10, 80, (), 1), (10, 80, ("threads",), 0)],
+)
+def test_more_threads_only_where_they_are_faster(monkeypatch, one, all_of_them, flags, threads):
+    known = {"now": 4}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: known["now"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: known.update(now=number))
+
+    def measured(config, accelerator, stages, seconds):
+        assert list(stages) == ["pretrain"]
+        return [plan("pretrain", one if known["now"] == 1 else all_of_them)], None, ""
+
+    monkeypatch.setattr(fitting, "measure", measured)
+    stages = {"pretrain": None, "distill": None}
+    fitted = fitting.fit_threads(line().config, flags, CPU, stages)
+    assert fitted.threads == threads
+    assert known["now"] == (threads or 4)
+
+
+def test_a_plan_and_a_refusal_keep_nothing(photos, capsys, monkeypatch):
+    def measured(config, *_):
+        """Each stage takes 500 s."""
+        images = {name: 72 if METHODS[name].all_images else 18 for name in BRIEF}
+        steps = {name: schedule_of(config.training_of(name), images[name]).steps for name in BRIEF}
+        plans = [replace(plan(name, 499), steps=steps[name], images=images[name]) for name in BRIEF]
+        return plans, None, ""
+
+    monkeypatch.setattr(fitting, "measure", measured)
+    monkeypatch.setattr("shared.runs.forecast.forecast", lambda *_: None)
+    assert call(photos, "--plan", "--budget=30min", "--precision=no", "--threads=1") == 0
+    printed = capsys.readouterr().out
+    expected = float(printed.partition("Expected: ")[2].partition(" min")[0])
+    assert 25 < expected <= 27
+    assert "not kept, as it is a plan" in printed
+    for budget in ("7s", "0.1s"):
+        assert call(photos, f"--budget={budget}", "--precision=no", "--threads=1") == 2
+        assert f"--budget {budget} is too short" in capsys.readouterr().err
+    assert not (photos.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--budget=1h"], "--budget chooses the lengths of a run on own images"),
+        (["--data.train=x", "--budget=soon"], "budget must be like 30min, 1.5h or 90s"),
+        (["--budget=0min"], "budget must be like 30min, 1.5h or 90s"),
+        (["--data.train=x", "--budget=2h"], "neither --config nor --table"),
+    ],
+)
+def test_budgets_that_are_refused(tmp_path, capsys, flags, says):
+    assert run(pipeline.main, f"--output={tmp_path}", *flags) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_budget_on_several_processes_is_refused():
+    with pytest.raises(UserError, match="--budget measures one process"):
+        fitting.fit(line("--budget=1h"), SimpleNamespace(num_processes=2), {}, 0.0)
+
+
+def test_a_recipe_that_takes_days_on_a_cpu_is_warned_of(monkeypatch):
+    """README's command on 2,434 pictures: 200 epochs of ResNet-50 at 224 pixels, batches of 256."""
+    cost = SimpleNamespace(update=48.6e9, activations=170 * 2**20)
+    monkeypatch.setattr(fitting, "cost_of", lambda *_: cost)
+    monkeypatch.setattr(fitting.os, "cpu_count", lambda: 2)
+    memory = SimpleNamespace(total=24 * 2**30)
+    monkeypatch.setattr(fitting.psutil, "virtual_memory", lambda: memory)
+    recipe = [f"--config={RECIPES / 'image_folder.yaml'}"]
+    counts = Counts(2434, 240, 600, 14)
+    time, room = fitting.warnings_for(line(*recipe).config, counts, CPU)
+    assert "13.1 hours or more" in time
+    assert "42 GiB of memory or more, here are 24; without --config" in room
+    assert not fitting.warnings_for(line().config, counts, CPU)  # small
+    short = line(*recipe, "--pretrain.steps=10", "--pretrain.batch_size=8").config
+    assert not fitting.warnings_for(replace(short), counts, CPU)
+    assert not fitting.warnings_for(line(*recipe).config, counts, process_on("cuda"))
+
+
+def process_on(device: str) -> SimpleNamespace:
+    return SimpleNamespace(device=torch.device(device))
+
+
+def test_a_gpu_takes_the_photo_recipe(photos, monkeypatch):
+    monkeypatch.setattr(fitting.torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(fitting, "free_bytes", lambda accelerator: 2**33)
+    monkeypatch.setattr(fitting, "broadcast_object_list", lambda objects: objects)
+    monkeypatch.setattr(fitting, "cost_of", lambda *_: SimpleNamespace(activations=2**27))
+    monkeypatch.setattr(fitting, "look_at", lambda *_: look(equal=True))
+    gpu = process(of=2)
+    gpu.device, gpu.mixed_precision = torch.device("cuda"), "bf16"
+    gpu.print = print
+    command = read_command_line([f"--data.train={photos}", f"--output={photos.parent}"], "", "")
+    config, pace = fitting.fit(command, gpu, {}, 0.0)
+    assert pace is None
+    assert config.model.encoder == "simclr_resnet50_1x_sk0"
+    assert (config.data.image_size, config.data.cache, config.run) == (224, None, "my-photos")
+    assert 1 < config.pretrain.images_at_once < 256  # 16 GiB
+    assert config.pretrain.batch_size == 256

@@ -1,0 +1,95 @@
+"""What has to be redone after a change: all of it in one line, before anything trains."""
+
+import json
+
+import pytest
+
+from shared.config.methods import METHODS
+from shared.config.schema import hashed_settings
+from shared.runs.redo import all_to_redo, require_same_options
+from shared.runtime.artifacts import OtherSettingsError
+from tests.support.command_line import load as config_of
+from tests.support.stage_folder import message
+
+MADE = ("pretrain", "supervised", "linear", "finetune", "distill")
+
+
+def settings_of(config, name: str) -> dict:
+    training = config.training_of(name)
+    settings = {"stage": name, "images": "one", "labels": "two"}
+    for prefix, section in (("data", config.data), ("augment", config.augment)):
+        settings |= hashed_settings(section, prefix)
+    settings |= hashed_settings(training, training.section)
+    if name in ("pretrain", "supervised"):
+        settings |= hashed_settings(config.model, "model")
+    if name == "pretrain":
+        del settings["labels"]
+    return settings
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A function that makes the run's finished folders and gives its changed configuration."""
+
+    def make(*flags: str):
+        config = config_of(f"--output={tmp_path}")
+        for name in MADE:
+            folder = config.folder_of(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            known = {"kind": "x", "encoder": "x", "image_size": 8, "weights_sha256": "x"}
+            meta = {**known, "settings": settings_of(config, name)}
+            (folder / "meta.json").write_text(json.dumps(meta))
+        return config_of(f"--output={tmp_path}", *flags)
+
+    return make
+
+
+def test_the_same_options_pass(made):
+    require_same_options(made())
+    require_same_options(made("--data.workers=1", "--pretrain.log_every_steps=3"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "change", "concerned", "force"),
+    [
+        (["--data.image_size=16"], "data.image_size=8, now it is 16", MADE, "pretrain,supervised"),
+        (["--finetune.steps=7"], "finetune.steps=100, now it is 7", MADE[3:], "finetune"),
+        (["--distill.epochs=7"], "distill.epochs=100.0, now it is 7.0", MADE[4:], "distill"),
+        (
+            ["--augment.crop_area=[0.5,1]"],
+            "augment.crop_area=[1.0, 1.0], now it is [0.5, 1.0]",
+            MADE,
+            "pretrain,supervised",
+        ),
+        (["--model.head_out=3"], "model.head_out=64, now it is 3", MADE, "pretrain,supervised"),
+        (
+            ["--supervised.steps=9", "--linear.steps=3"],
+            "linear.steps=200, now it is 3 (also changed: supervised.steps)",
+            MADE[1:3],
+            "supervised,linear",
+        ),
+    ],
+)
+def test_all_that_a_change_concerns_is_one_line_and_one_force(
+    made, flags, change, concerned, force
+):
+    config = made(*flags)
+    text = message(require_same_options, config)
+    assert change in text
+    assert f"this concerns {', '.join(concerned)}: " in text
+    assert f"--force {force} or choose another --run" in text
+    require_same_options(made(*flags, f"--force={force}"))  # that command passes
+
+
+def test_what_shares_an_old_hash_is_redone_with_the_stage_that_noticed(made):
+    config = made()
+    error = OtherSettingsError("one stage", {"images": ("one", "three")})
+    text = str(all_to_redo(config, error))
+    assert "images=one, now it is three" in text
+    assert "the training images have changed" in text
+    assert "--force pretrain,supervised or" in text
+    error = OtherSettingsError("one stage", {"labels": ("two", "three")})
+    assert "--force supervised,linear,finetune or" in str(all_to_redo(config, error))
+    error = OtherSettingsError("one stage", {"unheard": ("of", "it")})
+    assert all_to_redo(config, error) is error
+    assert set(MADE) < METHODS.keys()
