@@ -388,7 +388,7 @@ def test_an_image_that_becomes_unreadable_stops_with_its_name(folder, tmp_path, 
     with pytest.raises(UserError) as caught:
         list(batches.steps(0, 1))
     assert str(caught.value).startswith(f"cannot read {root / 'b/3.png'}: ")
-    assert str(caught.value).endswith("remove it or give --data.on_error skip")
+    assert "remove it or give --data.on_error skip" in str(caught.value)
     plain = plain_batches(batches.images, batches.ids, batches.data, 8, "cpu")
     with pytest.raises(UserError, match=r"^cannot read .*b/3\.png"):
         list(plain)

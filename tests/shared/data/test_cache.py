@@ -44,9 +44,7 @@ def opened(data: Data):
 def decoded(monkeypatch) -> list:
     """Grows with every image that is decoded."""
     calls, decode = [], images.decode_image
-    monkeypatch.setattr(
-        images, "decode_image", lambda source: calls.append(source) or decode(source)
-    )
+    monkeypatch.setattr(images, "decode_image", lambda *args: calls.append(args) or decode(*args))
     return calls
 
 

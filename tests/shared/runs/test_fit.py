@@ -327,7 +327,9 @@ def test_a_recipe_that_takes_days_on_a_cpu_is_warned_of(monkeypatch):
     assert "13.1 hours or more" in time
     assert "42 GiB of memory or more, here are 24; without --config" in room
     assert not fitting.warnings_for(line().config, counts, CPU)  # small
-    short = line(*recipe, "--pretrain.steps=10", "--pretrain.batch_size=8").config
+    short = line(
+        *recipe, "--pretrain.steps=10", "--pretrain.warmup_epochs=0", "--pretrain.batch_size=8"
+    ).config
     assert not fitting.warnings_for(replace(short), counts, CPU)
     assert not fitting.warnings_for(line(*recipe).config, counts, process_on("cuda"))
 

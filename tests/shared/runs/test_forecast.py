@@ -157,6 +157,7 @@ def test_each_network_has_its_own_peak(tmp_path, capsys, monkeypatch):
 
     accelerator = SimpleNamespace(
         num_processes=1,
+        is_local_main_process=True,
         mixed_precision="no",
         device=torch.device("cpu"),
         free_memory=lambda: None,
