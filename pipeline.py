@@ -61,13 +61,15 @@ def train(
     from shared.data.labels import draw_labels
     from shared.data.sources import open_data
     from shared.runs.metrics import legend
-    from shared.runs.results import collect, results_text, write_results
+    from shared.runs.results import advice_text, collect, results_text, write_results
     from shared.training.schedule import require_equal_shares, schedule_of
 
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     # bad labels and impossible schedules stop the run before it pretrains
     labels = draw_labels(splits, config.label_set, config.seed)
     for name in wanted:
+        if METHODS[name].fitted:
+            continue  # it has no schedule
         images = len(splits.train) if METHODS[name].all_images else len(labels.ids)
         schedule_of(config.training_of(name), images)
         require_equal_shares(config.training_of(name), accelerator.num_processes)
@@ -86,7 +88,8 @@ def train(
         own = [row for row in rows if (row["labels"], row["seed"]) == this_run]
         if tested:
             print(f"\non {tested:,} test images; {legend()}")
-        print(f"\n{results_text(own)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
+        print(f"\n{results_text(own)}\n\n{advice_text(config.folder, own)}")
+        print(f"\nrows of all label sets: {config.folder / 'results.jsonl'}")
         print(f"as a page with pictures: python -m stages.page {config.folder}")
 
 

@@ -26,7 +26,9 @@ class Method:
         depends: sections and options that its artifact depends on, besides those of what it is
             made from.
         independent: options of those that it does not depend on.
-        network: the option that names the encoder it trains.
+        network: the option that names its encoder; empty: scikit-learn's model of pixels, of which
+            the predictions are saved and not the model.
+        fitted: whether scikit-learn fits it at once; others are trained in steps, by a schedule.
         all_images: whether it trains on all images, or only on those with a label.
         frozen: whether it trains the linear layer alone.
         copies_teacher: whether its network is that of its teacher, with the layers of the
@@ -47,11 +49,32 @@ class Method:
     depends: tuple[str, ...] = ()
     independent: tuple[str, ...] = ()
     network: str = "model.encoder"
+    fitted: bool = False
     all_images: bool = False
     frozen: bool = False
     copies_teacher: bool = False
     asked_by: str = ""
     role: Literal["", "reference", "deployed"] = ""
+
+
+def _on_pixels(
+    name: str, title: str, short: str, color: str, marker: str, all_images: bool = False
+) -> Method:
+    """A row of scikit-learn on what can be computed from an image without training."""
+    return Method(
+        name,
+        title,
+        short,
+        color,
+        marker,
+        stage="classical",
+        section="classical",
+        depends=("data",),
+        network="",
+        fitted=True,
+        all_images=all_images,
+        asked_by="classical.enabled",
+    )
 
 
 # In the order in which they run, which is that of the tables' rows.
@@ -68,6 +91,20 @@ METHODS = {
             section="pretrain",
             depends=("data", "augment", "model", "pretrain"),
             all_images=True,
+        ),
+        _on_pixels(
+            "pixels-svm", "support vector machine on pixels", "SVM on pixels", "#6B4C9A", "<"
+        ),
+        _on_pixels("pixels-forest", "random forest on pixels", "forest on pixels", "#4D7C0F", ">"),
+        _on_pixels(
+            "pixels-spreading", "label spreading on pixels", "spreading", "#A23B72", "p", True
+        ),
+        _on_pixels(
+            "gradients-svm",
+            "support vector machine on gradients and colours",
+            "SVM on gradients",
+            "#8C510A",
+            "X",
         ),
         Method(
             "supervised",
@@ -103,6 +140,19 @@ METHODS = {
             made_from=("pretrain",),
             depends=("linear",),
             frozen=True,
+        ),
+        Method(
+            "features-logistic",
+            "logistic regression on the frozen features",
+            "logistic",
+            "#1B7F8C",
+            "h",
+            stage="classical",
+            section="classical",
+            made_from=("pretrain",),
+            fitted=True,
+            frozen=True,
+            asked_by="classical.enabled",
         ),
         Method(
             "finetune",
@@ -149,6 +199,8 @@ METHODS = {
 CLASSIFIERS = {name: method for name, method in METHODS.items() if name != "pretrain"}
 REFERENCE = next(name for name, method in METHODS.items() if method.role == "reference")
 DEPLOYED = next(name for name, method in METHODS.items() if method.role == "deployed")
+# those whose network is saved: the others are rows to compare with, and no more
+SAVED = {name: method for name, method in CLASSIFIERS.items() if method.network}
 # what --force may name, in the order in which it runs
 FORCEABLE = (*METHODS, "assess")
 

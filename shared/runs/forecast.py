@@ -112,6 +112,8 @@ def forecast(
             " steps"
         )
     lines: list[StagePlan] = []
+    fitted = [method for method in stages if METHODS[method].fitted]
+    stages = {method: run for method, run in stages.items() if method not in fitted}
     with tempfile.TemporaryDirectory() as folder:
         small = replace(config, output=folder, run="probe", force="")
         small, counts, note = _data_of(small, Path(folder) / "images")
@@ -132,6 +134,8 @@ def forecast(
             "The rows without a batch were not measured: their time is from the FLOP/s of the"
             " others, and can be wrong by a factor of 2.\n"
         )
+    if fitted:
+        note += f"Not measured, because scikit-learn takes seconds: {', '.join(fitted)}.\n"
     print(note + f"In all {_duration(sum(line.seconds for line in lines))} of training.")
     if config.data.train.startswith("ILSVRC/imagenet-1k"):
         rate = lines[0].flops / lines[0].seconds
