@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
-
 from shared.config.labelset import LabelSet
 from shared.config.methods import DEPLOYED, METHODS, SAVED, ancestors
 from shared.runs.statistics import interval
@@ -85,10 +83,7 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
     method = next(method for method in candidates if method == best or not gains[method].clear)
     sentences = [_deploy(run, by_method, method)]
     if method != best:
-        sentences.append(
-            f"{_title(best)} has {gains[method]}: not clearly more"
-            + (", and the student is smaller." if method == DEPLOYED else ", and is not saved.")
-        )
+        sentences.append(_why_not(best, gains[method], method))
     tested = _test_images(run, by_method[method])
     if tested is not None and tested < FEW:
         sentences.append(f"Undecided: {tested} test images are too few to tell the rows apart.")
@@ -107,6 +102,14 @@ def _deploy(run: Path, rows: Rows, method: str) -> str:
     )
 
 
+def _why_not(best: str, more: Gain, deployed: str) -> str:
+    """Why the row with the highest accuracy is not the one to deploy."""
+    if more.half is None:
+        return f"{_title(best)} has {more}; how sure that is cannot be told from what is noted."
+    reason = "the student is smaller" if deployed == DEPLOYED else "its model is not saved"
+    return f"{_title(best)} has {more}: not clearly more, and {reason}."
+
+
 def _pretraining(
     run: Path, rows: Rows, ranked: Sequence[str], deployed: str, tested: int | None
 ) -> list[str]:
@@ -118,9 +121,9 @@ def _pretraining(
     ours = deployed if deployed in pretrained else pretrained[0]
     without = others[0]
     difference = gain(run, rows[ours], rows[without])
-    accuracy = f"{100 * _accuracy(rows[without]):.1f}%"
+    best = f"{METHODS[without].title}, {100 * _accuracy(rows[without]):.1f}%"
     of_ours = "" if ours == deployed else f" of {METHODS[ours].title}"
-    against = f"{difference}{of_ours} over the best row without it ({_title(without)}, {accuracy})"
+    against = f"{difference}{of_ours} over the best row without it ({best})"
     if not difference.clear or (tested is not None and tested < FEW):
         return [f"Whether pretraining paid is undecided: {against}."]
     return [f"Pretraining {'paid' if difference.points > 0 else 'did not pay here'}: {against}."]
@@ -161,7 +164,7 @@ def _right(run: Path, row: Result) -> dict[int, bool] | None:
     if arrays is None:
         return None
     right = arrays["predictions"] == arrays["targets"]
-    return dict(zip(arrays["positions"].tolist(), np.asarray(right).tolist(), strict=True))
+    return dict(zip(arrays["positions"].tolist(), right.tolist(), strict=True))
 
 
 def _test_images(run: Path, rows: Sequence[Result]) -> int | None:
