@@ -115,7 +115,7 @@ def run(config: Config, accelerator: Accelerator, method: str) -> Path | None:
     row = method_of("classical", method)
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     labels = draw_labels(splits, config.label_set, config.seed)
-    if reason := _why_left_out(row.network, splits):
+    if reason := _why_left_out(row.saved, splits):
         accelerator.print(f"{method}: left out, {reason}")
         return None
     settings = {
@@ -126,16 +126,16 @@ def run(config: Config, accelerator: Accelerator, method: str) -> Path | None:
         "classes": splits.train.labels_fingerprint,
         "seed": config.seed,
     }
-    if row.network:
+    if row.saved:
         return _on_features(config, accelerator, method, splits, labels, settings)
     return _on_pixels(config, accelerator, method, splits, labels, settings)
 
 
-def _why_left_out(network: str, splits: Splits) -> str:
+def _why_left_out(saved: bool, splits: Splits) -> str:
     """Why a row is not made; empty where it is."""
     if len(splits.train.classes) > CLASSES:
         return f"because there are {len(splits.train.classes):,} classes, more than {CLASSES}"
-    if splits.test is None and not network:
+    if splits.test is None and not saved:
         return "because there are no test images, and its model is not saved"
     return ""
 

@@ -56,6 +56,11 @@ class Method:
     asked_by: str = ""
     role: Literal["", "reference", "deployed"] = ""
 
+    @property
+    def saved(self) -> bool:
+        """Whether there is a network to load and to deploy, and not the predictions alone."""
+        return bool(self.network)
+
 
 def _on_pixels(
     name: str, title: str, short: str, color: str, marker: str, all_images: bool = False
@@ -199,8 +204,6 @@ METHODS = {
 CLASSIFIERS = {name: method for name, method in METHODS.items() if name != "pretrain"}
 REFERENCE = next(name for name, method in METHODS.items() if method.role == "reference")
 DEPLOYED = next(name for name, method in METHODS.items() if method.role == "deployed")
-# those whose network is saved: the others are rows to compare with, and no more
-SAVED = {name: method for name, method in CLASSIFIERS.items() if method.network}
 # what --force may name, in the order in which it runs
 FORCEABLE = (*METHODS, "assess")
 

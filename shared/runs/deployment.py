@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 
 from shared.config.labelset import LabelSet
-from shared.config.methods import DEPLOYED, METHODS, SAVED, ancestors
+from shared.config.methods import DEPLOYED, METHODS, ancestors
 from shared.runs.statistics import interval
 from shared.runtime.artifacts import Result, read_predictions
 
@@ -52,11 +52,18 @@ class Advice:
 
     Attributes:
         method: its name.
-        sentences: what to deploy and why; whether pretraining paid.
+        deploy: what to deploy, in a sentence.
+        reasons: why not the most accurate one; whether pretraining paid.
     """
 
     method: str
-    sentences: list[str]
+    deploy: str
+    reasons: list[str]
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of them."""
+        return [self.deploy, *self.reasons]
 
 
 def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
@@ -77,24 +84,23 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
         return None
     ranked = sorted(by_method, key=lambda method: _accuracy(by_method[method]), reverse=True)
     best = ranked[0]
-    ready = [method for method in ranked if method in SAVED][:1]
+    ready = [method for method in ranked if METHODS[method].saved][:1]
     candidates = [*([DEPLOYED] if DEPLOYED in by_method else []), *ready, best]
     gains = {method: gain(run, by_method[best], by_method[method]) for method in candidates}
     method = next(method for method in candidates if method == best or not gains[method].clear)
-    sentences = [_deploy(run, by_method, method)]
-    if method != best:
-        sentences.append(_why_not(best, gains[method], method))
+    reasons = [_why_not(best, gains[method], method)] if method != best else []
     tested = _test_images(run, by_method[method])
     if tested is not None and tested < FEW:
-        sentences.append(f"Undecided: {tested} test images are too few to tell the rows apart.")
-    return Advice(method, [*sentences, *_pretraining(run, by_method, ranked, method, tested)])
+        reasons.append(f"Undecided: {tested} test images are too few to tell the rows apart.")
+    reasons += _pretraining(run, by_method, ranked, method, tested)
+    return Advice(method, _deploy(run, by_method, method), reasons)
 
 
 def _deploy(run: Path, rows: Rows, method: str) -> str:
     labels = LabelSet.of_tag(rows[method][0]["labels"])
     folder = run / labels.folder(method, rows[method][0]["seed"])
     share = f"{100 * _accuracy(rows[method]):.1f}% of the test images right"
-    if method in SAVED:
+    if METHODS[method].saved:
         return f"Deploy: {METHODS[method].title} ({folder}), {share}."
     return (
         f"Deploy: {METHODS[method].title}, {share}; its model is not saved: fit it with the"

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.config.labelset import LabelSet
-from shared.config.methods import SAVED
+from shared.config.methods import CLASSIFIERS
 from shared.config.schema import Config, Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet, Splits
@@ -245,7 +245,7 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
     pretrained, _ = load_contrastive(source)
     networks: dict[str, Classifier] = {}
     metas: dict[str, ClassifierMeta] = {}
-    for stage in SAVED:
+    for stage in (name for name, method in CLASSIFIERS.items() if method.saved):
         folder = config.folder_of(stage)
         if not (folder / "meta.json").exists():
             continue

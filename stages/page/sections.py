@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from shared.config.labelset import LabelSet
-from shared.config.methods import CLASSIFIERS, METHODS, REFERENCE, SAVED
+from shared.config.methods import CLASSIFIERS, METHODS, REFERENCE
 from shared.config.schema import Config
 from shared.runs.deployment import advise
 from shared.runs.metrics import METRICS, legend
@@ -55,7 +55,7 @@ def summary(run: Run) -> Iterator[Block]:
         advice = advise(run.folder, [row for group in same_labels.values() for row in group.rows])
         untested = method_to_deploy((name, 0.0) for name in same_labels)
         group = same_labels[advice.method if advice else untested]
-        cards.append(_card(run, group, same_labels.values(), advice.sentences if advice else []))
+        cards.append(_card(run, group, same_labels.values(), advice.reasons if advice else []))
     yield Summary(_data(run), cards)
 
 
@@ -164,7 +164,7 @@ def efficiency(run: Run) -> Iterator[Block]:
             continue
         over.add(value.over)
         name, bounds = group.method.name, (value.mean, value.low, value.high)
-        if name in SAVED:  # the others are no networks
+        if group.method.saved:  # the others are no networks
             point = Point(name, group.parameters, *bounds)
             panels.setdefault(group.label_title, []).append(point)
         curves.setdefault(name, []).append(Point(name, group.n_labels, *bounds))
