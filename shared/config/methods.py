@@ -98,17 +98,17 @@ METHODS = {
             all_images=True,
         ),
         _on_pixels(
-            "pixels-svm", "support vector machine on pixels", "SVM on pixels", "#6B4C9A", "<"
+            "pixels-svm", "support vector machine on pixels", "SVM on pixels", "#8A68C0", "<"
         ),
         _on_pixels("pixels-forest", "random forest on pixels", "forest on pixels", "#4D7C0F", ">"),
         _on_pixels(
-            "pixels-spreading", "label spreading on pixels", "spreading", "#A23B72", "p", True
+            "pixels-spreading", "label spreading on pixels", "spreading", "#B9518A", "p", True
         ),
         _on_pixels(
             "gradients-svm",
             "support vector machine on gradients and colours",
             "SVM on gradients",
-            "#8C510A",
+            "#A0682E",
             "X",
         ),
         Method(
@@ -155,6 +155,7 @@ METHODS = {
             stage="classical",
             section="classical",
             made_from=("pretrain",),
+            depends=("classical",),
             fitted=True,
             frozen=True,
             asked_by="classical.enabled",

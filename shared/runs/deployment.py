@@ -82,7 +82,12 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
             by_method.setdefault(row["stage"], []).append(row)
     if not by_method:
         return None
-    ranked = sorted(by_method, key=lambda method: _accuracy(by_method[method]), reverse=True)
+
+    def order(method: str) -> tuple[float, bool, bool]:
+        """By accuracy; equal ones in the order in which they are preferred."""
+        return _accuracy(by_method[method]), method == DEPLOYED, METHODS[method].saved
+
+    ranked = sorted(by_method, key=order, reverse=True)
     best = ranked[0]
     ready = [method for method in ranked if METHODS[method].saved][:1]
     candidates = [*([DEPLOYED] if DEPLOYED in by_method else []), *ready, best]

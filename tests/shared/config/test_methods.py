@@ -77,7 +77,7 @@ def test_what_an_artifact_depends_on():
     )
     assert depends_on("supervised") == ("data", "augment", "model", "supervised")
     assert depends_on("pixels-svm") == ("data",)
-    assert depends_on("features-logistic") == pretrained
+    assert depends_on("features-logistic") == (*pretrained, "classical")
 
 
 def test_a_stage_refuses_what_it_does_not_make():

@@ -340,9 +340,7 @@ def test_views_are_the_same_wherever_they_are_finished(folder, antialias):
     """By the workers (on CPU) or on the batch (on a GPU); the latter rounds the crop to uint8."""
     options = {"antialias": antialias}
     plain = Augmentation(color_strength=0, blur_sigma_per="image")
-    here, there = (
-        batches_of(folder, "workers", augmentation=plain, **options) for _ in range(2)
-    )
+    here, there = (batches_of(folder, "workers", augmentation=plain, **options) for _ in range(2))
     assert here.workers_finish
     there.workers_finish = False
     for a, b in zip(here.steps(0, 2), there.steps(0, 2), strict=True):

@@ -46,7 +46,7 @@ def test_the_student_is_preferred_where_it_is_not_clearly_worse(tmp_path):
         (STRONG | {"distill": 0.8}, "finetune", "Pretraining paid"),
         (STRONG | {"features-logistic": 0.97}, "features-logistic", "Pretraining paid"),
         (STRONG | {"pixels-svm": 0.97}, "pixels-svm", "Pretraining did not pay here: -7.0"),
-        (STRONG | {"supervised": 0.97}, "supervised", "of fine-tuned teacher over the best row"),
+        (STRONG | {"supervised": 0.97}, "supervised", "of distilled student over the best row"),
         (STRONG | {"pixels-svm": 0.899}, "distill", "Whether pretraining paid is undecided: +0.1"),
         ({"pixels-svm": 0.9, "supervised": 0.899}, "supervised", "its model is not saved"),
     ],
