@@ -83,9 +83,10 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
     if not by_method:
         return None
 
-    def order(method: str) -> tuple[float, bool, bool]:
-        """By accuracy; equal ones in the order in which they are preferred."""
-        return _accuracy(by_method[method]), method == DEPLOYED, METHODS[method].saved
+    def order(method: str) -> tuple[float, bool, bool, int]:
+        """By accuracy; of equal ones the student, what is saved, and what is small come first."""
+        size = by_method[method][0]["parameters"]
+        return _accuracy(by_method[method]), method == DEPLOYED, METHODS[method].saved, -size
 
     ranked = sorted(by_method, key=order, reverse=True)
     best = ranked[0]
