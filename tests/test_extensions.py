@@ -160,10 +160,10 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
     "an augmentation": {
         "shared/config/schema.py": [
             before(
-                "        antialias: the old",
+                "        antialias: ",
                 "        solarize: probability of inverting what is brighter than 1/2.\n",
             ),
-            before("    antialias: bool | None", "    solarize: float = 0.0\n"),
+            before("    antialias: bool = False\n", "    solarize: float = 0.0\n"),
             after(
                 '            ("blur", "in [0, 1]", 0 <= self.blur <= 1),\n',
                 '            ("solarize", "in [0, 1]", 0 <= self.solarize <= 1),\n',

@@ -146,12 +146,10 @@ def import_checkpoint(
     check_output(model, parts.image_size)
 
     account = _account(checkpoint, contents)
-    network = network_meta(Model(encoder=parts.name), Data(image_size=parts.image_size))
-    network.pop("antialias", None)  # whoever trains it further decides
     meta = {
         "kind": kind,
         "stage": "import",
-        **network,
+        **network_meta(Model(encoder=parts.name), Data(image_size=parts.image_size)),
         "head": head_meta(parts.head),
         **kind_meta,
         "seed": None,

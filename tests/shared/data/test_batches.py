@@ -314,10 +314,9 @@ def test_the_same_antialiased_views_however_images_are_loaded(folder, tmp_path):
         low_contrast = np.asarray(Image.open(file)) // 4 + 96
         (tmp_path / file.parent.name).mkdir(exist_ok=True)
         Image.fromarray(low_contrast).save(tmp_path / file.parent.name / file.name)
+    antialiased = replace(CROP, antialias=True)
     for source, atol in ((tmp_path, 1.5 / 255), (folder, 25 / 255)):
-        memory, workers = (
-            batches_of(source, kind, augmentation=CROP, antialias=True) for kind in LOADINGS
-        )
+        memory, workers = (batches_of(source, kind, augmentation=antialiased) for kind in LOADINGS)
         for a, b in zip(memory.steps(0, 6), workers.steps(0, 6), strict=True):
             assert torch.equal(a.ids, b.ids)
             torch.testing.assert_close(a.images, b.images, rtol=0, atol=atol)
@@ -338,15 +337,14 @@ def test_each_image_is_decoded_once_for_both_views(folder, monkeypatch):
 @pytest.mark.parametrize("antialias", [False, True])
 def test_views_are_the_same_wherever_they_are_finished(folder, antialias):
     """By the workers (on CPU) or on the batch (on a GPU); the latter rounds the crop to uint8."""
-    options = {"antialias": antialias}
-    plain = Augmentation(color_strength=0, blur_sigma_per="image")
-    here, there = (batches_of(folder, "workers", augmentation=plain, **options) for _ in range(2))
+    augmentation = Augmentation(color_strength=0, blur_sigma_per="image", antialias=antialias)
+    here, there = (batches_of(folder, "workers", augmentation=augmentation) for _ in range(2))
     assert here.workers_finish
     there.workers_finish = False
     for a, b in zip(here.steps(0, 2), there.steps(0, 2), strict=True):
         assert torch.equal(a.ids, b.ids)
         torch.testing.assert_close(a.images, b.images, rtol=0, atol=1.1 / 255)
-    everything = batches_of(folder, "workers", augmentation=VIEWS, **options)
+    everything = batches_of(folder, "workers", augmentation=replace(VIEWS, antialias=antialias))
     for a, b in zip(everything.steps(0, 2), here.steps(0, 2), strict=True):
         assert not torch.allclose(a.images, b.images, atol=0.1)  # with colours
 
