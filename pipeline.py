@@ -93,7 +93,7 @@ def train(
     from shared.runs.fit import warnings_for
     from shared.runs.metrics import legend
     from shared.runs.redo import all_to_redo, require_same_options
-    from shared.runs.results import collect, results_text, write_results
+    from shared.runs.results import advice_text, collect, results_text, write_results
     from shared.runtime.artifacts import OtherSettingsError
     from shared.runtime.progress import counted
     from shared.training.stage import to_follow
@@ -136,7 +136,8 @@ def train(
         if tested:
             seen = " (stage 1 saw them without their labels)" if apart else ""
             print(f"\non {tested:,} test images{seen}; {legend()}")
-        print(f"\n{results_text(own)}\n\nrows of all label sets: {config.folder / 'results.jsonl'}")
+        print(f"\n{results_text(own)}\n\n{advice_text(config.folder, own)}")
+        print(f"\nrows of all label sets: {config.folder / 'results.jsonl'}")
         print(next_commands(config))
 
 
@@ -149,6 +150,8 @@ def require_schedules(
 
     refused: dict[str, None] = {}  # in order, each once
     for name in wanted:
+        if METHODS[name].fitted:
+            continue  # it has no schedule
         try:
             schedule_of(config.training_of(name), images if METHODS[name].all_images else labels)
             require_an_image_each(config, name, accelerator.num_processes)

@@ -212,7 +212,8 @@ def start_from_class_means(
     square = features.square().sum(1).mean().clamp(min=LEAST_SPREAD)  # 0 where all features are
     variance = variance.maximum(LEAST_SPREAD * square)
     weight, bias = means / variance, -means.square().sum(1) / (2 * variance)
-    bias[numbers == 0] = (features @ weight.T + bias)[:, numbers > 0].min()
+    lowest = (features @ weight.T + bias).masked_fill(numbers == 0, torch.inf).min()
+    bias = bias.where(numbers > 0, lowest)
     model.linear.weight.copy_(weight)
     model.linear.bias.copy_(bias)
 

@@ -1,6 +1,7 @@
 """The table of a run, or of a grid of runs, from the files in its folder. It trains nothing.
 
-    python -m stages.report runs/digits          # all label sets; mean and spread over the seeds
+    python -m stages.report runs/digits          # all label sets; mean and spread over the seeds;
+                                                 # what to deploy, and whether pretraining paid
     python -m stages.report runs/digits --table label_efficiency   # a grid of runs
 
 A table says which of its cells are missing.
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.runs import grid
-from shared.runs.results import collect, results_text
+from shared.runs.results import advice_text, collect, results_text
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = collect(arguments.run)
     if not rows:
         raise UserError(f"no finished classifier in {arguments.run}")
-    print(results_text(rows))
+    print(f"{results_text(rows)}\n\n{advice_text(arguments.run, rows)}")
     return 0
 
 

@@ -434,7 +434,7 @@ def test_damaged_checkpoint(capfd, tmp_path, photos, monkeypatch):
         "--pretrain.checkpoint_every_steps=2",
     ]
 
-    def interrupted(self, model, meta, parent):
+    def interrupted(*_):
         raise artifacts.UserError("stopped here")
 
     with monkeypatch.context() as patch:

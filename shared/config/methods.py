@@ -26,8 +26,10 @@ class Method:
         depends: sections and options that its artifact depends on, besides those of what it is
             made from.
         independent: options of those that it does not depend on.
-        network: the option that names the encoder it trains.
+        network: the option that names its encoder; empty: scikit-learn's model of pixels, of which
+            the predictions are saved and not the model.
         weights: the option that asks to start that encoder from published weights, if there is one.
+        fitted: whether scikit-learn fits it at once; others are trained in steps, by a schedule.
         all_images: whether it trains on all images, or only on those with a label.
         frozen: whether it trains the linear layer alone.
         copies_teacher: whether its network is that of its teacher, with the layers of the
@@ -49,11 +51,37 @@ class Method:
     independent: tuple[str, ...] = ()
     network: str = "model.encoder"
     weights: str = ""
+    fitted: bool = False
     all_images: bool = False
     frozen: bool = False
     copies_teacher: bool = False
     asked_by: str = ""
     role: Literal["", "reference", "deployed"] = ""
+
+    @property
+    def saved(self) -> bool:
+        """Whether there is a network to load and to deploy, and not the predictions alone."""
+        return bool(self.network)
+
+
+def _on_pixels(
+    name: str, title: str, short: str, color: str, marker: str, all_images: bool = False
+) -> Method:
+    """A row of scikit-learn on what can be computed from an image without training."""
+    return Method(
+        name,
+        title,
+        short,
+        color,
+        marker,
+        stage="classical",
+        section="classical",
+        depends=("data",),
+        network="",
+        fitted=True,
+        all_images=all_images,
+        asked_by="classical.enabled",
+    )
 
 
 # In the order in which they run, which is that of the tables' rows.
@@ -71,6 +99,20 @@ METHODS = {
             depends=("data", "augment", "model", "pretrain"),
             weights="model.pretrained",
             all_images=True,
+        ),
+        _on_pixels(
+            "pixels-svm", "support vector machine on pixels", "SVM on pixels", "#8A68C0", "<"
+        ),
+        _on_pixels("pixels-forest", "random forest on pixels", "forest on pixels", "#4D7C0F", ">"),
+        _on_pixels(
+            "pixels-spreading", "label spreading on pixels", "spreading", "#B9518A", "p", True
+        ),
+        _on_pixels(
+            "gradients-svm",
+            "support vector machine on gradients and colours",
+            "SVM on gradients",
+            "#A0682E",
+            "X",
         ),
         Method(
             "supervised",
@@ -106,6 +148,20 @@ METHODS = {
             made_from=("pretrain",),
             depends=("linear",),
             frozen=True,
+        ),
+        Method(
+            "features-logistic",
+            "logistic regression on the frozen features",
+            "logistic",
+            "#1B7F8C",
+            "h",
+            stage="classical",
+            section="classical",
+            made_from=("pretrain",),
+            depends=("classical",),
+            fitted=True,
+            frozen=True,
+            asked_by="classical.enabled",
         ),
         Method(
             "finetune",

@@ -480,6 +480,21 @@ class Linear(Finetune):
 
 
 @dataclass(frozen=True)
+class Classical:
+    """Comparison, classical: what scikit-learn makes of the same labels, in seconds.
+
+    Args:
+        enabled: whether pipeline.py makes these rows.
+        init: artifact folder of stage 1 for the row on its features; unset: this run's own.
+    """
+
+    section: ClassVar[str] = "classical"
+
+    enabled: bool = not_hashed(True)
+    init: str | None = not_hashed(None)
+
+
+@dataclass(frozen=True)
 class Supervised(Finetune):
     """Comparison, supervised: the same network from scratch, and the student's, on the labels."""
 
@@ -625,6 +640,7 @@ class Config:
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
+        classical: classifiers of scikit-learn.
         distill: stage 3.
         assess: optional stage 4.
     """
@@ -651,6 +667,7 @@ class Config:
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)
+    classical: Classical = field(default_factory=Classical)
     distill: Distill = field(default_factory=Distill)
     assess: Assess = field(default_factory=Assess)
 

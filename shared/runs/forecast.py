@@ -28,7 +28,7 @@ from PIL import Image
 
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.schema import Config, Training
+from shared.config.schema import Config
 from shared.runs.cost import (
     HUB_SIZES,
     Cost,
@@ -158,7 +158,8 @@ def measure(
     Raises:
         UserError: where the data cannot be opened, or a stage refuses them.
     """
-    stages = {m: run for m, run in stages.items() if isinstance(config.training_of(m), Training)}
+    fitted = [method for method in stages if METHODS[method].fitted]
+    stages = {method: run for method, run in stages.items() if method not in fitted}
     lines: list[StagePlan] = []
     with tempfile.TemporaryDirectory() as folder:
         small = replace(config, output=folder, run="probe", force="")
@@ -175,6 +176,8 @@ def measure(
                 share = seconds / len(stages)
                 probe = _measure(method, run, small, accelerator, cost, share)
             lines.append(_stage_plan(method, config, counts, cost, probe))
+    if fitted:
+        note += f"Not measured, because scikit-learn takes seconds: {', '.join(fitted)}.\n"
     return lines, counts, note
 
 

@@ -26,6 +26,7 @@ from shared.config.command_line import override, read_config
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, ancestors, depends_on
 from shared.config.schema import (
+    Classical,
     Config,
     Distill,
     Finetune,
@@ -37,7 +38,7 @@ from shared.runs.assessment import read_assessment
 from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
-from shared.runtime.artifacts import Result, read_meta, write_atomically
+from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.stop import Stopped
 from shared.training.schedule import require_an_image_each
@@ -154,8 +155,7 @@ def _given_pretraining(method: str, config: Config) -> str | None:
     """The option ``init`` of the method itself, or of that one of its ancestors which reads it."""
     for name in (*ancestors(method), method):
         if "pretrain" in METHODS[name].made_from:
-            section = config.training_of(name)
-            return section.init if isinstance(section, Finetune) else None
+            return config.option(f"{METHODS[name].section}.init")
     return None
 
 
@@ -192,8 +192,8 @@ def _with_parent(config: Config, method: str, parent: Job) -> Config:
     The two kinds of stages name it by options of their own: ``init`` is a pretraining, ``teacher``
     a classifier.
     """
-    section = config.training_of(method)
-    if isinstance(section, Finetune):
+    section = getattr(config, METHODS[method].section)
+    if isinstance(section, Finetune | Classical):
         section = replace(section, init=str(parent.path))
     elif isinstance(section, Distill):
         # a self-distilled teacher from another folder is a teacher like any other
@@ -367,8 +367,8 @@ def read_cell(cell: Cell, run: Path, failures: Mapping[Path, str]) -> CellLine:
 
 
 def _read_result(job: Job) -> Result:
-    """The result of a classifier that was made as the job says; else UserError."""
-    meta = read_meta(job.path, "classifier")
+    """The result of a method that was made as the job says; else UserError."""
+    meta = cast(ClassifierMeta, read_meta(job.path))
     require_made_so(job)
     if "result" not in meta:
         raise UserError(f"{job.path} was never evaluated")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shared.config.methods import METHODS
+from shared.runs.deployment import advise
 from shared.runs.metrics import METRICS
 from shared.runs.text import aligned
 from shared.runtime.artifacts import Result, is_outdated, read_meta, write_atomically
@@ -43,6 +44,16 @@ def collect(run: Path) -> list[Result]:
 def write_results(run: Path, rows: Iterable[Result]) -> None:
     """Save the rows as JSON lines."""
     write_atomically(run / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def advice_text(run: Path, rows: Sequence[Result]) -> str:
+    """For every label set of the rows what to deploy, and whether pretraining paid."""
+    paragraphs = []
+    for tag in dict.fromkeys(row["labels"] for row in rows):
+        same = [row for row in rows if row["labels"] == tag]
+        if advice := advise(run, same):
+            paragraphs.append(f"{tag}: " + "\n".join(advice.sentences))
+    return "\n".join(paragraphs)
 
 
 def results_text(rows: Sequence[Result]) -> str:

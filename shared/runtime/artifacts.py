@@ -5,6 +5,7 @@
     metrics.jsonl        one line per log interval
     state/<step>.safetensors   the latest checkpoint: model, optimizer, step, seconds
     model.safetensors    the result
+    predictions.npz      of a classifier: what it says of each test image
     meta.json            written last and atomically: the stage is done
 
 Every file is written beside its name and moved into place, so a process killed at any moment leaves
@@ -17,12 +18,14 @@ import os
 import platform
 import shutil
 import subprocess
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast, overload
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -113,8 +116,9 @@ class Meta(NetworkMeta):
     """What ``meta.json`` says of an artifact of any kind.
 
     Attributes:
-        kind: encoder, classifier or assessment.
-        weights_sha256: hash of ``model.safetensors``.
+        kind: encoder, classifier, assessment, or predictions: those of a model of scikit-learn,
+            which is not saved itself; ``encoder`` then says which it was.
+        weights_sha256: hash of ``model.safetensors``; of ``predictions.npz`` for predictions.
         settings: everything that the content depends on.
         parent: folder of the artifact that it was made from, relative to its own.
         stage: the method that made it; ``import`` of an imported one.
@@ -434,19 +438,27 @@ class StageFolder:
         return str(states[-1]) if states else "none yet"
 
     def finish(
-        self, model: nn.Module, meta: Mapping[str, object], parent: Path | None = None
+        self,
+        model: nn.Module | None,
+        meta: Mapping[str, object],
+        parent: Path | None = None,
+        predictions: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Write the model and, last, ``meta.json``; then the checkpoint is no longer needed.
+        """Write the result and, last, ``meta.json``; then the checkpoint is no longer needed.
 
         Args:
-            model: the result.
+            model: the result; None where it is the predictions alone.
             meta: what it is.
             parent: folder of the artifact that it was made from; its place relative to this folder
                 is noted, for ``is_outdated``.
+            predictions: what a classifier says of the test images; see ``read_predictions``.
         """
         if self.main:
-            weights = self.path / "model.safetensors"
-            save_tensors(weights, model.state_dict(), {})
+            weights = self.path / ("predictions.npz" if model is None else "model.safetensors")
+            if predictions is not None:
+                save_arrays(self.path / "predictions.npz", predictions)
+            if model is not None:
+                save_tensors(weights, model.state_dict(), {})
             place = os.path.relpath(parent.resolve(), self.path.resolve()) if parent else None
             complete = {
                 **meta,
@@ -512,8 +524,32 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
             f"{path / 'meta.json'} is not a stage's: it lacks {', '.join(sorted(missing))}"
         )
     if kind not in (None, meta["kind"]):
-        raise UserError(f"{path} holds an artifact of kind {meta['kind']}, needed is {kind}")
+        unsaved = "; models of scikit-learn are not saved" * (meta["kind"] == "predictions")
+        raise UserError(
+            f"{path} holds an artifact of kind {meta['kind']}, needed is {kind}{unsaved}"
+        )
     return cast(ClassifierMeta, meta)
+
+
+def read_predictions(path: Path) -> dict[str, np.ndarray] | None:
+    """What a classifier of an artifact folder says of the test images; None where it is not noted.
+
+    Artifacts of earlier versions and imported ones have no such file.
+
+    Returns:
+        ``positions`` (N,) in the test images, ``predictions`` (N,) and ``targets`` (N,), int64.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = path / "predictions.npz"
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("positions", "predictions", "targets")}
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{file} is damaged ({error}); redo the stage with --force") from error
 
 
 def is_outdated(path: Path, meta: Meta) -> bool:

@@ -1,6 +1,8 @@
-"""How good a classifier is on the test images: top-1, top-5, likelihood, calibration."""
+"""What networks make of many images; how good a classifier is: top-1, likelihood, calibration."""
 
 import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,43 +45,98 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def predict(
-    model: nn.Module, images: ImageSet, data: Data, accelerator: Accelerator, batch_size: int = 512
-) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) float32 and classes (N,) of all labeled images, on every process.
+def over_images(
+    function: Callable[[Tensor, int], Tensor],
+    images: ImageSet,
+    ids: np.ndarray,
+    data: Data,
+    accelerator: Accelerator,
+    batch_size: int = 256,
+    title: str = "images",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply a function to every image as evaluation shows it, divided among the processes.
 
-    The images are divided among the processes. The model stays in eval mode.
+    Args:
+        function: a normalised batch (b, 3, S, S) and its number -> (b, F). Batch k holds the ids
+            k * batch_size and following, however many processes there are: random numbers may
+            depend on k.
+        images: the image set.
+        ids: positions in it, ascending.
+        data: image size, normalisation, workers.
+        accelerator: of this process.
+        batch_size: images per call.
+        title: of the progress bar.
+
+    Returns:
+        Rows (n, F) float32 and their positions (n,), ascending, on every process. Where
+        ``on_error`` is skip, unreadable images are left out.
     """
-    model.eval()
-    ids = np.flatnonzero(images.labels != UNLABELED)
-    mine = ids[accelerator.process_index :: accelerator.num_processes]
-    # for a process without any image: its logits have the right width too
-    logits = [torch.zeros(0, len(images.classes), device=accelerator.device)]
-    targets = [torch.zeros(0, dtype=torch.int64, device=accelerator.device)]
-    with Progress("evaluating", len(mine), "images", shown=accelerator.is_main_process) as bar:
-        for batch, positions in plain_batches(images, mine, data, batch_size, accelerator.device):
-            with accelerator.autocast():
-                logits.append(model(batch).float())
-            targets.append(torch.from_numpy(images.labels[positions.numpy()]).to(batch.device))
+    rank, world = accelerator.process_index, accelerator.num_processes
+    numbers = range(-(-len(ids) // batch_size))[rank::world]
+    mine = [ids[number * batch_size : (number + 1) * batch_size] for number in numbers]
+    rows, positions = [], [torch.zeros(0, dtype=torch.int64)]
+    own = np.concatenate([*mine, ids[:0]])
+    batches = plain_batches(images, own, data, batch_size, accelerator.device)
+    with Progress(title, len(own), "images", shown=accelerator.is_main_process) as bar:
+        for number, (batch, of_batch) in zip(numbers, batches, strict=True):
+            rows.append(function(batch, number).float())
+            positions.append(of_batch)
             bar.update(len(batch))
+    if world == 1:
+        return torch.cat(rows).cpu().numpy(), torch.cat(positions).numpy()
+    if not rows:  # fewer batches than processes: the width is that of one image
+        batch, _ = next(plain_batches(images, ids[:1], data, 1, accelerator.device))
+        rows.append(function(batch, 0).float()[:0])
     # processes may hold different numbers of images: pad with rows marked -1
     padded = accelerator.pad_across_processes(
-        (torch.cat(logits), torch.cat(targets)), dim=0, pad_index=UNLABELED
+        (torch.cat(rows), torch.cat(positions).to(accelerator.device)), dim=0, pad_index=-1
     )
-    all_logits, all_targets = accelerator.gather(padded)
-    labeled = all_targets != UNLABELED
-    return all_logits[labeled], all_targets[labeled]
+    all_rows, all_positions = (part.cpu().numpy() for part in accelerator.gather(padded))
+    order = np.argsort(all_positions)[(all_positions < 0).sum() :]
+    return all_rows[order], all_positions[order]
 
 
-def evaluate(
-    model: nn.Module, test: ImageSet | None, data: Data, accelerator: Accelerator
-) -> dict[str, float]:
-    """Count the parameters and, where there are test images, measure the predictions on them."""
-    parameters = sum(p.numel() for p in model.parameters())
-    if test is None:
-        return {"parameters": parameters}
-    metrics = classification_metrics(*predict(model, test, data, accelerator))
-    return {"parameters": parameters, **metrics}
+class Predictions(NamedTuple):
+    """What a classifier says of the labeled images of a set, in their order.
+
+    Attributes:
+        positions: (N,) int64 in the image set.
+        logits: (N, C) float32, or log probabilities.
+        targets: (N,) int64, their classes.
+    """
+
+    positions: np.ndarray
+    logits: Tensor
+    targets: Tensor
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """``positions``, ``predictions`` (the likeliest class) and ``targets``, to be saved."""
+        predictions = self.logits.argmax(1).numpy()
+        return {
+            "positions": self.positions,
+            "predictions": predictions,
+            "targets": self.targets.numpy(),
+        }
+
+
+def predict(
+    model: nn.Module, images: ImageSet, data: Data, accelerator: Accelerator, batch_size: int = 512
+) -> Predictions:
+    """Show all labeled images to a model, divided among the processes; each gets all answers.
+
+    The model stays in eval mode.
+    """
+    model.eval()
+
+    def logits(batch: Tensor, _: int) -> Tensor:
+        with accelerator.autocast():
+            return model(batch)
+
+    ids = np.flatnonzero(images.labels != UNLABELED)
+    rows, positions = over_images(logits, images, ids, data, accelerator, batch_size, "testing")
+    return Predictions(
+        positions, torch.from_numpy(rows), torch.from_numpy(images.labels[positions])
+    )
 
 
 def state_hash(model: nn.Module) -> str:

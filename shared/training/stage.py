@@ -55,7 +55,7 @@ from shared.runtime.distributed import mean_over_processes
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import seed_torch
 from shared.runtime.stop import Stopped, StopRequest
-from shared.training.evaluate import evaluate
+from shared.training.evaluate import Predictions, classification_metrics, predict
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
 from shared.training.schedule import require_an_image_each, schedule_of
@@ -308,25 +308,20 @@ class Stage:
         self,
         meta: Mapping[str, object],
         parent: Path | None = None,
-        top1: float | None = None,
+        predictions: Predictions | None = None,
     ) -> Path:
         """Save the trained model and what it is; the stage is done.
 
         Args:
             meta: what the artifact is: keys of ``shared.runtime.artifacts.Meta``.
             parent: folder of the artifact that it was made from.
-            top1: its accuracy, a share in [0, 1], to be printed.
+            predictions: of a classifier, where there are test images.
 
         Returns:
             The artifact folder.
         """
         run = {"stage": self.method, "seed": self.seed, "seconds": self.seconds}
-        self.folder.finish(self.model, {**meta, **run}, parent)
-        accuracy = f", top-1 {100 * top1:.1f} %" if top1 is not None else ""
-        self.accelerator.print(
-            f"{self.method}: done in {self.seconds:.0f} s{accuracy}, {self.path}"
-        )
-        return self.path
+        return finish(self.folder, self.model, {**meta, **run}, parent, predictions)
 
     def finish_classifier(
         self,
@@ -346,17 +341,65 @@ class Stage:
         Returns:
             The artifact folder.
         """
-        metrics = evaluate(self.model, test, self.config.data, self.accelerator)
-        known = {
-            "stage": self.method,
-            "labels": self.config.label_set.tag,
-            "n_labels": labels["number"],
-            "seed": self.seed,
-        }
-        seconds = {"seconds": round(self.seconds, 1)}
-        result = cast(Result, {**known, **metrics, **seconds})
+        config = self.config
+        predictions = predict(self.model, test, config.data, self.accelerator) if test else None
+        parameters = sum(p.numel() for p in self.model.parameters())
+        result = result_of(
+            config, self.method, labels, parameters, self.seconds, measured(predictions)
+        )
         meta = {"kind": "classifier", **network, "labels": labels, "result": result}
-        return self.finish(meta, parent, metrics.get("top1"))
+        return self.finish(meta, parent, predictions)
+
+
+def measured(predictions: Predictions | None) -> dict[str, float]:
+    """``classification_metrics`` of the predictions; nothing without test images."""
+    if predictions is None:
+        return {}
+    return classification_metrics(predictions.logits, predictions.targets)
+
+
+def result_of(
+    config: Config,
+    method: str,
+    labels: LabelsMeta,
+    parameters: int,
+    seconds: float,
+    metrics: Mapping[str, float],
+) -> Result:
+    """A classifier's row of the tables."""
+    known = {
+        "stage": method,
+        "labels": config.label_set.tag,
+        "n_labels": labels["number"],
+        "seed": config.seed,
+        "parameters": parameters,
+    }
+    return cast(Result, {**known, **metrics, "seconds": round(seconds, 1)})
+
+
+def finish(
+    folder: StageFolder,
+    model: nn.Module | None,
+    meta: Mapping[str, Any],
+    parent: Path | None,
+    predictions: Predictions | None,
+) -> Path:
+    """Save an artifact, and say so.
+
+    Args:
+        folder: of the artifact.
+        model: the artifact; None where it is the predictions alone.
+        meta: what it is.
+        parent: folder of the artifact that it was made from.
+        predictions: of a classifier, where there are test images.
+    """
+    folder.finish(model, meta, parent, predictions.arrays() if predictions else None)
+    top1 = meta.get("result", {}).get("top1")
+    accuracy = f", top-1 {100 * top1:.1f} %" if top1 is not None else ""
+    folder.accelerator.print(
+        f"{meta['stage']}: done in {meta['seconds']:.0f} s{accuracy}, {folder.path}"
+    )
+    return folder.path
 
 
 def settings_of_test_images(splits: Splits) -> dict[str, str | None]:

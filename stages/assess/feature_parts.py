@@ -22,6 +22,7 @@ from shared.runs.assessment import (
 )
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
+from shared.training import classical
 from stages.assess import features
 from stages.assess.inputs import Arrays, Inputs, open_other
 
@@ -59,8 +60,8 @@ def _linear_row(
 ) -> LinearRow:
     """One layer and label set: training rows ``keys`` (n, F) with the classes ``known`` (n,)."""
     labeled = known != UNLABELED
-    train, test = features.scaled(keys, queries)
-    fit = features.fit_logistic_regression(train[labeled], known[labeled], inputs.config.seed)
+    train, test = classical.scaled(keys, queries)
+    fit = classical.fit_logistic_regression(train[labeled], known[labeled], inputs.config.seed)
     nearest, similarity = features.nearest(keys[labeled], queries, NEIGHBOURS)
     votes = features.vote(similarity, known[labeled][nearest])
     return {
@@ -70,7 +71,7 @@ def _linear_row(
         "n_labels": int(labeled.sum()),
         **features.scores(fit.model, test, targets, inputs.classes),
         "knn": float((votes == targets).mean()),
-        **fit.choice(),
+        **features.choice(fit),
     }
 
 
@@ -177,12 +178,12 @@ def transfer(inputs: Inputs) -> tuple[Transfer, Arrays] | None:
         "pixels": pixels,
     }
     for name, pair in compared.items():
-        keys, queries = features.scaled(*pair)
-        fit = features.fit_logistic_regression(keys, train.labels[positions], inputs.config.seed)
+        keys, queries = classical.scaled(*pair)
+        fit = classical.fit_logistic_regression(keys, train.labels[positions], inputs.config.seed)
         metrics = features.scores(
             fit.model, queries, test.labels[test_positions], len(train.classes)
         )
-        rows.append({"input": name, **metrics, **fit.choice()})
+        rows.append({"input": name, **metrics, **features.choice(fit)})
     return {
         "data": source,
         "classes": len(train.classes),
@@ -206,7 +207,7 @@ def baselines(inputs: Inputs) -> tuple[Baselines, Arrays] | None:
         "features": (train[0], test[0]),
     }
     for name, pair in compared.items():
-        keys, queries = features.scaled(*pair)
+        keys, queries = classical.scaled(*pair)
         methods = features.classical_baselines(
             keys, of_training, queries, targets, inputs.config.seed
         )

@@ -1,13 +1,10 @@
 """How good features are: linear evaluation, neighbours, clusters, maps, classical baselines.
 
-Pure functions of arrays, most of them a few lines around scikit-learn, and ``over_images``, which
-makes the arrays. Features are (n, F) float32, classes (n,) int64 with -1 where unknown. Test labels
-are used for scores only: every choice is made on labeled training images.
+Pure functions of arrays, most of them a few lines around scikit-learn. Features are (n, F) float32,
+classes (n,) int64 with -1 where unknown. Test labels are used for scores only: every choice is made
+on labeled training images.
 """
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, cast
@@ -15,198 +12,31 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from scipy.optimize import linear_sum_assignment
 from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, roc_auc_score
 from sklearn.metrics.cluster import contingency_matrix
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import NearestNeighbors
 from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
 from sklearn.svm import SVC
-from torch import Tensor
 
-from shared.config.schema import Data
-from shared.data.batches import plain_batches
-from shared.data.images import UNLABELED, ImageSet
+from shared.data.images import UNLABELED
 from shared.runs.assessment import Baseline, Choice, ClusterQuality, Metrics
-from shared.runtime.progress import Progress
+from shared.training.classical import REGULARISATION, Fit, fit, log_probabilities
 from shared.training.evaluate import classification_metrics
 
-PIXEL_SIDE = 32  # larger images are shrunk to this side where pixels are the features
-HOLD_OUT = 1000  # from so many labels on, one part is held out instead of five in turn
 # Images that the slower methods see, at most; the rows of the methods say how many they saw.
 SPREADING_IMAGES, SVM_IMAGES, CLUSTER_IMAGES = 5_000, 10_000, 10_000
-REGULARISATION = tuple(10.0**power for power in range(-4, 3))  # C of logistic regression
-
-
-# ---------------------------------------------------------------------------------- images to rows
-@torch.inference_mode()
-def over_images(
-    function: Callable[[Tensor, int], Tensor],
-    images: ImageSet,
-    ids: np.ndarray,
-    data: Data,
-    accelerator: Accelerator,
-    batch_size: int = 256,
-    title: str = "images",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Apply a function to every image as evaluation shows it, divided among the processes.
-
-    Args:
-        function: a normalised batch (b, 3, S, S) and its number -> (b, F). Batch k holds the ids
-            k * batch_size and following, however many processes there are: random numbers may
-            depend on k.
-        images: the image set.
-        ids: positions in it, ascending.
-        data: image size, normalisation, workers.
-        accelerator: of this process.
-        batch_size: images per call.
-        title: of the progress.
-
-    Returns:
-        Rows (n, F) float32 and their positions (n,), ascending, on every process. Where
-        ``on_error`` is skip, unreadable images are left out.
-    """
-    rank, world = accelerator.process_index, accelerator.num_processes
-    numbers = range(-(-len(ids) // batch_size))[rank::world]
-    mine = [ids[number * batch_size : (number + 1) * batch_size] for number in numbers]
-    rows, positions = [], [torch.zeros(0, dtype=torch.int64)]
-    batches = plain_batches(
-        images, np.concatenate([*mine, ids[:0]]), data, batch_size, accelerator.device
-    )
-    with Progress(title, len(numbers), "batches", shown=accelerator.is_main_process) as bar:
-        for number, (batch, of_batch) in zip(numbers, batches, strict=True):
-            rows.append(function(batch, number).float())
-            positions.append(of_batch)
-            bar.update()
-    if world == 1:
-        return torch.cat(rows).cpu().numpy(), torch.cat(positions).numpy()
-    if not rows:  # fewer batches than processes: the width is that of one image
-        batch, _ = next(plain_batches(images, ids[:1], data, 1, accelerator.device))
-        rows.append(function(batch, 0).float()[:0])
-    # processes may hold different numbers of images: pad with rows marked -1
-    padded = accelerator.pad_across_processes(
-        (torch.cat(rows), torch.cat(positions).to(accelerator.device)), dim=0, pad_index=-1
-    )
-    all_rows, all_positions = (part.cpu().numpy() for part in accelerator.gather(padded))
-    order = np.argsort(all_positions)[(all_positions < 0).sum() :]
-    return all_rows[order], all_positions[order]
-
-
-def as_pixels(images: Tensor) -> Tensor:
-    """Images (B, 3, S, S) as rows (B, D), shrunk to ``PIXEL_SIDE`` where they are larger."""
-    if images.shape[-1] > PIXEL_SIDE:
-        images = F.interpolate(images, size=PIXEL_SIDE, mode="area")
-    return images.flatten(1)
-
-
-def scaled(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """Subtract the mean of the training rows and divide all by one number: mean variance 1.
-
-    One number for all features keeps the meaning of distances, and a pixel that is rarely set does
-    not grow. The kernels and C below are meant for rows on this scale.
-    """
-    mean = train.mean(0)
-    spread = np.sqrt(train.var(0).mean()) or 1
-    return [(rows - mean) / spread for rows in (train, *others)]
 
 
 # ---------------------------------------------------------------------------------- classifiers
-@dataclass(frozen=True)
-class Fit:
-    """A classifier of scikit-learn, and how its hyper-parameters were found.
-
-    Attributes:
-        model: fitted on all rows.
-        hyper: the hyper-parameters.
-        validation: accuracy on the labeled training images that were held out. None: there were
-            too few to hold any out, and the hyper-parameters are the defaults.
-    """
-
-    model: Any
-    hyper: dict[str, Any]
-    validation: float | None
-
-    def choice(self) -> Choice:
-        """Everything but the model."""
-        chosen_by = "default" if self.validation is None else "validation"
-        return {"hyper": self.hyper, "chosen_by": chosen_by, "validation": self.validation}
-
-
-def fit(
-    estimator: BaseEstimator,
-    param_grid: list[dict[str, list]],
-    rows: np.ndarray,
-    targets: np.ndarray,
-    seed: int,
-) -> Fit:
-    """Fit with hyper-parameters chosen on held-out parts of the labeled images.
-
-    Up to five stratified parts are held out in turn; from ``HOLD_OUT`` labels on, only the first.
-    The best values have the highest accuracy there. Many logistic regressions often share it; of
-    them the best has the highest likelihood. A semi-supervised estimator sees the unlabeled images
-    each time. Where some class has a single label, nothing is held out, and the estimator keeps its
-    own values.
-
-    Args:
-        estimator: with its defaults.
-        param_grid: the values to choose from, as ``GridSearchCV`` takes them.
-        rows: (n, F).
-        targets: (n,) with -1 for unlabeled rows.
-        seed: of the parts.
-    """
-    labeled, rest = np.flatnonzero(targets != UNLABELED), np.flatnonzero(targets == UNLABELED)
-    fewest = np.unique(targets[labeled], return_counts=True)[1].min()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the best one has converged
-        warnings.filterwarnings("ignore", "invalid value", RuntimeWarning)  # LabelSpreading: 0 / 0
-        if fewest < 2:
-            names = sorted({name for part in param_grid for name in part})
-            hyper = {name: estimator.get_params()[name] for name in names}
-            return Fit(cast(Any, estimator).fit(rows, targets), _short(hyper), None)
-        parts = StratifiedKFold(int(min(5, fewest)), shuffle=True, random_state=seed)
-        splits = [
-            (np.concatenate([labeled[kept], rest]), labeled[held])
-            for kept, held in parts.split(labeled, targets[labeled])
-        ]
-        best_by = _log_likelihood if isinstance(estimator, LogisticRegression) else "accuracy"
-        search = GridSearchCV(
-            estimator,
-            param_grid,
-            scoring={"accuracy": "accuracy", "best": best_by},
-            refit="best",  # type: ignore[arg-type]
-            cv=splits[:1] if len(labeled) >= HOLD_OUT else splits,
-        ).fit(rows, targets)
-    accuracy = search.cv_results_["mean_test_accuracy"][search.best_index_]
-    return Fit(search.best_estimator_, _short(search.best_params_), float(accuracy))
-
-
-def _log_likelihood(model: Any, rows: np.ndarray, targets: np.ndarray) -> float:
-    classes = max(model.classes_.max(), targets.max()) + 1
-    return _log_probabilities(model, rows, classes)[np.arange(len(rows)), targets].mean()
-
-
-def _log_probabilities(model: Any, rows: np.ndarray, classes: int) -> np.ndarray:
-    """(n, classes); 1e-12 for unseen classes, and for rows that label spreading cannot reach."""
-    logits = np.full((len(rows), classes), np.log(1e-12))
-    logits[:, model.classes_] = np.log(np.nan_to_num(model.predict_proba(rows)).clip(1e-12))
-    return logits
-
-
-def _short(hyper: dict[str, Any]) -> dict[str, Any]:
-    return {name.rpartition("__")[2]: value for name, value in hyper.items()}
-
-
-def fit_logistic_regression(rows: np.ndarray, targets: np.ndarray, seed: int) -> Fit:
-    """Multinomial logistic regression, C from ``REGULARISATION`` (10 by default)."""
-    return fit(
-        LogisticRegression(C=10, max_iter=500), [{"C": list(REGULARISATION)}], rows, targets, seed
-    )
+def choice(fitted: Fit) -> Choice:
+    """How the hyper-parameters were chosen, as ``assess.json`` holds it."""
+    chosen_by = "default" if fitted.validation is None else "validation"
+    return {"hyper": fitted.hyper, "chosen_by": chosen_by, "validation": fitted.validation}
 
 
 def scores(model: Any, rows: np.ndarray, targets: np.ndarray, classes: int) -> Metrics:
@@ -218,7 +48,7 @@ def scores(model: Any, rows: np.ndarray, targets: np.ndarray, classes: int) -> M
         targets: (n,).
         classes: number of classes.
     """
-    logits = torch.from_numpy(_log_probabilities(model, rows, classes))
+    logits = torch.from_numpy(log_probabilities(model, rows, classes))
     return metrics_of(logits, torch.from_numpy(targets))
 
 
@@ -265,7 +95,7 @@ def classical_baselines(
                 "top1": float(right.mean()),
                 "n_labels": n_labels,
                 "n_unlabeled": len(seen) - n_labels,
-                **fitted.choice(),
+                **choice(fitted),
             }
         )
     return rows

@@ -24,10 +24,10 @@ from shared.runs.assessment import About
 from shared.runtime.artifacts import ClassifierMeta, Meta, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
+from shared.training.classical import as_pixels
 from shared.training.device import to_device
-from shared.training.evaluate import state_hash
+from shared.training.evaluate import over_images, state_hash
 from shared.training.stage import images_then
-from stages.assess import features
 
 THUMBNAIL = 96  # pixels per side of stored pictures, at most
 
@@ -112,8 +112,8 @@ class Inputs:
         data: Data,
         title: str,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """``features.over_images`` with this run's processes: rows (n, F) and positions (n,)."""
-        return features.over_images(function, images, ids, data, self.accelerator, title=title)
+        """``over_images`` with this run's processes: rows (n, F) and positions (n,)."""
+        return over_images(function, images, ids, data, self.accelerator, title=title)
 
     def all_layers(self, images: ImageSet, ids: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Rows (n, F) of the encoder and of each layer of the head, and positions (n,)."""
@@ -160,9 +160,7 @@ class Inputs:
     ) -> tuple[np.ndarray, np.ndarray]:
         """These training and test images as rows of pixels; one channel where all are grey."""
         pair = [
-            self.rows(
-                lambda batch, _: features.as_pixels(batch), images, ids, self.unit_data, "pixels"
-            )[0]
+            self.rows(lambda batch, _: as_pixels(batch), images, ids, self.unit_data, "pixels")[0]
             for images, ids in ((train, train_ids), (test, test_ids))
         ]
         channels = [rows.reshape(len(rows), 3, -1) for rows in pair]
@@ -248,7 +246,7 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
     pretrained, _ = load_contrastive(source)
     networks: dict[str, Classifier] = {}
     metas: dict[str, ClassifierMeta] = {}
-    for stage in CLASSIFIERS:
+    for stage in (name for name, method in CLASSIFIERS.items() if method.saved):
         folder = config.folder_of(stage)
         if not (folder / "meta.json").exists():
             continue

@@ -2,12 +2,13 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS, METHODS, REFERENCE
 from shared.config.schema import Config
+from shared.runs.deployment import advise
 from shared.runs.metrics import METRICS, legend
 from shared.runs.statistics import Summary as TableSummary
 from shared.runs.statistics import interval
@@ -47,31 +48,25 @@ from stages.page.read import Run, pretraining_views, read_metrics
 
 def summary(run: Run) -> Iterator[Block]:
     """The data; for every label set what to deploy, its accuracy, and the labels' worth."""
-    best = method_to_deploy((row["stage"], row.get("top1", 0.0)) for row in run.rows)
     by_place = groups(run.rows)
     cards = []
     for tag in run.tags:
-        same_labels = [group for (labels, _), group in by_place.items() if labels == tag]
-        group = by_place.get((tag, best)) or _most_accurate(same_labels)
-        cards.append(_card(run, group, same_labels))
+        same_labels = {name: group for (labels, name), group in by_place.items() if labels == tag}
+        advice = advise(run.folder, [row for group in same_labels.values() for row in group.rows])
+        untested = method_to_deploy((name, 0.0) for name in same_labels)
+        group = same_labels[advice.method if advice else untested]
+        cards.append(_card(run, group, same_labels.values(), advice.reasons if advice else []))
     yield Summary(_data(run), cards)
 
 
-def _most_accurate(same_labels: Iterable[Group]) -> Group:
-    by_name = {group.method.name: group for group in same_labels}
-    results = (
-        (name, row.get("top1", 0.0)) for name, group in by_name.items() for row in group.rows
-    )
-    return by_name[method_to_deploy(results)]
-
-
-def _card(run: Run, group: Group, same_labels: Iterable[Group]) -> Card:
+def _card(run: Run, group: Group, same_labels: Iterable[Group], reasons: Sequence[str]) -> Card:
     """What to deploy for one label set.
 
     Args:
         run: its test images and its supervised results.
         group: the results of the method to deploy.
         same_labels: the results of all methods with this label set.
+        reasons: why this method, and whether pretraining paid.
     """
     result = accuracy(group.measurements("top1"), run.n_test)
     name = group.method.title
@@ -93,7 +88,7 @@ def _card(run: Run, group: Group, same_labels: Iterable[Group]) -> Card:
     return Card(
         f"{group.labels.title} = {group.n_labels:,} labels",
         f"{percent(result.mean)}%" if result else "not evaluated",
-        sentences,
+        [*sentences, *reasons],
         or_missing("What these labels are worth", _worth, run, group),
         f"{group.parameters:,}",
         str(run.folder / group.folder),
@@ -172,20 +167,23 @@ def efficiency(run: Run) -> Iterator[Block]:
             continue
         over.add(value.over)
         name, bounds = group.method.name, (value.mean, value.low, value.high)
-        panels.setdefault(group.label_title, []).append(Point(name, group.parameters, *bounds))
+        if group.method.saved:  # the others are no networks
+            point = Point(name, group.parameters, *bounds)
+            panels.setdefault(group.label_title, []).append(point)
         curves.setdefault(name, []).append(Point(name, group.n_labels, *bounds))
-    if not panels:
+    if not curves:
         yield Missing("Accuracy against labels and parameters", "no test images with labels")
         return
-    if len(panels) < 2:
+    if len({point.x for points in curves.values() for point in points}) < 2:
         yield Missing("A curve", "only one label set is finished; run other --labels too")
     for name, method in CLASSIFIERS.items():
         if name not in curves and run.asks_for(name):
             yield Missing(method.title, "not finished in this run")
     bands = f"Bands and bars: 95% intervals over {' or '.join(sorted(over))}."
-    yield Gallery(
-        [_accuracy_against_labels(curves, bands), _accuracy_against_parameters(panels, bands)]
-    )
+    pictures_ = [_accuracy_against_labels(curves, bands)]
+    if panels:
+        pictures_.append(_accuracy_against_parameters(panels, bands))
+    yield Gallery(pictures_)
 
 
 def _accuracy_against_labels(curves: Mapping[str, list[Point]], bands: str) -> Picture:
@@ -301,7 +299,7 @@ def learning(run: Run) -> Iterator[Block]:
                 curves.setdefault(labels.title if labels else "", []).append(lines)
         if curves:
             blocks.append(_learning_curves(name, curves, n_damaged))
-        elif run.asks_for(name):
+        elif run.asks_for(name) and not method.fitted:
             blocks.append(
                 Missing(f"Learning curve, {method.title}", "no metrics.jsonl in this run")
             )

@@ -48,7 +48,7 @@ def test_as_in_the_evaluation(loading, antialias, tmp_path, capsys):
     folder.start("")
     folder.finish(model, {"kind": "classifier", **description})
 
-    logits, _ = evaluate(model, test, data, Accelerator(cpu=True))
+    _, logits, _ = evaluate(model, test, data, Accelerator(cpu=True))
     files = [root / name for name in test.names]
     predictions = list(predict(folder.path, files))
     assert [file for file, _, _ in predictions] == files

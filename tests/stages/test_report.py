@@ -5,7 +5,7 @@ import json
 import pytest
 
 from shared.config.methods import CLASSIFIERS
-from shared.runs.results import collect, results_text
+from shared.runs.results import advice_text, collect, results_text
 from shared.runtime.artifacts import write_atomically
 from stages.report import main
 
@@ -25,8 +25,11 @@ def run(tmp_path):
 def test_command(run, capsys, tmp_path_factory):
     assert main([str(run)]) == 0
     text = capsys.readouterr().out.rstrip("\n")
-    assert text == results_text(collect(run))
-    assert len(text.splitlines()) == 2 + len(CLASSIFIERS)
+    table, advice = text.split("\n\n")
+    assert table == results_text(collect(run))
+    assert len(table.splitlines()) == 2 + len(CLASSIFIERS)
+    assert advice == advice_text(run, collect(run))
+    assert advice.startswith("1pct: Deploy: distilled student (")
     for wrong in (run / "nowhere", tmp_path_factory.mktemp("empty")):
         assert main([str(wrong)]) == 2
         assert capsys.readouterr().err == f"error: no finished classifier in {wrong}\n"

@@ -4,8 +4,15 @@ import importlib
 
 import pytest
 
-from shared.config.methods import CLASSIFIERS, METHODS, ancestors, depends_on, method_of
-from shared.config.schema import SECTIONS, Config
+from shared.config.methods import (
+    CLASSIFIERS,
+    METHODS,
+    ancestors,
+    depends_on,
+    made_by,
+    method_of,
+)
+from shared.config.schema import SECTIONS, Classical, Config
 
 
 def test_every_row_fits_the_configuration_and_has_its_stage():
@@ -15,7 +22,7 @@ def test_every_row_fits_the_configuration_and_has_its_stage():
         assert method.section in SECTIONS
         assert callable(importlib.import_module(f"stages.{method.stage}").run)
         assert set(method.made_from) <= METHODS.keys()
-        for key in (*method.depends, *method.independent, method.network):
+        for key in (*method.depends, *method.independent, *filter(None, [method.network])):
             section, _, option = key.partition(".")
             assert section in SECTIONS
             assert not option or hasattr(getattr(config, section), option), key
@@ -40,7 +47,19 @@ def test_what_is_made_from_what():
 
 
 def test_what_is_frozen():
-    assert [name for name, method in METHODS.items() if method.frozen] == ["linear"]
+    assert [name for name, method in METHODS.items() if method.frozen] == [
+        "linear",
+        "features-logistic",
+    ]
+
+
+def test_what_is_fitted_at_once_and_what_is_not_saved():
+    fitted = [name for name, method in METHODS.items() if method.fitted]
+    assert fitted == made_by("classical")
+    unsaved = {name for name, method in CLASSIFIERS.items() if not method.saved}
+    assert unsaved == {*fitted} - {"features-logistic"}
+    assert not any(Config(classical=Classical(enabled=False)).asks_for(name) for name in fitted)
+    assert all(Config().asks_for(name) for name in fitted)
 
 
 def test_what_an_artifact_depends_on():
@@ -57,6 +76,8 @@ def test_what_an_artifact_depends_on():
         )
     )
     assert depends_on("supervised") == ("data", "augment", "model", "supervised")
+    assert depends_on("pixels-svm") == ("data",)
+    assert depends_on("features-logistic") == (*pretrained, "classical")
 
 
 def test_a_stage_refuses_what_it_does_not_make():

@@ -63,6 +63,18 @@ def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys, monkeyp
     assert first["flops"] == 6 * head.flops * first["steps"] * 32
 
 
+def test_what_scikit_learn_fits_is_named_and_not_measured(tmp_path, capsys, monkeypatch):
+    clock(monkeypatch, *[0] * 2)
+    config = config_of(f"--output={tmp_path}")
+    stages = {name: pipeline.stages()[name] for name in ("pixels-svm", "pretrain")}
+    forecast(config, Accelerator(cpu=True), stages, seconds=0.1)
+    assert (
+        "Not measured, because scikit-learn takes seconds: pixels-svm." in capsys.readouterr().out
+    )
+    lines = json.loads((tmp_path / config.run / "plan.json").read_text())
+    assert [line["stage"] for line in lines] == ["pretrain"]
+
+
 def test_late_stages_are_not_measured_and_the_plan_says_so(tmp_path, capsys, monkeypatch):
     clock(monkeypatch, 0, 0, 61)
     config = config_of(f"--output={tmp_path}")

@@ -1,5 +1,6 @@
 """Tables read, cells expanded, artifacts shared: no training."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 
 from shared.config.command_line import load_config
 from shared.config.schema import RECIPES
-from shared.runs.grid import expand, in_order, make_job, read_cells
+from shared.runs.grid import Cell, expand, in_order, make_job, read_cell, read_cells
 from shared.runs.table import load_table
+from shared.runtime.artifacts import write_atomically
 from tests.support.tables import write
 
 TABLES = sorted(file.stem for file in (RECIPES / "tables").glob("*.yaml"))
@@ -77,6 +79,31 @@ def test_pretraining_options_do_not_touch_supervised_training(config):
     job = make_job("finetune", variant, config)
     assert job.parents[0].path.parent == job.path.parent
     assert job.config.finetune.init is None  # it lies beside it
+
+
+def test_rows_of_scikit_learn_depend_on_the_images_or_the_pretraining(config):
+    variant = changed(config, pretrain={"temperature": 0.3}, augment={"flip": 0.1})
+    assert make_job("pixels-svm", variant, config).path.parent == config.folder
+    assert make_job("pixels-svm", variant, config).parents == ()
+    larger = changed(config, data={"image_size": 9})
+    assert make_job("pixels-svm", larger, config).path.parent.name == "data.image_size-9"
+    row = make_job("features-logistic", variant, config)
+    assert [parent.path.parent for parent in row.parents] == [row.path.parent]
+    elsewhere = changed(config, classical={"init": "runs/other/pretrain"})
+    row = make_job("features-logistic", elsewhere, config)
+    assert (row.parents, row.config.classical.init) == ((), "runs/other/pretrain")
+
+
+def test_the_result_of_a_row_without_a_network_is_read(config, tmp_path):
+    own = replace(config, output=str(tmp_path))
+    result = {"stage": "pixels-svm", "labels": "1pct", "n_labels": 14, "seed": 0, "top1": 0.5}
+    result |= {"parameters": 9, "seconds": 1.0}
+    meta = {"kind": "predictions", "encoder": "x", "image_size": 8, "weights_sha256": "0"}
+    job = make_job("pixels-svm", own, own)
+    write_atomically(job.path / "meta.json", json.dumps(meta | {"settings": {}, "result": result}))
+    cell = Cell("row", "column", "pixels-svm", "1pct", 0, {}, job)
+    line = read_cell(cell, own.folder, {})
+    assert (line["status"], line["result"]["top1"]) == ("done", 0.5)
 
 
 def test_self_distillation_is_shared_by_all_students(config):

@@ -1,7 +1,9 @@
 """Metrics against scikit-learn, calibration against its definition."""
 
 import os
+import threading
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -15,10 +17,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 
+from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import UNLABELED, ImageSet
-from shared.training.evaluate import classification_metrics, evaluate, predict, state_hash
-from tests.support.photos import process
+from shared.data.sources import open_data
+from shared.training.evaluate import classification_metrics, over_images, predict, state_hash
+from tests.support.photos import class_folders, process
 
 
 def slow_ece(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -104,7 +108,8 @@ def lone():
 def test_predict_sees_labeled_images_in_eval_mode():
     labels = [0, 1, UNLABELED, 2, 0, UNLABELED, 1]
     data = Data(image_size=4)
-    logits, targets = predict(Mean().train(), images(labels), data, lone(), batch_size=2)
+    positions, logits, targets = predict(Mean().train(), images(labels), data, lone(), batch_size=2)
+    assert positions.tolist() == [0, 1, 3, 4, 6]
     assert targets.tolist() == [0, 1, 2, 0, 1]
     assert logits[:, 0].round().tolist() == [0, 1, 3, 4, 6]
 
@@ -124,7 +129,8 @@ def predict_on_one_of_two(rank, folder):
     assert accelerator.num_processes == 2
     data = Data(image_size=4)
     for labels in ([0, 1, 2], [UNLABELED, 1, UNLABELED]):
-        logits, targets = predict(Mean(), images(labels), data, accelerator)
+        positions, logits, targets = predict(Mean(), images(labels), data, accelerator)
+        assert positions.tolist() == [i for i, k in enumerate(labels) if k != UNLABELED]
         known = [k for k in labels if k != UNLABELED]
         assert sorted(targets.tolist()) == known
         assert logits.shape == (len(known), 3)
@@ -136,12 +142,87 @@ def test_a_process_without_images_still_answers(tmp_path):
     mp.spawn(predict_on_one_of_two, (str(tmp_path),), nprocs=2)
 
 
-def test_evaluate_counts_parameters_and_measures():
-    data = Data(image_size=4)
-    result = evaluate(Mean(), images([0, 1, 0]), data, lone())
-    assert result["parameters"] == 3
-    assert result["top1"] == pytest.approx(2 / 3)
-    assert evaluate(Mean(), None, data, lone()) == {"parameters": 3}
+def test_predictions_are_saved_in_the_order_of_the_images():
+    said = predict(Mean(), images([0, UNLABELED, 2]), Data(image_size=4), lone())
+    arrays = said.arrays()
+    assert {name: array.tolist() for name, array in arrays.items()} == {
+        "positions": [0, 2],
+        "predictions": said.logits.argmax(1).tolist(),
+        "targets": [0, 2],
+    }
+    assert all(array.dtype == np.int64 for array in arrays.values())
+
+
+# ---------------------------------------------------------------------------------- rows
+class Group:
+    """Processes as threads: ``gather`` puts together what each has brought."""
+
+    def __init__(self, of: int):
+        self.barrier, self.brought, self.of = threading.Barrier(of, timeout=20), {}, of
+
+    def process(self, index: int) -> SimpleNamespace:
+        def pad(tensors, dim, pad_index):
+            self.brought[index] = tensors
+            self.barrier.wait()
+            most = max(len(tensors[0]) for tensors in self.brought.values())
+            self.barrier.wait()
+            return tuple(
+                torch.cat([t, t.new_full((most - len(t), *t.shape[1:]), pad_index)])
+                for t in tensors
+            )
+
+        def gather(tensors):
+            self.brought[index] = tensors
+            self.barrier.wait()
+            parts = [self.brought[i] for i in range(self.of)]
+            return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+
+        return SimpleNamespace(
+            num_processes=self.of,
+            process_index=index,
+            is_main_process=index == 0,
+            device=torch.device("cpu"),
+            pad_across_processes=pad,
+            gather=gather,
+        )
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    folder = class_folders(tmp_path_factory.mktemp("photos"), 9, size=(6, 6))
+    return open_data(
+        Data(train=str(folder), image_size=6, workers=0), LabelSet.parse("100pct")
+    ).train
+
+
+def tagged(batch: torch.Tensor, number: int) -> torch.Tensor:
+    """The mean colours and the batch's number."""
+    return torch.cat([batch.mean((2, 3)), batch.new_full((len(batch), 1), number)], dim=1)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_rows_do_not_depend_on_the_processes(noise, processes):
+    ids = np.arange(1, len(noise), 2)  # 10 images, 3 batches
+    data = Data(image_size=6, workers=0)
+    one, at = over_images(tagged, noise, ids, data, process(), batch_size=4)
+    assert at.tolist() == ids.tolist()
+    assert one[:, 3].tolist() == [0] * 4 + [1] * 4 + [2] * 2
+    wanted = noise.pixels[ids].float().mean((2, 3)).numpy() / 255
+    np.testing.assert_allclose(one[:, :3], wanted, atol=1e-6)
+
+    group, results = Group(processes), {}
+
+    def work(index: int) -> None:
+        results[index] = over_images(tagged, noise, ids, data, group.process(index), batch_size=4)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rows, positions in results.values():
+        np.testing.assert_array_equal(rows, one)
+        np.testing.assert_array_equal(positions, at)
 
 
 def test_state_hash_sees_parameters_and_buffers():

@@ -1,5 +1,8 @@
 """What an assessment reads: label sets, samples, pictures."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from accelerate import Accelerator
 
 from shared.config.command_line import load_config
 from shared.data.images import UNLABELED
+from shared.runtime.artifacts import write_atomically
 from stages.assess.inputs import THUMBNAIL, open_inputs, thumbnails
 from tests.support.assessed import TINY
 
@@ -22,6 +26,15 @@ def test_the_classifiers_of_the_labels_and_the_seed_are_opened(inputs):
     assert inputs.about()["classifiers"]["finetune"] == "finetune-3perclass-seed0"
     networks = [inputs.pretrained, *inputs.classifiers.values()]
     assert not any(p.requires_grad for network in networks for p in network.parameters())
+
+
+def test_rows_whose_model_is_not_saved_are_passed_over(trained, photos, tmp_path):
+    shutil.copytree(trained, tmp_path / "runs")
+    config = load_config([*TINY, f"--data.train={photos}", f"--output={tmp_path / 'runs'}"], "", "")
+    meta = {"kind": "predictions", "encoder": "x", "image_size": 8, "weights_sha256": "0"}
+    write_atomically(config[0].folder_of("pixels-svm") / "meta.json", json.dumps(meta))
+    inputs = open_inputs(config[0], Accelerator(cpu=True))
+    assert list(inputs.classifiers) == ["supervised", "finetune"]
 
 
 def test_samples_are_ascending_and_their_own(inputs):

@@ -1,0 +1,193 @@
+"""Which classifier of a run to deploy, and whether pretraining paid: from what is in its folder.
+
+The rule. Of the rows with the same labels the one with the highest test accuracy is deployed. A
+row comes before it that is not clearly worse: the student, because it is small; then the best
+whose network is saved, because it is ready. Clearly means that the 95% interval of the difference
+leaves zero out. One label draw is compared image by image on the same test images, several draws
+by draw. Pretraining paid where the row to deploy, or else the best pretrained one, is clearly
+better than the best row without it. Fewer than ``FEW`` test images decide nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from shared.config.labelset import LabelSet
+from shared.config.methods import DEPLOYED, METHODS, ancestors
+from shared.runs.statistics import interval
+from shared.runtime.artifacts import Result, read_predictions
+
+FEW = 50  # test images
+
+Rows = Mapping[str, Sequence[Result]]  # method -> its evaluated rows, one per label draw
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much more accurate one method is than another, in per cent of the test images.
+
+    Attributes:
+        points: the difference.
+        half: half its 95% interval; None where the rows cannot be compared.
+    """
+
+    points: float
+    half: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether zero is outside the interval."""
+        return self.half is not None and abs(self.points) > self.half
+
+    def __str__(self) -> str:
+        half = "" if self.half is None else f" ± {self.half:.1f}"
+        return f"{self.points:+.1f}{half} points"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to deploy.
+
+    Attributes:
+        method: its name.
+        deploy: what to deploy, in a sentence.
+        reasons: why not the most accurate one; whether pretraining paid.
+    """
+
+    method: str
+    deploy: str
+    reasons: list[str]
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of them."""
+        return [self.deploy, *self.reasons]
+
+
+def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
+    """What to deploy of the rows of one label set; None where none was tested.
+
+    Args:
+        run: folder of the run, which holds what the rows say of each test image.
+        rows: results with the same labels.
+
+    Raises:
+        UserError: where a file of predictions is damaged.
+    """
+    by_method: dict[str, list[Result]] = {}
+    for row in rows:
+        if "top1" in row:
+            by_method.setdefault(row["stage"], []).append(row)
+    if not by_method:
+        return None
+
+    def order(method: str) -> tuple[float, bool, bool, int]:
+        """By accuracy; of equal ones the student, what is saved, and what is small come first."""
+        size = by_method[method][0]["parameters"]
+        return _accuracy(by_method[method]), method == DEPLOYED, METHODS[method].saved, -size
+
+    ranked = sorted(by_method, key=order, reverse=True)
+    best = ranked[0]
+    ready = [method for method in ranked if METHODS[method].saved][:1]
+    candidates = [*([DEPLOYED] if DEPLOYED in by_method else []), *ready, best]
+    gains = {method: gain(run, by_method[best], by_method[method]) for method in candidates}
+    method = next(method for method in candidates if method == best or not gains[method].clear)
+    reasons = [_why_not(best, gains[method], method)] if method != best else []
+    tested = _test_images(run, by_method[method])
+    if tested is not None and tested < FEW:
+        reasons.append(f"Undecided: {tested} test images are too few to tell the rows apart.")
+    reasons += _pretraining(run, by_method, ranked, method, tested)
+    return Advice(method, _deploy(run, by_method, method), reasons)
+
+
+def _deploy(run: Path, rows: Rows, method: str) -> str:
+    labels = LabelSet.of_tag(rows[method][0]["labels"])
+    folder = run / labels.folder(method, rows[method][0]["seed"])
+    share = f"{100 * _accuracy(rows[method]):.1f}% of the test images right"
+    if METHODS[method].saved:
+        return f"Deploy: {METHODS[method].title} ({folder}), {share}."
+    return (
+        f"Deploy: {METHODS[method].title}, {share}; its model is not saved: fit it with the"
+        f" hyper-parameters in {folder / 'meta.json'}."
+    )
+
+
+def _why_not(best: str, more: Gain, deployed: str) -> str:
+    """Why the row with the highest accuracy is not the one to deploy."""
+    if more.half is None:
+        return f"{_title(best)} has {more}; how sure that is cannot be told from what is noted."
+    reason = "the student is smaller" if deployed == DEPLOYED else "its model is not saved"
+    return f"{_title(best)} has {more}: not clearly more, and {reason}."
+
+
+def _pretraining(
+    run: Path, rows: Rows, ranked: Sequence[str], deployed: str, tested: int | None
+) -> list[str]:
+    """Whether pretraining paid; nothing where there are only rows with, or without."""
+    pretrained = [method for method in ranked if "pretrain" in ancestors(method)]
+    others = [method for method in ranked if method not in pretrained]
+    if not pretrained or not others:
+        return []
+    ours = deployed if deployed in pretrained else pretrained[0]
+    without = others[0]
+    difference = gain(run, rows[ours], rows[without])
+    best = f"{METHODS[without].title}, {100 * _accuracy(rows[without]):.1f}%"
+    of_ours = "" if ours == deployed else f" of {METHODS[ours].title}"
+    against = f"{difference}{of_ours} over the best row without it ({best})"
+    if not difference.clear or (tested is not None and tested < FEW):
+        return [f"Whether pretraining paid is undecided: {against}."]
+    return [f"Pretraining {'paid' if difference.points > 0 else 'did not pay here'}: {against}."]
+
+
+def gain(run: Path, rows: Sequence[Result], others: Sequence[Result]) -> Gain:
+    """How much more accurate some rows are than others: paired, with the 95% interval.
+
+    Several label draws in common: Student's t over their differences. One: over the test images
+    that both rows saw (Agresti and Min 2005: the discordant pairs, with one half added to each
+    kind, so that few images do not look certain).
+
+    Args:
+        run: folder of the run.
+        rows: of one method, one per label draw.
+        others: of another method, with the same labels.
+    """
+    pairs = [(a, b) for a in rows for b in others if a["seed"] == b["seed"]]
+    if len(pairs) > 1:
+        return Gain(*interval([100 * (a.get("top1", 0) - b.get("top1", 0)) for a, b in pairs]))
+    points = 100 * (_accuracy(rows) - _accuracy(others))
+    if not pairs:
+        return Gain(points, None)
+    first, second = (_right(run, row) for row in pairs[0])
+    if first is None or second is None or first.keys() != second.keys():
+        return Gain(points, None)
+    more = sum(right and not second[image] for image, right in first.items())
+    less = sum(second[image] and not right for image, right in first.items())
+    n = len(first) + 2
+    variance = (more + less + 1 - (more - less) ** 2 / n) / n**2
+    return Gain(points, 100 * 1.96 * math.sqrt(variance))
+
+
+def _right(run: Path, row: Result) -> dict[int, bool] | None:
+    """Test image -> whether the row is right; None where it was not noted."""
+    folder = run / LabelSet.of_tag(row["labels"]).folder(row["stage"], row["seed"])
+    arrays = read_predictions(folder)
+    if arrays is None:
+        return None
+    right = arrays["predictions"] == arrays["targets"]
+    return dict(zip(arrays["positions"].tolist(), right.tolist(), strict=True))
+
+
+def _test_images(run: Path, rows: Sequence[Result]) -> int | None:
+    right = _right(run, rows[0])
+    return None if right is None else len(right)
+
+
+def _accuracy(rows: Sequence[Result]) -> float:
+    return mean(row.get("top1", 0.0) for row in rows)
+
+
+def _title(method: str) -> str:
+    title = METHODS[method].title
+    return title[0].upper() + title[1:]

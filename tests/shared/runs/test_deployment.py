@@ -1,0 +1,130 @@
+"""What to deploy, on made-up predictions whose differences are known."""
+
+import numpy as np
+import pytest
+
+from shared.runs import deployment
+from shared.runs.deployment import Gain, advise, gain
+from shared.runs.results import advice_text
+from shared.runtime.artifacts import save_arrays
+from shared.runtime.errors import UserError
+
+
+def rows(run, shares, n=400, seeds=(0,), noted=True) -> list[dict]:
+    """Rows whose first images are right, so that one's right images are among the better's."""
+    made = []
+    for seed in seeds:
+        for stage, share in shares.items():
+            targets = np.zeros(n, dtype=np.int64)
+            right = np.arange(n) < round(n * (share + 0.01 * seed))
+            if noted:
+                arrays = {"positions": np.arange(n), "predictions": 1 - right, "targets": targets}
+                save_arrays(run / f"{stage}-1pct-seed{seed}" / "predictions.npz", arrays)
+            row = {"stage": stage, "labels": "1pct", "n_labels": 14, "seed": seed}
+            size = 5 if stage == "supervised-student" else 9
+            made.append(row | {"parameters": size, "top1": right.mean(), "seconds": 1.0})
+    return made
+
+
+STRONG = {"pixels-svm": 0.6, "supervised": 0.5, "finetune": 0.9, "distill": 0.9}
+
+
+def test_the_student_is_preferred_where_it_is_not_clearly_worse(tmp_path):
+    advice = advise(tmp_path, rows(tmp_path, STRONG | {"finetune": 0.905}))
+    assert advice.method == "distill"
+    folder = tmp_path / "distill-1pct-seed0"
+    assert advice.sentences[0] == (
+        f"Deploy: distilled student ({folder}), 90.0% of the test images right."
+    )
+    assert advice.sentences[1].startswith("Fine-tuned teacher has +0.5 ± ")
+    assert advice.sentences[2].startswith("Pretraining paid: +30.0 ± ")
+    assert advice.sentences[2].endswith("without it (support vector machine on pixels, 60.0%).")
+
+
+@pytest.mark.parametrize(
+    ("shares", "method", "says"),
+    [
+        (STRONG | {"distill": 0.8}, "finetune", "Pretraining paid"),
+        (STRONG | {"features-logistic": 0.97}, "features-logistic", "Pretraining paid"),
+        (STRONG | {"pixels-svm": 0.97}, "pixels-svm", "Pretraining did not pay here: -7.0"),
+        (STRONG | {"supervised": 0.97}, "supervised", "of distilled student over the best row"),
+        (STRONG | {"pixels-svm": 0.899}, "distill", "Whether pretraining paid is undecided: +0.1"),
+        ({"supervised": 0.9, "supervised-student": 0.9}, "supervised-student", "Deploy"),
+        ({"pixels-svm": 0.9, "supervised": 0.899}, "supervised", "its model is not saved"),
+    ],
+)
+def test_the_most_accurate_is_deployed_where_it_is_clear(tmp_path, shares, method, says):
+    advice = advise(tmp_path, rows(tmp_path, shares, n=1000))
+    assert advice.method == method
+    assert says in " ".join(advice.sentences)
+
+
+def test_a_model_that_is_not_saved_is_fitted_anew(tmp_path):
+    advice = advise(tmp_path, rows(tmp_path, STRONG | {"gradients-svm": 0.99}))
+    assert advice.method == "gradients-svm"
+    assert f"fit it with the hyper-parameters in {tmp_path}" in advice.sentences[0]
+
+
+@pytest.mark.parametrize("n", [1, 10, 49])
+def test_few_test_images_decide_nothing(tmp_path, n):
+    sentences = advise(tmp_path, rows(tmp_path, {"pixels-svm": 0, "distill": 1}, n=n)).sentences
+    assert any(s.startswith(f"Undecided: {n} test images are too few") for s in sentences)
+    assert any(s.startswith("Whether pretraining paid is undecided") for s in sentences)
+
+
+def test_one_kind_of_rows_says_nothing_of_pretraining(tmp_path):
+    for shares in ({"finetune": 0.9, "distill": 0.9}, {"supervised": 0.9}):
+        assert not any(
+            "retraining" in s for s in advise(tmp_path, rows(tmp_path, shares)).sentences
+        )
+
+
+def test_rows_without_a_test_have_no_advice(tmp_path):
+    tested = rows(tmp_path, STRONG)
+    untested = [{key: row[key] for key in row if key != "top1"} for row in tested]
+    assert advise(tmp_path, untested) is None
+    assert advice_text(tmp_path, untested) == ""
+    assert advice_text(tmp_path, tested).startswith("1pct: Deploy: distilled student")
+
+
+def test_artifacts_of_earlier_versions_cannot_be_compared(tmp_path):
+    advice = advise(tmp_path, rows(tmp_path, STRONG | {"finetune": 0.99}, noted=False))
+    assert advice.method == "distill"
+    assert "+9.0 points; how sure that is cannot be told" in advice.sentences[1]
+    assert advice.sentences[2] == (
+        "Whether pretraining paid is undecided: +30.0 points over the best row without it (support"
+        " vector machine on pixels, 60.0%)."
+    )
+
+
+def test_several_draws_are_compared_draw_by_draw(tmp_path):
+    shares = {"supervised": 0.5, "distill": 0.6}
+    of = {row["stage"]: [] for row in rows(tmp_path, shares)}
+    for row in rows(tmp_path, shares, seeds=(0, 1, 2)):
+        of[row["stage"]].append(row)
+    assert gain(tmp_path, of["distill"], of["supervised"]) == Gain(
+        pytest.approx(10), pytest.approx(0, abs=1e-9)
+    )
+    assert gain(tmp_path, of["distill"][:1], of["supervised"][1:]).half is None  # nothing in common
+
+
+def test_the_interval_covers_the_difference_as_often_as_it_says(tmp_path, monkeypatch):
+    """Pairs of classifiers that differ by 6 points; 60 images."""
+    rng, n, covered = np.random.default_rng(0), 60, 0
+    monkeypatch.setattr(deployment, "_right", lambda run, row: dict(enumerate(row["right"])))
+    for _ in range(200):
+        kind = rng.choice(4, size=n, p=[0.5, 0.2, 0.16, 0.14])  # both, first, none, second
+        first, second = (
+            [{"seed": 0, "top1": right.mean(), "right": right.tolist()}]
+            for right in (kind <= 1, (kind == 0) | (kind == 3))
+        )
+        found = gain(tmp_path, first, second)
+        covered += abs(found.points - 6) <= found.half
+    assert 184 <= covered <= 199  # 95% of 200, and what chance adds
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    made = rows(tmp_path, STRONG)
+    (tmp_path / "distill-1pct-seed0/predictions.npz").write_bytes(b"no zip")
+    with pytest.raises(UserError, match=r"predictions\.npz is damaged"):
+        advise(tmp_path, made)

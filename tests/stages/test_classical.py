@@ -1,0 +1,171 @@
+"""The rows of scikit-learn: what they learn from, what is saved, what is left out."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from shared.config.labelset import LabelSet
+from shared.config.methods import made_by
+from shared.config.schema import Config, Data
+from shared.data.sources import open_data
+from shared.networks.build import load_classifier, load_contrastive
+from shared.runs.results import collect, results_text
+from shared.runtime.artifacts import read_meta, read_predictions
+from shared.training.evaluate import predict, state_hash
+from stages import classical, distill
+from tests.support.photo_run import run
+from tests.support.photos import class_folders, make_folder
+
+LABELS = LabelSet.parse("2perclass")
+ON_PIXELS = [name for name in made_by("classical") if name != "features-logistic"]
+
+
+def folders(output) -> list[str]:
+    return sorted(path.parent.name for path in output.glob("r/*/meta.json"))
+
+
+def test_alone_it_makes_the_rows_that_need_no_network(photos, tmp_path, capsys):
+    options = [f"--data.train={photos}", f"--output={tmp_path}"]
+    assert run(classical.main, *options) == 0
+    assert "features-logistic: left out, because this run has no" in capsys.readouterr().out
+    rows = collect(tmp_path / "r")
+    assert [row["stage"] for row in rows] == ON_PIXELS
+    for row in rows:
+        folder = tmp_path / "r" / f"{row['stage']}-{row['labels']}-seed0"
+        assert not (folder / "model.safetensors").exists()
+        said = read_predictions(folder)
+        assert (said["predictions"] == said["targets"]).mean() == pytest.approx(row["top1"])
+        assert row["parameters"] > 0
+        assert ("nll" in row) == (not row["stage"].endswith("svm"))
+    assert results_text(rows).count("\n") == 5
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("predictions.npz")}
+    assert run(classical.main, *options) == 0
+    assert "pixels-svm: already done" in capsys.readouterr().out
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("predictions.npz")}
+    assert run(classical.main, *options, "--data.image_size=16") == 2
+    assert "was made with data.image_size" in capsys.readouterr().err
+    teacher = tmp_path / "r" / f"pixels-svm-{rows[0]['labels']}-seed0"
+    assert run(distill.main, *options, f"--distill.teacher={teacher}") == 2
+    assert "models of scikit-learn are not saved" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def on_features(finished, photos, tmp_path_factory):
+    """Folder of the row on features."""
+    output = tmp_path_factory.mktemp("features")
+    options = [f"--data.train={photos}", f"--output={output}"]
+    assert run(classical.main, *options, f"--classical.init={finished / 'pretrain'}") == 0
+    return output / "r/features-logistic-2perclass-seed0"
+
+
+def test_the_row_on_features_is_a_classifier_like_others(on_features, finished):
+    model, meta = load_classifier(on_features)
+    assert meta["settings"]["parent"] == read_meta(finished / "pretrain")["weights_sha256"]
+    assert meta["from_layer"] == 0
+    assert {"nll", "ece", "top1"} <= meta["result"].keys()
+    pretrained, _ = load_contrastive(finished / "pretrain")
+    assert state_hash(model.encoder) == state_hash(pretrained.encoder)
+
+
+def test_predictions_are_those_of_the_saved_model(on_features, finished, photos):
+    noted = read_predictions(on_features)
+    data = Data(train=str(photos), image_size=8, workers=0)
+    splits = open_data(data, LABELS, False)
+    model, _ = load_classifier(on_features)
+    said = predict(model, splits.test, data, Accelerator(cpu=True))
+    assert noted["predictions"].tolist() == said.logits.argmax(1).tolist()
+    assert noted["targets"].tolist() == splits.test.labels[noted["positions"]].tolist()
+    assert read_predictions(finished / "pretrain") is None
+    with pytest.raises(ValueError, match=r"stages\.classical makes"):
+        classical.run(Config(), Accelerator(cpu=True), "finetune")
+
+
+@pytest.mark.parametrize("classes", [[0, 1], [0, 1, 2], [0, 2]])
+def test_the_linear_layer_gives_the_probabilities_of_the_regression(classes):
+    rng = np.random.default_rng(0)
+    targets = np.repeat(classes, 8)
+    rows = (rng.normal(size=(len(targets), 5)) + 2 * np.eye(5)[targets] + 3).astype(np.float32)
+
+    class Model:
+        linear = torch.nn.Linear(5, 3).requires_grad_(False)
+
+    fitted = classical.set_linear_layer(Model(), rows, targets, 0)
+    probabilities = Model.linear(torch.from_numpy(rows)).softmax(1).numpy()
+    scale = np.sqrt(rows.var(0).mean())
+    wanted = fitted.model.predict_proba((rows - rows.mean(0)) / scale)
+    np.testing.assert_allclose(probabilities[:, classes], wanted, atol=1e-4)
+    assert probabilities.sum() - probabilities[:, classes].sum() < 1e-6
+
+
+def test_left_out_with_a_line(photos, tmp_path, monkeypatch, capsys):
+    options = [f"--data.train={photos}", f"--output={tmp_path}"]
+    monkeypatch.setattr(classical, "CLASSES", 2)
+    assert run(classical.main, *options) == 0
+    said = capsys.readouterr().out
+    assert said.count("left out, because there are 3 classes, more than 2") == len(ON_PIXELS)
+    assert folders(tmp_path) == []
+
+
+def test_nothing_to_test_on_leaves_the_deployable_row(finished, tmp_path, monkeypatch, capsys):
+    """One label per class: no image can be held out."""
+    root = class_folders(tmp_path / "few", 1)
+    make_folder(root, [f"{i}.png" for i in range(6)])
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,label\na/0.png,a\nb/0.png,b\nc/0.png,c\n")
+    options = [f"--data.train={root}", f"--output={tmp_path}", f"--labels={labels}"]
+    options += [f"--classical.init={finished / 'pretrain'}"]
+    assert run(classical.main, *options) == 0
+    assert "left out, because there are no test images" in capsys.readouterr().out
+    assert folders(tmp_path) == ["features-logistic-labels-seed0"]
+
+
+def test_many_labels_are_bounded_and_every_class_stays():
+    targets = np.array([0] * 50 + [1] + [2] * 49)
+    kept = classical.by_lot(targets, 10, seed=3)
+    assert len(kept) == 10
+    assert (np.diff(kept) > 0).all()
+    assert set(targets[kept]) == {0, 1, 2}
+    assert (classical.by_lot(targets, 1000, seed=3) == np.arange(100)).all()
+    assert (kept != classical.by_lot(targets, 10, seed=4)).any()
+
+
+@pytest.mark.parametrize("side", [4, 7, 8, 28, 32])
+def test_gradients_and_colors(side):
+    """An edge is seen where it is and how it lies; a colour wherever it is."""
+    rng = np.random.default_rng(0)
+    image = rng.random((3, 3, side, side), dtype=np.float32)
+    rows = classical.gradients_and_colors(image)
+    assert rows.shape[0] == 3
+    assert np.isfinite(rows).all()
+    colors = rows[:, -64:] * 8  # each part is divided by the root of its length
+    np.testing.assert_allclose((colors**2).sum(1), 1, rtol=1e-5)
+    shuffled = image.reshape(3, 3, -1)[:, :, rng.permutation(side * side)].reshape(image.shape)
+    again = classical.gradients_and_colors(shuffled)
+    np.testing.assert_allclose(again[:, -64:], rows[:, -64:], rtol=1e-5)
+    assert not np.allclose(again[:, :-64], rows[:, :-64])
+
+
+def test_the_direction_of_an_edge_is_its_bin():
+    steps = np.zeros((2, 3, 8, 8), dtype=np.float32)
+    steps[0, :, :, 4:] = 1  # changes from left to right: 0 degrees
+    steps[1, :, 4:, :] = 1  # from top to bottom: 90 degrees, between bins 4 and 5
+    rows = classical.gradients_and_colors(steps)[:, :-64]
+    by_bin = rows.reshape(2, 4, 9, -1).sum((1, 3))
+    assert by_bin[0].argmax() == 0
+    assert by_bin[1, 4] == pytest.approx(by_bin[1, 5])
+    assert by_bin[1, [4, 5]].sum() == pytest.approx(by_bin[1].sum())
+
+
+def test_two_classes_and_a_class_without_a_label():
+    rng = np.random.default_rng(1)
+    images = rng.random((30, 3, 8, 8), dtype=np.float32)
+    for classes in ([0, 1], [0, 2]):
+        targets = np.repeat(classes, 15)
+        images[15:, 0] = images[15:, 0] / 2 + 0.5
+        pixels = classical.Pixels(images, targets, images[:4], images, np.arange(30))
+        for name, fit in classical.ROWS.items():
+            row = fit(pixels, 3, 0)
+            assert row.logits.shape == (30, 3), name
+            assert set(row.logits.argmax(1)) <= set(classes), name
+            assert (row.logits.argmax(1) == targets).mean() > 0.9, name
