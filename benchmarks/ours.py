@@ -132,8 +132,10 @@ def waiting(lap: Lap, argv: list[str], steps: int) -> None:
     """The same, undisturbed; a lap is ``steps`` steps, with what its log says of waiting."""
 
     class Log(RunLog):
-        def write(self, step: int, **values: float | torch.Tensor) -> None:
-            super().write(step, **values)
+        def write(
+            self, step: int, chance: float | None = None, **values: float | torch.Tensor
+        ) -> None:
+            super().write(step, chance, **values)
             line = json.loads(self._path.read_text().splitlines()[-1])
             lap(steps * self.batch_size, waiting=line["waiting_for_data"])
 

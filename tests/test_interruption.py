@@ -201,6 +201,7 @@ def with_workers(photos: Path, output: Path, steps: int = 40) -> subprocess.Pope
     options = [
         *SMALL,
         f"--data.train={photos}",
+        "--run=digits",
         "--data.loading=workers",
         "--data.workers=2",
         f"--pretrain.steps={steps}",

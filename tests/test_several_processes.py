@@ -6,6 +6,7 @@ Batches have remainders: 3 processes have 10, 11 and 11 of 32 images.
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import pipeline
-from shared.config.command_line import load_config
+from shared.config.command_line import CommandLine, load_config
 from shared.config.methods import METHODS
+from shared.config.schema import Config
 from shared.runs.grid import expand, in_order
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError
@@ -117,17 +119,26 @@ def stages_that_tell(monkeypatch) -> list[str]:
     return trained
 
 
+def config_of(output: Path, *options: str) -> Config:
+    return load_config([*TINY, f"--output={output}", *options], "", "")[0]
+
+
+def run_on_three(config: Config) -> None:
+    line = CommandLine(config, frozenset(), (), "recipe")
+    pipeline.run(config, THREE_PROCESSES, line, time.time())
+
+
 def finish(folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / "meta.json").touch()
+    (folder / "meta.json").write_text("{}")
 
 
 @pytest.mark.parametrize("option", TOO_FEW)
 def test_too_few_images_are_refused_before_anything_trains(option, tmp_path, monkeypatch):
     trained = stages_that_tell(monkeypatch)
-    config, _ = load_config([*TINY, *TOO_FEW[option], f"--output={tmp_path}"], "", "")
+    config = config_of(tmp_path, *TOO_FEW[option])
     with pytest.raises(UserError, match=f"^{option}=. leaves some of the 3 processes") as error:
-        pipeline.run(config, THREE_PROCESSES)
+        run_on_three(config)
     assert "\n" not in str(error.value)
     assert not trained
     assert not list(tmp_path.iterdir())
@@ -136,18 +147,16 @@ def test_too_few_images_are_refused_before_anything_trains(option, tmp_path, mon
 @pytest.mark.parametrize("option", TOO_FEW)
 def test_what_is_done_is_not_refused(option, tmp_path, monkeypatch):
     trained = stages_that_tell(monkeypatch)
-    config, _ = load_config([*TINY, *TOO_FEW[option], f"--output={tmp_path}"], "", "")
+    config = config_of(tmp_path, *TOO_FEW[option])
     section = option.partition(".")[0]
     of_section = [m.name for m in METHODS.values() if m.section == section]
     for method in filter(config.asks_for, of_section):
         finish(config.folder_of(method))
-    pipeline.run(config, THREE_PROCESSES)
+    run_on_three(config)
     assert trained == [name for name in METHODS if config.asks_for(name)]
-    forced, _ = load_config(
-        [*TINY, *TOO_FEW[option], f"--output={tmp_path}", f"--force={of_section[-1]}"], "", ""
-    )
+    forced = config_of(tmp_path, *TOO_FEW[option], f"--force={of_section[-1]}")
     with pytest.raises(UserError, match=f"^{option}=. leaves some"):
-        pipeline.run(forced, THREE_PROCESSES)
+        run_on_three(forced)
 
 
 def test_tables_are_checked_before_anything_trains(tmp_path, monkeypatch):
@@ -159,16 +168,16 @@ def test_tables_are_checked_before_anything_trains(tmp_path, monkeypatch):
     }
     table = write(tmp_path, rows=rows, seeds=2)
     output = tmp_path / "out"
-    config, _ = load_config([*TINY, f"--output={output}", f"--table={table}"], "", "")
+    config = config_of(output, f"--table={table}")
     with pytest.raises(UserError, match=r"^finetune.batch_size=2 leaves some of the 3 processes"):
-        pipeline.run(config, THREE_PROCESSES)
+        run_on_three(config)
     assert not trained
     assert not output.exists()
     jobs = in_order(expand(load_table(table), config))
     for job in jobs:
         if job.config.finetune.batch_size == 2:
             finish(job.path)
-    pipeline.run(config, THREE_PROCESSES)
+    run_on_three(config)
     assert len(trained) == len(jobs) == 5
 
 

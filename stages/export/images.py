@@ -69,9 +69,8 @@ def open_images(source: Source, where: str | None = None) -> RealImages:
             " checked; give --images FOLDER"
         )
     unit = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    data = replace(data, image_size=source.meta["image_size"], **unit)
-    if hasattr(data, "antialias"):
-        data = replace(data, antialias=bool(source.meta.get("antialias", False)))  # type: ignore[call-arg]
+    antialias = source.meta.get("antialias", False)
+    data = replace(data, image_size=source.meta["image_size"], antialias=antialias, **unit)
     try:
         train, test = open_data(data, labels)
     except UserError as error:

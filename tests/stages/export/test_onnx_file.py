@@ -22,7 +22,7 @@ from tests.support.exported import artifact, refused, run
 from tests.support.photos import class_folders, make_folder
 
 ROOT = Path(__file__).parents[3]
-CLASSES = ['a "b"', "c\nd", "é<script>"]
+CLASSES = ['a "b"', r"c\nd", "é<script>"]
 
 
 @pytest.fixture(scope="module")
