@@ -130,7 +130,8 @@ def run_on_three(config: Config) -> None:
 
 def finish(folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / "meta.json").write_text("{}")
+    meta = {"kind": "encoder", "encoder": "e", "image_size": 8, "weights_sha256": "0"}
+    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 @pytest.mark.parametrize("option", TOO_FEW)
