@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator
@@ -99,6 +100,8 @@ THREE_PROCESSES = SimpleNamespace(
     is_local_main_process=False,
     print=print,
     free_memory=lambda: None,
+    device=torch.device("cpu"),
+    mixed_precision="no",
 )
 TOO_FEW = {
     "finetune.batch_size": ["--finetune.batch_size=2"],
