@@ -33,7 +33,7 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)
     hit = ranked == targets[:, None]
     confidence = logits.softmax(1).amax(1)  # (N,)
-    bins = (confidence * 15).long().clamp_(max=14)
+    bins = (confidence * 15).long().clamp_(0, 14)  # also of NaN, which has no bin
     # sum over bins of |right predictions - confidence| / N
     gaps = torch.zeros(15, device=logits.device).index_add_(0, bins, hit[:, 0].float() - confidence)
     metrics = {"top1": hit[:, 0].float().mean().item()}

@@ -6,8 +6,9 @@ device, in which layout and dtype, what the allocator, autograd, the fused optim
 memory accept, and where a step would wait for the GPU.
 
 It does not show: numbers (values are garbage), speed, the memory that is used, kernels (a launch
-that a real GPU refuses succeeds here), cuDNN (it is off: convolutions are matrix products), and
-what several processes tell one another (each receives what itself has sent). torch's search for
+that a real GPU refuses succeeds here), cuDNN (it is off: convolutions are matrix products), what
+scikit-learn makes of features (it refuses garbage: no classical rows, no ``stages.assess``), and what
+several processes tell one another (each receives what itself has sent). torch's search for
 waits knows copies and reads of numbers, but not every operation that waits.
 ``benchmarks/gpu.py`` and ``pytest -m gpu`` are for a real GPU.
 """
@@ -37,6 +38,7 @@ TINY = [
     "--model.head_out=16",
     "--threads=1",
     "--labels=10pct",
+    "--classical.enabled=false",  # scikit-learn refuses the garbage that kernels leave
     *(
         f"--{stage}.{option}"
         for stage in STAGES
