@@ -7,8 +7,8 @@ memory accept, and where a step would wait for the GPU.
 
 It does not show: numbers (values are garbage), speed, the memory that is used, kernels (a launch
 that a real GPU refuses succeeds here), cuDNN (it is off: convolutions are matrix products), what
-scikit-learn makes of features (it refuses garbage: no classical rows, no ``stages.assess``), and what
-several processes tell one another (each receives what itself has sent). torch's search for
+scikit-learn makes of features (it refuses garbage: no classical rows, no ``stages.assess``), and
+what several processes tell one another (each receives what itself has sent). torch's search for
 waits knows copies and reads of numbers, but not every operation that waits.
 ``benchmarks/gpu.py`` and ``pytest -m gpu`` are for a real GPU.
 """
