@@ -25,6 +25,7 @@ from shared.runtime.errors import UserError, exit_code_2
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from shared.data.images import ImageSet
     from shared.training.stage import RunStage
 
 
@@ -49,7 +50,6 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
     from shared.runs.fit import fit
     from shared.runs.forecast import forecast
     from shared.runs.grid import fill
-    from shared.runtime.errors import UserError
     from stages.assess import assess
 
     pace = None
@@ -104,7 +104,7 @@ def train(
     labels = draw_labels(splits, config.label_set, config.seed)
     train, apart = splits.train, len(splits.train.held_out)
     images = len(train.training_ids)
-    require_schedules(config, wanted, images, len(labels.ids), accelerator)
+    require_schedules(config, wanted, train, len(labels.ids), accelerator)
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
         f"data: {counted(images, 'image')} for training, {len(labels.ids):,} of them with a label;"
@@ -142,10 +142,13 @@ def train(
 
 
 def require_schedules(
-    config: Config, wanted: Iterable[str], images: int, labels: int, accelerator: "Accelerator"
+    config: Config,
+    wanted: Iterable[str],
+    train: "ImageSet",
+    labels: int,
+    accelerator: "Accelerator",
 ) -> None:
     """Refuse impossible schedules of any stage, all in one line, before the first one trains."""
-    from shared.runtime.errors import UserError
     from shared.training.schedule import require_an_image_each, schedule_of
 
     refused: dict[str, None] = {}  # in order, each once
@@ -153,6 +156,7 @@ def require_schedules(
         if METHODS[name].fitted:
             continue  # it has no schedule
         try:
+            images = len(train) if name == "pretrain" else len(train.training_ids)
             schedule_of(config.training_of(name), images if METHODS[name].all_images else labels)
             require_an_image_each(config, name, accelerator.num_processes)
         except UserError as error:

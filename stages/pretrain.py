@@ -37,6 +37,7 @@ from shared.networks.build import (
     build_contrastive,
     fill,
     network_meta,
+    require_same_input,
     require_weights,
     weights_setting,
 )
@@ -93,6 +94,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     stage.seed_initial_weights()
     network = network_meta(config.model, config.data)
     if source:
+        require_same_input(read_meta(source, "encoder"), config.data, source)
         model = fill(build_contrastive(network), source, "--model and --data describe")
     else:
         model = build_contrastive(network, config.model.pretrained)

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 import pipeline
 from shared.config.labelset import LabelSet
-from shared.data.sources import open_data, open_splits
+from shared.data.sources import OPENED, open_data
 from shared.runtime import artifacts
 from stages import distill, finetune, pretrain
 from tests.support.photo_run import files, refused, run
@@ -131,7 +131,7 @@ def test_folder_with_test_images_alone(capfd, tmp_path):
 def spoiled(tmp_path_factory):
     """One cut-off image among 30, in the part that is trained on, and one in the test part."""
     root = class_folders(tmp_path_factory.mktemp("spoiled"), 10)
-    open_splits.cache_clear()
+    OPENED.clear()
     from shared.config.schema import Data
 
     train, test = open_data(Data(train=str(root)), LabelSet.parse("1pct"))

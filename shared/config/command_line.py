@@ -136,7 +136,11 @@ class CommandLine:
     def with_recipe(self, recipe: Path) -> "CommandLine":
         """The same line with another recipe, which the flags win over; the run's name stays."""
         parser = _strict_parser()
-        config = _config(parser, parser.parse_args(["--config", str(recipe), *self.arguments]))
+        arguments = ["--config", str(recipe), *self.arguments]
+        try:
+            config = _config(parser, parser.parse_args(arguments), list(self.flags))
+        except ValueError as error:
+            raise UserError(f"{recipe.name}, which is for this machine: {error}") from error
         return replace(self, config=replace(config, run=self.config.run))
 
 

@@ -440,7 +440,7 @@ def plain_batches(
         return
     if images.shrunk is not None:
         for chunk in chunks:
-            views = [image_ops.center_crop(images.shrunk[i][None], data.image_size) for i in chunk]
+            views = [central_photo(images.shrunk[i][None], data) for i in chunk]
             yield normalize(torch.cat(views).to(device), data), torch.from_numpy(chunk)
         return
     loader = DataLoader(

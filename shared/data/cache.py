@@ -67,6 +67,8 @@ def shrunk(images: ImageSet, data: Data, progress: bool) -> ImageSet:
         ) from error
     assert copies is not None
     unreadable = np.flatnonzero([copy.numel() == 0 for copy in copies])
+    if len(unreadable) and images.on_error == "stop":
+        images.refuse(unreadable)
     return replace(images, shrunk=copies).without(unreadable, progress)
 
 
@@ -100,7 +102,7 @@ def smallest_side(image_size: int, crop_area: tuple[float, float]) -> int:
 
 def _key(images: ImageSet, side: int) -> str:
     """Hash of the images and of the side; a file that was changed has another size or time."""
-    digest = hashlib.sha256(f"{images.fingerprint} {side} {images.on_error}".encode())
+    digest = hashlib.sha256(f"{images.fingerprint} {side} {images.decoding}".encode())
     paths = pc.struct_field(images.files.data.column("image"), "path").to_pylist()  # type: ignore[attr-defined]
     for path in paths:
         if path and os.path.exists(path):
@@ -111,7 +113,7 @@ def _key(images: ImageSet, side: int) -> str:
 
 def _read(path: Path, number: int) -> tuple[Tensor, ...] | None:
     """The copies (3, h, w) uint8 of so many images; None where there is no whole file."""
-    if not path.exists() or path.stat().st_size <= 8 * number:
+    if not path.exists() or path.stat().st_size < 8 * number:
         return None
     pixels = np.asarray(np.memmap(path, np.uint8, "c"))  # what is changed stays in memory
     sizes = np.frombuffer(pixels[-8 * number :].tobytes(), "<i4").reshape(number, 2).astype(int)
@@ -143,14 +145,12 @@ def _write(path: Path, images: ImageSet, data: Data, progress: bool) -> None:
 
 
 def _copies(images: ImageSet, data: Data) -> Iterator[Tensor]:
-    """The copies in order; an unreadable image that may be skipped has none, (3, 0, 0)."""
+    """The copies in order; an unreadable image has none, (3, 0, 0)."""
 
     def copy(index: int) -> Tensor:
         try:
             return shrink(images.decode(index), data.cache or 0)
         except UserError:
-            if images.on_error == "stop":
-                raise
             return torch.zeros(3, 0, 0, dtype=torch.uint8)
 
     threads = max(1, min(data.workers, os.cpu_count() or 1))

@@ -224,7 +224,7 @@ class ImageSet:
             own = self._find_unreadable(mine, workers, progress)
             unreadable = np.array(sorted(gather_all(own)), dtype=int)
         if self.on_error == "stop" and len(unreadable):
-            self._refuse(unreadable)
+            self.refuse(unreadable)
         return self.without(unreadable, progress)
 
     def _in_memory(self, loading: str, workers: int, progress: bool) -> "ImageSet | None":
@@ -238,7 +238,7 @@ class ImageSet:
             except UserError:
                 if self.on_error == "stop":
                     rest = np.arange(index + 1, len(self))
-                    self._refuse([index, *self._find_unreadable(rest, workers, progress)])
+                    self.refuse([index, *self._find_unreadable(rest, workers, progress)])
                 continue
             if pixels is None:
                 if loading == "auto" and image.numel() * len(self) > MEMORY_LIMIT:
@@ -287,7 +287,7 @@ class ImageSet:
         with ThreadPoolExecutor(threads) as pool:
             return [index for bad in bar.over(pool.map(unreadable, blocks)) for index in bad]
 
-    def _refuse(self, unreadable: Sequence[int] | np.ndarray) -> NoReturn:
+    def refuse(self, unreadable: Sequence[int] | np.ndarray) -> NoReturn:
         """UserError that names the first of these images and counts the others."""
         try:
             self.decode(int(unreadable[0]))

@@ -271,7 +271,7 @@ class ImageIndex:
 def find_images(splits: Splits, names: list[str], file: Path) -> np.ndarray:
     """Positions (k,) int64 of the named training images; -1 where no classifier may see them.
 
-    That are those held out for testing, and unreadable ones that were skipped.
+    These are held out for testing, and unreadable ones that were skipped.
 
     Raises:
         UserError: a name fits no image, or several; the message names ``file``.

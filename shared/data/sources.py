@@ -10,9 +10,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ from shared.runtime.errors import UserError
 _HUB_NAME = re.compile(
     r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>[\w.+-]+))?(@(?P<split>\w.*))?"
 )
+
+OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened last
 
 
 def _open(
@@ -295,7 +297,16 @@ def open_data(data: Data, labels: LabelSet, progress: bool = False) -> Splits:
         UserError: there is no such source, it holds no image, or the classes of training and test
             images differ.
     """
-    return open_splits(data, labels.csv_file, progress)
+    key = (data, labels.csv_file)
+    if key not in OPENED:  # kept until other data are opened; the same on every process
+        OPENED.clear()
+        OPENED[key] = _open_splits(*key, partial(_decoded, data=data, progress=progress), progress)
+    return OPENED[key]
+
+
+def look_at(data: Data, labels: LabelSet) -> Splits:
+    """The same images without decoding any: unreadable ones are among them."""
+    return _open_splits(data, labels.csv_file, lambda images: images, progress=False)
 
 
 def open_run(config: Config, accelerator: Accelerator) -> Splits:
@@ -314,9 +325,9 @@ def open_run(config: Config, accelerator: Accelerator) -> Splits:
     return splits
 
 
-@lru_cache(maxsize=1)
-def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
-    """As ``open_data``; the result is kept until other data are opened."""
+def _open_splits(
+    data: Data, table: Path | None, decoded: Callable[[ImageSet], ImageSet], progress: bool
+) -> Splits:
     if not (progress and sys.stderr.isatty()):
         datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*Repo card metadata.*")
@@ -328,15 +339,16 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
     by_name = labels is not None and gives_the_classes(labels, train)
     if labels is not None and by_name:
         train = labeled_by(train, labels)
-    train = _decoded(train, data, progress)
+    train = decoded(train)
     if data.test is not None and is_csv(Path(data.test)):
-        train, test = _listed_test_images(train, Path(data.test).expanduser(), data)
+        train, test = _listed_test_images(train, Path(data.test).expanduser(), data, decoded)
     else:
         others = {key: part for key, part in sources.items() if key != name}
         test = _test_images(data, others, progress)
+        test = None if test is None else decoded(test)
     by_name = by_name and test is None
     if test is not None:
-        test = same_classes(_decoded(test, data, progress), train)
+        test = same_classes(test, train)
     splits = hold_out(Splits(train, test), data, by_name)
     if progress:
         column = None if labels else _label_column(sources[name], data, data.train, False)
@@ -349,10 +361,11 @@ def open_splits(data: Data, table: Path | None, progress: bool) -> Splits:
         print(*filter(None, lines), sep="\n", end="\n" if any(lines) else "")
     if data.unlabeled is None:
         return splits
-    return Splits(_append_unlabeled(splits.train, data.unlabeled, data, progress), splits.test)
+    extra = decoded(_unlabeled_images(data.unlabeled, data, progress))
+    return Splits(_appended(splits.train, extra, data), splits.test)
 
 
-def _decoded(images: ImageSet, data: Data, progress: bool) -> ImageSet:
+def _decoded(images: ImageSet, *, data: Data, progress: bool) -> ImageSet:
     """The readable images: with their small copies, in memory, or as they are."""
     if data.cache is not None:
         return shrunk(images, data, progress)
@@ -389,7 +402,9 @@ def _print_unused(parts: dict[str, datasets.Dataset], progress: bool) -> None:
         print(f"note: splits that are not used: {abbreviated(sizes)}")
 
 
-def _listed_test_images(train: ImageSet, file: Path, data: Data) -> tuple[ImageSet, ImageSet]:
+def _listed_test_images(
+    train: ImageSet, file: Path, data: Data, decoded: Callable[[ImageSet], ImageSet]
+) -> tuple[ImageSet, ImageSet]:
     """Training and test images where a CSV file labels the test images.
 
     These are training images, which are held out then, or files beside the CSV file.
@@ -418,15 +433,18 @@ def _listed_test_images(train: ImageSet, file: Path, data: Data) -> tuple[ImageS
     features = datasets.Features(image=datasets.Image())
     files = datasets.Dataset.from_dict(paths, features=features)
     test = _image_set(files, data, str(folder), required=False, labeled=False)
-    return train, labeled_by(test, table._replace(rows=table.labeled))
+    return train, decoded(labeled_by(test, table._replace(rows=table.labeled)))
 
 
-def _append_unlabeled(train: ImageSet, source: str, data: Data, progress: bool) -> ImageSet:
-    """The training images, and behind them those of ``data.unlabeled``, without their labels."""
+def _unlabeled_images(source: str, data: Data, progress: bool) -> ImageSet:
+    """Those of ``data.unlabeled``, without their labels."""
     parts = _open(source, data.on_error, progress)
     name = next((name for name in ("unlabeled", "train") if name in parts), next(iter(parts)))
-    extra = _image_set(parts[name], data, source, required=False, labeled=False)
-    extra = _decoded(extra, data, progress)
+    return _image_set(parts[name], data, source, required=False, labeled=False)
+
+
+def _appended(train: ImageSet, extra: ImageSet, data: Data) -> ImageSet:
+    """The training images, and behind them the unlabeled ones."""
     pixels = None
     if train.pixels is not None and extra.pixels is not None:
         if train.pixels.shape[1:] == extra.pixels.shape[1:]:

@@ -1,8 +1,8 @@
 """Which classifier of a run to deploy, and whether pretraining paid: from what is in its folder.
 
 The rule. Of the rows with the same labels the one with the highest test accuracy is deployed. A
-row comes before it that is not clearly worse: the student, because it is small; then the best
-whose network is saved, because it is ready. Clearly means that the 95% interval of the difference
+row that is not clearly worse is preferred: the student, because it is small; then the best whose
+network is saved, because it is ready. Clearly means that the 95% interval of the difference
 leaves zero out. One label draw is compared image by image on the same test images, several draws
 by draw. Pretraining paid where the row to deploy, or else the best pretrained one, is clearly
 better than the best row without it. Fewer than ``FEW`` test images decide nothing.
@@ -93,7 +93,8 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
     ready = [method for method in ranked if METHODS[method].saved][:1]
     candidates = [*([DEPLOYED] if DEPLOYED in by_method else []), *ready, best]
     gains = {method: gain(run, by_method[best], by_method[method]) for method in candidates}
-    method = next(method for method in candidates if method == best or not gains[method].clear)
+    as_good = (m for m in candidates if m == best or gains[m].half is not None)
+    method = next(m for m in as_good if m == best or not gains[m].clear)
     reasons = [_why_not(best, gains[method], method)] if method != best else []
     tested = _test_images(run, by_method[method])
     if tested is not None and tested < FEW:
@@ -116,8 +117,6 @@ def _deploy(run: Path, rows: Rows, method: str) -> str:
 
 def _why_not(best: str, more: Gain, deployed: str) -> str:
     """Why the row with the highest accuracy is not the one to deploy."""
-    if more.half is None:
-        return f"{_title(best)} has {more}; how sure that is cannot be told from what is noted."
     reason = "the student is smaller" if deployed == DEPLOYED else "its model is not saved"
     return f"{_title(best)} has {more}: not clearly more, and {reason}."
 

@@ -23,10 +23,10 @@ from accelerate.utils import broadcast_object_list
 from shared.config.command_line import KEPT, CommandLine, recipe_of
 from shared.config.methods import METHODS
 from shared.config.schema import RECIPES, Config, Training
+from shared.data import sources
 from shared.data.cache import sample_sizes, smallest_side
 from shared.data.images import MEMORY_LIMIT
 from shared.data.labels import draw_labels
-from shared.data.sources import open_data
 from shared.runs.cost import Counts, cost_of
 from shared.runs.forecast import LONG, StagePlan, free_bytes, measure, warnings_of
 from shared.runtime.artifacts import write_atomically
@@ -156,7 +156,7 @@ def trained(config: Config) -> dict[str, Training]:
 def look_at(config: Config, flags: Collection[str]) -> Look:
     """Open the images without decoding them, and choose a label set where none is named."""
     data = replace(config.data, loading="workers", cache=None)
-    splits = open_data(data, config.label_set)
+    splits = sources.look_at(data, config.label_set)
     classes, labeled = len(splits.train.classes), 0
     for text in [config.labels] if "labels" in flags else LABELS:
         config = replace(config, labels=text)

@@ -6,8 +6,9 @@ from typing import Any
 
 from shared.config.methods import METHODS, ancestors
 from shared.config.schema import Config, defaults, hashed_settings
-from shared.runtime.artifacts import HASHES, OtherSettingsError, made_with
+from shared.runtime.artifacts import HASHES, OtherSettingsError, differences, made_with
 from shared.runtime.errors import UserError
+from shared.training.stage import options_of, renamed_of
 
 Changes = Mapping[str, tuple[Any, Any]]  # setting -> before, now
 
@@ -48,23 +49,13 @@ def _changed_options(config: Config, method: str) -> dict[str, tuple[Any, Any]]:
     stored = made_with(config.folder_of(method))
     if stored is None or config.forces(method):
         return {}
-    training = config.training_of(method)
-    sections = {"data": config.data, "augment": config.augment, training.section: training}
-    noted = {key.partition(".")[0] for key in stored}
+    noted = {key.partition(".")[0] for key in stored}  # the sections that it depends on
+    options = options_of(config, method)
     if "model" in noted:
-        sections["model"] = replace(config.model, encoder=config.encoder_of(method))
-    usual, changed = defaults(), {}
-    for prefix in sections.keys() & noted:
-        section = sections[prefix]
-        for key, now in hashed_settings(section, prefix).items():
-            before = _plain(stored.get(key, usual.get(key)))
-            if before != _plain(now):
-                changed[key] = (before, _plain(now))
-    return changed
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value  # as in JSON
+        model = replace(config.model, encoder=config.encoder_of(method))
+        options |= hashed_settings(model, "model")
+    options = {key: value for key, value in options.items() if key.partition(".")[0] in noted}
+    return differences(stored, options, defaults(), renamed_of(method))
 
 
 def _text(config: Config, outdated: Mapping[str, Changes]) -> str:

@@ -189,6 +189,28 @@ def made_with(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def differences(
+    made_with: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    renamed: Mapping[str, str],
+) -> dict[str, tuple[Any, Any]]:
+    """The settings that are others now: name -> before, now; JSON values.
+
+    Args:
+        made_with: those of an artifact.
+        settings: those of now.
+        defaults: what an option was before there was the option.
+        renamed: new name of an option -> its old one.
+    """
+    old_names = {new: made_with[old] for new, old in renamed.items() if old in made_with}
+    plain = json.loads(
+        json.dumps({"before": {**defaults, **old_names, **made_with}, "now": settings})
+    )
+    pairs = {key: (plain["before"].get(key), now) for key, now in sorted(plain["now"].items())}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def write_atomically(path: Path, content: str) -> None:
     """Write a text file so that at any moment the old or the new one is there, whole."""
     _into_place(path, lambda temporary: temporary.write_text(content))
@@ -338,7 +360,7 @@ class StageFolder:
         renamed: Mapping[str, str] | None = None,
         follows: Collection[str] = (),
     ):
-        self.defaults, self.renamed = json.loads(json.dumps(defaults or {})), renamed or {}
+        self.defaults, self.renamed = defaults or {}, renamed or {}
         self.path, self.accelerator, self.go_on = path, accelerator, go_on
         self.main = accelerator.is_main_process
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as on disk
@@ -353,16 +375,11 @@ class StageFolder:
             self._compare(read_json(path / "settings.json"))
 
     def _compare(self, made_with: dict[str, Any]) -> None:
-        old_names = {new: made_with[old] for new, old in self.renamed.items() if old in made_with}
-        made_with = {**self.defaults, **old_names, **made_with}
-        changed = {
-            key: (made_with.get(key), now)
-            for key, now in sorted(self.settings.items())
-            # what is finished may be read on other hardware
-            if not (key == "precision" and self.done)
-        }
-        changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}
+        changed = differences(made_with, self.settings, self.defaults, self.renamed)
+        if self.done:  # what is finished may be read on other hardware
+            changed.pop("precision", None)
         if changed and changed.keys() <= self.follows and changed.keys() != {"parent"}:
+            self.accelerator.print(f"{self.stage}: made again, with other {', '.join(changed)}")
             self.force, self.meta = True, None
             self.accelerator.wait_for_everyone()  # all have read what `start` deletes
         elif changed:

@@ -68,6 +68,30 @@ B = TypeVar("B")
 RunStage = Callable[[Config, Accelerator], object]
 
 
+def options_of(config: Config, method: str) -> dict[str, Any]:
+    """The options that a method's artifact depends on, besides those that its module adds."""
+    data, training = hashed_settings(config.data, "data"), config.training_of(method)
+    if method == "pretrain":  # it sees no labels, and its images are known by their hash
+        for option in ("image_column", "label_column", "test_fraction", "split_seed"):
+            del data[f"data.{option}"]
+    options = {
+        **data,
+        **hashed_settings(config.augment, "augment"),
+        **hashed_settings(training, training.section),
+    }
+    independent = METHODS[method].independent
+    return {key: value for key, value in options.items() if key not in independent}
+
+
+def renamed_of(method: str) -> Mapping[str, str]:
+    """New names of options -> the old ones, which an artifact of an earlier version may have.
+
+    What was trained before the renaming is the same; but classifiers were measured on images that
+    were never antialiased.
+    """
+    return {} if method in CLASSIFIERS else RENAMED
+
+
 class Stage:
     """One run of a stage: new, interrupted or done.
 
@@ -108,20 +132,10 @@ class Stage:
     ):
         self.config, self.accelerator, self.method, self.seed = config, accelerator, method, seed
         self.training: Training = config.training_of(method)
-        options = hashed_settings(self.training, self.training.section)
-        for option in METHODS[method].independent:
-            options.pop(option, None)
-        # stage 1 sees no labels, and its images are known by their hash
-        unseen = ("image_column", "label_column", "test_fraction", "split_seed")
-        data = hashed_settings(config.data, "data")
-        if method == "pretrain":
-            data = {key: data[key] for key in data if key.partition(".")[2] not in unseen}
         everything = {
             "stage": method,
-            **data,
-            **hashed_settings(config.augment, "augment"),
+            **options_of(config, method),
             "precision": accelerator.mixed_precision,
-            **options,
             **settings,
         }
         self.folder = StageFolder(
@@ -131,9 +145,7 @@ class Stage:
             accelerator=accelerator,
             go_on=config.to_go_on(method),
             defaults=defaults(),
-            # what was trained before the renaming is the same; but classifiers were measured on
-            # images that were never antialiased
-            renamed={} if method in CLASSIFIERS else RENAMED,
+            renamed=renamed_of(method),
             follows=FOLLOWS if config.label_set.file and method != "pretrain" else (),
         )
         self.path, self.done = self.folder.path, self.folder.done

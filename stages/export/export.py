@@ -90,13 +90,13 @@ def export(
                 small = new.with_suffix(".int8.onnx")
                 onnx_file.quantize(source, new, small)
                 lines += _compare_int8(source, new, small, images)
-                place = out.with_suffix(".int8.onnx")
-                lines.append(f"{place}: {_size(small)}")
-                small.replace(place)
+                lines.append(f"{out.with_suffix('.int8.onnx')}: {_size(small)}")
             lines.insert(0, f"{out}: {_size(new)}, {_description(source)}")
             if out.is_dir():
                 out.replace(Path(folder) / "old")
             new.replace(out)
+            if int8:
+                new.with_suffix(".int8.onnx").replace(out.with_suffix(".int8.onnx"))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}; choose another -o") from error
     return lines

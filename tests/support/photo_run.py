@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from shared.config.schema import RECIPES
-from shared.data.sources import open_splits
+from shared.data.sources import OPENED
 
 STEPS = ("pretrain", "finetune", "linear", "supervised", "distill")
 
@@ -30,7 +30,7 @@ TINY = [
 
 def run(main, *arguments: object) -> int:
     """The exit code."""
-    open_splits.cache_clear()
+    OPENED.clear()
     try:
         return main([*TINY, *map(str, arguments)])
     except SystemExit as stopped:  # what the parser raises

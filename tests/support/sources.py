@@ -12,7 +12,7 @@ from PIL import Image
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import ImageSet, Splits
-from shared.data.sources import open_data, open_splits
+from shared.data.sources import OPENED, open_data
 from shared.runtime.errors import UserError
 
 
@@ -32,7 +32,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def opened(source, labels: str = "1pct", **options) -> Splits:
-    open_splits.cache_clear()
+    OPENED.clear()
     return open_data(Data(train=str(source), **options), LabelSet.parse(labels))
 
 

@@ -19,7 +19,7 @@ from shared.config.schema import Augmentation, Data
 from shared.data.batches import Batches, _DecodeAndCrop, normalize, plain_batches, positions
 from shared.data.image_ops import center_crop
 from shared.data.images import ImageSet
-from shared.data.sources import open_data, open_splits
+from shared.data.sources import OPENED, open_data
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder, process
 
@@ -37,7 +37,7 @@ def images_of(folder, loading="memory", **options) -> tuple[ImageSet, Data]:
     data = Data(
         train=str(folder), image_size=8, loading=loading, workers=0, test_fraction=0.01, **options
     )
-    open_splits.cache_clear()
+    OPENED.clear()
     train, _ = open_data(data, LabelSet.parse("1pct"))
     assert (train.pixels is None) == (loading == "workers")
     return train, data

@@ -12,14 +12,14 @@ from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.folders import walk
 from shared.data.images import UNLABELED
-from shared.data.sources import open_data, open_splits
+from shared.data.sources import OPENED, open_data
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import error_of, opened
 
 
 def notes(capsys, source, **options) -> tuple[object, str]:
     """The splits, and what was printed when they were opened."""
-    open_splits.cache_clear()
+    OPENED.clear()
     capsys.readouterr()
     data = Data(train=str(source), **options)
     splits = open_data(data, LabelSet.parse("1pct"), progress=True)

@@ -14,7 +14,7 @@ from shared.config.schema import Config, Data
 from shared.data.batches import plain_batches
 from shared.data.images import ImageSet, decode_image
 from shared.data.labels import draw_labels
-from shared.data.sources import open_data, open_run, open_splits
+from shared.data.sources import OPENED, open_data, open_run
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import HALVES, PNGS, encoded, error_of, opened, parquet
@@ -156,7 +156,7 @@ def test_unreadable_images_in_memory_are_dropped_and_counted(tmp_path, capsys):
     root = class_folders(tmp_path, 10)
     spoil(root / "b/3.png")
     (root / "c/4.png").write_bytes(b"no image at all")
-    open_splits.cache_clear()
+    OPENED.clear()
     data = Data(train=str(root), on_error="skip", loading="memory")
     train, test = open_data(data, LabelSet.parse("1pct"), progress=True)
     assert "skipped 2 unreadable of 30 images: b/3.png, c/4.png" in capsys.readouterr().out
@@ -223,7 +223,7 @@ def test_a_file_that_is_cut_off_has_an_option(suffix, loading, workers, tmp_path
     data = Data(train=str(tmp_path), image_size=16, loading=loading, workers=workers)
 
     def images(data: Data):
-        open_splits.cache_clear()
+        OPENED.clear()
         train = open_data(data, LabelSet.parse("1pct")).train
         return list(plain_batches(train, np.arange(len(train)), data, 4, "cpu"))
 
@@ -243,7 +243,7 @@ def test_a_file_that_is_cut_off_has_an_option(suffix, loading, workers, tmp_path
 def test_the_largest_image_is_an_option(pixels, loading, tmp_path):
     make_folder(tmp_path, ["a.png", "b.png"], size=(4, 2))
     data = Data(train=str(tmp_path), image_size=4, loading=loading, workers=1, max_pixels=pixels)
-    open_splits.cache_clear()
+    OPENED.clear()
 
     def images():
         train = open_data(data, LabelSet.parse("1pct")).train
@@ -350,7 +350,7 @@ def test_skipped_images_of_all_sources_are_listed_in_the_run(tmp_path):
         spoil(root / "b/3.png")
     (roots[0] / "a/new\nline.png").write_bytes(b"x")
     data = Data(*map(str, roots), on_error="skip", loading="workers", image_size=8)
-    open_splits.cache_clear()
+    OPENED.clear()
     config = Config(data=data, output=str(tmp_path / "out"), run="r")
     splits = open_run(config, SimpleNamespace(is_local_main_process=True, is_main_process=True))
     assert len(splits.train) == 17 + 17

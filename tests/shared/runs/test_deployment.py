@@ -89,10 +89,9 @@ def test_rows_without_a_test_have_no_advice(tmp_path):
 
 def test_artifacts_of_earlier_versions_cannot_be_compared(tmp_path):
     advice = advise(tmp_path, rows(tmp_path, STRONG | {"finetune": 0.99}, noted=False))
-    assert advice.method == "distill"
-    assert "+9.0 points; how sure that is cannot be told" in advice.sentences[1]
-    assert advice.sentences[2] == (
-        "Whether pretraining paid is undecided: +30.0 points over the best row without it (support"
+    assert advice.method == "finetune"  # the student may be worse
+    assert advice.sentences[1] == (
+        "Whether pretraining paid is undecided: +39.0 points over the best row without it (support"
         " vector machine on pixels, 60.0%)."
     )
 

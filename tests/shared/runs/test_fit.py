@@ -14,7 +14,7 @@ from shared.config.command_line import read_command_line
 from shared.config.methods import METHODS
 from shared.config.schema import RECIPES
 from shared.data.images import MEMORY_LIMIT
-from shared.data.sources import open_splits
+from shared.data.sources import OPENED
 from shared.runs import fit as fitting
 from shared.runs.cost import Counts
 from shared.runs.fit import (
@@ -52,9 +52,17 @@ def plan(stage: str, seconds: float, fixed: float = 1.0, steps: int = 100) -> St
 # ------------------------------------------------------------------------------------------ sizes
 @pytest.mark.parametrize(
     ("side", "equal", "size", "cache"),
-    [(400, False, 32, 72), (40, False, 32, 72), (400, True, 32, 72), (28, True, 28, None),
-     (20, False, 20, 45), (8, True, 8, None), (3, True, 8, None), (0, False, 8, 8)],
-)  # fmt: skip
+    [
+        (400, False, 32, 59),
+        (40, False, 32, 59),
+        (400, True, 32, 59),
+        (28, True, 28, None),
+        (20, False, 20, 37),
+        (8, True, 8, None),
+        (3, True, 8, None),
+        (0, False, 8, 8),
+    ],
+)
 def test_no_more_pixels_than_the_images_have(side, equal, size, cache):
     command = line()
     seen = look(side, int(1.5 * side), equal)
@@ -152,7 +160,7 @@ def test_stages_share_the_room_and_never_exceed_it(seconds, room, kept, longest)
 
 @pytest.mark.parametrize(
     ("factor", "epochs", "steps"),
-    [(0.5, 100, 150), (0.333, 66, 99), (1e-4, 0.02, 1), (2, 400, 600)],
+    [(0.5, 200, 300), (0.333, 130, 190), (1e-4, 0.04, 1), (2, 800, 1200)],
 )
 def test_lengths_have_two_digits_and_at_least_one_step(factor, epochs, steps):
     command = line()
@@ -227,7 +235,7 @@ def photos(tmp_path):
 
 
 def call(photos, *flags: str) -> int:
-    open_splits.cache_clear()
+    OPENED.clear()
     places = [f"--output={photos.parent / 'out'}", f"--data.cache_folder={photos.parent / 'cache'}"]
     return pipeline.main([f"--data.train={photos}", *places, *flags])
 
@@ -240,7 +248,7 @@ def test_the_choice_is_made_once_and_kept(photos, capsys, monkeypatch):
     assert f"python -m stages.predict {run}/distill-25pct-seed0 IMAGE" in printed
     kept = yaml.safe_load((run / "recipe.yaml").read_text())
     assert kept["data"]["image_size"] == 30  # the smallest have 40 x 30 pixels, most 50 x 30
-    assert kept["data"]["cache"] == 68
+    assert kept["data"]["cache"] == 55
     assert kept["pretrain"]["batch_size"] == 32  # of 72 images
     assert kept["labels"] == "25pct"  # 10pct would be one label a class
     monkeypatch.setattr(fitting, "look_at", lambda *_: pytest.fail("it was fitted again"))

@@ -8,6 +8,7 @@ from shared.config.methods import METHODS
 from shared.config.schema import hashed_settings
 from shared.runs.redo import all_to_redo, require_same_options
 from shared.runtime.artifacts import OtherSettingsError
+from shared.training.stage import options_of
 from tests.support.command_line import load as config_of
 from tests.support.stage_folder import message
 
@@ -15,11 +16,7 @@ MADE = ("pretrain", "supervised", "linear", "finetune", "distill")
 
 
 def settings_of(config, name: str) -> dict:
-    training = config.training_of(name)
-    settings = {"stage": name, "images": "one", "labels": "two"}
-    for prefix, section in (("data", config.data), ("augment", config.augment)):
-        settings |= hashed_settings(section, prefix)
-    settings |= hashed_settings(training, training.section)
+    settings = {"stage": name, "images": "one", "labels": "two", **options_of(config, name)}
     if name in ("pretrain", "supervised"):
         settings |= hashed_settings(config.model, "model")
     if name == "pretrain":
@@ -47,6 +44,28 @@ def made(tmp_path):
 def test_the_same_options_pass(made):
     require_same_options(made())
     require_same_options(made("--data.workers=1", "--pretrain.log_every_steps=3"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--data.label_column=species", "--data.test_fraction=0.3", "--data.split_seed=2"],
+        ["--distill.self_first=true"],
+        ["--augment.antialias=true"],
+    ],
+)
+def test_what_was_made_with_the_same_flags_passes(tmp_path, flags):
+    """Also settings that a stage leaves out, and old names of options."""
+    config = config_of(f"--output={tmp_path}", *flags)
+    for name in (*MADE, "self-distill"):
+        folder = config.folder_of(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = settings_of(config, name)
+        if name == "pretrain" and settings["data.antialias"]:
+            settings["augment.antialias"] = settings.pop("data.antialias")
+        known = {"kind": "x", "encoder": "x", "image_size": 8, "weights_sha256": "x"}
+        (folder / "meta.json").write_text(json.dumps({**known, "settings": settings}))
+    require_same_options(config)
 
 
 @pytest.mark.parametrize(
