@@ -616,7 +616,8 @@ class Config:
         run: name of the run; its artifacts lie in <output>/<run>.
         output: folder of all runs.
         labels: labeled training images: 1pct, 10pct, 100pct, any <x>pct, <n>perclass, a text file
-            of image names, or a CSV file with columns such as file and label.
+            of image names, or a CSV file with columns such as file and label; to compare, <n>random
+            without a look at the classes, or <n>suggested by the features of stage 1.
         seed: of the label draw and of stages 2 and 3.
         method: which row of the table stages.finetune makes; the pipeline makes all of them.
         force: stages to redo although they are done, with all that is made from them, separated by
@@ -714,9 +715,11 @@ class Config:
 
     @cached_property
     def label_set(self) -> LabelSet:
-        """``labels``, parsed, with the columns of a CSV file."""
+        """``labels``, parsed, with the columns of a CSV file or the place of suggested images."""
         columns = {"image_column": self.data.image_column, "label_column": self.data.label_column}
         labels = LabelSet.parse(self.labels)
+        if labels.suggested:
+            return replace(labels, choice=self.folder / f"{labels.tag}-seed{self.seed}.json")
         return replace(labels, **columns) if labels.csv_file else labels
 
     def folder_of(self, stage: str) -> Path:
