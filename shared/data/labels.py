@@ -67,7 +67,8 @@ def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
         named = f", or the column of the labels: --data.label_column, of {abbreviated(columns, 12)}"
         raise UserError(
             f"labels={labels.text}, but the images have no labels; give a CSV file with"
-            f" the columns file and label: --labels labels.csv{named if columns else ''}"
+            f" the columns file and label: --labels labels.csv{named if columns else ''};"
+            " python -m stages.suggest says which images to label"
         )
     if labels.number is not None:
         return _by_number(splits.train, labels, generator(seed, "labels"))

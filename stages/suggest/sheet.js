@@ -62,13 +62,16 @@ const count = () => {
   say(`${done} of ${labels.length} labeled${unsaved ? ", not saved yet" : ""}`);
 };
 
+// A key never changes its class while somebody types.
+const giveKey = (name) => {
+  const taken = (key) => shortcuts.has(key) || [...classes].some((other) => other.startsWith(key));
+  const digit = [..."123456789"].find((key) => !taken(key));
+  if ([...name].length > 1 && digit) shortcuts.set(digit, name);
+  else if ([...name].length === 1 && !shortcuts.has(name)) shortcuts.set(name, name);
+};
+
 const drawClasses = () => {
-  const names = [...classes].sort();
-  shortcuts.clear();
-  for (const name of names) if ([...name].length === 1) shortcuts.set(name, name);
-  const longer = names.filter((name) => [...name].length > 1);
-  const digits = [..."123456789"].filter((d) => !names.some((name) => name.startsWith(d)));
-  digits.slice(0, longer.length).forEach((digit, i) => shortcuts.set(digit, longer[i]));
+  const names = [...classes];
   const keys = new Map([...shortcuts].map(([key, name]) => [name, key]));
   const buttons = names.map((name) => {
     const button = document.createElement("button");
@@ -92,6 +95,7 @@ const put = (i, label) => {
   cards[i].querySelector("b").textContent = label;
   if (label && !classes.has(label)) {
     classes.add(label);
+    giveKey(label);
     drawClasses();
   }
 };
@@ -164,6 +168,7 @@ element("save").onclick = save;
 addEventListener("beforeunload", (event) => {
   if (unsaved) event.preventDefault();
 });
+classes.forEach(giveKey);
 drawClasses();
 recall();
 count();

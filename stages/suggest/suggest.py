@@ -178,7 +178,8 @@ def suggest(
     unlabeled = np.setdiff1d(images.training_ids[listable[images.training_ids]], labeled.ids)
     if budget > len(unlabeled):
         raise UserError(
-            f"--budget {budget}, but {len(unlabeled):,} images have no label yet: give at most that"
+            f"--budget {budget:,}, but {len(unlabeled):,} images have no label yet; give at most"
+            f" {len(unlabeled)}"
         )
     if left_out := images.names[~listable].tolist():
         accelerator.print(f"note: names that no CSV file can carry: {abbreviated(left_out)}")
