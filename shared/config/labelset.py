@@ -7,8 +7,8 @@ from pathlib import Path
 from shared.runtime.errors import UserError
 
 ALLOWED = (
-    "1pct, 10pct, 100pct, <x>pct, <n>perclass, <n>random, <n>suggested, or a .txt, .csv or .tsv"
-    " file"
+    "1pct, 10pct, 100pct, <x>pct, <n>perclass, <n>random, <n>suggested, or a .txt, .csv"
+    " or .tsv file"
 )
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)pct")
 _PER_CLASS = re.compile(r"(\d+)perclass")
