@@ -20,6 +20,7 @@ from shared.config.optimizers import OPTIMIZERS
 
 RECIPES = Path(__file__).parents[2] / "configs"
 MAX_PIXELS = 178_956_970  # Pillow's limit, against small files that decode to huge images
+VARIANTS = "variants"  # in a run's folder: artifacts of a table with other options
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
@@ -719,7 +720,9 @@ class Config:
         columns = {"image_column": self.data.image_column, "label_column": self.data.label_column}
         labels = LabelSet.parse(self.labels)
         if labels.suggested:
-            return replace(labels, choice=self.folder / f"{labels.tag}-seed{self.seed}.json")
+            # one choice for all that a table varies, which lies in <run>/variants/<what differs>
+            run = self.folder.parent.parent if self.folder.parent.name == VARIANTS else self.folder
+            return replace(labels, choice=run / f"{labels.tag}-seed{self.seed}.json")
         return replace(labels, **columns) if labels.csv_file else labels
 
     def folder_of(self, stage: str) -> Path:

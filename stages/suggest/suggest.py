@@ -97,10 +97,9 @@ def can_be_listed(name: str) -> bool:
 
 
 def features(
-    config: Config, accelerator: Accelerator, images: ImageSet, ids: np.ndarray
+    source: Path, config: Config, accelerator: Accelerator, images: ImageSet, ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the run's pretrained encoder makes of images: rows (n, F) of unit length, positions."""
-    source = config.folder_of("pretrain")
+    """What a pretrained encoder makes of images: rows (n, F) of unit length, positions (n,)."""
     network, meta = load_contrastive(source)
     require_same_input(meta, config.data, source)
     rows, positions = _shown(network.encoder, config, accelerator, images, ids, "features")
@@ -185,13 +184,14 @@ def suggest(
         accelerator.print(f"note: names that no CSV file can carry: {abbreviated(left_out)}")
     seen = generator(config.seed, "suggest", "seen").permutation(unlabeled)[: max(IMAGES, budget)]
     ids = np.sort(np.concatenate([seen, labeled.ids]))
-    rows, ids = features(config, accelerator, images, ids)
+    rows, ids = features(config.folder_of("pretrain"), config, accelerator, images, ids)
     known = np.flatnonzero(np.isin(ids, labeled.ids))
     sureness = margins(config, accelerator, images, ids) if len(known) and by != "random" else None
     margin, classifier = sureness or (None, "")
     accelerator.print(rule(by, len(labeled.rows), classifier))
     chosen = ids[in_order_of_worth(rows, known, budget, by, config.seed, margin)]
-    write(folder, config, images, labeled, chosen)
+    if accelerator.is_main_process:
+        write(folder, config, images, labeled, chosen)
     accelerator.print(next_command(config, folder, budget))
 
 
@@ -267,17 +267,18 @@ def choose(config: Config, accelerator: Accelerator) -> None:
     label_set = config.label_set
     assert label_set.suggested is not None
     assert label_set.choice is not None
-    weights = read_meta(config.folder_of("pretrain"), "encoder")["weights_sha256"]
+    file = label_set.choice
+    source = file.parent / "pretrain"
+    weights = read_meta(source, "encoder")["weights_sha256"]
     images = open_run(config, accelerator).train
     made_from = {"weights": weights, "images": images.fingerprint}
-    file = label_set.choice
     if file.is_file() and read_json(file).get("made_from") == made_from:
         return
     ids = np.flatnonzero(images.labels != UNLABELED)
     if label_set.suggested > len(ids):
         raise UserError(f"labels={config.labels}: only {len(ids):,} training images have a label")
     seen = generator(config.seed, "suggest", "seen").permutation(ids)[:IMAGES]
-    rows, ids = features(config, accelerator, images, np.sort(seen))
+    rows, ids = features(source, config, accelerator, images, np.sort(seen))
     none = np.zeros(0, np.int64)
     chosen = ids[in_order_of_worth(rows, none, label_set.suggested, WAYS[0], config.seed)]
     if accelerator.is_main_process:

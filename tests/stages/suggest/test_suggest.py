@@ -224,6 +224,26 @@ def test_the_pipeline_chooses_after_pretraining(labels, photos, tmp_path, capfd)
     assert "training images have a label" in refused(capfd, pipeline.main, *options)
 
 
+def test_a_table_compares_suggested_labels(photos, tmp_path, capfd):
+    """One choice a draw, made after the pretraining, although another row comes first."""
+    table = tmp_path / "mine.yaml"
+    table.write_text(
+        "title: Suggested\nseeds: [0, 1]\n"
+        "rows:\n  supervised: {method: supervised}\n  tuned: {method: finetune}\n"
+        "  longer: {method: finetune, finetune.steps: 3}\n"
+        "columns:\n  suggested: {labels: 6suggested}\n"
+    )
+    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}"]
+    assert run(pipeline.main, *options) == 0
+    assert "failed" not in capfd.readouterr().out
+    assert len(list(tmp_path.glob("r/tables/mine/*"))) > 0
+    choices = sorted(f.relative_to(tmp_path / "r").as_posix() for f in tmp_path.rglob("6*.json"))
+    assert choices == ["6suggested-seed0.json", "6suggested-seed1.json"]
+    for seed in (0, 1):
+        files_of = tmp_path.rglob(f"*-6suggested-seed{seed}/labels.csv")
+        assert len({file.read_text() for file in files_of}) == 1
+
+
 def test_a_stage_alone_says_who_chooses(finished, photos, capfd):
     options = [f"--data.train={photos}", f"--output={finished.parent}", "--labels=6suggested"]
     assert "no images are chosen yet; pipeline.py" in refused(capfd, finetune.main, *options)
