@@ -181,7 +181,10 @@ def suggest(
             f" {len(unlabeled)}"
         )
     if left_out := images.names[~listable].tolist():
-        accelerator.print(f"note: names that no CSV file can carry: {abbreviated(left_out)}")
+        accelerator.print(
+            f"note: not suggested: {abbreviated(left_out)}; no CSV file keeps spaces at the ends of"
+            " a name"
+        )
     seen = generator(config.seed, "suggest", "seen").permutation(unlabeled)[: max(IMAGES, budget)]
     ids = np.sort(np.concatenate([seen, labeled.ids]))
     rows, ids = features(config.folder_of("pretrain"), config, accelerator, images, ids)

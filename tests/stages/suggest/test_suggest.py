@@ -203,6 +203,19 @@ def test_names_that_a_csv_can_carry(name, can):
     assert suggest.can_be_listed(name) is can
 
 
+def test_extra_unlabeled_images_and_bad_names_are_not_suggested(tmp_path, capfd):
+    """A file of labels can name neither."""
+    make_folder(tmp_path / "p", [f"{i}.png" for i in range(12)] + [" a.png", "unlabeled/b.png"])
+    make_folder(tmp_path / "more", ["c.png", "d.png"])
+    options = [f"--data.train={tmp_path / 'p'}", f"--data.unlabeled={tmp_path / 'more'}"]
+    assert run(pretrain.main, *options, f"--output={tmp_path}", "--labels=1pct") == 0
+    assert "but 13 images have no label yet" in refusal(capfd, tmp_path / "r", "--budget", 14)
+    assert call(tmp_path / "r", "--budget", 13) == 0
+    assert "note: not suggested:  a.png" in capfd.readouterr().out
+    names = [name for name, _ in read_csv(tmp_path / "r/to_label.csv").rows]
+    assert sorted(names) == sorted([*(f"{i}.png" for i in range(12)), "unlabeled/b.png"])
+
+
 # -------------------------------------------------------------------------- --labels <n>suggested
 @pytest.mark.parametrize("labels", ["6suggested", "6random"])
 def test_the_pipeline_chooses_after_pretraining(labels, photos, tmp_path, capfd):
