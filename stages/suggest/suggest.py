@@ -10,10 +10,10 @@ that file. No image is copied.
 
 First the images are clustered (k-means), into as many clusters as images are wanted, and each
 cluster gives one: the densest (typiclust), or the nearest to its centre (kmeans). After a first
-round there are as many clusters as labels, given and wanted. Clusters without a label come first.
-If the run has a classifier that was made from these labels, they take turns with the uncertain: of
-each cluster with a label the image on which the two highest probabilities are closest. The labels
-that were given stay in the first rows, so that one file grows.
+round there are as many clusters as labels, given and wanted. Clusters without a label come first;
+if the run has a classifier that was made from these labels, those first of whose image it is least
+sure: the two highest probabilities are closest. The labels that were given stay in the first rows,
+so that one file grows.
 """
 
 import json
@@ -200,15 +200,17 @@ def suggest(
 
 def rule(by: str, labels: int, classifier: str) -> str:
     """How the images were chosen, in one line."""
-    first = {
+    one = {
         "random": "images by lot",
-        "kmeans": "of each cluster the image nearest to its centre, large clusters first",
-        "typiclust": "of each cluster the image in its densest place, large clusters first",
+        "kmeans": "of each cluster the image nearest to its centre",
+        "typiclust": "of each cluster the image in its densest place",
     }[by]
-    if not labels or by == "random":
-        return f"suggested: {first}"
-    uncertain = f", in turns with those of which {classifier} is least sure" if classifier else ""
-    return f"{labels:,} labels so far; suggested: {first}, those without a label{uncertain}"
+    if by == "random":
+        return f"suggested: {one}"
+    order = f"first where {classifier} is least sure" if classifier else "large clusters first"
+    if not labels:
+        return f"suggested: {one}, {order}"
+    return f"{labels:,} labels so far; suggested: {one}, clusters without a label, {order}"
 
 
 def require_nothing_lost(file: Path, kept: Sequence[tuple[str, str]]) -> None:

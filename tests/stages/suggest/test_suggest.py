@@ -88,7 +88,7 @@ def test_one_file_grows_and_trains(unlabeled, tmp_path, capsys):
     assert call(copy, "--budget", 4) == 0  # the run's own file of labels
     printed = capsys.readouterr().out
     assert "17 labels so far" in printed
-    assert "in turns with those of which finetune-to_label-seed0 is least sure" in printed
+    assert "clusters without a label, first where finetune-to_label-seed0 is least sure" in printed
     assert [row[1] for row in read_csv(file).rows].count("") == 4
 
 
