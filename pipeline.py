@@ -31,10 +31,22 @@ if TYPE_CHECKING:
 
 def stages() -> dict[str, "RunStage"]:
     """What makes the artifact of each method, in the order in which they run."""
-    return {
+    every = {
         name: partial(import_module(f"stages.{method.stage}").run, method=name)
         for name, method in METHODS.items()
     }
+    return {
+        name: stage if name == "pretrain" else partial(with_choice, stage)
+        for name, stage in every.items()
+    }
+
+
+def with_choice(stage: "RunStage", config: Config, accelerator: "Accelerator") -> object:
+    """Run a stage that needs labels; suggested ones are chosen before, by stage 1's features."""
+    if config.label_set.suggested:
+        suggest = import_module("stages.suggest.suggest")
+        suggest.choose(config, accelerator)
+    return stage(config, accelerator)
 
 
 def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: float) -> None:
@@ -64,7 +76,12 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         also = "; --budget was for that choice" if config.budget else ""
         accelerator.print(f"settings as chosen before: {config.folder / KEPT}{also}")
     if config.table:
-        return fill(config, accelerator, {**stages(), "assess": assess.run}, line.flags)
+        return fill(
+            config,
+            accelerator,
+            {**stages(), "assess": partial(with_choice, assess.run)},
+            line.flags,
+        )
     wanted = {name: stage for name, stage in stages().items() if config.asks_for(name)}
     for name in wanted:
         require_weights(config, name)
@@ -101,7 +118,7 @@ def train(
     require_same_options(config)
     splits = open_run(config, accelerator)
     # bad labels, impossible schedules and too many processes stop the run before it pretrains
-    labels = draw_labels(splits, config.label_set, config.seed)
+    labels = draw_labels(splits, config.label_set.before_choice, config.seed)
     train, apart = splits.train, len(splits.train.held_out)
     images = len(train.training_ids)
     require_schedules(config, wanted, train, len(labels.ids), accelerator)
@@ -109,7 +126,7 @@ def train(
     accelerator.print(
         f"data: {counted(images, 'image')} for training, {len(labels.ids):,} of them with a label;"
         f" {tested:,} for testing{', which stage 1 sees too, without labels' * bool(apart)}",
-        *labels.notes(train.classes),
+        *([] if config.label_set.suggested else labels.notes(train.classes)),
         sep="\n",
     )
     outdated = to_follow(config, splits, labels)

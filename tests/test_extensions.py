@@ -83,7 +83,7 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
     },
     "a label source": {
         "shared/config/labelset.py": [
-            Edit("<n>perclass, or", "<n>perclass, <n>first, or"),
+            Edit("<n>perclass, ", "<n>perclass, <n>first, "),
             after(
                 '_PER_CLASS = re.compile(r"(\\d+)perclass")\n',
                 '_FIRST = re.compile(r"(\\d+)first")\n',

@@ -6,23 +6,30 @@ from pathlib import Path
 
 from shared.runtime.errors import UserError
 
-ALLOWED = "1pct, 10pct, 100pct, <x>pct, <n>perclass, or a .txt, .csv or .tsv file"
+ALLOWED = (
+    "1pct, 10pct, 100pct, <x>pct, <n>perclass, <n>random, <n>suggested, or a .txt, .csv"
+    " or .tsv file"
+)
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)pct")
 _PER_CLASS = re.compile(r"(\d+)perclass")
+_NUMBER = re.compile(r"(\d+)(random|suggested)")
 _FILE = re.compile(r".+\.(?:csv|tsv|txt)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """A label set: a share of the labels, a number per class, or the labels of a file.
+    """A label set: a share of the labels, a number per class or in all, or the labels of a file.
 
-    Exactly one of ``share``, ``per_class`` and ``file`` is set.
+    Exactly one of ``share``, ``per_class``, ``random``, ``suggested`` and ``file`` is set.
 
     Attributes:
         text: as the user wrote it.
         tag: names the label set in folders and results: ``1pct``, or a file's name.
         share: of the labeled images, in [0, 1].
         per_class: images of each class.
+        random: images drawn without a look at their classes.
+        suggested: images chosen by the features of stage 1 (``stages.suggest``).
+        choice: the file in the run's folder that names the suggested images.
         file: a text file of image names, or a CSV file (``shared/data/label_files.py``).
         image_column: of a CSV file, where it cannot be guessed.
         label_column: likewise.
@@ -32,6 +39,9 @@ class LabelSet:
     tag: str
     share: float | None = None
     per_class: int | None = None
+    random: int | None = None
+    suggested: int | None = None
+    choice: Path | None = None
     file: Path | None = None
     image_column: str | None = None
     label_column: str | None = None
@@ -50,6 +60,13 @@ class LabelSet:
             return cls(text, text, share=share)
         if match := _PER_CLASS.fullmatch(text):
             return cls(text, text, per_class=int(match[1]))
+        if match := _NUMBER.fullmatch(text):
+            if int(match[1]) < 2:
+                raise UserError(f"labels={text}: a classifier needs 2 labels or more")
+            number = int(match[1])
+            if match[2] == "random":
+                return cls(text, text, random=number)
+            return cls(text, text, suggested=number)
         if _FILE.fullmatch(text):
             return cls(text, Path(text).stem, file=Path(text))
         raise ValueError(f"labels must be {ALLOWED}, got {text!r}")
@@ -68,10 +85,22 @@ class LabelSet:
         return self.file if self.file is not None and is_csv(self.file) else None
 
     @property
+    def number(self) -> int | None:
+        """How many labels it has in all, where its text says so."""
+        return self.random or self.suggested
+
+    @property
+    def before_choice(self) -> "LabelSet":
+        """As many labels by lot, where images are still to be suggested; else the same."""
+        return LabelSet.parse(f"{self.suggested}random") if self.suggested else self
+
+    @property
     def title(self) -> str:
-        """What text calls it: 1%, 4 per class, or the file's name."""
+        """What text calls it: 1%, 4 per class, 14 at random, 14 suggested, or the file's name."""
         if self.share is not None:
             return f"{self.tag.removesuffix('pct')}%"
+        if self.number is not None:
+            return f"{self.number} {'at random' if self.random else 'suggested'}"
         return self.tag if self.per_class is None else f"{self.per_class} per class"
 
     def folder(self, stage: str, seed: int) -> str:

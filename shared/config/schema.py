@@ -20,6 +20,7 @@ from shared.config.optimizers import OPTIMIZERS
 
 RECIPES = Path(__file__).parents[2] / "configs"
 MAX_PIXELS = 178_956_970  # Pillow's limit, against small files that decode to huge images
+VARIANTS = "variants"  # in a run's folder: artifacts of a table with other options
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
@@ -615,8 +616,8 @@ class Config:
     Args:
         run: name of the run; its artifacts lie in <output>/<run>.
         output: folder of all runs.
-        labels: labeled training images: 1pct, 10pct, 100pct, any <x>pct, <n>perclass, a text file
-            of image names, or a CSV file with columns such as file and label.
+        labels: labeled training images: <x>pct, <n>perclass, <n>random, <n>suggested by stage 1's
+            features, a text file of image names, or a CSV file with columns such as file and label.
         seed: of the label draw and of stages 2 and 3.
         method: which row of the table stages.finetune makes; the pipeline makes all of them.
         force: stages to redo although they are done, with all that is made from them, separated by
@@ -714,9 +715,13 @@ class Config:
 
     @cached_property
     def label_set(self) -> LabelSet:
-        """``labels``, parsed, with the columns of a CSV file."""
+        """``labels``, parsed, with the columns of a CSV file or the place of suggested images."""
         columns = {"image_column": self.data.image_column, "label_column": self.data.label_column}
         labels = LabelSet.parse(self.labels)
+        if labels.suggested:
+            # one choice for all that a table varies, which lies in <run>/variants/<what differs>
+            run = self.folder.parent.parent if self.folder.parent.name == VARIANTS else self.folder
+            return replace(labels, choice=run / f"{labels.tag}-seed{self.seed}.json")
         return replace(labels, **columns) if labels.csv_file else labels
 
     def folder_of(self, stage: str) -> Path:

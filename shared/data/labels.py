@@ -12,8 +12,15 @@ import numpy as np
 
 from shared.config.labelset import LabelSet
 from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, printable
-from shared.data.label_files import class_text, find_images, read_csv, read_text
-from shared.runtime.artifacts import write_atomically
+from shared.data.label_files import (
+    class_text,
+    csv_text,
+    find_images,
+    find_names,
+    read_csv,
+    read_text,
+)
+from shared.runtime.artifacts import read_json, write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
 
@@ -38,13 +45,15 @@ class Labels(NamedTuple):
 
 
 def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
-    """Pick the labeled images: stratified, at least one per class, a function of the seed.
+    """Pick the labeled images, a function of the label set and the seed.
 
     Args:
         splits: the data; only training images are picked.
-        labels: a share of the labeled images, a number per class, a text file with one image name
-            per line (as the published ImageNet subsets), or a CSV file (``label_files``). Images
-            that were held out for testing are left out of a file.
+        labels: a share of the labeled images or a number per class, stratified, at least one per
+            class; a number at random, which may miss classes; a number suggested by features, which
+            were chosen before (``stages.suggest``); a text file with one image name per line (as
+            the published ImageNet subsets), or a CSV file (``label_files``). Images that were held
+            out for testing are left out of a file.
         seed: of the draw; it has no effect on files.
 
     Raises:
@@ -58,9 +67,36 @@ def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
         named = f", or the column of the labels: --data.label_column, of {abbreviated(columns, 12)}"
         raise UserError(
             f"labels={labels.text}, but the images have no labels; give a CSV file with"
-            f" the columns file and label: --labels labels.csv{named if columns else ''}"
+            f" the columns file and label: --labels labels.csv{named if columns else ''};"
+            " python -m stages.suggest says which images to label"
         )
+    if labels.number is not None:
+        return _by_number(splits.train, labels, generator(seed, "labels"))
     return _stratified(splits.train, labels, generator(seed, "labels"))
+
+
+def _by_number(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> Labels:
+    """So many labels at random, or those that were chosen; a class may have none."""
+    number = labels.number or 0
+    labeled = np.flatnonzero(images.labels != UNLABELED)
+    if number > len(labeled):
+        raise UserError(f"labels={labels.text}: only {len(labeled):,} training images have a label")
+    if labels.random:
+        ids = np.sort(rng.permutation(labeled)[:number])
+    else:
+        choice = labels.choice
+        if choice is None or not choice.is_file():
+            raise UserError(
+                f"labels={labels.text}: no images are chosen yet; pipeline.py with the same options"
+                " chooses them after its pretraining"
+            )
+        ids = np.sort(find_names(list(images.names), read_json(choice)["files"], choice))
+    if len(classes := np.unique(images.labels[ids])) < 2:
+        raise UserError(
+            f"labels={labels.text}: all of these images are of one class,"
+            f" {printable(images.classes[classes[0]])}; take more of them, or another --seed"
+        )
+    return Labels(ids, images.labels[ids])
 
 
 def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
@@ -158,12 +194,8 @@ def _proportional(available: np.ndarray, labels: LabelSet, rng: np.random.Genera
 
 def write_labels(path: Path, images: ImageSet, labels: Labels) -> None:
     """Save which image carries which label, as a CSV file that ``--labels`` takes."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["file", "label"])
-    for id_, target in zip(labels.ids, labels.targets, strict=True):
-        rows.writerow([images.names[id_], images.classes[target]])
-    write_atomically(path, text.getvalue())
+    rows = zip(images.names[labels.ids], labels.targets, strict=True)
+    write_atomically(path, csv_text((name, images.classes[target]) for name, target in rows))
 
 
 def write_names(path: Path, images: ImageSet) -> None:

@@ -356,7 +356,7 @@ def _open_splits(
         lines += [column_line(column, sources[name].num_columns, train)] if column else []
         if train.classes and splits.test is None:
             lines.append(no_test_line(train, data, by_name))
-        elif by_name:
+        elif by_name and splits.test is not None:  # a file without any label holds none out
             lines.append(one_side_line(splits, data))
         print(*filter(None, lines), sep="\n", end="\n" if any(lines) else "")
     if data.unlabeled is None:

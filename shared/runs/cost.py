@@ -39,7 +39,7 @@ class Counts:
 def count_images(config: Config, progress: bool = False) -> Counts:
     """Open the data and count; ``progress`` shows how far decoding is."""
     splits = open_data(config.data, config.label_set, progress)
-    labeled = len(draw_labels(splits, config.label_set, config.seed).ids)
+    labeled = len(draw_labels(splits, config.label_set.before_choice, config.seed).ids)
     test = len(splits.test) if splits.test else 0
     return Counts(len(splits.train), labeled, test, len(splits.train.classes))
 
@@ -50,6 +50,8 @@ def known_counts(train: int, test: int, classes: int, labels: LabelSet) -> Count
         labeled = max(classes, round(train * labels.share))
     elif labels.per_class is not None:
         labeled = classes * labels.per_class
+    elif labels.number is not None:
+        labeled = labels.number
     elif labels.csv_file is not None:
         labeled = len(read_csv(labels.csv_file, labels.image_column, labels.label_column).labeled)
     else:

@@ -161,7 +161,7 @@ def look_at(config: Config, flags: Collection[str]) -> Look:
     for text in [config.labels] if "labels" in flags else LABELS:
         config = replace(config, labels=text)
         try:
-            labeled = len(draw_labels(splits, config.label_set, config.seed).ids)
+            labeled = len(draw_labels(splits, config.label_set.before_choice, config.seed).ids)
         except UserError:
             if text == LABELS[-1] or "labels" in flags or not classes:
                 raise

@@ -26,6 +26,7 @@ from shared.config.command_line import override, read_config
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, ancestors, depends_on
 from shared.config.schema import (
+    VARIANTS,
     Classical,
     Config,
     Distill,
@@ -183,7 +184,7 @@ def _alone(method: str, config: Config, base: Config) -> Config:
         section, name = option.split(".")
         sections.setdefault(section, {})[name] = value
     changed = {name: replace(getattr(base, name), **part) for name, part in sections.items()}
-    return replace(base, **changed, output=str(base.folder / "variants"), run=_slug(changes))
+    return replace(base, **changed, output=str(base.folder / VARIANTS), run=_slug(changes))
 
 
 def _with_parent(config: Config, method: str, parent: Job) -> Config:
@@ -221,6 +222,8 @@ def in_order(cells: Sequence[Cell]) -> list[Job]:
         yield job
 
     jobs = {job.path: job for cell in cells if cell.job for job in walk(cell.job)}
+    if any(LabelSet.parse(cell.labels).suggested for cell in cells):  # by what is pretrained
+        return sorted(jobs.values(), key=lambda job: job.method != "pretrain")
     return list(jobs.values())
 
 

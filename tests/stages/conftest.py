@@ -1,4 +1,6 @@
-"""The run that the tests of single stages share."""
+"""The run that the tests of single stages share, and a browser."""
+
+import shutil
 
 import pytest
 
@@ -23,3 +25,22 @@ def finished(photos, tmp_path_factory):
     before = files(output)
     yield output / "r"
     assert files(output) == before
+
+
+def browser_path(playwright) -> str | None:
+    """An installed Chromium; playwright's own, if somebody has fetched it."""
+    installed = map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))
+    own = playwright.chromium.executable_path
+    return next(filter(None, installed), own if shutil.which(own) else None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        path = browser_path(playwright)
+        if path is None:
+            pytest.skip("no Chromium or Chrome is installed")
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -19,6 +19,23 @@ def test_numbers_per_class():
     assert (labels.share, labels.file) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "title"), [("14random", "14 at random"), ("14suggested", "14 suggested")]
+)
+def test_numbers_in_all(text, title):
+    labels = LabelSet.parse(text)
+    assert (labels.tag, labels.number, labels.title) == (text, 14, title)
+    assert (labels.share, labels.per_class, labels.file, labels.choice) == (None, None, None, None)
+    assert (labels.random or labels.suggested) == 14
+    assert labels.before_choice == LabelSet.parse("14random")
+
+
+@pytest.mark.parametrize("bad", ["0random", "1random", "1suggested", "0suggested"])
+def test_a_number_that_trains_nothing(bad):
+    with pytest.raises(ValueError, match=f"labels={bad}: a classifier needs 2 labels or more"):
+        LabelSet.parse(bad)
+
+
 @pytest.mark.parametrize("suffix", ["csv", "txt"])
 def test_files(suffix):
     text = f"some/where/mine.v2.{suffix}"
@@ -28,7 +45,9 @@ def test_files(suffix):
     assert labels.csv_file == (Path(text) if suffix == "csv" else None)
 
 
-@pytest.mark.parametrize("bad", ["", "1%", "ten", "1.2.3pct", "..pct", "-1pct", "labels.json"])
+@pytest.mark.parametrize(
+    "bad", ["", "1%", "ten", "1.2.3pct", "..pct", "-1pct", "labels.json", "-1random", "1.5random"]
+)
 def test_what_is_no_label_set(bad):
     with pytest.raises(ValueError, match="labels must be 1pct, 10pct, 100pct, <x>pct") as error:
         LabelSet.parse(bad)
@@ -41,7 +60,9 @@ def test_a_share_out_of_range(bad):
         LabelSet.parse(bad)
 
 
-@pytest.mark.parametrize("given", ["1pct", "4perclass", "photos/my-labels-seed3.csv"])
+@pytest.mark.parametrize(
+    "given", ["1pct", "4perclass", "9random", "9suggested", "photos/my-labels-seed3.csv"]
+)
 @pytest.mark.parametrize("stage", ["finetune", "supervised-student", "assess"])
 def test_folders_there_and_back(given, stage):
     labels = LabelSet.parse(given)

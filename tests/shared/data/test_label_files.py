@@ -1,5 +1,8 @@
 """Tables and lists of labels as people and tools write them; which image a name means."""
 
+import csv
+import io
+import tempfile
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from shared.data.label_files import (
     ImageIndex,
     choose_column,
     columns_called,
+    csv_text,
     find_images,
     find_names,
     is_label,
@@ -285,3 +289,32 @@ def test_every_image_is_found_by_its_own_name(names):
 def test_skipped_images_are_known_and_train_nothing(tmp_path):
     train = replace(images([0, 1], ["a.png", "b.png"]), skipped=("broken.png",))
     assert find_images(Splits(train, None), ["broken.png", "b.png"], tmp_path).tolist() == [-1, 1]
+
+
+# ----------------------------------------------------------------------- files for a spreadsheet
+FORMULAS = ["=1+1", "+SUM(1)", "-cmd|' /C calc'!A0", "@x", "'=1+1", "''=x", "=a,b", '="a"', "=a\nb"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_cell_is_a_formula_and_each_comes_back(text, tmp_path):
+    content = csv_text([(text, "cat"), ("0.png", text)])
+    for line in csv.reader(io.StringIO(content)):
+        assert not any(cell[:1] in "=+-@" for cell in line)
+    assert read_csv(written(tmp_path, content)).rows == [(text, "cat"), ("0.png", text)]
+
+
+@pytest.mark.parametrize("text", ["5", "-5", "+5", "-0.25", "cat", "a=b", "'cat'", "x-1"])
+def test_what_is_no_formula_stays_as_it_is(text, tmp_path):
+    content = csv_text([("0.png", text)])
+    assert content == f"file,label\n0.png,{text}\n"
+    assert read_csv(written(tmp_path, content)).rows == [("0.png", text)]
+
+
+@given(
+    st.lists(st.tuples(*[st.text("=+-@'\"a1.,; \n", min_size=1).map(str.strip)] * 2), max_size=5)
+)
+def test_any_text_comes_back(rows):
+    rows = [row for row in rows if row[0] and is_label(row[1])]
+    with tempfile.TemporaryDirectory() as folder:
+        table = read_csv(written(Path(folder), csv_text(rows)))
+    assert table.rows == [*map(tuple, rows)]

@@ -85,6 +85,49 @@ def test_per_class_and_everything():
         assert "must be 1perclass to 3perclass" in refusal(splits, bad)
 
 
+def test_a_random_draw_does_not_look_at_the_classes():
+    labels = np.repeat([0, 1, 2, UNLABELED], [60, 30, 10, 50])
+    splits = Splits(images(labels), None)
+    draws = [draw(splits, "20random", seed) for seed in range(200)]
+    for ids, targets in draws:
+        assert len(np.unique(ids)) == 20
+        assert (labels[ids] == targets).all()
+        assert targets.min() >= 0
+    counts = np.array([np.bincount(targets, minlength=3) for _, targets in draws])
+    np.testing.assert_allclose(counts.mean(0), [12, 6, 2], atol=0.6)
+    assert counts[:, 0].std() > 1  # a stratified draw would have 12 each time
+    assert (counts[:, 2] == 0).any()  # and would leave no class out
+    assert draw(splits, "20random", 3).hash == draws[3].hash != draws[4].hash
+
+
+def test_the_suggested_images_are_those_of_the_file(tmp_path):
+    splits = Splits(images([0, 0, 1, 1, 2]), None)
+    choice = tmp_path / "2suggested-seed0.json"
+    labels = replace(LabelSet.parse("2suggested"), choice=choice)
+    with pytest.raises(UserError, match="no images are chosen yet"):
+        draw_labels(splits, labels, 0)
+    choice.write_text('{"files": ["1/2.png", "0/0.png"]}')
+    assert draw_labels(splits, labels, 0).ids.tolist() == [0, 2]
+    for content, message in (
+        ('{"files": ["0/0.png", "0/1.png"]}', "are of one class, class0"),
+        ('{"files": ["none.png"]}', "unknown images: none.png"),
+        ("{", "is damaged"),
+    ):
+        choice.write_text(content)
+        with pytest.raises(UserError, match=message):
+            draw_labels(splits, labels, 0)
+
+
+@pytest.mark.parametrize("labels", ["6random", "6suggested"])
+def test_more_labels_than_there_are(labels):
+    splits = Splits(images([0, 0, 1, 1, 2, -1, -1]), None)
+    assert "only 5 training images have a label" in refusal(splits, labels)
+
+
+def test_two_random_labels_of_one_class():
+    assert "are of one class, class0" in refusal(Splits(images([0] * 999 + [1]), None), "2random")
+
+
 def test_the_share_that_a_message_recommends_works():
     splits = Splits(images(np.repeat(np.arange(7), [30, 50, 20, 10, 99, 1, 3])), None)
     message = refusal(splits, "1pct")

@@ -42,7 +42,15 @@ def test_size_of_the_recipe_network():
 
 
 @pytest.mark.parametrize(
-    ("labels", "number"), [("1pct", 600), ("0.001pct", 10), ("100pct", 60_000), ("4perclass", 40)]
+    ("labels", "number"),
+    [
+        ("1pct", 600),
+        ("0.001pct", 10),
+        ("100pct", 60_000),
+        ("4perclass", 40),
+        ("14random", 14),
+        ("14suggested", 14),
+    ],
 )
 def test_labels_of_a_data_set_that_is_not_here(labels, number):
     counts = known_counts(60_000, 10_000, 10, LabelSet.parse(labels))

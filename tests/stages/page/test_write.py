@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import tomllib
 from html import unescape
 from pathlib import Path
@@ -143,35 +142,17 @@ def test_names_from_files_are_escaped(config, tmp_path):
         assert re.fullmatch(r'<img src="data:image/svg\+xml;base64,[\w+/=]+" alt="[^"<>]+">', tag)
 
 
-def test_templates_are_part_of_the_package():
+@pytest.mark.parametrize(("stage", "number"), [("page", 4), ("suggest", 3)])
+def test_templates_are_part_of_the_package(stage, number):
     """What is no Python file must be named in pyproject.toml."""
     project = Path(__file__).parents[3]
     tool = tomllib.loads((project / "pyproject.toml").read_text())["tool"]
-    patterns = tool["setuptools"]["package-data"]["stages.page"]
-    room = project / "stages/page"
+    patterns = tool["setuptools"]["package-data"][f"stages.{stage}"]
+    room = project / "stages" / stage
     packaged = {path for pattern in patterns for path in room.glob(pattern)}
     files = {path for path in room.rglob("*") if path.suffix in (".html", ".css", ".js")}
-    assert len(files) == 4
+    assert len(files) == number
     assert files == packaged
-
-
-def browser_path(playwright) -> str | None:
-    """An installed Chromium; playwright's own, if somebody has fetched it."""
-    installed = map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))
-    own = playwright.chromium.executable_path
-    return next(filter(None, installed), own if shutil.which(own) else None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        path = browser_path(playwright)
-        if path is None:
-            pytest.skip("no Chromium or Chrome is installed")
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def test_in_a_browser(full, browser):

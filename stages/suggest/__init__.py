@@ -1,0 +1,1 @@
+"""Which images are worth a label, and a sheet on which a person gives it."""

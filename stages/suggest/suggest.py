@@ -1,0 +1,352 @@
+"""Which images to label: by the features of stage 1, without a look at any label.
+
+    python -m stages.suggest runs/photos --budget 50
+    python -m stages.suggest runs/photos --budget 50 --labels runs/photos/to_label.csv
+
+writes two files into the run's folder (or --out). ``to_label.csv`` has the columns file and label,
+with the label empty, the image that is most worth a label first; filled, it is a file for
+``--labels``. ``to_label.html`` is a sheet on which a person types or clicks the classes and saves
+that file. No image is copied.
+
+First the images are clustered (k-means), into as many clusters as images are wanted, and each
+cluster gives one: the densest (typiclust), or the nearest to its centre (kmeans). After a first
+round there are as many clusters as labels, given and wanted. Clusters without a label come first;
+if the run has a classifier that was made from these labels, those first of whose image it is least
+sure: the two highest probabilities are closest. The labels that were given stay in the first rows,
+so that one file grows.
+"""
+
+import json
+import os
+import re
+import shlex
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from shared.config.command import run_command
+from shared.config.command_line import override, read_config
+from shared.config.methods import CLASSIFIERS, ancestors
+from shared.config.schema import Config
+from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated
+from shared.data.label_files import csv_text, find_images, read_csv, read_text
+from shared.data.labels import draw_labels
+from shared.data.sources import open_run
+from shared.networks.build import load_classifier, load_contrastive, require_same_input
+from shared.runtime.artifacts import read_json, read_meta, write_atomically
+from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.progress import Progress, counted
+from shared.runtime.randomness import generator
+from shared.training.device import to_device
+from shared.training.evaluate import over_images
+from stages.suggest.choose import WAYS, in_order_of_worth
+from stages.suggest.sheet import sheet, thumbnail
+
+IMAGES = 50_000  # whose features are looked at, at most, by lot
+NAME = "to_label"
+
+
+class Labeled(NamedTuple):
+    """The labels that are there.
+
+    Attributes:
+        rows: names of images and of their classes, also of images for testing.
+        ids: (k,) int64 positions of those that training may see.
+    """
+
+    rows: list[tuple[str, str]]
+    ids: np.ndarray
+
+
+# -------------------------------------------------------------------------------- what is there
+def open_labeled(config: Config, splits: Splits, text: str | None) -> Labeled:
+    """The labels of ``text``, or of the run's own file of labels; none in the first round.
+
+    Args:
+        config: of the run, with these labels.
+        splits: the images.
+        text: value of ``--labels``.
+    """
+    label_set = config.label_set
+    if label_set.csv_file is not None:
+        table = read_csv(label_set.csv_file, label_set.image_column, label_set.label_column)
+        ids = find_images(splits, [name for name, _ in table.labeled], table.file)
+        return Labeled(list(dict.fromkeys(table.labeled)), np.unique(ids[ids >= 0]))
+    if text is None:
+        return Labeled([], np.zeros(0, np.int64))
+    labels, train = draw_labels(splits, label_set, config.seed), splits.train
+    rows = zip(train.names[labels.ids], labels.targets, strict=True)
+    return Labeled([(name, train.classes[target]) for name, target in rows], labels.ids)
+
+
+def can_be_listed(name: str) -> bool:
+    """Whether a CSV file can carry a name: it is UTF-8, without spaces at its ends."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return name == name.strip()
+
+
+def features(
+    source: Path, config: Config, accelerator: Accelerator, images: ImageSet, ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a pretrained encoder makes of images: rows (n, F) of unit length, positions (n,)."""
+    network, meta = load_contrastive(source)
+    require_same_input(meta, config.data, source)
+    rows, positions = _shown(network.encoder, config, accelerator, images, ids, "features")
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12), positions
+
+
+def margins(
+    config: Config, accelerator: Accelerator, images: ImageSet, ids: np.ndarray
+) -> tuple[np.ndarray, str] | None:
+    """How sure the run's last classifier of these labels is; None where there is none.
+
+    Returns:
+        The difference (n,) of the two highest probabilities, and the classifier's folder.
+    """
+    methods = [name for name, method in CLASSIFIERS.items() if method.saved]
+    for method in reversed([name for name in methods if "pretrain" in ancestors(name)]):
+        folder = config.folder_of(method)
+        if (folder / "meta.json").exists():
+            network, meta = load_classifier(folder)
+            require_same_input(meta, config.data, folder)
+            logits, _ = _shown(network, config, accelerator, images, ids, method)
+            highest = torch.from_numpy(logits).softmax(1).topk(2).values
+            return (highest[:, 0] - highest[:, 1]).numpy(), folder.name
+    return None
+
+
+def _shown(
+    network: nn.Module,
+    config: Config,
+    accelerator: Accelerator,
+    images: ImageSet,
+    ids: np.ndarray,
+    title: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs (n, F) of a network for images as evaluation shows them, and positions (n,)."""
+    to_device(network, config, accelerator).eval().requires_grad_(False)
+
+    def outputs(batch: Tensor, _: int) -> Tensor:
+        with accelerator.autocast():
+            return network(batch)
+
+    return over_images(outputs, images, ids, config.data, accelerator, title=title)
+
+
+# ------------------------------------------------------------------------------------- choosing
+def suggest(
+    config: Config,
+    accelerator: Accelerator,
+    budget: int,
+    by: str,
+    text: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Write ``to_label.csv`` and ``to_label.html``.
+
+    Args:
+        config: of the run, with the labels that ``text`` names.
+        accelerator: of this process.
+        budget: images to suggest.
+        by: of ``choose.WAYS``.
+        text: value of ``--labels``; None: the run's own file of labels, if it has one.
+        out: folder of the two files; None: the run's.
+
+    Raises:
+        UserError: there are fewer images without a label, the run has no pretrained network, or
+            labels in an earlier ``to_label.csv`` would be lost; nothing is written then.
+    """
+    read_meta(config.folder_of("pretrain"), "encoder")
+    folder = config.folder if out is None else out
+    splits = open_run(config, accelerator)
+    images = splits.train
+    labeled = open_labeled(config, splits, text)
+    require_nothing_lost(folder / f"{NAME}.csv", labeled.rows)
+    listable = np.array([can_be_listed(name) for name in images.names], bool)
+    unlabeled = np.setdiff1d(images.training_ids[listable[images.training_ids]], labeled.ids)
+    if budget > len(unlabeled):
+        raise UserError(
+            f"--budget {budget:,}, but {len(unlabeled):,} images have no label yet; give at most"
+            f" {len(unlabeled)}"
+        )
+    if left_out := images.names[~listable].tolist():
+        accelerator.print(
+            f"note: not suggested: {abbreviated(left_out)}; no CSV file keeps spaces at the ends of"
+            " a name"
+        )
+    seen = generator(config.seed, "suggest", "seen").permutation(unlabeled)[: max(IMAGES, budget)]
+    ids = np.sort(np.concatenate([seen, labeled.ids]))
+    rows, ids = features(config.folder_of("pretrain"), config, accelerator, images, ids)
+    known = np.flatnonzero(np.isin(ids, labeled.ids))
+    sureness = margins(config, accelerator, images, ids) if len(known) and by != "random" else None
+    margin, classifier = sureness or (None, "")
+    accelerator.print(rule(by, len(labeled.rows), classifier))
+    chosen = ids[in_order_of_worth(rows, known, budget, by, config.seed, margin)]
+    if accelerator.is_main_process:
+        write(folder, config, images, labeled, chosen)
+    accelerator.print(next_command(config, folder, budget))
+
+
+def rule(by: str, labels: int, classifier: str) -> str:
+    """How the images were chosen, in one line."""
+    one = {
+        "random": "images by lot",
+        "kmeans": "of each cluster the image nearest to its centre",
+        "typiclust": "of each cluster the image in its densest place",
+    }[by]
+    if by == "random":
+        return f"suggested: {one}"
+    order = f"first where {classifier} is least sure" if classifier else "large clusters first"
+    if not labels:
+        return f"suggested: {one}, {order}"
+    return f"{labels:,} labels so far; suggested: {one}, clusters without a label, {order}"
+
+
+def require_nothing_lost(file: Path, kept: Sequence[tuple[str, str]]) -> None:
+    """UserError where writing the file anew would lose labels or columns that somebody added."""
+    if not file.exists():
+        return
+    labels = set(read_csv(file).labeled) - set(kept)
+    if labels:
+        raise UserError(
+            f"{file} has {len(labels):,} labels that would be lost; give it as --labels to go on"
+            " from it, or another --out"
+        )
+    head = next((line for line in read_text(file).splitlines() if "label" in line), "")
+    if len([column for column in re.split(r"[,;|\t]", head) if column.strip()]) > 2:
+        raise UserError(f"{file} has further columns, which would be lost; give another --out")
+
+
+def write(
+    folder: Path, config: Config, images: ImageSet, labeled: Labeled, chosen: np.ndarray
+) -> None:
+    """Write both files: the labels so far, then the chosen images (budget,) without a label."""
+    names = images.names[chosen].tolist()
+    text = csv_text([*labeled.rows, *((name, "") for name in names)])
+    shown = Progress("thumbnails", len(chosen), "images").over(chosen)
+    thumbnails = [thumbnail(images.decode(int(index))) for index in shown]
+    classes = sorted({*images.classes, *(label for _, label in labeled.rows)})
+    title = f"{config.run}: which images to label"
+    html = sheet(title, f"{NAME}.csv", labeled.rows, names, thumbnails, classes)
+    # a mark, so that Excel reads it as UTF-8
+    write_atomically(folder / f"{NAME}.csv", text if text.isascii() else f"\ufeff{text}")
+    write_atomically(folder / f"{NAME}.html", html)
+
+
+def next_command(config: Config, folder: Path, budget: int) -> str:
+    """What was written, and what to do with it."""
+    table, recipe = (
+        shlex.quote(str(path)) for path in (folder / f"{NAME}.csv", config.folder / "config.yaml")
+    )
+    return (
+        f"{counted(budget, 'image')} to label: {folder / NAME}.csv; {folder / NAME}.html shows"
+        " them, for a browser\nnext, when labels are in the CSV file:\n"
+        f"  python pipeline.py --config {recipe} --labels {table}"
+    )
+
+
+def choose(config: Config, accelerator: Accelerator) -> None:
+    """Choose the images of ``--labels <n>suggested``, unless they are chosen.
+
+    Their names are kept in the run's folder, where ``draw_labels`` finds them. They are chosen
+    anew where the pretraining or the images are others than then.
+
+    Args:
+        config: the run; its label set is a suggested one.
+        accelerator: of this process. All processes must call this.
+
+    Raises:
+        UserError: the run has no pretrained network, or fewer labeled images.
+    """
+    label_set = config.label_set
+    assert label_set.suggested is not None
+    assert label_set.choice is not None
+    file = label_set.choice
+    source = file.parent / "pretrain"
+    weights = read_meta(source, "encoder")["weights_sha256"]
+    images = open_run(config, accelerator).train
+    made_from = {"weights": weights, "images": images.fingerprint}
+    if file.is_file() and read_json(file).get("made_from") == made_from:
+        return
+    ids = np.flatnonzero(images.labels != UNLABELED)
+    if label_set.suggested > len(ids):
+        raise UserError(f"labels={config.labels}: only {len(ids):,} training images have a label")
+    seen = generator(config.seed, "suggest", "seen").permutation(ids)[:IMAGES]
+    rows, ids = features(source, config, accelerator, images, np.sort(seen))
+    none = np.zeros(0, np.int64)
+    chosen = ids[in_order_of_worth(rows, none, label_set.suggested, WAYS[0], config.seed)]
+    if accelerator.is_main_process:
+        names = images.names[chosen].tolist()
+        write_atomically(file, json.dumps({"made_from": made_from, "files": names}, indent=1))
+    accelerator.wait_for_everyone()
+    labels = draw_labels(open_run(config, accelerator), label_set, config.seed)
+    accelerator.print(f"{config.labels}: chosen, {file}", *labels.notes(images.classes), sep="\n")
+
+
+# ---------------------------------------------------------------------------------- the command
+def config_of(run: Path, labels: str | None, seed: int | None) -> Config:
+    """The configuration of a run as it lies there, with these labels; only images to label.
+
+    Raises:
+        UserError: the folder is no run, or the labels are no label set.
+    """
+    if not run.is_dir():
+        raise UserError(f"no such run: {run}")
+    if not (run / "pretrain" / "meta.json").exists():
+        raise UserError(
+            f"{run} has no pretrained network, whose features the choice needs; run"
+            " python -m stages.pretrain --data.train IMAGES, or pipeline.py, to the end first"
+        )
+    config = read_config(run / "config.yaml")
+    if labels is not None:
+        config = override(config, {"labels": labels})
+    run = Path(os.path.abspath(run)) if run.name in ("", "..") else run
+    # extra unlabeled images have no place in a file of labels
+    data = replace(config.data, unlabeled=None)
+    seed = config.seed if seed is None else seed
+    return replace(config, output=str(run.parent), run=run.name, data=data, seed=seed)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "python -m stages.suggest",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="runs/NAME", help="the folder of a run with a pretraining")
+    add("--budget", type=int, required=True, metavar="N", help="images that you can label now")
+    add("--by", choices=WAYS, default=WAYS[0], help=f"how they are chosen; default: {WAYS[0]}")
+    add(
+        "--labels",
+        metavar="FILE",
+        help="the labels so far: a CSV file, or as --labels of pipeline.py; default: the run's own"
+        " CSV file, if it has one",
+    )
+    add("--out", type=Path, metavar="FOLDER", help="folder of the two files; default: the run's")
+    add("--seed", type=int, metavar="N", help="of the clusters or the lot; default: the run's")
+    return parser
+
+
+@exit_code_2
+def main(argv: Sequence[str] | None = None) -> int:
+    """Suggest images of one run: 0, or 2 after one line that says what is wrong."""
+    arguments = _parser().parse_args(argv)
+    if arguments.budget < 1:
+        raise UserError(f"--budget must be 1 or more, got {arguments.budget}")
+    config = config_of(arguments.run, arguments.labels, arguments.seed)
+    by, labels, out = arguments.by, arguments.labels, arguments.out
+    return run_command(
+        partial(suggest, budget=arguments.budget, by=by, text=labels, out=out), config
+    )

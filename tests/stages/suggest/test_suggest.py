@@ -1,0 +1,263 @@
+"""The command on a run: what it writes, what it keeps, what it refuses; suggested label sets."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+
+import pipeline
+from shared.data.label_files import read_csv
+from stages import finetune, pretrain
+from stages.suggest import suggest
+from tests.support.photo_run import TINY, files, refused, run
+from tests.support.photos import make_folder
+
+NAMES = [f"{i:02d}.png" for i in range(56)]
+ODD = ["=1+1.png", 'a "b", c.png', "naïve.png", "sub/x;y.png"]
+
+
+def call(*arguments: object) -> int:
+    """The command alone: it takes no recipe."""
+    return run(lambda argv: suggest.main(argv[len(TINY) :]), *arguments)
+
+
+def refusal(capfd, *arguments: object) -> str:
+    return refused(capfd, lambda argv: suggest.main(argv[len(TINY) :]), *arguments)
+
+
+@pytest.fixture(scope="module")
+def unlabeled(tmp_path_factory):
+    """A run that pretrained on images without classes; nobody may change it."""
+    folder = tmp_path_factory.mktemp("unlabeled")
+    make_folder(folder / "p", [*NAMES, *ODD])
+    options = [f"--data.train={folder / 'p'}", f"--output={folder / 'out'}", "--labels=1pct"]
+    assert run(pretrain.main, *options) == 0
+    before = files(folder)
+    yield folder / "out/r"
+    assert files(folder) == before
+
+
+def filled(file, number: int, label=lambda row: "=ab"[row % 3]):
+    """Give the first rows of a file a label, as a person would in an editor."""
+    rows = read_csv(file).rows
+    suggested = [label(i) if i < number and not old else old for i, (_, old) in enumerate(rows)]
+    text = suggest.csv_text((name, new) for (name, _), new in zip(rows, suggested, strict=True))
+    file.write_text(text)
+    return read_csv(file)
+
+
+# ------------------------------------------------------------------------------- what it writes
+@pytest.mark.parametrize("by", ["typiclust", "kmeans", "random"])
+def test_a_file_and_a_sheet_and_no_image(by, unlabeled, tmp_path, capsys):
+    assert call(unlabeled, "--budget", 12, "--by", by, "--out", tmp_path) == 0
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["to_label.csv", "to_label.html"]
+    rows = read_csv(tmp_path / "to_label.csv").rows
+    assert len({name for name, _ in rows} & {*NAMES, *ODD}) == 12
+    assert {label for _, label in rows} == {""}
+    html = (tmp_path / "to_label.html").read_text()
+    assert html.count("data:image/png;base64,") == 12
+    assert "--labels " + str(tmp_path / "to_label.csv") in capsys.readouterr().out
+
+
+def test_every_name_comes_back(unlabeled, tmp_path):
+    assert call(unlabeled, "--budget", 60, "--out", tmp_path) == 0
+    file = tmp_path / "to_label.csv"
+    assert {name for name, _ in read_csv(file).rows} == {*NAMES, *ODD}
+    assert file.read_bytes().startswith(b"\xef\xbb\xbffile,label\n")  # Excel reads it as UTF-8
+    assert "\n'=1+1.png,\n" in file.read_text()
+
+
+def test_one_file_grows_and_trains(unlabeled, tmp_path, capsys):
+    """Fill some, suggest more, train, suggest more: all from one file, which is half filled."""
+    copy = shutil.copytree(unlabeled, tmp_path / "out/r")
+    file = copy / "to_label.csv"
+    assert call(copy, "--budget", 12) == 0
+    first = filled(file, 9)
+    assert call(copy, "--budget", 10, "--labels", file) == 0
+    assert "9 labels so far" in capsys.readouterr().out
+    second = read_csv(file).rows
+    assert second[:9] == first.labeled
+    assert [label for _, label in second[9:]] == [""] * 10
+    assert not {name for name, _ in second[9:]} & {name for name, _ in second[:9]}
+    filled(file, 17)
+    options = [f"--data.train={unlabeled.parents[1] / 'p'}", f"--output={copy.parent}"]
+    assert run(finetune.main, *options, f"--labels={file}") == 0
+    assert "17 labels of 3 classes, 2 rows without a label" in capsys.readouterr().out
+    assert call(copy, "--budget", 4) == 0  # the run's own file of labels
+    printed = capsys.readouterr().out
+    assert "17 labels so far" in printed
+    assert "clusters without a label, first where finetune-to_label-seed0 is least sure" in printed
+    assert [row[1] for row in read_csv(file).rows].count("") == 4
+
+
+def test_labels_do_not_matter_in_the_first_round(finished, tmp_path, monkeypatch):
+    """A run on class folders: the choice is the same with other classes, which get buttons."""
+
+    def with_other_labels(*arguments):
+        splits = original(*arguments)
+        train = replace(
+            splits.train, labels=splits.train.labels[::-1].copy(), classes=("x", "y", "z")
+        )
+        return splits._replace(train=train)
+
+    assert call(finished, "--budget", 9, "--out", tmp_path / "a") == 0
+    original = suggest.open_run
+    monkeypatch.setattr(suggest, "open_run", with_other_labels)
+    assert call(finished, "--budget", 9, "--out", tmp_path / "b") == 0
+    tables = [(tmp_path / out / "to_label.csv").read_text() for out in "ab"]
+    assert tables[0] == tables[1]
+    for out, classes in (("a", ["a", "b", "c"]), ("b", ["x", "y", "z"])):
+        html = (tmp_path / out / "to_label.html").read_text()
+        data = re.findall(r'id="data">(.*?)</script>', html)[0]
+        assert json.loads(data)["classes"] == classes
+
+
+# ------------------------------------------------------------------------------ what is refused
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", 61], "--budget 61, but 60 images have no label yet; give at most 60"),
+        (["--budget", 0], "--budget must be 1 or more, got 0"),
+        (["--budget", "ten"], "argument --budget: invalid int value: 'ten'"),
+        ([], "the following arguments are required: --budget"),
+        (["--budget", 3, "--by", "luck"], "argument --by: invalid choice: 'luck'"),
+        (["--budget", 3, "--labels", "no.csv"], "cannot read the label file no.csv"),
+        (["--budget", 3, "--labels", "5%"], "labels must be 1pct, 10pct"),
+        (["--budget", 3, "--labels", "2perclass"], "but the images have no labels"),
+    ],
+)
+def test_bad_options(options, message, unlabeled, tmp_path, capfd):
+    assert message in refusal(capfd, unlabeled, *options, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("none.png,cat", "names 1 unknown images: none.png"),
+        ('"00.png,cat', "a quote that is never closed"),
+        ("00.png,cat\n00.png,dog", "gives several labels to 00.png"),
+        (",cat", "a label, but no image"),
+    ],
+)
+def test_bad_labels(rows, message, unlabeled, tmp_path, capfd):
+    file = tmp_path / "labels.csv"
+    file.write_text(f"file,label\n{rows}\n")
+    assert message in refusal(capfd, unlabeled, "--budget", 3, "--labels", file, "--out", tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["labels.csv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file,label\n00.png,cat\n01.png,\n", "has 1 labels that would be lost"),
+        ("file;label;who\n00.png;;ann\n", "has further columns, which would be lost"),
+        ('file,label\n"00.png,\n', "a quote that is never closed"),
+    ],
+)
+def test_what_somebody_wrote_is_not_overwritten(content, message, unlabeled, tmp_path, capfd):
+    file = tmp_path / "to_label.csv"
+    file.write_text(content)
+    assert message in refusal(capfd, unlabeled, "--budget", 3, "--out", tmp_path)
+    assert file.read_text() == content
+
+
+def test_a_file_without_any_label_is_the_first_round(unlabeled, tmp_path, capfd):
+    for _ in range(2):  # the second time the empty file lies there
+        assert call(unlabeled, "--budget", 5, "--out", tmp_path) == 0
+    file = tmp_path / "to_label.csv"
+    assert call(unlabeled, "--budget", 5, "--labels", file, "--out", tmp_path) == 0
+    options = [f"--data.train={unlabeled.parents[1] / 'p'}", f"--output={tmp_path / 'runs'}"]
+    message = refused(capfd, pipeline.main, *options, f"--labels={file}")
+    assert "has 0 labels of images that training may see" in message
+
+
+def test_no_run_and_no_pretraining_and_no_images(unlabeled, tmp_path, capfd):
+    assert "no such run: " in refusal(capfd, tmp_path / "none", "--budget", 3)
+    (tmp_path / "r").mkdir()
+    assert "has no pretrained network" in refusal(capfd, tmp_path / "r", "--budget", 3)
+    copy = shutil.copytree(unlabeled, tmp_path / "out/r")
+    config, photos = copy / "config.yaml", tmp_path / "p"
+    config.write_text(config.read_text().replace(str(unlabeled.parents[1] / "p"), str(photos)))
+    photos.mkdir()
+    assert "no images in" in refusal(capfd, copy, "--budget", 3)
+    (photos / "x.png").write_text("no image")
+    assert "not an image" in refusal(capfd, copy, "--budget", 3)
+    config.unlink()
+    assert str(config) in refusal(capfd, copy, "--budget", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "can"),
+    [
+        ("a.png", True),
+        ("ü = 1.png", True),
+        ("a\nb.png", True),
+        (" a.png", False),
+        ("\udcff", False),
+    ],
+)
+def test_names_that_a_csv_can_carry(name, can):
+    assert suggest.can_be_listed(name) is can
+
+
+def test_extra_unlabeled_images_and_bad_names_are_not_suggested(tmp_path, capfd):
+    """A file of labels can name neither."""
+    make_folder(tmp_path / "p", [f"{i}.png" for i in range(12)] + [" a.png", "unlabeled/b.png"])
+    make_folder(tmp_path / "more", ["c.png", "d.png"])
+    options = [f"--data.train={tmp_path / 'p'}", f"--data.unlabeled={tmp_path / 'more'}"]
+    assert run(pretrain.main, *options, f"--output={tmp_path}", "--labels=1pct") == 0
+    assert "but 13 images have no label yet" in refusal(capfd, tmp_path / "r", "--budget", 14)
+    assert call(tmp_path / "r", "--budget", 13) == 0
+    assert "note: not suggested:  a.png" in capfd.readouterr().out
+    names = [name for name, _ in read_csv(tmp_path / "r/to_label.csv").rows]
+    assert sorted(names) == sorted([*(f"{i}.png" for i in range(12)), "unlabeled/b.png"])
+
+
+# -------------------------------------------------------------------------- --labels <n>suggested
+@pytest.mark.parametrize("labels", ["6suggested", "6random"])
+def test_the_pipeline_chooses_after_pretraining(labels, photos, tmp_path, capfd):
+    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--labels={labels}"]
+    options.append("--classical.enabled=false")
+    assert run(pipeline.main, *options) == 0
+    printed = capfd.readouterr().out
+    assert "6 of them with a label" in printed
+    rows = read_csv(tmp_path / f"r/finetune-{labels}-seed0/labels.csv").rows
+    assert len(rows) == 6
+    choice = tmp_path / "r/6suggested-seed0.json"
+    assert choice.is_file() is (labels == "6suggested")
+    if choice.is_file():
+        assert sorted(json.loads(choice.read_text())["files"]) == sorted(name for name, _ in rows)
+    before = files(tmp_path)
+    assert run(pipeline.main, *options) == 0
+    assert files(tmp_path) == before
+    options[2] = options[2].replace("6", "600")
+    assert "training images have a label" in refused(capfd, pipeline.main, *options)
+
+
+def test_a_table_compares_suggested_labels(photos, tmp_path, capfd):
+    """One choice a draw, made after the pretraining, although another row comes first."""
+    table = tmp_path / "mine.yaml"
+    table.write_text(
+        "title: Suggested\nseeds: [0, 1]\n"
+        "rows:\n  supervised: {method: supervised}\n  tuned: {method: finetune}\n"
+        "  longer: {method: finetune, finetune.steps: 3}\n"
+        "columns:\n  suggested: {labels: 6suggested}\n"
+    )
+    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}"]
+    assert run(pipeline.main, *options) == 0
+    assert "failed" not in capfd.readouterr().out
+    assert len(list(tmp_path.glob("r/tables/mine/*"))) > 0
+    choices = sorted(f.relative_to(tmp_path / "r").as_posix() for f in tmp_path.rglob("6*.json"))
+    assert choices == ["6suggested-seed0.json", "6suggested-seed1.json"]
+    for seed in (0, 1):
+        files_of = tmp_path.rglob(f"*-6suggested-seed{seed}/labels.csv")
+        assert len({file.read_text() for file in files_of}) == 1
+
+
+def test_a_stage_alone_says_who_chooses(finished, photos, capfd):
+    options = [f"--data.train={photos}", f"--output={finished.parent}", "--labels=6suggested"]
+    assert "no images are chosen yet; pipeline.py" in refused(capfd, finetune.main, *options)
+    assert not list(finished.glob("*suggested*"))
