@@ -14,6 +14,7 @@ from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from traceback import clear_frames
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -28,6 +29,7 @@ from shared.data.sources import open_data, open_images
 from shared.runtime.artifacts import provenance
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 from shared.runtime.progress import Progress, counted
+from shared.runtime.stop import Stopped, StopRequest
 from shared.training.calibration import fit_temperature
 from shared.training.predictor import Outputs, Predictor
 from stages.predict.rows import FORMS, Printed, RowFile
@@ -281,18 +283,14 @@ def _run(arguments: Namespace) -> None:
         wanted = wanted._replace(temperature=out.about["temperature"])
     try:
         readable = _predict_into(out, predictor, images, ids, wanted)
-    except (UserError, KeyboardInterrupt) as error:
-        if not out.number or arguments.out is None:
-            raise
-        kept = f"{counted(out.number, 'row')} are in {arguments.out}, and the same command goes on"
-        if isinstance(error, UserError):
-            raise UserError(f"{error}; {kept}") from error
-        _say(f"stopped as asked: {kept}")
+    except UserError as error:
+        if out.number and isinstance(out, RowFile):
+            raise UserError(f"{error}; {out.kept()}") from error
         raise
     unreadable = _unreadable(images, np.setdiff1d(ids, readable))
     if len(unreadable) == len(images):
         first = unreadable[0]
-        raise UserError(f"none of the {counted(len(images), 'image')} can be read: {first}")
+        raise UserError(f"none of {counted(len(images), 'image')} can be read: {first}")
     out.about |= {"skipped": unreadable, **provenance()}
     out.finish()
     _report(arguments.out, out, wanted, unreadable, len(images))
@@ -309,6 +307,9 @@ def _predict_into(
             out.append(wanted.rows(images.names[outputs.positions].tolist(), outputs))
             readable.append(outputs.positions)
             bar.update(len(outputs.positions))
+            if StopRequest.received:
+                kept = out.kept() if isinstance(out, RowFile) else "without -o nothing is kept"
+                raise Stopped(f"stopped as asked: {kept}")
     return np.concatenate(readable)
 
 
@@ -346,8 +347,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write or print a row for each image."""
     arguments = _parser().parse_args(argv)
     _require_values(arguments)
+    StopRequest.listen()
     try:
         _run(arguments)
     except UserError as error:
         raise UserError(_as_here(str(error))) from error
+    except Stopped as stopped:
+        _say(stopped.args[0])
+        clear_frames(stopped.__traceback__)  # they keep workers alive
+        return 128 + (StopRequest.received or 0)
     return 0

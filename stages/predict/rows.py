@@ -346,6 +346,11 @@ class RowFile:
         self.number += len(batch)
         self.unlabeled += _unlabeled(batch)
 
+    def kept(self) -> str:
+        """What is there, and what to do, for messages."""
+        rows = "1 row is" if self.number == 1 else f"{self.number:,} rows are"
+        return f"{rows} in {printable(self.growing)}, and the same command goes on"
+
     def finish(self) -> None:
         """Complete the file."""
         try:
