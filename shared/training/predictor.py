@@ -5,6 +5,7 @@ probabilities, classes = Predictor("runs/photos/distill-10pct-seed0")(["a.jpg", 
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -133,9 +134,10 @@ class Predictor:
         workers = self.data.workers if len(ids) > self.batch_size else 0  # one makes a whole batch
         data = replace(self.data, workers=workers)
         batches = plain_batches(images, ids, data, self.batch_size, self.device, count=False)
-        for batch, positions in batches:
-            if len(batch):
-                yield self.outputs(batch, positions.numpy())
+        with _room_for(workers):
+            for batch, positions in batches:
+                if len(batch):
+                    yield self.outputs(batch, positions.numpy())
 
     @torch.inference_mode()
     def outputs(self, batch: Tensor, positions: np.ndarray) -> Outputs:
@@ -157,6 +159,22 @@ class Predictor:
 
 
 _SCALE = ("mean", "std")
+
+
+@contextmanager
+def _room_for(workers: int) -> Iterator[None]:
+    """Let torch use half of the processors while workers decode on all of them.
+
+    Its threads wait for one another. Where each of them has to wait for a processor too, a small
+    network takes several times as long.
+    """
+    before = torch.get_num_threads()
+    if workers:
+        torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) // 2)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _as_list(images: Photo | Iterable[Photo]) -> Sequence[Photo]:

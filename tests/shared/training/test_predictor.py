@@ -135,6 +135,22 @@ def test_many_images_by_workers(folder, files, workers):
     np.testing.assert_allclose(probabilities, predictor(files).probabilities, atol=1e-6)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_torch_has_its_threads_again_afterwards(folder, files, monkeypatch, whole):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        predictor = Predictor(folder / "classifier", batch_size=2, workers=1)
+        outputs = predictor.over(open_images(files, Data()), np.arange(5))
+        next(outputs)
+        assert torch.get_num_threads() == 1  # the worker needs the other processor
+        list(outputs) if whole else outputs.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_over_leaves_unreadable_images_out(folder, files, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     bad = str(tmp_path / "bad.jpg")
