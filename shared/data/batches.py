@@ -422,15 +422,26 @@ class _Decode(torch.utils.data.Dataset):
                 raise
             size = self.data.image_size
             return -1, torch.zeros(3, size, size, dtype=torch.uint8)
-        return id_, _to_uint8(central_photo(image[None], self.data)[0])
+        return id_, shown_photo(image, self.data)
+
+
+def shown_photo(image: Tensor, data: Data) -> Tensor:
+    """What evaluation shows of one decoded photo (3, H, W) uint8: (3, S, S) uint8."""
+    return _to_uint8(central_photo(image[None], data)[0])
 
 
 def plain_batches(
-    images: ImageSet, ids: np.ndarray, data: Data, batch_size: int, device: torch.device | str
+    images: ImageSet,
+    ids: np.ndarray,
+    data: Data,
+    batch_size: int,
+    device: torch.device | str,
+    count: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each image once and in order, as in evaluation: (b, 3, S, S) float32 and positions (b,).
 
-    Where ``on_error`` is skip, unreadable images are left out, and one line counts them.
+    Where ``on_error`` is skip, unreadable images are left out, and one line counts them unless
+    ``count`` is False.
     """
     chunks = [ids[i : i + batch_size] for i in range(0, len(ids), batch_size)]
     if images.pixels is not None:
@@ -454,5 +465,5 @@ def plain_batches(
         readable = positions_ >= 0
         seen += int(readable.sum())
         yield normalize(pixels[readable].to(device), data), positions_[readable]
-    if seen < len(ids):
+    if count and seen < len(ids):
         print(f"left out {len(ids) - seen} unreadable of {len(ids)} images", flush=True)

@@ -196,7 +196,7 @@ def open_folder(
     Raises:
         UserError: there is no image, or none for training, or a metadata file cannot be read.
     """
-    if not _is_text(str(root)):
+    if not is_text(str(root)):
         raise UserError(f"the path {printable(root)} is not UTF-8; rename its folders")
     walked = walk(root)
     notes = walked.notes()
@@ -332,16 +332,17 @@ def _paths(root: Path, names: list[str], on_error: str) -> list[str]:
         "".join(paths).encode()
         return paths
     except UnicodeEncodeError:
-        odd = [name for name, path in zip(names, paths, strict=True) if not _is_text(path)]
+        odd = [name for name, path in zip(names, paths, strict=True) if not is_text(path)]
     if on_error == "stop":
         raise UserError(
             f"{len(odd):,} names of files or folders in {printable(root)} are not UTF-8:"
             f" {abbreviated(odd)}; rename them or give --data.on_error skip"
         )
-    return [path if _is_text(path) else printable(path) for path in paths]
+    return [path if is_text(path) else printable(path) for path in paths]
 
 
-def _is_text(path: str) -> bool:
+def is_text(path: str) -> bool:
+    """Whether a path can be written as UTF-8; others hold bytes that are no text."""
     try:
         path.encode()
     except UnicodeEncodeError:

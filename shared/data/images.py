@@ -68,10 +68,14 @@ def decode_image(source: str | bytes, decoding: Decoding = USUAL) -> Tensor:
                 f" {decoding.max_pixels:,}"
             )
         ImageOps.exif_transpose(file, in_place=True)  # loads it; does not copy an upright image
-        image: Image.Image = file
+        return rgb_pixels(file)
+
+
+def rgb_pixels(image: Image.Image) -> Tensor:
+    """A decoded image as RGB, uint8 (3, H, W); ``decode_image`` says how others are converted."""
     if image.mode.startswith(("I", "F")):
         levels = np.asarray(image, dtype=np.float64)
-        if image.mode.startswith("I;16") or file.format == "PNG":
+        if image.mode.startswith("I;16") or image.format == "PNG":
             white = 65535.0
         else:  # 32-bit integers and floats do not say which value is white
             white = next((level for level in (1.0, 255.0) if levels.max() <= level), 65535.0)

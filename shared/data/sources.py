@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from sklearn.datasets import load_digits
 from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Config, Data
 from shared.data.cache import shrunk
-from shared.data.folders import open_folder, walk
+from shared.data.folders import is_text, open_folder, walk
 from shared.data.images import (
     UNLABELED,
     Decoding,
@@ -186,6 +186,66 @@ def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: 
     )
 
 
+def open_images(sources: Sequence[str | Path], data: Data, progress: bool = False) -> ImageSet:
+    """Images without regard to labels: files, all images below folders, and parquet files.
+
+    Nothing is decoded yet. The images are in the order of the sources and called as these are, with
+    the path below a folder behind it. An image in a parquet file is called by its path there, or
+    else by its row; behind the name of the file, where that is not the only source.
+
+    Args:
+        sources: paths.
+        data: ``on_error``, ``image_column`` and what is read of unusual files.
+        progress: say on standard error what of a folder is passed over.
+
+    Raises:
+        UserError: there is no such file or folder, a folder holds no image, or a parquet file
+            cannot be read; and, unless ``on_error`` is skip, a name is no text.
+    """
+    _quiet(progress)
+    parts: list[tuple[datasets.Dataset, list[str]]] = []
+    missing = [str(source) for source in sources if not os.path.lexists(source)]
+    if missing and (data.on_error == "stop" or len(missing) == len(sources)):
+        raise UserError(f"no such file or folder: {abbreviated(missing)}")
+    files: list[str] = []
+    for source in map(Path, sources):
+        if source.suffix == ".parquet" and not source.is_dir():
+            table = _image_set(_open(str(source))["train"], data, str(source), labeled=False)
+            names = table.names if len(sources) == 1 else [f"{source}/{n}" for n in table.names]
+            parts += [_image_files(files, data), (table.files, list(names))]
+            files = []
+        elif source.is_dir():
+            walked = walk(source)
+            notes = walked.notes()
+            if not walked.images:
+                raise UserError("; ".join([f"no images in {printable(source)}", *notes]))
+            files += [str(source / name) for name in walked.images]
+            if progress:
+                for note in notes:
+                    print(f"note: {printable(source)}: {note}", file=sys.stderr)
+        else:
+            files.append(str(source))
+    parts = [part for part in [*parts, _image_files(files, data)] if part[1]]
+    names = np.array([name for _, names in parts for name in names], dtype=object)
+    rows = datasets.concatenate_datasets([rows for rows, _ in parts])
+    unlabeled = np.full(len(names), UNLABELED)
+    decoding = Decoding(data.load_truncated, data.max_pixels)
+    return ImageSet(rows, names, unlabeled, (), data.on_error, decoding=decoding)
+
+
+def _image_files(files: list[str], data: Data) -> tuple[datasets.Dataset, list[str]]:
+    """Files as rows, and their names; one whose name is no text cannot be opened by a worker."""
+    odd = [file for file in files if not is_text(file)]
+    if odd and data.on_error == "stop":
+        raise UserError(
+            f"{len(odd):,} names of files are not UTF-8: {abbreviated(odd)}; rename them or give"
+            " --data.on_error skip"
+        )
+    names = [file if is_text(file) else printable(file) for file in files] if odd else files
+    features = datasets.Features(image=datasets.Image(decode=False))
+    return datasets.Dataset.from_dict({"image": names}, features=features), names
+
+
 def _holds_bytes(feature: Any) -> bool:
     """Whether a column may be the images of a parquet file that another program wrote."""
     if isinstance(feature, dict):
@@ -328,10 +388,7 @@ def open_run(config: Config, accelerator: Accelerator) -> Splits:
 def _open_splits(
     data: Data, table: Path | None, decoded: Callable[[ImageSet], ImageSet], progress: bool
 ) -> Splits:
-    if not (progress and sys.stderr.isatty()):
-        datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", message=".*Repo card metadata.*")
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # _load reports its errors
+    _quiet(progress)
     sources = _open(data.train, data.on_error, progress)
     name = "train" if "train" in sources else next(iter(sources))
     train = _image_set(sources[name], data, data.train, required=table is None)
@@ -363,6 +420,14 @@ def _open_splits(
         return splits
     extra = decoded(_unlabeled_images(data.unlabeled, data, progress))
     return Splits(_appended(splits.train, extra, data), splits.test)
+
+
+def _quiet(progress: bool) -> None:
+    """Let Hugging Face show bars on a terminal alone, and no warnings: ``_load`` reports errors."""
+    if not (progress and sys.stderr.isatty()):
+        datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", message=".*Repo card metadata.*")
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
 
 
 def _decoded(images: ImageSet, *, data: Data, progress: bool) -> ImageSet:

@@ -11,7 +11,8 @@ from PIL import Image
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import UNLABELED
-from shared.data.sources import open_data
+from shared.data.sources import open_data, open_images
+from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import HALVES, PNGS, STRUCTS, error_of, opened, parquet
 
@@ -348,3 +349,54 @@ def test_relative_sources(tmp_path, monkeypatch):
     for source in ("here", "./here", "../" + os.path.basename(tmp_path) + "/here"):
         train, _ = opened(source)
         assert train.names[0].startswith("a/")
+
+
+# ------------------------------------------------------------------------ images without labels
+def test_images_of_folders_and_files_in_their_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(make_folder(tmp_path, ["b/x/2.png", "b/1.png", "a.png", "train/c/3.png"]))
+    (tmp_path / "b/notes.txt").write_text("x")
+    images = open_images(["b", "a.png", tmp_path / "train", "a.png"], Data(), progress=True)
+    expected = ["b/1.png", "b/x/2.png", "a.png", f"{tmp_path}/train/c/3.png", "a.png"]
+    assert images.names.tolist() == expected  # no split, no class
+    assert (images.labels == UNLABELED).all()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "note: b: passed over, since no images: 1 (1 .txt)\n"
+    for position, name in enumerate(images.names):
+        whole = np.asarray(Image.open(name)).transpose(2, 0, 1)
+        np.testing.assert_array_equal(images.decode(position).numpy(), whole)
+
+
+@pytest.mark.parametrize("name", ["gone", "gone.png", "gone.parquet"])
+def test_images_that_are_not_there(tmp_path, name):
+    make_folder(tmp_path, ["a.png"])
+    for sources in ([tmp_path / name], [tmp_path / "a.png", tmp_path / name]):
+        with pytest.raises(UserError, match=r"no such file or folder: .*gone"):
+            open_images(sources, Data())
+    with pytest.raises(UserError, match=r"no such f.*gone"):
+        open_images([tmp_path / name], Data(on_error="skip"))
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_names_that_are_no_text(tmp_path, below):
+    make_folder(tmp_path / "new", ["a.png"])
+    odd = os.fsdecode(b"\xff.png")
+    shutil.copy(tmp_path / "new/a.png", tmp_path / "new" / odd)
+    sources = [tmp_path / "new"] if below else [tmp_path / "new" / odd, tmp_path / "new/a.png"]
+    with pytest.raises(UserError, match=r"1 names of files are not UTF-8: .*\\xff.png"):
+        open_images(sources, Data())
+    images = open_images(sources, Data(on_error="skip"))
+    assert sorted(images.names)[0].endswith("\\xff.png")
+    with pytest.raises(UserError, match="cannot read"):
+        images.decode(int(np.argmin(images.names)))
+
+
+def test_no_fifo_is_opened(tmp_path):
+    make_folder(tmp_path / "new", ["a.png"])
+    for name in ("new/x.png", "y.png", "z.parquet"):
+        os.mkfifo(tmp_path / name)
+    assert len(open_images([tmp_path / "new"], Data())) == 1
+    with pytest.raises(UserError, match="no such file"):
+        open_images([tmp_path / "y.png"], Data()).decode(0)
+    with pytest.raises(UserError, match=r"is not a .parquet file"):
+        open_images([tmp_path / "z.parquet"], Data())

@@ -1,0 +1,386 @@
+"""The file of predictions: written block by block, and continued where it was interrupted.
+
+    predictions.csv            one row for each image, in UTF-8; or .jsonl, or .parquet
+    predictions.csv.meta.json  what the rows were made with; written first
+    predictions.parquet.part   the rows of a .parquet file that is not complete, as an Arrow stream
+
+A spreadsheet takes a cell that begins with ``=`` for a formula, and runs it. In a CSV file an
+image that is called so has ``./`` in front, which is the same file, and a class a space, which
+readers of labels take away. The other two formats keep names as they are.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from shared.data.images import printable
+from shared.runtime.artifacts import read_json, write_atomically
+from shared.runtime.errors import CannotWriteError, UserError
+
+# How a cell begins that spreadsheets compute; the last four are the wide forms.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+class Made(NamedTuple):
+    """What is read again of rows that were written.
+
+    Attributes:
+        end: the number of bytes of the file up to here.
+        files: as they stand in the file.
+        labels: None or empty where the image has none.
+    """
+
+    end: int
+    files: Sequence[str]
+    labels: Sequence[str | None]
+
+
+# ------------------------------------------------------------------------------------------- CSV
+def file_cell(name: str) -> str:
+    """The name of a file that no spreadsheet computes, and that means the same file."""
+    return f"./{name}" if name.startswith(_FORMULA) else name
+
+
+def _text_cell(text: str) -> str:
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f" {text}"
+    return text  # a number
+
+
+def _cells(column: str, values: list) -> list[list[str]]:
+    """The columns of a CSV file, each a list of texts, that a column becomes."""
+    if column == "features":
+        return [[f"{value:.9g}" for value in feature] for feature in zip(*values, strict=True)]
+    if column.startswith("probability:"):
+        return [[f"{value:.6g}" for value in values]]
+    if column.startswith("probability"):
+        return [[f"{value:.4f}" for value in values]]
+    cell = file_cell if column == "file" else _text_cell
+    return [["" if value is None else cell(value) for value in values]]
+
+
+def _csv_text(rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    for row in rows:
+        # Python before 3.13 leaves a carriage return without quotes, and cannot read that again
+        quoting = csv.QUOTE_ALL if any("\r" in cell for cell in row) else csv.QUOTE_MINIMAL
+        csv.writer(text, lineterminator="\n", quoting=quoting).writerow(row)
+    return text.getvalue()
+
+
+def csv_head(schema: pa.Schema) -> str:
+    """The first line of a CSV file."""
+    names = []
+    for field in schema:
+        wide = pa.types.is_fixed_size_list(field.type)
+        width = field.type.list_size if wide else 0
+        names += [f"feature_{i}" for i in range(width)] if wide else [_text_cell(field.name)]
+    return _csv_text([names])
+
+
+def csv_rows(batch: pa.RecordBatch) -> str:
+    """A block of lines of a CSV file."""
+    columns: list[list[str]] = []
+    for name in batch.schema.names:
+        columns += _cells(name, batch.column(name).to_pylist())
+    return _csv_text([list(row) for row in zip(*columns, strict=True)])
+
+
+def _read_csv(path: Path, schema: pa.Schema) -> Iterator[Made]:
+    place, whole = 0, True
+
+    def lines(file: BinaryIO) -> Iterator[str]:
+        nonlocal place, whole
+        for line in file:
+            place, whole = place + len(line), line.endswith(b"\n")
+            yield line.decode()
+
+    head = next(csv.reader(io.StringIO(csv_head(schema), newline="")))
+    labeled = "label" in head
+    with path.open("rb") as file:
+        reader = csv.reader(lines(file), strict=True)
+        try:
+            for number, row in enumerate(reader):
+                if number == 0 and row != head and whole:
+                    raise UserError(f"{path} has other columns: {printable(','.join(row)[:100])}")
+                if len(row) != len(head) or not whole:
+                    return
+                is_row = bool(number)
+                yield Made(place, row[:1] * is_row, row[1:2] * is_row if labeled else [None])
+        except (csv.Error, UnicodeDecodeError):  # cut off within quotes, or within a character
+            return
+
+
+# ------------------------------------------------------------------------------------- JSON lines
+def _json_rows(batch: pa.RecordBatch) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+
+
+def _read_json_lines(path: Path, schema: pa.Schema) -> Iterator[Made]:
+    place = 0
+    with path.open("rb") as file:
+        for line in file:
+            place += len(line)
+            try:
+                row = json.loads(line)
+            except ValueError:
+                return
+            if not line.endswith(b"\n"):
+                return
+            if not isinstance(row, dict) or list(row) != schema.names:
+                raise UserError(f"{path} has other columns: {printable(line.decode()[:100])}")
+            yield Made(place, [row["file"]], [row.get("label")])
+
+
+# ---------------------------------------------------------------------------------------- parquet
+def _read_stream(path: Path, schema: pa.Schema) -> Iterator[Made]:
+    with pa.OSFile(str(path)) as file:
+        try:
+            stored = pa.ipc.read_schema(file)
+            if not stored.equals(schema):
+                raise UserError(f"{path} has other columns: {', '.join(stored.names[:9])}")
+            yield Made(file.tell(), [], [])
+            while True:
+                batch = pa.ipc.read_record_batch(pa.ipc.read_message(file), stored)
+                labels = batch.column("label").to_pylist() if "label" in stored.names else []
+                yield Made(file.tell(), batch.column("file").to_pylist(), labels)
+        except (pa.ArrowInvalid, EOFError, OSError):  # the end, or what was cut off
+            return
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The blocks of a stream that is whole but for its end mark."""
+    with pa.OSFile(str(path)) as file:
+        schema = pa.ipc.read_schema(file)
+        while file.tell() < file.size():
+            yield pa.ipc.read_record_batch(pa.ipc.read_message(file), schema)
+
+
+class Form(NamedTuple):
+    """A format.
+
+    Attributes:
+        head: what the file begins with.
+        rows: a block of rows.
+        read: the rows of a file that may end anywhere.
+        cell: how the name of a file stands in it.
+        growing: suffix of the file while it is not complete.
+    """
+
+    head: Callable[[pa.Schema], bytes]
+    rows: Callable[[pa.RecordBatch], bytes]
+    read: Callable[[Path, pa.Schema], Iterator[Made]]
+    cell: Callable[[str], str] = str
+    growing: str = ""
+
+
+FORMS = {
+    ".csv": Form(
+        lambda s: csv_head(s).encode(), lambda b: csv_rows(b).encode(), _read_csv, file_cell
+    ),
+    ".jsonl": Form(lambda _: b"", lambda b: _json_rows(b).encode(), _read_json_lines),
+    ".parquet": Form(
+        lambda s: s.serialize().to_pybytes(),
+        lambda b: b.serialize().to_pybytes(),
+        _read_stream,
+        growing=".part",
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------ the writers
+class Printed:
+    """Rows on standard output, as CSV; a terminal gets escapes in place of control characters.
+
+    Args:
+        schema: the columns.
+        whole: print nothing before all rows are there, so that an error leaves no half table.
+    """
+
+    def __init__(self, schema: pa.Schema, whole: bool, out: TextIO | None = None) -> None:
+        self.out, self.whole = out or sys.stdout, whole
+        self.texts, self.number, self.unlabeled = [csv_head(schema)], 0, 0
+        self.about: dict[str, Any] = {}
+
+    def missing(self, names: Sequence[str]) -> np.ndarray:
+        """Positions (k,) of the images that have no row: all."""
+        return np.arange(len(names))
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Print a block, or keep it."""
+        self.texts.append(csv_rows(batch))
+        self.number += len(batch)
+        self.unlabeled += _unlabeled(batch)
+        if not self.whole:
+            self._print()
+
+    def finish(self) -> None:
+        """Print what was kept."""
+        self._print()
+
+    def _print(self) -> None:
+        text = "".join(self.texts)
+        if self.out.isatty():
+            text = "".join(f"{printable(line)}\n" for line in text.split("\n")[:-1])
+        self.out.write(text)
+        self.out.flush()
+        self.texts.clear()
+
+
+class RowFile:
+    """A file of rows; those that are there stay.
+
+    Args:
+        path: ends in a key of ``FORMS``.
+        schema: the columns; the first is ``file``.
+        made_with: what the rows depend on, JSON values.
+
+    Attributes:
+        unlabeled: number of rows without a label.
+        about: what lies in the file's ``.meta.json``.
+
+    Raises:
+        UserError: there is a file that was made with something else, or cannot be read.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, made_with: dict[str, Any]) -> None:
+        self.path, self.schema, self.form = path, schema, FORMS[path.suffix]
+        self.notes = path.with_name(f"{path.name}.meta.json")
+        self.growing = path.with_name(path.name + self.form.growing)
+        self._done, self.unlabeled, self._end = set[str](), 0, 0
+        self._file: BinaryIO | None = None
+        self.about: dict[str, Any] = {"made_with": made_with}
+        rows = [file for file in (path, self.growing) if file.exists()]
+        if any(not file.is_file() for file in rows):
+            raise UserError(f"{path} is no regular file; choose another -o")
+        if self.notes.exists():
+            self.about = read_json(self.notes)
+            self._require_same(made_with)
+        elif any(file.stat().st_size for file in rows):
+            raise UserError(
+                f"{path} exists, and there is no {self.notes.name} that says what it was made"
+                " with; remove it or choose another -o"
+            )
+        self._read()
+        self.number = len(self._done)
+
+    def missing(self, names: Sequence[str]) -> np.ndarray:
+        """Positions (k,) of the images that have no row, each image once."""
+        first = {self.form.cell(name): position for position, name in reversed([*enumerate(names)])}
+        rest = [position for cell, position in first.items() if cell not in self._done]
+        return np.sort(np.array(rest, dtype=np.int64))
+
+    def _require_same(self, made_with: dict[str, Any]) -> None:
+        before = self.about.get("made_with", {})
+        changed = [key for key in made_with if before.get(key) != made_with[key]]
+        if changed:
+            key = changed[0]
+            raise UserError(
+                f"{self.path} was made with {key}={before.get(key)}, now it is {made_with[key]};"
+                f" choose another -o, or remove {self.path} and {self.notes.name}"
+            )
+
+    def _read(self) -> None:
+        """Take note of the rows that are there."""
+        try:
+            if self.growing != self.path and self.path.exists() and not self.growing.exists():
+                if not parquet.read_schema(self.path).equals(self.schema):
+                    raise UserError(f"{self.path} has other columns; choose another -o")
+                names = [name for name in ("file", "label") if name in self.schema.names]
+                table = parquet.read_table(self.path, columns=names)
+                self._done = set(table["file"].to_pylist())
+                self.unlabeled = _unlabeled(table)
+                return
+            if not self.growing.exists():
+                return
+            for end, files, labels in self.form.read(self.growing, self.schema):
+                self._end = end
+                self._done.update(files)
+                self.unlabeled += sum(not label for label in labels) if files else 0
+        except (OSError, pa.ArrowException, KeyError) as error:
+            reason = printable(" ".join(str(error).split())[:200])
+            raise UserError(f"cannot read {self.path}: {reason}; choose another -o") from error
+
+    def _open(self) -> BinaryIO:
+        """The file behind its last whole row; before that, what it is made with is noted."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._note()
+            complete = self.growing != self.path and not self._end and self.path.exists()
+            file = self.growing.open("r+b" if self._end else "wb")
+            file.truncate(self._end)
+            file.seek(self._end)
+            if not self._end:
+                file.write(self.form.head(self.schema))
+            if complete:  # further rows for a parquet file
+                for batch in parquet.ParquetFile(self.path).iter_batches():
+                    file.write(self.form.rows(batch))
+            return file
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Write a block of rows.
+
+        Raises:
+            UserError: the disk is full or not writable.
+        """
+        self._file = self._file or self._open()
+        try:
+            self._file.write(self.form.rows(batch))
+            self._file.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self.number += len(batch)
+        self.unlabeled += _unlabeled(batch)
+
+    def kept(self) -> str:
+        """What is there, and what to do, for messages."""
+        rows = "1 row is" if self.number == 1 else f"{self.number:,} rows are"
+        return f"{rows} in {printable(self.growing)}, and the same command goes on"
+
+    def finish(self) -> None:
+        """Complete the file."""
+        try:
+            complete = self.growing != self.path and not self.growing.exists() and self._done
+            if self._file is None and complete:
+                return
+            (self._file or self._open()).close()
+            if self.growing != self.path:
+                new = self.path.with_name(f"{self.path.name}.tmp")
+                with parquet.ParquetWriter(new, self.schema) as writer:
+                    for batch in _batches(self.growing):
+                        writer.write_batch(batch)
+                new.replace(self.path)
+                self.growing.unlink()
+            self._note()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _note(self) -> None:
+        try:
+            write_atomically(self.notes, json.dumps(self.about, indent=1))
+        except CannotWriteError as error:
+            raise self._cannot_write(cast(OSError, error.__cause__)) from error
+
+    def _cannot_write(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {self.path}: {error.strerror}; make room or choose another -o: the same"
+            " command goes on with the rows that are there"
+        )
+
+
+def _unlabeled(rows: pa.RecordBatch | pa.Table) -> int:
+    return rows.column("label").null_count if "label" in rows.schema.names else 0

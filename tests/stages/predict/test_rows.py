@@ -1,0 +1,203 @@
+"""Rows come back as they were written, wherever the file was cut off."""
+
+import csv
+import io
+import json
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from shared.data.label_files import read_csv
+from shared.runtime.errors import UserError
+from stages.predict.rows import FORMS, Printed, RowFile, csv_rows, file_cell
+
+ODD = [
+    "a,b.png",
+    'q"u.png',
+    "line\nbreak.png",
+    "cr\rx.png",
+    "é=ü.png",
+    "\x1b[31mred.png",
+    "=cmd.png",
+]
+SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("label", pa.string()),
+        ("probability", pa.float32()),
+        ("features", pa.list_(pa.float32(), 2)),
+    ]
+)
+
+
+def block(names, label="cat") -> pa.RecordBatch:
+    count = len(names)
+    columns = [names, [label] * count, [0.5] * count, [[0.1, 2.0]] * count]
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, SCHEMA.types, strict=True)]
+    return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def opened(path, **made_with) -> RowFile:
+    return RowFile(path, SCHEMA, {"artifact": "x", **made_with})
+
+
+def write(path, names, **made_with) -> RowFile:
+    rows = opened(path, **made_with)
+    rows.append(block(names))
+    rows.finish()
+    return rows
+
+
+def files_in(path) -> list[str]:
+    if path.suffix == ".parquet":
+        return parquet.read_table(path)["file"].to_pylist()
+    if path.suffix == ".jsonl":
+        return [json.loads(line)["file"] for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        return [row["file"].removeprefix("./") for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_names_come_back(tmp_path, suffix):
+    path = tmp_path / f"p{suffix}"
+    write(path, ODD)
+    assert files_in(path) == ODD
+    again = opened(path)
+    assert again.number == len(ODD)
+    assert again.missing([*ODD, "new.png", "new.png"]).tolist() == [len(ODD)]
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_goes_on_wherever_it_was_cut_off(tmp_path, suffix):
+    path, names = tmp_path / f"p{suffix}", [*ODD, "last.png"]
+    rows = opened(path)
+    for name in names:  # blocks of one
+        rows.append(block([name]))
+    del rows
+    growing = next(file for file in (path, tmp_path / f"p{suffix}.part") if file.exists())
+    whole = growing.read_bytes()
+    for end in {*range(0, len(whole), max(7, len(whole) // 40)), len(whole) - 1, len(whole)}:
+        growing.write_bytes(whole[:end])
+        rows = opened(path)
+        rest = [names[i] for i in rows.missing(names)]
+        assert rows.number == len(names) - len(rest)
+        if rest:
+            rows.append(block(rest))
+        rows.finish()
+        assert files_in(path) == names, end
+        if path != growing:
+            path.unlink()
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_more_images_come_behind(tmp_path, suffix):
+    path = tmp_path / f"p{suffix}"
+    write(path, ["b.png"])
+    before = path.read_bytes()
+    rows = opened(path)
+    rows.finish()  # nothing is new
+    assert path.read_bytes() == before
+    write(path, ["a.png"])
+    assert files_in(path) == ["b.png", "a.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, f"{path.name}.meta.json"]
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_rows_without_a_label_are_counted_again(tmp_path, suffix):
+    path = tmp_path / f"p{suffix}"
+    rows = opened(path)
+    rows.append(block(["a", "b"], label=None))
+    rows.append(block(["c"]))
+    assert rows.unlabeled == 2
+    if suffix != ".parquet":
+        assert opened(path).unlabeled == 2
+    rows.finish()
+    assert opened(path).unlabeled == 2
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_other_settings_are_refused_and_nothing_is_lost(tmp_path, suffix):
+    path = tmp_path / f"p{suffix}"
+    write(path, ["a"], top_k=1)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="was made with top_k=1, now it is 2; choose another -o"):
+        opened(path, top_k=2)
+    with pytest.raises(UserError, match="was made with artifact=x"):
+        RowFile(path, SCHEMA, {"artifact": "y"})
+    (tmp_path / f"{path.name}.meta.json").unlink()
+    with pytest.raises(UserError, match=r"there is no p.* that says what it was made with"):
+        opened(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_a_file_of_another_table_is_refused(tmp_path, suffix):
+    path = tmp_path / f"p{suffix}"
+    write(path, ["a"])
+    other = SCHEMA.remove(2)
+    with pytest.raises(UserError, match="has other columns"):
+        RowFile(path, other, {"artifact": "x"})
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_what_cannot_be_written(tmp_path, suffix):
+    (tmp_path / f"folder{suffix}").mkdir()
+    with pytest.raises(UserError, match="is no regular file"):
+        opened(tmp_path / f"folder{suffix}")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write .* the same command goes on"):
+        write(tmp_path / "file" / f"p{suffix}", ["a"])
+
+
+# ------------------------------------------------------------------------------------ spreadsheets
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r", "\uff1d"])
+def test_no_cell_is_a_formula(begin):
+    text = csv_rows(block([f"{begin}cmd.png"], label=f"{begin}cmd|' /C calc'!A0"))
+    (row,) = csv.reader(io.StringIO(text, newline=""))
+    assert [cell for cell in row[:2] if cell.startswith(begin)] == []
+    assert row[0] == f"./{begin}cmd.png"  # the same file
+
+
+def test_labels_come_back_and_numbers_stay(tmp_path):
+    path = tmp_path / "p.csv"
+    rows = opened(path)
+    for name, label in (("a.png", "=1+1"), ("b.png", "-5"), ("c.png", "+x")):
+        rows.append(block([name], label=label))
+    rows.finish()
+    assert read_csv(path).rows == [("a.png", "=1+1"), ("b.png", "-5"), ("c.png", "+x")]
+    assert b",-5," in path.read_bytes()
+
+
+def test_other_names_stay():
+    assert [file_cell(name) for name in ("a=b", "/=x", "x/-y", " =x")] == [
+        "a=b",
+        "/=x",
+        "x/-y",
+        " =x",
+    ]
+
+
+# ---------------------------------------------------------------------------------------- printed
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_no_control_characters():
+    out = Terminal()
+    printed = Printed(SCHEMA, whole=True, out=out)
+    printed.append(block(ODD, label="b\x1b]0;x\x07"))
+    assert out.getvalue() == ""
+    printed.finish()
+    assert all(char.isprintable() or char == "\n" for char in out.getvalue())
+
+
+def test_a_pipe_gets_the_names(capsys):
+    printed = Printed(SCHEMA, whole=False)
+    printed.append(block(ODD[:3]))
+    assert list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))[-1][0] == ODD[2]
+    printed.append(block(ODD[3:]))
+    printed.finish()
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))
+    assert [row[0].removeprefix("./") for row in rows] == ODD[3:]
