@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from shared.config.command_line import KEPT, CommandLine, read_command_line
+from shared.config.imported import pretraining_is_imported
 from shared.config.methods import DEPLOYED, METHODS
 from shared.config.schema import Config
 from shared.runs.table import load_table
@@ -34,6 +35,12 @@ def stages() -> dict[str, "RunStage"]:
         name: partial(import_module(f"stages.{method.stage}").run, method=name)
         for name, method in METHODS.items()
     }
+
+
+def to_train(config: Config) -> dict[str, "RunStage"]:
+    """The same, but for stage 1 where imported weights take its place."""
+    done = {"pretrain"} if pretraining_is_imported(config) else set()
+    return {name: stage for name, stage in stages().items() if name not in done}
 
 
 def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: float) -> None:
@@ -59,13 +66,15 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
             " --config nor --table"
         )
     if line.origin == "open":
-        config, pace = fit(line, accelerator, stages(), began)
+        config, pace = fit(line, accelerator, to_train(line.config), began)
     elif line.origin == "kept":
         also = "; --budget was for that choice" if config.budget else ""
         accelerator.print(f"settings as chosen before: {config.folder / KEPT}{also}")
     if config.table:
         return fill(config, accelerator, {**stages(), "assess": assess.run}, line.flags)
-    wanted = {name: stage for name, stage in stages().items() if config.asks_for(name)}
+    if pretraining_is_imported(config):
+        stages()["pretrain"](config, accelerator)  # says so
+    wanted = {name: stage for name, stage in to_train(config).items() if config.asks_for(name)}
     for name in wanted:
         require_weights(config, name)
     if config.plan:

@@ -183,9 +183,9 @@ def test_the_largest_published_network(tmp_path):
     prefix = write_tensors(tmp_path / "model.ckpt-1", weights)
 
     program = (
-        "import resource, sys, time; from stages.import_weights import reference;"
+        "import resource, sys, time; from stages.import_weights import command;"
         " start = time.time();"
-        " assert reference.main(sys.argv[1:]) == 0;"
+        " assert command.main(sys.argv[1:]) == 0;"
         " print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time() - start)"
     )
     out = tmp_path / "out"
