@@ -201,7 +201,7 @@ def read_command_line(
         folders = [*named_folders(config), config.folder_of("pretrain")]
         renamed = {new for new, old in RENAMED.items() if old in fixed}
         options = imported_options(config, folders, fixed | renamed)
-        flags += [f"--{option}={json.dumps(value)}" for option, value in options.items()]
+        flags += [f"--{option}={_as_text(value)}" for option, value in options.items()]
         if flags != asked:
             fixed |= options.keys()
             config = _config(parser, parser.parse_args([*recipe, *place, *flags]), fixed)
@@ -211,10 +211,15 @@ def read_command_line(
         parser.error(str(error))
 
 
+def _as_text(value: Any) -> str:
+    """The value of an option as a command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _say(options: Mapping[str, Any]) -> None:
     """One line, once, about the options that an imported network decides."""
     if options and int(os.environ.get("RANK", 0)) == 0:
-        settings = ", ".join(f"{option} {json.dumps(value)}" for option, value in options.items())
+        settings = ", ".join(f"{option} {_as_text(value)}" for option, value in options.items())
         print(f"from the imported network: {settings} (flags win)")
 
 
