@@ -71,7 +71,8 @@ def import_published(source: str, out: Path, image_size: int | None = None) -> l
     try:
         side = _side(config)
         mean, std = _per_channel(config.mean), _per_channel(config.std)
-        data = Data(image_size=image_size or side, antialias=True, mean=mean, std=std)
+        side = side if image_size is None else image_size
+        data = Data(image_size=side, antialias=True, mean=mean, std=std)
         pretrained = str(published.file) if published.file else bool(config.has_weights)
         if not pretrained:
             raise ValueError(f"timm has no published weights of it; give {PREFIX}NAME=FILE")
@@ -115,6 +116,8 @@ def find(source: str) -> Published:
     Raises:
         UserError: timm knows no such model, or nothing says which model a file is of.
     """
+    if not source:
+        raise UserError(f"{PREFIX} names no model; give {PREFIX}NAME, such as {PREFIX}resnet50")
     named = None if Path(source).exists() else re.fullmatch(r"([\w.-]+)=(.+)", source)
     name, path = (named[1], Path(named[2])) if named else ("", Path(source))
     if not named and not path.is_dir() and path.suffix not in FORMATS:
