@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.config.command_line import KEPT, CommandLine, read_command_line
@@ -56,6 +57,7 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
     from shared.runs.fit import fit
     from shared.runs.forecast import forecast
     from shared.runs.grid import fill
+    from shared.runtime.artifacts import read_meta
     from shared.runtime.errors import UserError
     from stages.assess import assess
 
@@ -77,6 +79,8 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
     wanted = {name: stage for name, stage in to_train(config).items() if config.asks_for(name)}
     for name in wanted:
         require_weights(config, name)
+    if config.classical.published:
+        read_meta(Path(config.classical.published), "encoder")
     if config.plan:
         return forecast(config, accelerator, wanted)
     train(config, accelerator, wanted, pace.before if pace else None)
