@@ -166,6 +166,8 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         ) from error
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{file} holds something else than the named tensors of one network")
+    if bad := [key for key, value in tensors.items() if not value.isfinite().all()]:
+        raise ValueError(f"{file} is of a run that diverged: {bad[0]} is not finite")
     return tensors
 
 

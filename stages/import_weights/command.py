@@ -1,7 +1,7 @@
 """The command line: one checkpoint in, one artifact folder out."""
 
 import sys
-from argparse import Namespace
+from argparse import Namespace, _ArgumentGroup
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +29,20 @@ def _parser() -> CommandParser:
     )
     add("out", type=Path, help="folder to make")
     add(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="of the images that the network sees. Default: of timm's weights what timm says; else"
+        " 224, or 32 for the small-image stem, because a checkpoint does not store it",
+    )
+    _add_options_of_tensorflow(parser.add_argument_group("checkpoints of TensorFlow"))
+    return parser
+
+
+def _add_options_of_tensorflow(group: _ArgumentGroup) -> None:
+    """What a checkpoint of the authors does not say itself."""
+    add = group.add_argument
+    add(
         "--as",
         dest="kind",
         choices=("encoder", "classifier"),
@@ -45,13 +59,6 @@ def _parser() -> CommandParser:
         " ft_proj_selector; -1: all). No checkpoint stores it. Default: what the computation graph"
         " beside the weights says (saved_model.pb, .meta); else what the optimizer has trained;"
         " where neither tells and several layers fit, it has to be given",
-    )
-    add(
-        "--image-size",
-        type=int,
-        metavar="PIXELS",
-        help="of the images that the network sees. Default: of timm's weights what timm says; else"
-        " 224, or 32 for the small-image stem, because a checkpoint does not store it",
     )
     add(
         "--classes",
@@ -73,7 +80,6 @@ def _parser() -> CommandParser:
         metavar="PATTERN",
         help="leave out the variables of this name, such as 'queue/*'",
     )
-    return parser
 
 
 @exit_code_2

@@ -316,34 +316,6 @@ def test_damaged_object_graph(golden_checkpoints, tmp_path, capsys):
     assert "ckpt.data-00001-of-00002 is truncated, damaged" in fails(capsys, source, tmp_path / "o")
 
 
-def test_output_that_is_no_number(golden_checkpoints, tmp_path, capsys):
-    source = open_checkpoint(golden_checkpoints / TF1)
-    tensors = {k: source.read(k) for k, e in source.entries.items() if e.dtype == 1}
-    tensors["base_model/conv2d_3/kernel"][0, 0, 0, 0] = np.nan
-    prefix = write_tensors(tmp_path / "ckpt", tensors.items())
-    assert "not finite" in fails(capsys, prefix, tmp_path / "out", "--selector=1")
-
-
-def test_arguments_are_checked(golden_checkpoints, tmp_path, capsys):
-    source, out = golden_checkpoints / TF1, tmp_path / "out"
-    assert "4 to 32 pixels" in fails(capsys, source, out, "--image-size=64")
-    assert "4 to 32 pixels" in fails(capsys, source, out, "--image-size=-1")
-    classes = tmp_path / "classes.txt"
-    assert "cannot read" in fails(capsys, source, out, f"--classes={classes}")
-    classes.write_text("cat\ndog\n")
-    line = fails(capsys, source, out, f"--classes={classes}", "--selector=1")
-    assert "names 2 classes" in line
-    assert "--wrong" in fails(capsys, source, out, "--wrong")
-    classes.write_text("".join(f"n{i}\n" for i in range(10)))
-    assert run(source, out, f"--classes={classes}", "--image-size=8", "--selector=1") == 0
-    assert meta_of(out)["classes"] == [f"n{i}" for i in range(10)]
-    assert meta_of(out)["image_size"] == 8
-    before = (out / "meta.json").read_bytes()
-    assert run(source, out) == 2  # never written over
-    assert "holds an artifact" in capsys.readouterr().err
-    assert (out / "meta.json").read_bytes() == before
-
-
 # Where it goes on from here.
 
 

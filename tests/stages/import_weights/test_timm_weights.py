@@ -17,6 +17,7 @@ from shared.runtime.artifacts import sha256
 from stages import distill, finetune, pretrain
 from tests.support.command_line import load
 from tests.support.imported import fails, meta_of, run
+from tests.support.photos import class_folders
 from tests.support.published import NETWORKS, describe, publish
 from tests.support.toy_run import TINY
 
@@ -145,7 +146,7 @@ def test_files_that_hold_no_weights_of_the_network(published, tmp_path, capsys):
         torch.save(content, other)
         line = fails(capsys, f"timm:{BYOB}={other}", out)
         assert "holds something else than the named tensors" in line or "is no file of" in line
-    save_file({"x": torch.full((2,), torch.nan)}, file)
+    save_file({"x": torch.ones(2)}, file)
     assert "holds no weights of" in fails(capsys, f"timm:{BYOB}={file}", out)
 
 
@@ -205,21 +206,6 @@ def test_damaged_notes(tmp_path, capsys):
         assert "\u001b" not in line
 
 
-def test_arguments_are_checked(published, tmp_path, capsys):
-    source, out = f"timm:{BYOB}={published}", tmp_path / "out"
-    for flags in (["--as=classifier"], ["--selector=1"], ["--ema"], ["--drop=x"], ["--classes=x"]):
-        assert "for checkpoints of TensorFlow" in fails(capsys, source, out, *flags)
-    assert "at least 4 pixels" in fails(capsys, source, out, "--image-size=0")
-    publish("test_vit", tmp_path / "vit.safetensors")
-    line = fails(capsys, f"timm:test_vit={tmp_path / 'vit.safetensors'}", out, "--image-size=50")
-    assert "a multiple of its patch size" in line
-    assert run(source, out) == 0
-    before = (out / "meta.json").read_bytes()
-    assert run(source, out) == 2  # never written over
-    assert "holds an artifact" in capsys.readouterr().err
-    assert (out / "meta.json").read_bytes() == before
-
-
 # Where it goes on from here.
 
 
@@ -255,6 +241,21 @@ def test_the_pipeline_goes_on_from_it(published, tmp_path, capsys):
     assert meta_of(tmp_path / "r/pretrain") == before
     assert pretrain.main([*options, "--force=all"]) == 0
     assert meta_of(tmp_path / "r/pretrain") == before
+
+
+def test_settings_fitted_to_own_images_leave_it(published, tmp_path, capsys):
+    """Images of 40 x 30 pixels on a CPU, where networks of their own see 30 pixels at most."""
+    photos = class_folders(tmp_path / "photos", 10, size=(40, 30))
+    options = [*imported_run(published, tmp_path, size=64), f"--data.train={photos}"]
+    options += [f"--data.cache_folder={tmp_path}", "--labels=2perclass", "--pretrain.steps=9"]
+    assert pipeline.main(options) == 0
+    out = capsys.readouterr().out
+    assert "Chosen: the imported network and its student" in out
+    assert "at 64 pixels" in out
+    assert "epochs of pretraining" not in out
+    assert meta_of(tmp_path / "r/finetune-2perclass-seed0")["image_size"] == 64
+    assert pipeline.main(options) == 0  # as it was chosen
+    assert capsys.readouterr().out.count("already done") == 5
 
 
 def test_flags_win_over_it(published, tmp_path, capsys):
