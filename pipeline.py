@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.config.command_line import KEPT, CommandLine, read_command_line
+from shared.config.imported import pretraining_is_imported
 from shared.config.methods import DEPLOYED, METHODS
 from shared.config.schema import Config
 from shared.runs.table import load_table
@@ -49,6 +51,12 @@ def with_choice(stage: "RunStage", config: Config, accelerator: "Accelerator") -
     return stage(config, accelerator)
 
 
+def to_train(config: Config) -> dict[str, "RunStage"]:
+    """The same, but for stage 1 where imported weights take its place."""
+    done = {"pretrain"} if pretraining_is_imported(config) else set()
+    return {name: stage for name, stage in stages().items() if name not in done}
+
+
 def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: float) -> None:
     """Three stages and the rows to compare with; then the table of this label set and seed.
 
@@ -62,6 +70,7 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
     from shared.runs.fit import fit
     from shared.runs.forecast import forecast
     from shared.runs.grid import fill
+    from shared.runtime.artifacts import read_meta
     from stages.assess import assess
 
     pace = None
@@ -71,7 +80,7 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
             " --config nor --table"
         )
     if line.origin == "open":
-        config, pace = fit(line, accelerator, stages(), began)
+        config, pace = fit(line, accelerator, to_train(line.config), began)
     elif line.origin == "kept":
         also = "; --budget was for that choice" if config.budget else ""
         accelerator.print(f"settings as chosen before: {config.folder / KEPT}{also}")
@@ -82,9 +91,13 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
             {**stages(), "assess": partial(with_choice, assess.run)},
             line.flags,
         )
-    wanted = {name: stage for name, stage in stages().items() if config.asks_for(name)}
+    if pretraining_is_imported(config):
+        stages()["pretrain"](config, accelerator)  # says so
+    wanted = {name: stage for name, stage in to_train(config).items() if config.asks_for(name)}
     for name in wanted:
         require_weights(config, name)
+    if config.classical.published:
+        read_meta(Path(config.classical.published), "encoder")
     if config.plan:
         return forecast(config, accelerator, wanted)
     train(config, accelerator, wanted, pace.before if pace else None)

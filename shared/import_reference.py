@@ -2,6 +2,4 @@
 
 from shared.runtime.moved import moved
 
-moved(
-    __name__, "shared.import_reference", "stages.import_weights", "stages.import_weights.reference"
-)
+moved(__name__, "shared.import_reference", "stages.import_weights", "stages.import_weights.command")

@@ -5,12 +5,14 @@
     pixels-spreading     label spreading over the graph of all images (Zhou et al. 2004)
     gradients-svm        the support vector machine on gradients and colours: histograms of oriented
                          gradients (Dalal and Triggs 2005) and of colours
+    published            logistic regression on the features of published weights, where
+                         --classical.published names them
     features-logistic    logistic regression on the features of the pretrained network
 
 Hyper-parameters are chosen by cross-validation on the labeled images. Of the first four only the
 predictions for the test images are saved: scikit-learn's models could only be pickled, and a pickle
-can execute anything when it is read. The last is a linear layer on a network, so it is saved as a
-classifier like the others, and can be deployed.
+can execute anything when it is read. The last two are a linear layer on a network. So they are
+saved as classifiers like the others, and can be deployed.
 
     python -m stages.classical --labels 10pct
 """
@@ -43,7 +45,13 @@ from shared.data.labels import Labels, draw_labels
 from shared.data.sources import open_data, open_run
 from shared.networks.build import keep_layers, load_contrastive, network_of, require_same_input
 from shared.networks.heads import Classifier
-from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, StageFolder, read_meta
+from shared.runtime.artifacts import (
+    ClassifierNetwork,
+    LabelsMeta,
+    NetworkMeta,
+    StageFolder,
+    read_meta,
+)
 from shared.runtime.randomness import generator
 from shared.training.classical import (
     Fit,
@@ -350,15 +358,20 @@ def _on_features(
     settings: dict[str, Any],
 ) -> Path:
     """Fit the linear layer of a classifier whose encoder stays as it is."""
-    init = config.classical.init
+    row = METHODS[method]
+    init = config.classical.published if row.own_input else config.classical.init
     source = Path(init) if init else config.folder_of("pretrain")
     meta = read_meta(source, "encoder")
-    require_same_input(meta, config.data, source)
+    if not row.own_input:
+        require_same_input(meta, config.data, source)
     origin = {"parent": meta["weights_sha256"], "precision": accelerator.mixed_precision}
     folder = _folder(config, accelerator, method, {**settings, **origin})
     if folder.done:
         return folder.path
     began = time.perf_counter()
+    if row.own_input:
+        config = replace(config, data=input_of(meta, config.data))
+        splits = open_run(config, accelerator)  # without the small copies
     classes = list(splits.train.classes)
     model = keep_layers(load_contrastive(source)[0], 0, len(classes)).requires_grad_(False)
     to_device(model, config, accelerator).eval()
@@ -397,6 +410,14 @@ def _on_features(
     return finish(folder, model, about, source, predictions)
 
 
+def input_of(meta: NetworkMeta, data: Data) -> Data:
+    """The run's images as a network of another run sees them."""
+    mean, std = (cast(tuple[float, float, float], tuple(meta[key])) for key in ("mean", "std"))
+    antialias = meta.get("antialias", data.antialias)
+    size = meta["image_size"]
+    return replace(data, image_size=size, mean=mean, std=std, antialias=antialias, cache=None)
+
+
 def set_linear_layer(model: Classifier, rows: np.ndarray, targets: np.ndarray, seed: int) -> Fit:
     """Fit logistic regression to features (k, F) of classes (k,), and put it into the model.
 
@@ -422,6 +443,8 @@ def run_all(config: Config, accelerator: Accelerator) -> None:
     """Fit all rows; that on features where there is a pretrained network."""
     pretrained = config.classical.init or (config.folder_of("pretrain") / "meta.json").exists()
     for method in made_by("classical"):
+        if METHODS[method].own_input and not config.asks_for(method):
+            continue
         if METHODS[method].made_from and not pretrained:
             accelerator.print(f"{method}: left out, because this run has no pretrained network yet")
         else:

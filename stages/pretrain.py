@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from shared.config.command import run_command
 from shared.config.command_line import load_config
+from shared.config.imported import pretraining_is_imported
 from shared.config.methods import method_of
 from shared.config.schema import Config, Pretrain, hashed_settings
 from shared.data.batches import Parts
@@ -60,7 +61,7 @@ from shared.training.stage import Stage, images_then
 
 
 def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> Path:
-    """Pretrain, unless it is done; continue, if it was interrupted.
+    """Pretrain, unless it is done or imported; continue, if it was interrupted.
 
     Args:
         config: the run's configuration.
@@ -77,6 +78,9 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     """
     method_of("pretrain", method)  # refuses those of other stages
     cfg = config.pretrain
+    if pretraining_is_imported(config):
+        accelerator.print(kept_import(config))
+        return config.folder_of(method)
     require_weights(config, method)
     images = open_run(config, accelerator).train
     images = those_begun_with(images, config, accelerator)
@@ -153,6 +157,13 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
                 negatives_per_anchor=negatives,
             )
     return stage.finish({"kind": "encoder", **network, "images": len(images)})
+
+
+def kept_import(config: Config) -> str:
+    """That imported weights are there in place of this stage, and stay."""
+    folder = config.folder_of("pretrain")
+    kept = ", which --force leaves as they are; to pretrain, delete them or give another --run"
+    return f"pretrain: done, by the imported weights in {folder}{kept * config.forces('pretrain')}"
 
 
 def those_begun_with(images: ImageSet, config: Config, accelerator: Accelerator) -> ImageSet:

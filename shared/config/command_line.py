@@ -1,6 +1,8 @@
 """Recipe and flags in, one checked ``Config`` out: the only file that knows jsonargparse."""
 
 import difflib
+import json
+import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,6 +14,7 @@ from typing import Any, Literal, NoReturn
 import jsonargparse
 import yaml
 
+from shared.config.imported import NAMED_BY, imported_options, named_folders
 from shared.config.methods import FORCEABLE, made_by
 from shared.config.optimizers import OPTIMIZERS
 from shared.config.schema import RECIPES, RENAMED, SECTIONS, Config, as_yaml, dump
@@ -122,8 +125,8 @@ class CommandLine:
     Attributes:
         config: the configuration.
         flags: the options that the line gave (not those of the recipe): ``{"labels",
-            "pretrain.temperature", ...}``.
-        arguments: the line without ``--config``.
+            "pretrain.temperature", ...}``; and those that an imported network decides.
+        arguments: the line without ``--config``, with these.
         origin: where the settings are from: "recipe", one that the line named, or the digits' own;
             "kept", what was fitted to own images before; "open", to be fitted yet.
     """
@@ -197,10 +200,31 @@ def read_command_line(
         parser.recipe = recipe[-1].removeprefix("--config=")
         _require_sections(parser.parse_args([*recipe, *place]))
         parser.recipe = ""
-        config = _config(parser, parser.parse_args([*recipe, *place, *flags]), list(given.keys()))
-        return CommandLine(config, frozenset(given.keys()), tuple(flags), origin)
+        fixed = frozenset(given.keys())
+        config = _config(parser, parser.parse_args([*recipe, *place, *asked]), fixed)
+        folders = [*named_folders(config), config.folder_of("pretrain")]
+        renamed = {new for new, old in RENAMED.items() if old in fixed}
+        options = imported_options(config, folders, fixed | renamed)
+        flags += [f"--{option}={_as_text(value)}" for option, value in options.items()]
+        if flags != asked:
+            fixed |= options.keys()
+            config = _config(parser, parser.parse_args([*recipe, *place, *flags]), fixed)
+        _say(options)
+        return CommandLine(config, fixed, tuple(flags), origin)
     except ValueError as error:
         parser.error(str(error))
+
+
+def _as_text(value: Any) -> str:
+    """The value of an option as a command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _say(options: Mapping[str, Any]) -> None:
+    """One line, once, about the options that an imported network decides."""
+    if options and int(os.environ.get("RANK", 0)) == 0:
+        settings = ", ".join(f"{option} {_as_text(value)}" for option, value in options.items())
+        print(f"from the imported network: {settings} (flags win)")
 
 
 def read_config(recipe: Path) -> Config:
@@ -220,6 +244,8 @@ def read_config(recipe: Path) -> Config:
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """The configuration with some options changed, checked as flags are.
 
+    An imported network that is named by one of them decides its input, as on a command line.
+
     Args:
         config: to start from; not changed.
         changes: ``{"pretrain.temperature": 0.5, ...}``.
@@ -233,7 +259,10 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         for key, value in changes.items():
             section, _, name = key.rpartition(".")
             (plain.setdefault(section, {}) if section else plain)[name] = value
-        return _config(parser, parser.parse_object(plain))
+        changed = _config(parser, parser.parse_object(plain))
+        folders = named_folders(changed, changes.keys() & set(NAMED_BY))
+        options = imported_options(changed, folders, changes)
+        return override(config, {**options, **changes}) if options else changed
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -34,6 +34,8 @@ class Method:
         frozen: whether it trains the linear layer alone.
         copies_teacher: whether its network is that of its teacher, with the layers of the
             projection head that the teacher kept.
+        own_input: whether its images are of the size and normalisation that its network was
+            published for, and not of those of the run.
         asked_by: the option that asks for it; empty: every run of the pipeline makes it.
         role: ``reference``, whose accuracy says what the labels are worth; ``deployed``, the model
             that a user takes away.
@@ -55,6 +57,7 @@ class Method:
     all_images: bool = False
     frozen: bool = False
     copies_teacher: bool = False
+    own_input: bool = False
     asked_by: str = ""
     role: Literal["", "reference", "deployed"] = ""
 
@@ -136,6 +139,21 @@ METHODS = {
             depends=("data", "augment", "model", "supervised", "distill.student"),
             independent=("model.encoder",),
             network="distill.student",
+        ),
+        Method(
+            "published",
+            "logistic regression on published weights",
+            "published weights",
+            "#A32A3F",
+            "*",
+            stage="classical",
+            section="classical",
+            depends=("data", "classical"),
+            network="classical.published",
+            fitted=True,
+            frozen=True,
+            own_input=True,
+            asked_by="classical.published",
         ),
         Method(
             "linear",

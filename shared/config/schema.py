@@ -487,12 +487,15 @@ class Classical:
     Args:
         enabled: whether pipeline.py makes these rows.
         init: artifact folder of stage 1 for the row on its features; unset: this run's own.
+        published: artifact folder of published weights (stages.import_weights), for a row that says
+            what they are worth without any pretraining; it sees images of their own size.
     """
 
     section: ClassVar[str] = "classical"
 
     enabled: bool = not_hashed(True)
     init: str | None = not_hashed(None)
+    published: str | None = not_hashed(None)
 
 
 @dataclass(frozen=True)

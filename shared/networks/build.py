@@ -8,7 +8,7 @@ from torch import nn
 
 from shared.config.methods import METHODS
 from shared.config.schema import Config, Data, Model
-from shared.networks.encoders import create_encoder, fetch_weights
+from shared.networks.encoders import create_encoder, fetch_weights, takes_size
 from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
 from shared.runtime.artifacts import (
     ClassifierMeta,
@@ -82,9 +82,7 @@ def build_contrastive(meta: NetworkMeta, pretrained: bool | str = False) -> Cont
     """Encoder and whole projection head, as `network_meta` describes them."""
     encoder = build_encoder(meta["encoder"], meta["image_size"], pretrained)
     features, size = cast(int, encoder.head_hidden_size), meta["head"]
-    out = size["out"]
-    assert out is not None, "an encoder's artifact has a projection head"
-    head = ProjectionHead(features, size["layers"], out, size["width"])
+    head = ProjectionHead(features, size["layers"], size["out"] or features, size["width"])
     return ContrastiveModel(encoder, head)
 
 
@@ -122,8 +120,21 @@ def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Class
         raise UserError(f"from_layer={from_layer}: {error}") from error
 
 
-def require_same_input(meta: NetworkMeta, data: Data, path: Path) -> None:
-    """UserError where an artifact expects other images than the configuration gives."""
+def require_same_input(meta: Meta, data: Data, path: Path) -> None:
+    """UserError where an artifact expects other images than the configuration gives.
+
+    An imported network brings these settings along (``shared.config.imported``); what differs from
+    them was asked for, and stands as long as its weights take the size.
+    """
+    if meta.get("stage") == "import":
+        size, encoder = meta["image_size"], meta["encoder"]
+        if not takes_size(encoder, size, data.image_size):
+            raise UserError(
+                f"{path} holds weights of {encoder} for images of {size} pixels, now it is"
+                f" {data.image_size}; give --data.image_size {size}, or import them again with"
+                f" --image-size {data.image_size}"
+            )
+        return
     for key in ("image_size", "mean", "std", "antialias"):
         configured = json.loads(json.dumps(getattr(data, key)))
         trained = meta.get(key, configured)

@@ -1,6 +1,7 @@
 """Encoders: any timm model without its classifier, the SimCLRv2 family included."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,15 +10,15 @@ import torch
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers.patch_embed import PatchEmbed
-from timm.models import PretrainedCfg
-from torch import fx, nn
+from timm.models import PretrainedCfg, load_state_dict
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from shared.networks import resnet  # registers the SimCLRv2 family with timm
 from shared.networks.batchnorm import BatchNorm
 
+FORMATS = (".safetensors", ".bin", ".pth", ".pt")  # of published weights
 SMALL_IMAGE = 32  # up to this size the reference uses the small-image stem (tf2/model.py)
 
 
@@ -40,7 +41,7 @@ def create_encoder(
         ValueError: the name is unknown, there are no such weights, or the encoder does not take
             images of this size.
     """
-    config = _known(name)
+    config = known_encoder(name)
     weights = _weights(name, pretrained) if pretrained else {}
     if name.startswith("simclr_resnet") and image_size <= SMALL_IMAGE:
         kwargs.setdefault("small_stem", True)
@@ -59,24 +60,35 @@ def create_encoder(
     return encoder
 
 
-def _known(name: str) -> PretrainedCfg:
-    """What timm knows of an encoder; ValueError with similar names where it knows none."""
+def known_encoder(name: str) -> PretrainedCfg:
+    """What timm knows of an encoder: its architecture, and how its published weights see images.
+
+    Raises:
+        ValueError: it knows none of this name; the message has similar ones.
+    """
     try:
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        names = timm.list_models(pretrained="." in name)  # with their tags, as resnet50.a1_in1k
+        close = difflib.get_close_matches(name, names, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists them"
         raise ValueError(f"unknown encoder {name!r}: {hint}") from error
     assert config is not None  # allow_unregistered=False
     return config
 
 
-def fetch_weights(name: str, pretrained: bool | str) -> Path | None:
+def fetch_weights(
+    name: str,
+    pretrained: bool | str,
+    otherwise: str = "connect, give their .safetensors file in place of true, or start without:"
+    " false",
+) -> Path | None:
     """The file of an encoder's published weights; from the hub only what is not in its cache.
 
     Args:
         name: of a timm model.
-        pretrained: true takes timm's own weights; or a .safetensors file of them.
+        pretrained: true takes timm's own weights; or a file of them (``FORMATS``).
+        otherwise: what to do where they cannot be reached, for the message.
 
     Returns:
         The file. None for a few old weights that are not on the hub: timm has them in its own
@@ -85,11 +97,12 @@ def fetch_weights(name: str, pretrained: bool | str) -> Path | None:
     Raises:
         ValueError: there are no such weights, or they cannot be reached.
     """
-    config = _known(name)
+    config = known_encoder(name)
     if isinstance(pretrained, str):
-        if not Path(pretrained).is_file() or not pretrained.endswith(".safetensors"):
+        if not Path(pretrained).is_file() or not pretrained.endswith(FORMATS):
             raise ValueError(
                 f"no weights of {name!r} in {pretrained!r}: give true, false or a .safetensors file"
+                " (or .bin, .pth, .pt)"
             )
         return Path(pretrained)
     if not config.has_weights:
@@ -109,9 +122,15 @@ def fetch_weights(name: str, pretrained: bool | str) -> Path | None:
         source = f"{repository}/{file}" if repository else config.url
         raise ValueError(
             f"the published weights of {name!r} are not in the cache, and {source} cannot be"
-            f" reached ({' '.join(str(error).split())[:200]}); connect, give their .safetensors"
-            " file in place of true, or start without: false"
+            f" reached ({' '.join(str(error).split())[:200]}); {otherwise}"
         ) from error
+
+
+def takes_size(name: str, made_for: int, size: int) -> bool:
+    """Whether weights of an encoder that were made for one image size also take another one."""
+    if name.startswith("simclr_resnet"):
+        return (made_for <= SMALL_IMAGE) == (size <= SMALL_IMAGE)  # else it has the other stem
+    return made_for == size or not known_encoder(name).fixed_input_size
 
 
 def _weights(name: str, pretrained: bool | str) -> dict[str, Any]:
@@ -123,18 +142,52 @@ def _weights(name: str, pretrained: bool | str) -> dict[str, Any]:
     file = fetch_weights(name, pretrained)
     if file is None:
         return {"pretrained": True}
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} is no safetensors file ({error})") from error
+    tensors = _read_weights(file)
     if isinstance(pretrained, str):  # timm would leave out what does not fit, without a word
-        with torch.device("meta"):
-            expected = timm.create_model(name, num_classes=0).state_dict()
-        for key, tensor in expected.items():
-            if key not in tensors or tensors[key].shape != tensor.shape:
-                shape = "x".join(map(str, tensor.shape)) or "one number"
-                raise ValueError(f"{file} holds no weights of {name!r}: no {key} of {shape}")
+        _require_weights_of(name, tensors, file)
     return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": tensors}}
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file of published weights; nothing in it is executed.
+
+    Raises:
+        ValueError: it is damaged, or holds something else than tensors.
+    """
+    kind = "safetensors file" if file.suffix == ".safetensors" else "file of torch's tensors"
+    try:
+        tensors = load_state_dict(str(file), weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} is no {kind} ({_first_line(error)})") from error
+    except Exception as error:  # torch's reader has many; it refuses what would be executed
+        raise ValueError(
+            f"{file} is no {kind} that can be read without executing it ({_first_line(error)});"
+            " give a .safetensors file"
+        ) from error
+    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{file} holds something else than the named tensors of one network")
+    if bad := [key for key, value in tensors.items() if not value.isfinite().all()]:
+        raise ValueError(f"{file} is of a run that diverged: {bad[0]} is not finite")
+    return tensors
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def _require_weights_of(name: str, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """ValueError where an encoder lacks its tensors, or the file has a deeper network's."""
+    with torch.device("meta"):
+        expected = timm.create_model(name, num_classes=0).state_dict()
+        whole = timm.create_model(name).state_dict()
+    for key, tensor in expected.items():
+        if key not in tensors or tensors[key].shape != tensor.shape:
+            shape = "x".join(map(str, tensor.shape)) or "one number"
+            raise ValueError(f"{file} holds no weights of {name!r}: no {key} of {shape}")
+    parts = {key.partition(".")[0] for key in expected}
+    for key in tensors.keys() - whole.keys():
+        if key.partition(".")[0] in parts and key.endswith(".weight"):
+            raise ValueError(f"{file} holds weights of a larger network than {name!r}: {key}")
 
 
 def _dry_run(encoder: nn.Module, channels: int, image_size: int) -> None:

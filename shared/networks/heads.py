@@ -18,12 +18,13 @@ class ProjectionHead(nn.Module):
 
     Args:
         in_features: width of the encoder's features.
-        num_layers: at least 1; the paper's default is 3.
+        num_layers: the paper's default is 3; with 0 the projection is the features, as of
+            published encoders, which come without a head.
         out_features: width of the projection.
         hidden_features: width of the middle layers; None for ``in_features``.
 
     Raises:
-        ValueError: ``num_layers`` < 1.
+        ValueError: ``num_layers`` < 0.
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class ProjectionHead(nn.Module):
         hidden_features: int | None = None,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"the projection head needs at least 1 layer, not {num_layers}")
+        if num_layers < 0:
+            raise ValueError(f"a projection head has 0 layers or more, not {num_layers}")
         hidden = [in_features if hidden_features is None else hidden_features] * (num_layers - 1)
-        self.widths = [in_features, *hidden, out_features]  # of `forward`'s list
+        # of `forward`'s list
+        self.widths = [in_features, *hidden, out_features] if num_layers else [in_features]
         self.layers = nn.ModuleList(
             _projection_layer(self.widths[i], self.widths[i + 1], last=i == num_layers - 1)
             for i in range(num_layers)

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from shared.config.command_line import KEPT, CommandLine, recipe_of
+from shared.config.imported import pretraining_is_imported
 from shared.config.methods import METHODS
 from shared.config.schema import RECIPES, Config, Training
 from shared.data import sources
@@ -106,7 +107,8 @@ def fit(
         expected = time.time() - began + sum(plan.seconds for plan in plans)
         peak = max(plan.peak_bytes for plan in plans)
         notes.insert(0, f"Expected: {duration(expected)} and {peak / 2**30:.1f} GiB of memory.")
-        if config.budget_seconds and config.pretrain.epochs < FEW and not config.pretrain.steps:
+        few = "pretrain" in wanted and config.pretrain.epochs < FEW and not config.pretrain.steps
+        if config.budget_seconds and few:
             notes.append(
                 f"note: {config.pretrain.epochs:g} epochs of pretraining are few; for {FEW} give"
                 f" about {FEW / config.pretrain.epochs:.0f} times the budget"
@@ -257,11 +259,12 @@ def fit_threads(
     every = torch.get_num_threads()
     if "threads" in flags or every == 1 or accelerator.device.type != "cpu":
         return config
-    pretrain = {name: stage for name, stage in stages.items() if name == "pretrain"}
+    name = next(name for name in stages if not METHODS[name].fitted)  # stage 1, unless imported
+    first = {name: stages[name]}
     seconds = {}
     for threads in (every, 1):
         torch.set_num_threads(threads)
-        plans, *_ = measure(config, accelerator, pretrain, 2.0)
+        plans, *_ = measure(config, accelerator, first, 2.0)
         seconds[threads] = _moving(plans[0])
     threads = every if seconds[every] < 0.9 * seconds[1] else 1
     torch.set_num_threads(threads)
@@ -289,9 +292,10 @@ def fit_lengths(
     plans, *_ = measure(config, accelerator, stages, min(30.0, max(3.0, MEASURED * limit)))
     room = (1 - SPARED) * limit - (time.time() - began)
     factors = share_out(plans, flags, room, LONGEST if budget else 1.0)
-    first = plans[0]  # pretraining
+    first = plans[0]  # pretraining, unless it is imported
     passes = first.steps * first.batch_size / first.images
-    if budget and is_free("pretrain", flags) and factors["pretrain"] * passes < 1:
+    pretrains = first.stage == "pretrain" and is_free("pretrain", flags)
+    if budget and pretrains and factors["pretrain"] * passes < 1:
         needed = sum(plan.fixed_seconds for plan in plans) + _moving(first) / passes
         least = time.time() - began + 2 * needed
         raise UserError(
@@ -426,6 +430,8 @@ def warnings_for(config: Config, counts: Counts, accelerator: Accelerator) -> li
     warnings: list[str] = []
     if accelerator.device.type != "cpu" or config.data.image_size < 64:
         return warnings
+    if pretraining_is_imported(config):
+        return warnings
     training = config.pretrain
     cost = cost_of("pretrain", config, counts, accelerator.mixed_precision)
     images = schedule_of(training, counts.train).steps * training.batch_size
@@ -445,11 +451,12 @@ def warnings_for(config: Config, counts: Counts, accelerator: Accelerator) -> li
 # ------------------------------------------------------------------------------------------- text
 def _reasons(config: Config, look: Look, on_cpu: bool) -> str:
     """One paragraph: what is there, what was chosen, and why."""
-    counts, data = look.counts, config.data
+    counts, data, imported = look.counts, config.data, pretraining_is_imported(config)
     cores = counted(os.cpu_count() or 1, "core")
     machine = f"{cores} and no GPU" if on_cpu else f"one {torch.cuda.get_device_name()} per process"
     seen = f"typically {look.longer} x {look.side} pixels" if look.side else "none readable so far"
     why = "small networks, because large ones take days on a CPU" if on_cpu else "large networks"
+    why = "the imported network and its student" if imported else why
     low, high = config.augment.crop_area
     crops = f"crops of {100 * low:g}% to {100 * high:g}% of an image"
     if config.augment.zoom_area[0] < low:
@@ -464,6 +471,7 @@ def _reasons(config: Config, look: Look, on_cpu: bool) -> str:
             ("fine-tuning", config.finetune),
             ("distillation", config.distill),
         )
+        if training is not config.pretrain or not imported
     ]
     time_given = f"a budget of {config.budget}" if config.budget else "no --budget"
     kept = f"kept in {config.folder / KEPT}" if not config.plan else "not kept, as it is a plan"

@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from shared.config.imported import pretraining_is_imported
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.optimizers import OPTIMIZERS
 from shared.config.schema import Config
@@ -165,6 +166,10 @@ def measure(
         small = replace(config, output=folder, run="probe", force="")
         shown = accelerator.is_local_main_process  # as the stages, so that all share one decoding
         small, counts, note = _data_of(small, Path(folder) / "images", shown)
+        if pretraining_is_imported(config):
+            small.folder.mkdir()
+            imported = config.folder_of("pretrain").resolve()
+            small.folder_of("pretrain").symlink_to(imported, target_is_directory=True)
         began = time.perf_counter()
         for method, run in Progress("measuring", len(stages), "stages").over(stages.items()):
             cost = cost_of(method, config, counts, accelerator.mixed_precision)

@@ -103,7 +103,7 @@ def settable_options(config: Config) -> dict[str, Any]:
     """The options of the recipe that a table may set, as ``{"pretrain.temperature": 1.0, ...}``.
 
     These are the options that decide the result. ``init`` is one of them: its hash counts, not its
-    path, but a table may compare several pretrained networks.
+    path, but a table may compare several pretrained networks, and several published ones.
     """
     options: dict[str, Any] = {}
     for section in SECTIONS:
@@ -111,6 +111,8 @@ def settable_options(config: Config) -> dict[str, Any]:
     for method in METHODS.values():
         if "pretrain" in method.made_from:
             options[f"{method.section}.init"] = getattr(config, method.section).init
+        if method.own_input:
+            options[method.network] = config.option(method.network)
     return options
 
 

@@ -246,7 +246,8 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
     pretrained, _ = load_contrastive(source)
     networks: dict[str, Classifier] = {}
     metas: dict[str, ClassifierMeta] = {}
-    for stage in (name for name, method in CLASSIFIERS.items() if method.saved):
+    ours = (name for name, method in CLASSIFIERS.items() if method.saved and not method.own_input)
+    for stage in ours:
         folder = config.folder_of(stage)
         if not (folder / "meta.json").exists():
             continue

@@ -2,7 +2,7 @@
 
 import sys
 
-from stages.import_weights.reference import main
+from stages.import_weights.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

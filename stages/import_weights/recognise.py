@@ -75,6 +75,7 @@ class LinearInput(NamedTuple):
     layer: int
     fine_tuned: bool  # False: trained along with the pretraining, behind a stop_gradient
     because: str
+    unsure: tuple[int, ...] = ()  # the layers that fit, where nothing tells which it is
 
 
 def sort_variables(
@@ -274,8 +275,8 @@ def find_linear_input(
     The computation graph says it, where there is one. Otherwise the memory of the optimizer says
     what was trained. Pretraining trains everything. Fine-tuning with LARS under TF2 trains those
     layers of the head that are below the linear layer; fine-tuning under TF1 trains none of them.
-    In that last case the answer is a guess: 1, as in the paper for 1% and 10% of the labels (it
-    takes 0 for 100%), and 0 for a network trained from scratch, whose head has never moved.
+    In that last case, and where there is no memory of an optimizer, nothing tells, unless one layer
+    alone fits; but a network trained from scratch, whose head has never moved, stands on 0.
 
     Args:
         checkpoint: opened.
@@ -301,9 +302,11 @@ def find_linear_input(
         answer = LinearInput(selected, True, "--selector")
     else:
         answer = _traced(checkpoint) or _guessed_from_training(checkpoint, contents, layers)
-    if len(fits) > 1 and answer.layer in fits:
-        return answer
-    return LinearInput(fits[0], answer.fine_tuned, "the one that fits")
+    if len(fits) == 1:
+        return LinearInput(fits[0], answer.fine_tuned, "the one that fits")
+    if answer.layer not in fits or answer.unsure:
+        return answer._replace(unsure=tuple(fits))
+    return answer
 
 
 def _traced(checkpoint: Checkpoint) -> LinearInput | None:
@@ -315,13 +318,16 @@ def _traced(checkpoint: Checkpoint) -> LinearInput | None:
 def _guessed_from_training(checkpoint: Checkpoint, contents: Contents, layers: int) -> LinearInput:
     """What follows from the parts that the optimizer has trained; ``layers`` is the head's number.
 
-    `find_linear_input` says why.
+    `find_linear_input` says why. ``unsure`` has all layers where nothing follows.
     """
     if not layers:
         return LinearInput(0, True, "there is no head")
     trained = len([part for part in contents.trained if isinstance(part, int)])
     trunk_trained = "trunk" in contents.trained
-    if not contents.trained or (trunk_trained and trained == layers):
+    every = tuple(range(layers + 1))
+    if not contents.trained:
+        return LinearInput(0, False, "the reference's default in pretraining", every)
+    if trunk_trained and trained == layers:
         return LinearInput(0, False, "the reference's default in pretraining")
     if not trunk_trained and trained in (0, layers):
         return LinearInput(0, True, "linear evaluation: the trunk was frozen")
@@ -329,11 +335,7 @@ def _guessed_from_training(checkpoint: Checkpoint, contents: Contents, layers: i
         return LinearInput(trained, True, "the optimizer trained the layers below it")
     if (checkpoint.read(contents.network["nl_0/gamma"]) == 1).all():
         return LinearInput(0, True, "the head was never trained")
-    because = (
-        "a guess: TF1 checkpoints do not say it; the paper takes 1 for 1% and 10% of the labels,"
-        " 0 for 100%: --selector 0"
-    )
-    return LinearInput(1, True, because)
+    return LinearInput(0, True, "TF1 checkpoints do not say it", every)
 
 
 def recognise(checkpoint: Checkpoint, contents: Contents, image_size: int | None = None) -> Parts:

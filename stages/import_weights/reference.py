@@ -18,8 +18,6 @@ encoder for images of at most 32 pixels needs ``small_stem=True``::
                              in tensors.items() if name.startswith("encoder.")})
 """
 
-import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,15 +28,9 @@ from torch import nn
 from shared.config.schema import Data, Model
 from shared.networks.build import network_meta
 from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
-from shared.runtime.artifacts import (
-    HeadMeta,
-    LabelsMeta,
-    provenance,
-    save_tensors,
-    sha256,
-    write_atomically,
-)
-from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.artifacts import HeadMeta, LabelsMeta
+from shared.runtime.errors import UserError
+from stages.import_weights.artifact import check_output, require_empty, write_artifact
 from stages.import_weights.recognise import (
     Contents,
     LinearInput,
@@ -104,7 +96,7 @@ def import_checkpoint(
         kind: ``encoder`` (with its projection head) or ``classifier``; None takes what the
             checkpoint was trained for.
         selector: after how many layers of the head the linear layer stands; None lets
-            `find_linear_input` answer.
+            `find_linear_input` answer, and refuses where it cannot.
         image_size: pixels per side; None is 224, or 32 for the small-image stem.
         classes: their names; None counts them.
         average: take the moving average of the weights.
@@ -117,8 +109,7 @@ def import_checkpoint(
         UserError: where the checkpoint is unreadable or not wholly understood, its network yields
             no numbers, or ``out`` holds an artifact.
     """
-    if (out / "meta.json").exists() or (out / "settings.json").exists():
-        raise UserError(f"{out} holds an artifact; delete it or choose another folder")
+    require_empty(out)
     checkpoint = open_checkpoint(source)
     contents = sort_variables(checkpoint, average, drop)
     parts = recognise(checkpoint, contents, image_size)
@@ -132,6 +123,7 @@ def import_checkpoint(
         kind_meta: dict[str, object] = {"images": None}
         not_taken = "linear layer; --as classifier takes it"
     elif kind == "classifier" and parts.linear and linear_input:
+        _require_sure(linear_input, source)
         number, layer = parts.linear.out_features, linear_input.layer
         with torch.device("meta"):
             model = Classifier(parts.encoder, number, parts.head, layer)
@@ -169,6 +161,17 @@ def import_checkpoint(
     return [*lines, "  self-check: the output for a random image is finite", HINTS]
 
 
+def _require_sure(linear_input: LinearInput, source: Path) -> None:
+    """UserError where several layers of the head fit below a classifier's linear layer."""
+    if linear_input.unsure:
+        raise UserError(
+            f"{source} does not say after which layer of the projection head its linear layer"
+            f" stands; {', '.join(map(str, linear_input.unsure))} fit: give one as --selector (the"
+            " paper takes 1 for 1% and 10% of the labels, 0 for 100%), or --as encoder, which"
+            " leaves the linear layer out"
+        )
+
+
 def _names(number: int, classes: Sequence[str] | None) -> list[str]:
     """The classes' names; counted from 0 where none are given."""
     names = [str(i) for i in range(number)] if classes is None else list(classes)
@@ -197,9 +200,10 @@ def _lines_on_parts(parts: Parts, linear_input: LinearInput | None) -> Iterator[
         widths = " -> ".join(map(str, parts.head.widths))
         yield f"  projection head {widths}: {_size(parts.head)} parameters"
     if parts.linear and linear_input:
+        layers = " or ".join(map(str, linear_input.unsure or [linear_input.layer]))
         yield (
             f"  linear layer {parts.linear.in_features} -> {parts.linear.out_features}:"
-            f" {_size(parts.linear)} parameters, after layer {linear_input.layer} of the head"
+            f" {_size(parts.linear)} parameters, after layer {layers} of the head"
             f" ({linear_input.because})"
         )
         if parts.linear.out_features == 1001:
@@ -220,111 +224,3 @@ def head_meta(head: ProjectionHead | None) -> HeadMeta:
         "width": head.widths[1] if layers > 1 else None,
         "out": head.widths[-1],
     }
-
-
-@torch.inference_mode()
-def check_output(model: nn.Module, image_size: int) -> None:
-    """UserError where the network's output for a random image is not finite."""
-    image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    if not model.eval()(image).isfinite().all():
-        raise UserError(
-            "self-check failed: the network's output is not finite; are these weights"
-            " of a run that diverged?"
-        )
-
-
-def write_artifact(out: Path, model: nn.Module, meta: Mapping[str, object]) -> None:
-    """Write the weights, then ``meta.json``, which finishes it (as ``StageFolder.finish`` does)."""
-    weights = out / "model.safetensors"
-    save_tensors(weights, model.state_dict(), {})
-    complete = {**meta, "weights_sha256": sha256(weights), **provenance()}
-    write_atomically(out / "meta.json", json.dumps(complete, indent=1))
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="python -m stages.import_weights",
-        description="Turn a published SimCLR checkpoint of TensorFlow into an artifact folder that"
-        " the stages and timm start from. TensorFlow is not needed.",
-        epilog="With 18 and 34 layers, selective kernels for images of at most 32 pixels leave no"
-        " trace in the variables: a TF1 checkpoint is taken to have none.",
-    )
-    add = parser.add_argument
-    add("checkpoint", type=Path, help="folder or prefix of a checkpoint, or folder of a SavedModel")
-    add("out", type=Path, help="folder to make")
-    add(
-        "--as",
-        dest="kind",
-        choices=("encoder", "classifier"),
-        help="encoder: with the whole projection head, for stages.finetune; classifier: with the"
-        " linear layer and the head's layers below it, for stages.distill. Default: classifier for"
-        " what was fine-tuned, distilled or trained with labels; encoder for what was pretrained,"
-        " which often holds a linear layer too, and where nothing tells",
-    )
-    add(
-        "--selector",
-        type=int,
-        metavar="LAYER",
-        help="after how many layers of the head the linear layer stands (the reference's"
-        " ft_proj_selector; -1: all). No checkpoint stores it. Default: what the computation graph"
-        " beside the weights says (saved_model.pb, .meta); else what the optimizer has trained;"
-        " else 1 for fine-tuned networks, 0 for others",
-    )
-    add(
-        "--image-size",
-        type=int,
-        metavar="PIXELS",
-        help="of training; not stored. Default: 224, or 32 for the small-image stem",
-    )
-    add(
-        "--classes",
-        type=Path,
-        metavar="FILE",
-        help="names of the classes, one a line, as your data set has them; default: 0, 1, ..."
-        " ImageNet's 1000 are in the order of their synset ids; of 1001 the first is the"
-        " background",
-    )
-    add(
-        "--ema",
-        action="store_true",
-        help="take the moving average (ema_model/...) where there are both",
-    )
-    add(
-        "--drop",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="leave out the variables of this name, such as 'queue/*'",
-    )
-    return parser
-
-
-@exit_code_2
-def main(argv: Sequence[str] | None = None) -> int:
-    """Import one checkpoint: 0, or 2 after one line that says what is wrong."""
-    arguments = _parser().parse_args(argv)
-    lines = import_checkpoint(
-        arguments.checkpoint,
-        arguments.out,
-        arguments.kind,
-        arguments.selector,
-        arguments.image_size,
-        _read_classes(arguments.classes) if arguments.classes else None,
-        arguments.ema,
-        arguments.drop,
-    )
-    print("\n".join(lines))
-    return 0
-
-
-def _read_classes(file: Path) -> list[str]:
-    """One name a line; empty lines do not count."""
-    try:
-        lines = file.read_text().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read --classes {file}: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

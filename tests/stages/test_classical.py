@@ -5,8 +5,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import pipeline
 from shared.config.labelset import LabelSet
-from shared.config.methods import made_by
+from shared.config.methods import METHODS, made_by
 from shared.config.schema import Config, Data
 from shared.data.sources import open_data
 from shared.networks.build import load_classifier, load_contrastive
@@ -14,11 +15,13 @@ from shared.runs.results import collect, results_text
 from shared.runtime.artifacts import read_meta, read_predictions
 from shared.training.evaluate import predict, state_hash
 from stages import classical, distill
+from tests.support.imported import run as import_weights
 from tests.support.photo_run import run
 from tests.support.photos import class_folders, make_folder
+from tests.support.published import publish
 
 LABELS = LabelSet.parse("2perclass")
-ON_PIXELS = [name for name in made_by("classical") if name != "features-logistic"]
+ON_PIXELS = [name for name in made_by("classical") if not METHODS[name].saved]
 
 
 def folders(output) -> list[str]:
@@ -169,3 +172,46 @@ def test_two_classes_and_a_class_without_a_label():
             assert row.logits.shape == (30, 3), name
             assert set(row.logits.argmax(1)) <= set(classes), name
             assert (row.logits.argmax(1) == targets).mean() > 0.9, name
+
+
+# Published weights.
+
+
+@pytest.mark.parametrize("cache", [None, 24])
+def test_published_weights_see_images_of_their_own_size(photos, tmp_path, cache, capsys):
+    """The run's images are of 8 pixels, and its small copies of 24; the weights are for 64."""
+    publish("test_byobnet", tmp_path / "weights.bin")
+    source, folder = f"timm:test_byobnet={tmp_path / 'weights.bin'}", tmp_path / "published"
+    assert import_weights(source, folder, "--image-size=64") == 0
+    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--classical.published={folder}"]
+    options += [] if cache is None else [f"--data.cache={cache}"]
+    assert run(classical.main, *options) == 0
+    row = tmp_path / "r/published-2perclass-seed0"
+    model, meta = load_classifier(row)
+    seen = (meta["image_size"], meta["mean"], meta["antialias"])
+    assert seen == (64, [0.485, 0.456, 0.406], True)
+    assert meta["settings"]["data.image_size"] != 64  # the run's, which another row needs
+    assert meta["parent"] == "../../published"
+    mean, std = tuple(meta["mean"]), tuple(meta["std"])
+    data = Data(train=str(photos), image_size=64, antialias=True, mean=mean, std=std)
+    test = open_data(data, LABELS).test
+    said = predict(model.eval(), test, data, Accelerator())
+    stored = read_predictions(row)
+    np.testing.assert_array_equal(said.logits.argmax(1), stored["predictions"])
+    assert "logistic regression on published weights" in results_text(collect(tmp_path / "r"))
+    capsys.readouterr()
+    assert run(classical.main, *options) == 0
+    assert "published: already done" in capsys.readouterr().out
+    assert run(classical.main, *options, "--force=published") == 0
+
+
+def test_published_weights_that_are_not_there(photos, finished, tmp_path, capsys):
+    options = [f"--data.train={photos}", f"--output={tmp_path}"]
+    for folder, says in (
+        (tmp_path / "none", "no such artifact folder"),
+        (finished, "is the folder of a run"),
+        (finished / "finetune-2perclass-seed0", "of kind classifier, needed is encoder"),
+    ):
+        assert run(pipeline.main, *options, f"--classical.published={folder}") == 2
+        assert says in capsys.readouterr().err
+        assert not list(tmp_path.rglob("meta.json"))  # nothing was trained

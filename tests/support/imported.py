@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from shared.networks.resnet import reference_names
-from stages.import_weights import reference as import_reference
+from stages.import_weights import command
 from stages.import_weights.tf_checkpoint import open_checkpoint
 from tests.support.tensorflow_files import rewrite
 
 
 def run(source, out, *flags: str) -> int:
-    return import_reference.main([str(source), str(out), *flags])
+    return command.main([str(source), str(out), *flags])
 
 
 def meta_of(out: Path) -> dict:

@@ -48,6 +48,7 @@ def test_what_is_made_from_what():
 
 def test_what_is_frozen():
     assert [name for name, method in METHODS.items() if method.frozen] == [
+        "published",
         "linear",
         "features-logistic",
     ]
@@ -57,9 +58,11 @@ def test_what_is_fitted_at_once_and_what_is_not_saved():
     fitted = [name for name, method in METHODS.items() if method.fitted]
     assert fitted == made_by("classical")
     unsaved = {name for name, method in CLASSIFIERS.items() if not method.saved}
-    assert unsaved == {*fitted} - {"features-logistic"}
+    assert unsaved == {*fitted} - {"published", "features-logistic"}
     assert not any(Config(classical=Classical(enabled=False)).asks_for(name) for name in fitted)
-    assert all(Config().asks_for(name) for name in fitted)
+    assert all(Config().asks_for(name) for name in fitted if name != "published")
+    assert not Config().asks_for("published")
+    assert Config(classical=Classical(published="weights")).asks_for("published")
 
 
 def test_what_an_artifact_depends_on():

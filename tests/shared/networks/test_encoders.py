@@ -18,6 +18,7 @@ from shared.networks.encoders import (
     create_encoder,
     fetch_weights,
     fold_batch_norm,
+    takes_size,
 )
 from shared.networks.heads import Classifier, ProjectionHead
 
@@ -141,6 +142,21 @@ def test_a_file_that_holds_no_weights_of_the_encoder(tmp_path):
     for wrong in (str(tmp_path), str(tmp_path / "missing.safetensors"), __file__):
         with pytest.raises(ValueError, match=r"give true, false or a \.safetensors file"):
             fetch_weights("resnet18", wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "made_for", "others", "not_taken"),
+    [
+        ("resnet18", 224, (32, 96), ()),
+        ("test_vit", 160, (), (32, 96)),
+        ("simclr_resnet18_1x_sk0", 32, (8, 16), (33, 224)),
+        ("simclr_resnet18_1x_sk0", 224, (33, 96), (32, 8)),
+    ],
+)
+def test_which_other_sizes_weights_take(name, made_for, others, not_taken):
+    assert takes_size(name, made_for, made_for)
+    assert all(takes_size(name, made_for, size) for size in others)
+    assert not any(takes_size(name, made_for, size) for size in not_taken)
 
 
 # Image sizes

@@ -135,9 +135,15 @@ def test_head_widths(features, layers, out, hidden):
     )
 
 
-def test_head_needs_a_layer():
-    with pytest.raises(ValueError, match="at least 1 layer, not 0"):
-        ProjectionHead(8, 0)
+def test_head_without_a_layer_gives_the_features():
+    """Published encoders come without a head."""
+    head, features = ProjectionHead(8, 0), torch.randn(3, 8)
+    assert head.widths == [8]
+    assert not head.state_dict()
+    (output,) = head(features)
+    assert output is features
+    with pytest.raises(ValueError, match="0 layers or more, not -1"):
+        ProjectionHead(8, -1)
 
 
 # Whole models

@@ -47,7 +47,6 @@ def slots_of(entries: dict[str, Entry], *patterns: str) -> list[str]:
 @pytest.mark.parametrize(
     ("tag", "parts", "expected"),
     [  # with the memory of which parts the optimizer left, the kind and the layer
-        (TF1, ("",), ("classifier", 1)),
         (TF1, ("head_supervised",), ("classifier", 0)),
         (TF1, (), ("encoder", None)),
         (TF2, ("",), ("encoder", None)),
@@ -141,6 +140,29 @@ def test_selector_and_its_refusals(golden_checkpoints, tmp_path, capsys):
         assert "[0, 1, 2]" in line
 
 
+@pytest.mark.parametrize("memory", [True, False])
+def test_the_layer_is_asked_for_where_nothing_tells_it(
+    golden_checkpoints, tmp_path, capsys, memory
+):
+    """Fine-tuned under TF1, or without the optimizer's memory: 512 features fit thrice."""
+
+    def change(entries):
+        for key in [] if memory else slots_of(entries, ""):
+            del entries[key]
+
+    source = edited(tmp_path, golden_checkpoints / TF1, change)
+    flags = [] if memory else ["--as=classifier"]
+    line = fails(capsys, source, tmp_path / "a", *flags)
+    assert "0, 1, 2 fit: give one as --selector" in line
+    assert "--as encoder" in line
+    for layer in (0, 2):
+        out = tmp_path / f"layer{layer}"
+        assert run(source, out, f"--selector={layer}") == 0
+        assert (meta_of(out)["kind"], meta_of(out)["from_layer"]) == ("classifier", layer)
+    assert run(source, tmp_path / "b", "--as=encoder") == 0
+    assert "after layer 0 or 1 or 2 of the head" in capsys.readouterr().out
+
+
 def test_only_one_layer_fits_the_linear_one(golden_checkpoints, tmp_path):
     """A head of one layer, 512 -> 128: what takes 512 features stands before it."""
 
@@ -177,7 +199,9 @@ def test_moving_average_is_a_choice(golden_checkpoints, tmp_path, capsys):
     assert torch.equal(plain[other], average[other])
     placed = [meta_of(tmp_path / x)["settings"]["placed"] for x in "ab"]
     assert placed[0] == placed[1] == 119
-    assert run(source, tmp_path / "c", "--ema") == 0  # the linear layer has no average
+    assert (
+        run(source, tmp_path / "c", "--ema", "--selector=1") == 0
+    )  # the linear layer has no average
     assert meta_of(tmp_path / "c")["kind"] == "classifier"
     capsys.readouterr()
     line = fails(capsys, golden_checkpoints / TF1, tmp_path / "d", "--ema")
@@ -225,7 +249,8 @@ def test_left_over_variable_is_named(golden_checkpoints, tmp_path, capsys, key):
     line = fails(capsys, source, tmp_path / "out")
     assert f"1 left over ({key})" in line
     assert "--drop" in line
-    assert run(source, tmp_path / "out", "--drop", key.replace(key.split("/")[0], "*", 1)) == 0
+    pattern = key.replace(key.split("/")[0], "*", 1)
+    assert run(source, tmp_path / "out", "--drop", pattern, "--selector=1") == 0
     assert meta_of(tmp_path / "out")["settings"]["dropped"]["named by --drop"] >= 1
 
 

@@ -1,0 +1,210 @@
+"""Published weights of a timm model, as an artifact that takes the place of stage 1.
+
+    python -m stages.import_weights timm:resnet50.a1_in1k runs/photos/pretrain
+    python -m stages.import_weights timm:resnet50.a1_in1k=weights.safetensors runs/photos/pretrain
+    python pipeline.py --data.train photos
+
+The encoder comes without a projection head, so stages 2 and 3 start from its own output, layer 0.
+Size, mean and standard deviation of its images are timm's, and the later stages take them over. A
+folder as on timm's hub, or a file in one, says in ``config.json`` what it holds; of any other file
+the command says it. Nothing in a file is executed.
+"""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from timm.models import PretrainedCfg
+
+from shared.config.schema import Data, Model
+from shared.networks.build import build_encoder, network_meta
+from shared.networks.encoders import FORMATS, fetch_weights, known_encoder
+from shared.networks.heads import ContrastiveModel, ProjectionHead
+from shared.runtime.artifacts import read_json, sha256
+from shared.runtime.errors import UserError
+from stages.import_weights.artifact import check_output, require_empty, write_artifact
+
+PREFIX = "timm:"
+SUFFIXES = (".safetensors", ".bin")  # of files that need no prefix: nobody else's end so
+
+
+class Published(NamedTuple):
+    """Weights that somebody has published.
+
+    Attributes:
+        name: of the timm model.
+        file: that holds the weights; None for those of timm's hub.
+        config: how these weights see images.
+    """
+
+    name: str
+    file: Path | None
+    config: PretrainedCfg
+
+
+def is_published(source: str) -> bool:
+    """Whether a source is meant for this module, and is no checkpoint of TensorFlow."""
+    return source.startswith(PREFIX) or source.endswith(SUFFIXES)
+
+
+def import_published(source: str, out: Path, image_size: int | None = None) -> list[str]:
+    """Make an artifact folder of published weights.
+
+    Args:
+        source: ``timm:NAME``, ``timm:NAME=FILE``, or ``timm:FILE`` and ``timm:FOLDER`` beside whose
+            weights a ``config.json`` says what they are.
+        out: folder of the artifact.
+        image_size: pixels per side; None takes the published size.
+
+    Returns:
+        A report for the user, line by line.
+
+    Raises:
+        UserError: timm knows no such model, its weights cannot be reached or read, they are of
+            another network or do not take images of this size, or ``out`` holds an artifact.
+    """
+    require_empty(out)
+    published = find(source.removeprefix(PREFIX))
+    config = published.config
+    try:
+        side = _side(config)
+        mean, std = _per_channel(config.mean), _per_channel(config.std)
+        side = side if image_size is None else image_size
+        data = Data(image_size=side, antialias=True, mean=mean, std=std)
+        pretrained = str(published.file) if published.file else bool(config.has_weights)
+        if not pretrained:
+            raise ValueError(f"timm has no published weights of it; give {PREFIX}NAME=FILE")
+        file = fetch_weights(published.name, pretrained, f"connect, or give {PREFIX}NAME=FILE")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: {error}") from error
+    size = data.image_size
+    encoder = build_encoder(published.name, size, pretrained)
+    features = cast(int, encoder.head_hidden_size)
+    model = ContrastiveModel(encoder, ProjectionHead(features, 0))
+    check_output(model, size)
+
+    digest = sha256(file) if file else None
+    account = {
+        "stage": "import",
+        "source": f"{PREFIX}{published.name}",
+        "file": file.name if file else None,
+        "sha256": digest,
+        "interpolation": config.interpolation,
+        "crop_pct": config.crop_pct,
+    }
+    # the tag names the weights and not the network, and timm may drop it
+    network = network_meta(Model(encoder=published.name.partition(".")[0]), data)
+    meta = {
+        "kind": "encoder",
+        "stage": "import",
+        **network,
+        "head": {"layers": 0, "width": None, "out": None},
+        "images": None,
+        "seed": None,
+        "seconds": 0.0,
+        "settings": account,
+    }
+    write_artifact(out, model, meta)
+    return _report(published, file, digest, out, data, model)
+
+
+def find(source: str) -> Published:
+    """The weights that a source names, after ``timm:``.
+
+    Raises:
+        UserError: timm knows no such model, or nothing says which model a file is of.
+    """
+    if not source:
+        raise UserError(f"{PREFIX} names no model; give {PREFIX}NAME, such as {PREFIX}resnet50")
+    named = None if Path(source).exists() else re.fullmatch(r"([\w.-]+)=(.+)", source)
+    name, path = (named[1], Path(named[2])) if named else ("", Path(source))
+    if not named and not path.is_dir() and path.suffix not in FORMATS:
+        name, path = source.removeprefix("hf-hub:").removeprefix("timm/"), None
+    file = _file_in(path) if path else None
+    notes = _notes_beside(file) if file else {}
+    name = name or notes.get("architecture", "")
+    if not isinstance(name, str) or not name:
+        raise UserError(
+            f"{file} does not say of which model it is, and no config.json of timm lies beside it;"
+            f" give timm:NAME={file}, such as timm:resnet50={file}"
+        )
+    try:
+        config = known_encoder(name)
+    except ValueError as error:
+        raise UserError(f"{PREFIX}{source}: {error}") from error
+    described = notes.get("pretrained_cfg", notes)
+    if notes.get("architecture") == name.partition(".")[0] and isinstance(described, dict):
+        seen = ("input_size", "mean", "std", "interpolation", "crop_pct")
+        config = replace(config, **{key: described[key] for key in seen if key in described})
+    return Published(name, file, config)
+
+
+def _file_in(path: Path) -> Path:
+    """A file of weights: the path itself, or the one in its folder; UserError where it is none."""
+    if path.is_dir():
+        files = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+        return file
+    if not path.is_file() or path.suffix not in FORMATS:
+        what = "is no file of weights" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}; give one of {', '.join(FORMATS)}, or timm's folder")
+    return path
+
+
+def _notes_beside(file: Path) -> dict[str, Any]:
+    """What ``config.json`` beside the weights says, as timm writes it; nothing where it is none."""
+    notes = file.with_name("config.json")
+    return read_json(notes) if notes.is_file() else {}
+
+
+def _side(config: PretrainedCfg) -> int:
+    """Pixels per side of the images that the weights were trained with.
+
+    Raises:
+        ValueError: these are not square, or have not three channels.
+    """
+    channels, height, width = config.input_size
+    if channels != 3 or height != width or not isinstance(height, int):
+        raise ValueError(
+            f"it takes images of {channels!r} x {height!r} x {width!r}; here an encoder takes"
+            " square images of 3 channels"
+        )
+    return height
+
+
+def _per_channel(values: Any) -> tuple[float, float, float]:
+    """Three numbers; ValueError where they are not."""
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"mean and std are three numbers each, not {values!r}")
+    return cast(tuple[float, float, float], numbers)
+
+
+def _report(
+    published: Published,
+    file: Path | None,
+    digest: str | None,
+    out: Path,
+    data: Data,
+    model: ContrastiveModel,
+) -> list[str]:
+    """What was imported, for the user, line by line."""
+    parameters = sum(p.numel() for p in model.parameters())
+    mean, std = (", ".join(f"{x:g}" for x in numbers) for numbers in (data.mean, data.std))
+    other = published.config.interpolation != "bicubic"
+    lines = [
+        f"{PREFIX}{published.name}: {file or published.config.url}",
+        *([f"  sha256 {digest}"] if digest else []),
+        f"{out}: encoder, images of {data.image_size} pixels",
+        f"  encoder {published.name}: {parameters:,} parameters, {model.head.widths[0]} features",
+        "  no projection head: stages 2 and 3 start from layer 0",
+        f"  mean {mean}; std {std}; resized with the antialiased bicubic filter"
+        + f", in place of the published {published.config.interpolation!r}" * other,
+        "  the stages take size, mean and std from here: none of them has to be given",
+        "  self-check: the output for a random image is finite",
+    ]
+    return lines
