@@ -144,7 +144,7 @@ METHODS = {
             "published",
             "logistic regression on published weights",
             "published weights",
-            "#A32A3F",
+            "#C4475B",
             "*",
             stage="classical",
             section="classical",
