@@ -619,8 +619,8 @@ class Config:
     Args:
         run: name of the run; its artifacts lie in <output>/<run>.
         output: folder of all runs.
-        labels: labeled training images: <x>pct, <n>perclass, <n>random, <n>suggested by stage 1's
-            features, a text file of image names, or a CSV file with columns such as file and label.
+        labels: labeled training images: <x>pct, <n>perclass, <n>random, <n>suggested by stage 1, a
+            text file of names, or a CSV file: file,label.
         seed: of the label draw and of stages 2 and 3.
         method: which row of the table stages.finetune makes; the pipeline makes all of them.
         force: stages to redo although they are done, with all that is made from them, separated by

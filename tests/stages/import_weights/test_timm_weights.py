@@ -298,8 +298,10 @@ def test_the_plan_measures_no_pretraining(published, tmp_path):
     assert (tmp_path / "r/pretrain/model.safetensors").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS[:2]]
+
+
+@pytest.mark.parametrize("name", [*SLOW, NETWORKS[2]])
 def test_teacher_and_student_of_every_kind(name, tmp_path):
     """At the published size: imported teacher, and a student that starts from published weights."""
     file = tmp_path / "weights.safetensors"
@@ -307,7 +309,7 @@ def test_teacher_and_student_of_every_kind(name, tmp_path):
     assert run(f"timm:{name}={file}", tmp_path / "r/pretrain") == 0
     options = [*TINY[3:], *FEW, f"--output={tmp_path}", "--run=r", "--data.test_fraction=0.02"]
     options += ["--finetune.steps=2", "--distill.steps=2", f"--distill.student={name}"]
-    options += [f"--distill.student_pretrained={file}", "--precision=auto"]
+    options += [f"--distill.student_pretrained={file}"]
     assert finetune.main(options) == 0
     assert distill.main(options) == 0
     for method in ("finetune", "distill"):
