@@ -32,4 +32,5 @@ def process(index: int = 0, of: int = 1) -> SimpleNamespace:
         is_main_process=index == 0,
         device=torch.device("cpu"),
         wait_for_everyone=lambda: None,
+        print=print,
     )
