@@ -144,7 +144,7 @@ METHODS = {
             "published",
             "logistic regression on published weights",
             "published weights",
-            "#A32A3F",
+            "#D1495B",
             "*",
             stage="classical",
             section="classical",
