@@ -48,8 +48,8 @@ def test_a_card_names_better_methods(bare):
     assert card.sentences[0].startswith("To deploy: distilled student; 95% interval 86.5 to 92.7")
     assert card.sentences[1:3] == [
         "For comparison: SVM on pixels 50.0%; forest on pixels 50.0%; spreading 50.0%; SVM on"
-        " gradients 50.0%; supervised 50.0%; student, labels alone 50.0%; linear 50.0%; logistic"
-        " 50.0%; fine-tuned 95.0%.",
+        " gradients 50.0%; supervised 50.0%; student, labels alone 50.0%; published weights 50.0%;"
+        " linear 50.0%; logistic 50.0%; fine-tuned 95.0%.",
         "More accurate: fine-tuned 95.0%.",
     ]
     assert card.sentences[3].startswith("Fine-tuned teacher has +5.0 points; how sure that is")
