@@ -195,12 +195,12 @@ def start_from_class_means(
     """
     model.eval()
     batches = plain_batches(images, labels.ids, config.data, 256, device)
-    rows = [(model.features(batch).float(), ids) for batch, ids in batches]
+    rows = [(model.features(batch).float().cpu(), ids) for batch, ids in batches]
     features, ids = torch.cat([f for f, _ in rows]), torch.cat([i for _, i in rows])  # (k, F)
     if not len(ids):
         raise UserError(f"none of the {len(labels.ids)} labeled images can be read")
     place = np.searchsorted(labels.ids, ids.numpy())  # without the unreadable images
-    targets = torch.from_numpy(labels.targets[place]).to(device)
+    targets = torch.from_numpy(labels.targets[place])
     classes = F.one_hot(targets, model.linear.out_features).float()  # (k, C)
     numbers = classes.sum(0)  # (C,)
     means = (classes.T @ features) / numbers.clamp(min=1)[:, None]  # (C, F)
