@@ -55,8 +55,8 @@ def runs(tmp_path_factory):
 
 
 def same(one: Path, several: Path, loss: float = 1e-4, metric: float = 0.02, weight: float = 2e-3):
-    """All artifacts: what was logged of every step, and weights and statistics."""
-    folders = sorted(meta.parent.name for meta in one.glob("*/meta.json"))
+    """All that is trained in steps: what was logged of each, and weights and statistics."""
+    folders = sorted(log.parent.name for log in one.glob("*/metrics.jsonl"))
     assert len(folders) >= 6
     for name in folders:
         logs = [
@@ -90,7 +90,8 @@ def test_same_table(runs):
     ]
     for one, three in zip(*tables, strict=True):
         assert abs(one["top1"] - three["top1"]) <= 2 / 360 + 1e-9
-        assert three["nll"] == pytest.approx(one["nll"], rel=1e-2)
+        if "nll" in one:  # a support vector machine gives no probabilities
+            assert three["nll"] == pytest.approx(one["nll"], rel=1e-2)
 
 
 # ---- fewer images than processes ----
