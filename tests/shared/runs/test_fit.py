@@ -240,6 +240,7 @@ def call(photos, *flags: str) -> int:
     return pipeline.main([f"--data.train={photos}", *places, *flags])
 
 
+@pytest.mark.slow
 def test_the_choice_is_made_once_and_kept(photos, capsys, monkeypatch):
     assert call(photos, *SHORT) == 0
     printed = capsys.readouterr().out
