@@ -158,7 +158,7 @@ def test_two_machines_train_as_one_process_does(tmp_path):
         (["--labels=200pct"], "the share must be above 0"),
         (["--labels=absent.csv"], "cannot read the label file absent.csv"),
         (["--labels=9999perclass"], "it must be 1perclass to"),
-        (["--pretrain.batch_size=7"], "must be a multiple of the 2 processes"),
+        (["--finetune.batch_size=1"], "leaves some of the 2 processes without an image"),
         (["--data.train=absent", "--tracker=tensorboard"], "no folder or file is called 'absent'"),
     ],
 )
