@@ -102,6 +102,8 @@ RESUMED = ("adamw", "lars", "sgd", "memory", "micro_batch")
 
 PREDICTED = ["{output}/pipeline/distill-10pct-seed0", "{photos}/a/0.png"]
 
+EXPORTED = ["{output}/pipeline/distill-10pct-seed0", "--to", "torchscript"]
+
 
 def pretrain(name: str, *options: str, **how) -> list[Command]:
     arguments = [*TINY, *BF16, *options, "--output={output}", f"--run={name}"]
@@ -128,6 +130,7 @@ CASES = {
         *pipeline("pipeline", *TINY, *BF16, *DISTILL, strict=True),
         Command("predict", "stages.predict", PREDICTED),
         Command("page", "stages.page.__main__", ["{output}/pipeline"]),
+        Command("export", "stages.export.export", EXPORTED),
         *(resumed(method) for method in ("finetune", "linear", "supervised")),
         resumed("distill", "stages.distill"),
     ],
