@@ -518,6 +518,7 @@ def work(rank, processes, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_three_processes_equal_one(tmp_path, monkeypatch):
     """They have 2, 3 and 3 of 8 rows; 10, 11 and 11 of 32 in the stage."""
     monkeypatch.setattr(pretrain, "Memory", Recorder)
