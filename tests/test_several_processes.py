@@ -216,11 +216,13 @@ VARIANTS = {
 
 
 def train(output: str, name: str) -> None:
-    arguments = [*TINY, *UNEVEN, f"--output={output}", f"--run={name.replace(' ', '-')}"]
+    where = [f"--output={output}", f"--run={name.replace(' ', '-')}"]
+    arguments = [*TINY, *UNEVEN, *where, "--classical.enabled=false"]
     config, _ = load_config([*arguments, *VARIANTS[name]], "", "")
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=True, mixed_precision=config.precision)
-    pipeline.run(config, accelerator)
+    line = CommandLine(config, frozenset(), (), "recipe")
+    pipeline.run(config, accelerator, line, time.time())
     accelerator.free_memory()
 
 
