@@ -47,7 +47,6 @@ from shared.networks.build import keep_layers, load_contrastive, network_of, req
 from shared.networks.heads import Classifier
 from shared.runtime.artifacts import (
     ClassifierNetwork,
-    LabelsMeta,
     NetworkMeta,
     StageFolder,
     read_meta,
@@ -64,7 +63,14 @@ from shared.training.classical import (
 )
 from shared.training.device import to_device
 from shared.training.evaluate import Predictions, over_images, predict
-from shared.training.stage import FOLLOWS, finish, measured, result_of, settings_of_test_images
+from shared.training.stage import (
+    FOLLOWS,
+    finish,
+    labels_meta,
+    measured,
+    result_of,
+    settings_of_test_images,
+)
 
 # What keeps the rows to seconds, at most: labels and images that those on pixels learn from, labels
 # for that on features, and classes, of which the support vector machine compares every two.
@@ -167,10 +173,6 @@ def _folder(
     return folder
 
 
-def _labels_meta(config: Config, labels: Labels) -> LabelsMeta:
-    return {"given": config.labels, "hash": labels.hash, "number": len(labels.ids)}
-
-
 # ------------------------------------------------------------------------------------- on pixels
 def _on_pixels(
     config: Config,
@@ -196,7 +198,7 @@ def _on_pixels(
     if isinstance(row.fit.model, SVC):  # it gives scores and no probabilities
         metrics = {name: value for name, value in metrics.items() if name.startswith("top")}
     seconds = time.perf_counter() - began
-    known = _labels_meta(config, labels)
+    known = labels_meta(config, labels)
     meta = {
         "kind": "predictions",
         "encoder": METHODS[method].title,
@@ -394,7 +396,7 @@ def _on_features(
         "classes": classes,
         "from_layer": 0,
     }
-    known, seconds = _labels_meta(config, labels), time.perf_counter() - began
+    known, seconds = labels_meta(config, labels), time.perf_counter() - began
     parameters = sum(p.numel() for p in model.parameters())
     about = {
         "kind": "classifier",

@@ -45,13 +45,13 @@ from shared.networks.build import (
     require_same_input,
 )
 from shared.networks.heads import Classifier, freeze
-from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, NetworkMeta, read_meta
+from shared.runtime.artifacts import ClassifierNetwork, NetworkMeta, read_meta
 from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device
 from shared.training.evaluate import state_hash
-from shared.training.stage import Stage, settings_of_test_images
+from shared.training.stage import Stage, labels_meta, settings_of_test_images
 
 LEAST_SPREAD = 1e-3  # a smaller share of the features' square is a rounding error, not a variance
 
@@ -140,12 +140,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
             stage.log(loss=loss, top1=weight * (logits.argmax(1) == target).float().mean())
     if row.frozen and state_hash(model.encoder) != encoder_before:
         raise AssertionError(f"{method} changed the frozen encoder")
-    labels_meta: LabelsMeta = {
-        "given": config.labels,
-        "hash": labels.hash,
-        "number": len(labels.ids),
-    }
-    return stage.finish_classifier(classifier, labels_meta, splits.test, source)
+    known = labels_meta(config, labels)
+    return stage.finish_classifier(classifier, known, splits.test, source)
 
 
 def starting_point(config: Config, method: str) -> tuple[Path | None, NetworkMeta, dict[str, Any]]:

@@ -421,6 +421,11 @@ def settings_of_test_images(splits: Splits) -> dict[str, str | None]:
     return {"test_images": f"{splits.test.fingerprint}-{splits.test.labels_fingerprint}"}
 
 
+def labels_meta(config: Config, labels: Labels) -> LabelsMeta:
+    """What an artifact notes of the labels that it was made with."""
+    return {"given": config.labels, "hash": labels.hash, "number": len(labels.ids)}
+
+
 def to_follow(config: Config, splits: Splits, labels: Labels) -> list[str]:
     """Methods whose artifact is there, of another content of the file of labels than now."""
     if not config.label_set.file:
