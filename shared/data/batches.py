@@ -33,12 +33,14 @@ from shared.config.schema import Augmentation, Data
 from shared.data import augment, image_ops
 from shared.data.augment import Draws
 from shared.data.images import ImageSet
+from shared.data.permutation import permuted
 from shared.runtime.distributed import rows_of
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
 from shared.runtime.stop import leave_signals_to_parent, signals_held
 
 T = TypeVar("T")
+LONGEST_ORDER = 2**24  # images; a pass over more is not stored: this many take 128 MiB
 
 
 def positions(seed: int, stage: str, step: int, batch_size: int, n: int) -> np.ndarray:
@@ -47,13 +49,20 @@ def positions(seed: int, stage: str, step: int, batch_size: int, n: int) -> np.n
     Returns:
         (batch_size,) int64; a batch may span two passes, as in the reference.
     """
-    place = np.arange(step * batch_size, (step + 1) * batch_size)
+    passes, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), n)
     return np.concatenate(
         [
-            _order(seed, stage, int(number), n)[place[place // n == number] % n]
-            for number in np.unique(place // n)
+            _ordered(seed, stage, int(number), n, places[passes == number])
+            for number in np.unique(passes)
         ]
     )
+
+
+def _ordered(seed: int, stage: str, number: int, n: int, places: np.ndarray) -> np.ndarray:
+    """What stands at these places in the order of a pass."""
+    if n > LONGEST_ORDER:
+        return permuted(places, n, generator(seed, stage, "order", number))
+    return _order(seed, stage, number, n)[places]
 
 
 @lru_cache(maxsize=4)
