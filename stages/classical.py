@@ -192,8 +192,8 @@ def _on_pixels(
         accelerator.print(f"{method}: learns from {len(pixels.targets):,} of the labels, by lot")
     row = ROWS[method](pixels, len(splits.train.classes), config.seed)
     assert splits.test is not None
-    targets = torch.from_numpy(splits.test.labels[pixels.positions])
-    predictions = Predictions(pixels.positions, torch.from_numpy(row.logits), targets)
+    targets = splits.test.labels[pixels.positions]
+    predictions = Predictions.from_logits(pixels.positions, row.logits, targets)
     metrics = measured(predictions)
     if isinstance(row.fit.model, SVC):  # it gives scores and no probabilities
         metrics = {name: value for name, value in metrics.items() if name.startswith("top")}
@@ -228,7 +228,7 @@ def small_images(data: Data, label_set: LabelSet, seed: int, accelerator: Accele
 
     def images(of: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows, positions = over_images(
-            lambda batch, _: as_pixels(batch), of, ids, unit, accelerator, title="pixels"
+            lambda batch, *_: as_pixels(batch), of, ids, unit, accelerator, title="pixels"
         )
         side = round((rows.shape[1] / 3) ** 0.5)
         return rows.reshape(-1, 3, side, side), positions
@@ -379,7 +379,7 @@ def _on_features(
     to_device(model, config, accelerator).eval()
     kept = by_lot(labels.targets, FEATURE_LABELS, config.seed)
 
-    def features(batch: Tensor, _: int) -> Tensor:
+    def features(batch: Tensor, *_: object) -> Tensor:
         with accelerator.autocast():
             return model.features(batch)
 

@@ -1,8 +1,8 @@
 """A permutation of very many positions that is never stored.
 
-A table of 10^8 positions takes 0.8 GiB in every process, for every pass. Here each value is
-computed from its position by a Feistel network (Luby and Rackoff 1988): a permutation of all numbers
-of 2 h bits. A value that is not below n goes through it again until it is (cycle walking, Black and
+A table of 10^8 positions takes 0.8 GB in every process, for every pass. Here each value is computed
+from its position by a Feistel network (Luby and Rackoff 1988): a permutation of all numbers of 2 h
+bits. A value that is not below n goes through it again until it is (cycle walking, Black and
 Rogaway 2002), and this is a permutation of 0 .. n - 1.
 """
 

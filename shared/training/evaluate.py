@@ -29,24 +29,42 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
         likelihood in nats; ``ece``, the expected calibration error in [0, 1], in 15 bins of equal
         width (Guo et al. 2017, section 2).
     """
+    return _summary(_answers(logits, targets), targets, logits.shape[1])
+
+
+def _answers(logits: Tensor, targets: Tensor) -> Tensor:
+    """All that the metrics need of (N, C) logits, for a table of many classes would not fit.
+
+    Returns:
+        (N, 4) float32: the likeliest class, its probability, whether the target is among the five
+        likeliest, the negative log likelihood of the target.
+    """
     logits = logits.float()
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)
-    hit = ranked == targets[:, None]
-    confidence = logits.softmax(1).amax(1)  # (N,)
+    confidence = logits.softmax(1).amax(1)
+    among_five = (ranked == targets[:, None]).any(1)
+    nll = F.cross_entropy(logits, targets, reduction="none")
+    return torch.stack([ranked[:, 0].float(), confidence, among_five.float(), nll], dim=1)
+
+
+def _summary(answers: Tensor, targets: Tensor, classes: int) -> dict[str, float]:
+    """The metrics of (N, 4) answers."""
+    predictions, confidence, among_five, nll = answers.unbind(1)
+    hit = (predictions == targets).float()
     bins = (confidence * 15).long().clamp_(0, 14)  # also of NaN, which has no bin
     # sum over bins of |right predictions - confidence| / N
-    gaps = torch.zeros(15, device=logits.device).index_add_(0, bins, hit[:, 0].float() - confidence)
-    metrics = {"top1": hit[:, 0].float().mean().item()}
-    if logits.shape[1] > 5:
-        metrics["top5"] = hit.any(1).float().mean().item()
-    metrics["nll"] = F.cross_entropy(logits, targets).item()
+    gaps = torch.zeros(15, device=answers.device).index_add_(0, bins, hit - confidence)
+    metrics = {"top1": hit.mean().item()}
+    if classes > 5:
+        metrics["top5"] = among_five.mean().item()
+    metrics["nll"] = nll.mean().item()
     metrics["ece"] = (gaps.abs().sum() / len(targets)).item()
     return metrics
 
 
 @torch.inference_mode()
 def over_images(
-    function: Callable[[Tensor, int], Tensor],
+    function: Callable[[Tensor, int, np.ndarray], Tensor],
     images: ImageSet,
     ids: np.ndarray,
     data: Data,
@@ -57,9 +75,9 @@ def over_images(
     """Apply a function to every image as evaluation shows it, divided among the processes.
 
     Args:
-        function: a normalised batch (b, 3, S, S) and its number -> (b, F). Batch k holds the ids
-            k * batch_size and following, however many processes there are: random numbers may
-            depend on k.
+        function: a normalised batch (b, 3, S, S), its number and its positions (b,) -> (b, F).
+            Batch k holds the ids k * batch_size and following, however many processes there are:
+            random numbers may depend on k.
         images: the image set.
         ids: positions in it, ascending.
         data: image size, normalisation, workers.
@@ -79,14 +97,14 @@ def over_images(
     batches = plain_batches(images, own, data, batch_size, accelerator.device)
     with Progress(title, len(own), "images", shown=accelerator.is_main_process) as bar:
         for number, (batch, of_batch) in zip(numbers, batches, strict=True):
-            rows.append(function(batch, number).float())
+            rows.append(function(batch, number, of_batch.numpy()).float())
             positions.append(of_batch)
             bar.update(len(batch))
     if world == 1:
         return torch.cat(rows).cpu().numpy(), torch.cat(positions).numpy()
     if not rows:  # fewer batches than processes: the width is that of one image
-        batch, _ = next(plain_batches(images, ids[:1], data, 1, accelerator.device))
-        rows.append(function(batch, 0).float()[:0])
+        batch, at = next(plain_batches(images, ids[:1], data, 1, accelerator.device))
+        rows.append(function(batch, 0, at.numpy()).float()[:0])
     # processes may hold different numbers of images: pad with rows marked -1
     padded = accelerator.pad_across_processes(
         (torch.cat(rows), torch.cat(positions).to(accelerator.device)), dim=0, pad_index=-1
@@ -101,26 +119,43 @@ class Predictions(NamedTuple):
 
     Attributes:
         positions: (N,) int64 in the image set.
-        logits: (N, C) float32, or log probabilities.
-        targets: (N,) int64, their classes.
+        predictions: (N,) int64, the likeliest class.
+        targets: (N,) int64, the labels.
+        metrics: ``classification_metrics``.
     """
 
     positions: np.ndarray
-    logits: Tensor
-    targets: Tensor
+    predictions: np.ndarray
+    targets: np.ndarray
+    metrics: dict[str, float]
+
+    @classmethod
+    def from_answers(
+        cls, positions: np.ndarray, answers: Tensor, targets: np.ndarray, classes: int
+    ) -> "Predictions":
+        """From the (N, 4) answers of one of ``classes`` classes."""
+        metrics = _summary(answers, torch.from_numpy(targets), classes)
+        return cls(positions, answers[:, 0].long().numpy(), targets, metrics)
+
+    @classmethod
+    def from_logits(
+        cls, positions: np.ndarray, logits: np.ndarray, targets: np.ndarray
+    ) -> "Predictions":
+        """From (N, C) logits, or log probabilities."""
+        answers = _answers(torch.from_numpy(logits), torch.from_numpy(targets))
+        return cls.from_answers(positions, answers, targets, logits.shape[1])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """``positions``, ``predictions`` (the likeliest class) and ``targets``, to be saved."""
-        predictions = self.logits.argmax(1).numpy()
-        return {
-            "positions": self.positions,
-            "predictions": predictions,
-            "targets": self.targets.numpy(),
-        }
+        """``positions``, ``predictions`` and ``targets``, to be saved."""
+        return {name: array for name, array in self._asdict().items() if name != "metrics"}
 
 
 def predict(
-    model: nn.Module, images: ImageSet, data: Data, accelerator: Accelerator, batch_size: int = 512
+    model: nn.Module,
+    images: ImageSet,
+    data: Data,
+    accelerator: Accelerator,
+    batch_size: int = 512,
 ) -> Predictions:
     """Show all labeled images to a model, divided among the processes; each gets all answers.
 
@@ -128,15 +163,15 @@ def predict(
     """
     model.eval()
 
-    def logits(batch: Tensor, _: int) -> Tensor:
+    def answers(batch: Tensor, _: int, positions: np.ndarray) -> Tensor:
         with accelerator.autocast():
-            return model(batch)
+            logits = model(batch)
+        return _answers(logits, torch.from_numpy(images.labels[positions]).to(logits.device))
 
     ids = np.flatnonzero(images.labels != UNLABELED)
-    rows, positions = over_images(logits, images, ids, data, accelerator, batch_size, "testing")
-    return Predictions(
-        positions, torch.from_numpy(rows), torch.from_numpy(images.labels[positions])
-    )
+    rows, positions = over_images(answers, images, ids, data, accelerator, batch_size, "testing")
+    targets, classes = images.labels[positions], len(images.classes)
+    return Predictions.from_answers(positions, torch.from_numpy(rows), targets, classes)
 
 
 def state_hash(model: nn.Module) -> str:

@@ -55,7 +55,7 @@ from shared.runtime.distributed import mean_over_processes
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import seed_torch
 from shared.runtime.stop import Stopped, StopRequest
-from shared.training.evaluate import Predictions, classification_metrics, predict
+from shared.training.evaluate import Predictions, predict
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
 from shared.training.schedule import require_an_image_each, schedule_of
@@ -364,10 +364,8 @@ class Stage:
 
 
 def measured(predictions: Predictions | None) -> dict[str, float]:
-    """``classification_metrics`` of the predictions; nothing without test images."""
-    if predictions is None:
-        return {}
-    return classification_metrics(predictions.logits, predictions.targets)
+    """The metrics of the predictions; nothing without test images."""
+    return {} if predictions is None else predictions.metrics
 
 
 def result_of(

@@ -71,7 +71,7 @@ def corrupted(inputs: Inputs) -> tuple[Corruptions, Arrays] | None:
         rng = generator(seed, "assess", name, severity, number)
         return corruptions.corrupt(batch, name, severity, rng)
 
-    def predictions(batch: Tensor, number: int) -> Tensor:
+    def predictions(batch: Tensor, number: int, *_: object) -> Tensor:
         views = [batch, *(variant(batch, *kind, number) for kind in VARIANTS)]
         answers = [
             inputs.apply(network, normalize(view, data)).argmax(1)
@@ -182,7 +182,7 @@ def _confidence(
     def changed(batch: Tensor, number: int) -> Tensor:
         return change(batch, generator(config.seed, "assess", name, number))
 
-    def confidence(batch: Tensor, number: int) -> Tensor:
+    def confidence(batch: Tensor, number: int, *_: object) -> Tensor:
         view = normalize(changed(batch, number), config.data)
         answers = [inputs.apply(network, view) for network in inputs.classifiers.values()]
         return torch.stack([logits.softmax(1).amax(1) for logits in answers], dim=1)

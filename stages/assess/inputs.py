@@ -106,7 +106,7 @@ class Inputs:
 
     def rows(
         self,
-        function: Callable[[Tensor, int], Tensor],
+        function: Callable[[Tensor, int, np.ndarray], Tensor],
         images: ImageSet,
         ids: np.ndarray,
         data: Data,
@@ -118,7 +118,7 @@ class Inputs:
     def all_layers(self, images: ImageSet, ids: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Rows (n, F) of the encoder and of each layer of the head, and positions (n,)."""
         rows, positions = self.rows(
-            lambda batch, _: self.apply(_AllLayers(self.pretrained), batch),
+            lambda batch, *_: self.apply(_AllLayers(self.pretrained), batch),
             images,
             ids,
             self.config.data,
@@ -160,7 +160,7 @@ class Inputs:
     ) -> tuple[np.ndarray, np.ndarray]:
         """These training and test images as rows of pixels; one channel where all are grey."""
         pair = [
-            self.rows(lambda batch, _: as_pixels(batch), images, ids, self.unit_data, "pixels")[0]
+            self.rows(lambda batch, *_: as_pixels(batch), images, ids, self.unit_data, "pixels")[0]
             for images, ids in ((train, train_ids), (test, test_ids))
         ]
         channels = [rows.reshape(len(rows), 3, -1) for rows in pair]
@@ -189,7 +189,7 @@ class Inputs:
         """Logits (T, C) of each classifier and positions (T,) of the test images."""
         return {
             stage: self.rows(
-                lambda batch, _, network=network: self.apply(network, batch),
+                lambda batch, *_, network=network: self.apply(network, batch),
                 self.test_images,
                 self.test_ids,
                 self.config.data,

@@ -137,7 +137,7 @@ def _shown(
     """Outputs (n, F) of a network for images as evaluation shows them, and positions (n,)."""
     to_device(network, config, accelerator).eval().requires_grad_(False)
 
-    def outputs(batch: Tensor, _: int) -> Tensor:
+    def outputs(batch: Tensor, *_: object) -> Tensor:
         with accelerator.autocast():
             return network(batch)
 

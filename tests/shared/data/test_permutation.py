@@ -29,9 +29,9 @@ def test_each_place_is_computed_alone(n: int, seed: int, data: st.DataObject):
     assert len(set(together.tolist())) == len(set(places.tolist()))
 
 
-@pytest.mark.parametrize("n", [5, 16, 24])
+@pytest.mark.parametrize("n", [5, 16])
 def test_every_place_goes_everywhere_equally_often(n: int):
-    draws = 4000
+    draws = 2000
     values = np.stack([permuted(np.arange(n), n, generator(seed)) for seed in range(draws)])
     for place in range(n):
         counts = np.bincount(values[:, place], minlength=n)
@@ -39,7 +39,7 @@ def test_every_place_goes_everywhere_equally_often(n: int):
 
 
 def test_all_orders_of_four_are_equally_likely():
-    orders = [tuple(permuted(np.arange(4), 4, generator(seed)).tolist()) for seed in range(6000)]
+    orders = [tuple(permuted(np.arange(4), 4, generator(seed)).tolist()) for seed in range(3000)]
     counts = np.unique(orders, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > 1e-5
@@ -67,7 +67,8 @@ def test_an_epoch_of_many_images_takes_no_table():
     tracemalloc.stop()
     assert peak < 4 * 2**20  # a table takes 800 MB
     assert len(np.unique(parts[:2])) == 2 * 4096
-    assert all(0 <= part.min() and part.max() < n for part in parts)
+    assert min(map(np.min, parts)) >= 0
+    assert max(map(np.max, parts)) < n
 
 
 def test_a_stored_and_a_computed_order_both_visit_each_image_once(monkeypatch):

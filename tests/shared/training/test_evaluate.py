@@ -3,10 +3,12 @@
 import os
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -108,10 +110,32 @@ def lone():
 def test_predict_sees_labeled_images_in_eval_mode():
     labels = [0, 1, UNLABELED, 2, 0, UNLABELED, 1]
     data = Data(image_size=4)
-    positions, logits, targets = predict(Mean().train(), images(labels), data, lone(), batch_size=2)
-    assert positions.tolist() == [0, 1, 3, 4, 6]
-    assert targets.tolist() == [0, 1, 2, 0, 1]
-    assert logits[:, 0].round().tolist() == [0, 1, 3, 4, 6]
+    answers = predict(Mean().train(), images(labels), data, lone(), batch_size=2)
+    assert answers.positions.tolist() == [0, 1, 3, 4, 6]
+    assert answers.targets.tolist() == [0, 1, 2, 0, 1]
+    levels = torch.tensor([0.0, 1, 3, 4, 6])
+    expected = classification_metrics(
+        torch.stack([levels, -levels, 0 * levels], dim=1), torch.tensor([0, 1, 2, 0, 1])
+    )
+    assert answers.metrics == pytest.approx(expected, abs=1e-5)
+
+
+def test_metrics_of_many_classes_need_no_table_of_all_logits(tmp_path):
+    """In batches of 8 images, the largest tensor holds 8 rows."""
+    n, classes = 64, 50_000
+
+    class Wide(nn.Module):
+        def forward(self, batch):
+            hot = (batch.mean((1, 2, 3)) * 255).round().long()
+            return 9 * torch.nn.functional.one_hot(hot, classes).float()
+
+    many = replace(images(np.arange(n)), classes=tuple(map(str, range(classes))))
+    process = psutil.Process()
+    before = process.memory_info().rss
+    answers = predict(Wide(), many, Data(image_size=4), lone(), batch_size=8)
+    assert process.memory_info().rss - before < n * classes * 4
+    assert answers.predictions.tolist() == list(range(n))
+    assert answers.metrics["top1"] == answers.metrics["top5"] == 1
 
 
 def predict_on_one_of_two(rank, folder):
@@ -129,12 +153,14 @@ def predict_on_one_of_two(rank, folder):
     assert accelerator.num_processes == 2
     data = Data(image_size=4)
     for labels in ([0, 1, 2], [UNLABELED, 1, UNLABELED]):
-        positions, logits, targets = predict(Mean(), images(labels), data, accelerator)
-        assert positions.tolist() == [i for i, k in enumerate(labels) if k != UNLABELED]
-        known = [k for k in labels if k != UNLABELED]
-        assert sorted(targets.tolist()) == known
-        assert logits.shape == (len(known), 3)
-        assert logits[:, 0].round().tolist() == targets.tolist()  # image k shows level k
+        answers = predict(Mean(), images(labels), data, accelerator)
+        known = [i for i, k in enumerate(labels) if k != UNLABELED]
+        levels = torch.tensor(known).float()  # image k shows level k, and is of class k
+        expected = classification_metrics(
+            torch.stack([levels, -levels, 0 * levels], dim=1), torch.tensor(known)
+        )
+        assert answers.positions.tolist() == answers.targets.tolist() == known
+        assert answers.metrics == pytest.approx(expected, abs=1e-5)
     accelerator.end_training()
 
 
@@ -143,11 +169,10 @@ def test_a_process_without_images_still_answers(tmp_path):
 
 
 def test_predictions_are_saved_in_the_order_of_the_images():
-    said = predict(Mean(), images([0, UNLABELED, 2]), Data(image_size=4), lone())
-    arrays = said.arrays()
+    arrays = predict(Mean(), images([0, UNLABELED, 2]), Data(image_size=4), lone()).arrays()
     assert {name: array.tolist() for name, array in arrays.items()} == {
         "positions": [0, 2],
-        "predictions": said.logits.argmax(1).tolist(),
+        "predictions": [0, 0],
         "targets": [0, 2],
     }
     assert all(array.dtype == np.int64 for array in arrays.values())
@@ -195,7 +220,7 @@ def noise(tmp_path_factory):
     ).train
 
 
-def tagged(batch: torch.Tensor, number: int) -> torch.Tensor:
+def tagged(batch: torch.Tensor, number: int, _: np.ndarray) -> torch.Tensor:
     """The mean colours and the batch's number."""
     return torch.cat([batch.mean((2, 3)), batch.new_full((len(batch), 1), number)], dim=1)
 
