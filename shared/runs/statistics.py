@@ -19,9 +19,8 @@ from shared.config.labelset import LabelSet
 from shared.runs.metrics import METRICS
 from shared.runs.table import Paper, Table
 from shared.runtime.artifacts import Result
-from shared.runtime.randomness import generator
 
-RESAMPLES = 2000  # of the bootstrap
+FEWEST = 5  # repetitions of which an interval of the labels' worth is printed
 
 
 class BaselineResult(TypedDict):
@@ -161,24 +160,32 @@ def worth(
 ) -> tuple[float, tuple[float, float] | None]:
     """Which share of the labels gives the reference the accuracy that a method has.
 
+    The interval is the jackknife's, of the logarithm of the share, with Student's t. A bootstrap of
+    so few draws is too narrow: its 95% hold the true share in 52% (n = 2) to 84% (n = 5) of cases.
+
     Args:
         shares: (K,) label shares of the reference's curve, increasing.
         reference: (n, K) its accuracies, one row per label draw.
         values: (n,) accuracies of the method, on the same draws.
 
     Returns:
-        The share for the means, and its 95% interval: percentiles of a bootstrap over the draws
-        (None for one draw). 0 and infinity stand for shares outside the curve.
+        The share for the means, and its 95% interval: none for fewer draws than ``FEWEST``, and none
+        where the share lies outside the curve. 0 and infinity stand for shares outside.
     """
-    share = crossing(shares, reference.mean(0), float(values.mean()))
-    n = len(values)
-    if n < 2:
+    share, n = crossing(shares, reference.mean(0), float(values.mean())), len(values)
+    if n < FEWEST or not 0 < share < math.inf:
         return share, None
-    draws = generator(n, "bootstrap").integers(n, size=(RESAMPLES, n))
-    resampled = [crossing(shares, reference[d].mean(0), float(values[d].mean())) for d in draws]
-    # of the sorted values themselves: there is nothing between a number and infinity
-    low, high = np.quantile(resampled, (0.025, 0.975), method="closest_observation")
-    return share, (float(low), float(high))
+    others = [np.arange(n) != left_out for left_out in range(n)]
+    each = np.array(
+        [crossing(shares, reference[i].mean(0), float(values[i].mean())) for i in others]
+    )
+    logs = np.log(each.clip(shares[0], shares[-1]))
+    half = stdtrit(n - 1, 0.975) * math.sqrt((n - 1) * logs.var())
+    low, high = share * math.exp(-half), share * math.exp(half)
+    return share, (
+        0.0 if low < shares[0] or each.min() == 0 else low,
+        math.inf if high > shares[-1] or each.max() == math.inf else high,
+    )
 
 
 Groups = Mapping[tuple[str, str], Sequence[CellLine]]  # (row, column) -> repetitions

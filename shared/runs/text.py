@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Sequence
 
 from shared.runs.metrics import METRICS
-from shared.runs.statistics import CellLine, Summary
+from shared.runs.statistics import FEWEST, CellLine, Summary
 
 Lines = list[list[str]]
 
@@ -150,7 +150,7 @@ def _worth(summary: Summary) -> tuple[str, Lines]:
     rows = [row for row in summary["rows"] if row != summary["worth_of"]]
     caption = (
         f'What the labels are worth: "{summary["worth_of"]}" needs this share of the labels for'
-        " the same result (95% interval from a bootstrap over the label draws)"
+        f" the same result (from {FEWEST} label draws on with the 95% interval of their jackknife)"
     )
     return caption, _lines(rows, summary["columns"], lambda row, c: texts.get((row, c), "-"))
 

@@ -154,7 +154,7 @@ def labels_worth(rows: Iterable[Result], tag: str, method: str, n_train: int | N
     spread = ""
     if bounds:
         low, high = (_count_in_words(bound, counts, n_train) for bound in bounds)
-        spread = ", in every resample" if low == high else f", 95% interval {low} to {high}"
+        spread = f", 95% interval {low} to {high}"
     known = ", ".join(f"{count:,}" for count in counts[:-1]) + f" and {counts[-1]:,}"
     return (
         f"{_count_in_words(count, counts, n_train)}{spread}"

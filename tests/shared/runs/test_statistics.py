@@ -60,8 +60,35 @@ def test_worth_brackets_the_point():
     assert bounds is not None
     assert bounds[0] < share < bounds[1]
     assert 10 < bounds[0] < bounds[1] < 100
-    assert worth(shares, reference[:1], np.array([0.8]))[1] is None
-    assert worth(shares, reference, np.full(8, 1.2)) == (math.inf, (math.inf, math.inf))
+    assert worth(shares, reference[:4], np.full(4, 0.8))[1] is None  # too few draws
+    assert worth(shares, reference, np.full(8, 1.2)) == (math.inf, None)
+    assert worth(shares, reference, np.full(8, 0.2)) == (0.0, None)
+
+
+def test_worth_near_an_end_of_the_curve_is_open_there():
+    rng = np.random.default_rng(0)
+    shares = [1.0, 10.0, 100.0]
+    reference = np.array([0.7, 0.9, 0.99]) + rng.normal(0, 0.02, (5, 3))
+    first, _, last = reference.mean(0)
+    for level, end in ((first + 0.002, 0), (last - 0.002, 1)):
+        _, bounds = worth(shares, reference, np.full(5, level))
+        assert bounds is not None
+        assert bounds[end] == (0.0, math.inf)[end]
+
+
+@pytest.mark.parametrize("n", [5, 8])
+def test_the_interval_of_worth_holds_its_level(n):
+    """In 95% of simulated studies it holds the true share; a bootstrap of five did in 84%."""
+    rng, shares, level = np.random.default_rng(n), [1.0, 10.0, 100.0], 0.86
+    curve, studies = np.array([0.7, 0.9, 0.99]), 500
+    true, held = crossing(shares, curve, level), 0
+    for _ in range(studies):
+        draw = rng.normal(0, 0.01, (n, 1))  # what a draw adds to all that is trained on it
+        reference = curve + draw + rng.normal(0, 0.01, (n, 3))
+        _, bounds = worth(shares, reference, level + draw[:, 0] + rng.normal(0, 0.01, n))
+        assert bounds is not None
+        held += bounds[0] <= true <= bounds[1]
+    assert 0.92 < held / studies < 0.98
 
 
 @pytest.fixture

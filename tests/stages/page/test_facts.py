@@ -29,7 +29,19 @@ def test_labels_worth():
         row("supervised", 10, 2, 0.1),
     ]
     text = facts.labels_worth(rows, "10perclass", "distill", None)  # seed 2 is not complete
-    assert text.startswith("100 labels, in every resample (2 label draws;")
+    assert text.startswith("100 labels (2 label draws;")  # too few for an interval
+    rows += [
+        row(stage, n, seed, top1 + (seed - 4) / 100)
+        for seed in (2, 3, 4, 5, 6)
+        for stage, n, top1 in (
+            ("supervised", 1000, 0.9),
+            ("supervised", 10, 0.5),
+            ("distill", 10, 0.7),
+        )
+    ]
+    text = facts.labels_worth(rows, "10perclass", "distill", None)
+    assert "labels, 95% interval" in text
+    assert "(7 label draws;" in text
     with pytest.raises(UserError, match="several label counts"):
         facts.labels_worth(rows[1:3], "10perclass", "distill", None)
 
