@@ -169,8 +169,8 @@ def worth(
         values: (n,) accuracies of the method, on the same draws.
 
     Returns:
-        The share for the means, and its 95% interval: none for fewer draws than ``FEWEST``, and none
-        where the share lies outside the curve. 0 and infinity stand for shares outside.
+        The share for the means, and its 95% interval: none for fewer draws than ``FEWEST``, and
+        none where the share lies outside the curve. 0 and infinity stand for shares outside.
     """
     share, n = crossing(shares, reference.mean(0), float(values.mean())), len(values)
     if n < FEWEST or not 0 < share < math.inf:
