@@ -36,11 +36,13 @@ from shared.config.schema import (
 )
 from shared.data.sources import open_data
 from shared.runs.assessment import read_assessment
-from shared.runs.statistics import BaselineResult, CellLine, summarize
+from shared.runs.statistics import BaselineResult, CellLine, Summary, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
 from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
+from shared.runtime.files import clean
+from shared.runtime.lock import SHORT, held, release_all
 from shared.runtime.stop import Stopped
 from shared.training.schedule import require_an_image_each
 from shared.training.stage import RunStage
@@ -301,6 +303,7 @@ def _make(
                 print(f"failed: {error}", file=sys.stderr)
             failures[job.path] = str(error)
             clock.leave_out(job)
+        release_all()  # also of a stage that failed
         accelerator.free_memory()  # it holds on to every model that it prepared
 
 
@@ -439,16 +442,30 @@ def write_table(
         messages = sorted({line["message"] for line in lines if line["message"]})
         reason = f": {messages[0]}" if messages else ""
         raise UserError(f"table {table.name}: no finished cell in {config.folder}{reason}")
+    summary = summarize(table, lines)
+    texts = render(summary, lines)
     folder = config.folder / "tables" / table.name
+    with held(folder, patience=SHORT):
+        clean(folder, alone=True)
+        _write_table(folder, config, table, lines, summary, texts)
+    return f"{texts['txt']}\n\nalso as Markdown, CSV and LaTeX in {folder}"
+
+
+def _write_table(
+    folder: Path,
+    config: Config,
+    table: Table,
+    lines: Sequence[CellLine],
+    summary: Summary,
+    texts: Mapping[str, str],
+) -> None:
+    """Write all files of a table."""
     write_atomically(folder / "cells.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write_atomically(folder / "config.yaml", dump(config))
     write_atomically(folder / f"{table.name}.yaml", dump_table(table))
-    summary = summarize(table, lines)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-    texts = render(summary, lines)
     for suffix in ("md", "csv", "tex"):
         write_atomically(folder / f"table.{suffix}", texts[suffix])
-    return f"{texts['txt']}\n\nalso as Markdown, CSV and LaTeX in {folder}"
 
 
 def read_cells(path: Path) -> list[CellLine]:

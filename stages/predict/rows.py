@@ -24,6 +24,7 @@ from pyarrow import parquet
 from shared.data.images import printable
 from shared.runtime.artifacts import read_json, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
+from shared.runtime.files import into_place
 
 # How a cell begins that spreadsheets compute; the last four are the wide forms.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -359,15 +360,16 @@ class RowFile:
                 return
             (self._file or self._open()).close()
             if self.growing != self.path:
-                new = self.path.with_name(f"{self.path.name}.tmp")
-                with parquet.ParquetWriter(new, self.schema) as writer:
-                    for batch in _batches(self.growing):
-                        writer.write_batch(batch)
-                new.replace(self.path)
+                into_place(self.path, self._write_parquet)
                 self.growing.unlink()
             self._note()
         except OSError as error:
             raise self._cannot_write(error) from error
+
+    def _write_parquet(self, file: BinaryIO) -> None:
+        with parquet.ParquetWriter(file, self.schema) as writer:
+            for batch in _batches(self.growing):
+                writer.write_batch(batch)
 
     def _note(self) -> None:
         try:

@@ -43,6 +43,7 @@ from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.runtime.artifacts import read_json, read_meta, write_atomically
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.lock import held
 from shared.runtime.progress import Progress, counted
 from shared.runtime.randomness import generator
 from shared.training.device import to_device
@@ -194,7 +195,9 @@ def suggest(
     accelerator.print(rule(by, len(labeled.rows), classifier))
     chosen = ids[in_order_of_worth(rows, known, budget, by, config.seed, margin)]
     if accelerator.is_main_process:
-        write(folder, config, images, labeled, chosen)
+        with held(folder / f"{NAME}.csv"):
+            require_nothing_lost(folder / f"{NAME}.csv", labeled.rows)  # it may be another by now
+            write(folder, config, images, labeled, chosen)
     accelerator.print(next_command(config, folder, budget))
 
 
