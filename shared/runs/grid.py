@@ -43,6 +43,8 @@ from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, write_at
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean
 from shared.runtime.lock import SHORT, held, release_all
+from shared.runtime.progress import counted
+from shared.runtime.records import read_lines
 from shared.runtime.stop import Stopped
 from shared.training.schedule import require_an_image_each
 from shared.training.stage import RunStage
@@ -469,14 +471,10 @@ def _write_table(
 
 
 def read_cells(path: Path) -> list[CellLine]:
-    """The lines of a ``cells.jsonl``; damaged ones are named on standard error and left out."""
-    lines = []
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
-        try:
-            line = json.loads(text)
-            lines.append(cast(CellLine, {key: line[key] for key in CellLine.__annotations__}))
-        except (ValueError, KeyError, TypeError):
-            print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
+    """The lines of a ``cells.jsonl``; damaged ones are counted on standard error and left out."""
+    lines, damaged = read_lines(path, CellLine)
+    if damaged:
+        print(f"{path}: {counted(damaged, 'line')} damaged and left out", file=sys.stderr)
     return lines
 
 

@@ -18,14 +18,13 @@ import math
 import os
 import platform
 import subprocess
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NotRequired, TypedDict, cast, overload
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -36,8 +35,9 @@ from torch import Tensor, nn
 
 from shared.runtime.distributed import refuse_together
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import clean, into_place, open_regular, read_bytes, remove
+from shared.runtime.files import clean, into_place, open_regular, remove
 from shared.runtime.lock import BusyError, held, release, take
+from shared.runtime.records import damaged, mismatch, parse_json, read_json
 
 
 class HeadMeta(TypedDict):
@@ -155,8 +155,10 @@ class ClassifierMeta(Meta, ClassifierNetwork):
     result: NotRequired[Result]
 
 
-# Bounds on the JSON files that are read: bytes, and lists and objects in one another.
-MOST_JSON, DEPTH = 2**26, 40
+# Bounds of what a meta.json may describe: pixels, layers of a head, their width, classes.
+SIDE, LAYERS, WIDTH, CLASSES = 2**13, 16, 2**14, 2**20
+# Bounds in bytes: the arrays of a file; the header of a safetensors file.
+ARRAYS, HEADER = 2**32, 2**24
 
 # What it means that a setting which is a hash has changed.
 _HELD_OUT = " or which of them are held out for testing"
@@ -194,8 +196,10 @@ def made_with(path: Path) -> dict[str, Any] | None:
     if not states:
         return None
     # the checkpoint's own word; those of earlier versions do not say
-    noted = _notes(states[-1]).get("settings")
-    return parse_json(noted, states[-1]) if noted else read_json(path / "settings.json")
+    with suppress(ValueError):  # a damaged one is said where it is read
+        if noted := _notes(states[-1]).get("settings"):
+            return parse_json(noted)
+    return read_json(path / "settings.json")
 
 
 def _notes(state: Path) -> dict[str, str]:
@@ -262,6 +266,27 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         UserError: where the disk is full or not writable.
     """
     _into_place(path, lambda file: np.savez_compressed(file, **cast(Any, arrays)))
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what ``save_arrays`` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, no regular file, or its arrays take more than ``ARRAYS`` bytes.
+    """
+    try:
+        with open_regular(path) as file:
+            with ZipFile(file) as members:
+                if sum(member.file_size for member in members.infolist()) > ARRAYS:
+                    raise ValueError(f"its arrays take more than {ARRAYS:,} bytes")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of many kinds, by what is damaged
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -524,13 +549,13 @@ class StageFolder:
         plain = {key: value for key, value in notes.items() if key != "sha256"}
         if "sha256" in notes and notes["sha256"] != digest(tensors, plain):
             raise UserError("it is damaged: its content does not have the hash that it notes")
-        if "settings" in notes and (changed := self._changed(parse_json(notes["settings"], file))):
-            key, (before, now) = next(iter(changed.items()))
-            raise UserError(f"it was made with {key}={before}, now it is {now}")
         try:
+            changed = self._changed(parse_json(notes["settings"])) if "settings" in notes else {}
             step, seconds = int(notes["step"]), float(notes["seconds"])
         except (KeyError, ValueError) as error:
             raise UserError(f"it does not note its step and seconds ({error})") from error
+        for key, (before, now) in changed.items():
+            raise UserError(f"it was made with {key}={before}, now it is {now}")
         if step < 1 or file.stem != f"{step:09d}" or not 0 <= seconds < math.inf:
             raise UserError(f"it notes step {step} and {seconds} seconds")
         return step, seconds
@@ -605,23 +630,34 @@ def _slots(
     return slots
 
 
+class MisfitError(UserError):
+    """Tensors are not those of the network that they should be of."""
+
+
+def require_size(file: Path, expected: Mapping[str, Tensor]) -> None:
+    """MisfitError where a file is larger than these tensors and a header, before it is read."""
+    most = sum(value.nbytes for value in expected.values()) + HEADER
+    if file.is_file() and (size := file.stat().st_size) > most:
+        raise MisfitError(f"it has {size:,} bytes, at most {most:,} are needed")
+
+
 def require_fitting(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """UserError where names, shapes or dtypes are others than those of a network."""
-    for name in expected.keys() - tensors.keys():
-        raise UserError(f"{name} is missing")
-    for name in tensors.keys() - expected.keys():
-        raise UserError(f"{name!r} is not the network's")
+    """MisfitError where names, shapes or dtypes are others than those of a network."""
+    for name in sorted(expected.keys() - tensors.keys()):
+        raise MisfitError(f"{name} is missing")
+    for name in sorted(tensors.keys() - expected.keys()):
+        raise MisfitError(f"{name[:100]!r} is not the network's")
     for name, value in expected.items():
         there, wanted = (f"{tuple(x.shape)} {x.dtype}" for x in (tensors[name], value))
         if there != wanted:
-            raise UserError(f"{name} is {there}, needed is {wanted}")
+            raise MisfitError(f"{name} is {there}, needed is {wanted}")
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """UserError where a tensor of floating-point numbers has one that is not finite."""
+    """MisfitError where a tensor of floating-point numbers has one that is not finite."""
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{name!r} has numbers that are not finite")
+            raise MisfitError(f"{name!r} has numbers that are not finite")
 
 
 def digest(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
@@ -677,18 +713,44 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
         raise UserError(
             f"{path} holds no finished artifact (no meta.json); run its stage to the end first"
         )
-    meta = read_json(path / "meta.json")
+    file = path / "meta.json"
+    meta = read_json(file)
     missing = {"kind", "encoder", "image_size", "weights_sha256"} - meta.keys()
     if missing:
-        raise UserError(
-            f"{path / 'meta.json'} is not a stage's: it lacks {', '.join(sorted(missing))}"
-        )
+        raise UserError(f"{file} is not a stage's: it lacks {', '.join(sorted(missing))}")
+    wrong = mismatch(meta, ClassifierMeta, partial=True) or _unsound(meta)
+    if wrong := wrong or ("result" in meta and mismatch(meta["result"], Result)):
+        raise damaged(file, ValueError(wrong))
     if kind not in (None, meta["kind"]):
         unsaved = "; models of scikit-learn are not saved" * (meta["kind"] == "predictions")
         raise UserError(
             f"{path} holds an artifact of kind {meta['kind']}, needed is {kind}{unsaved}"
         )
+    needed = {"encoder": NetworkMeta, "classifier": ClassifierNetwork}.get(kind or "")
+    if needed and (wrong := mismatch(meta, needed)):
+        raise damaged(file, ValueError(wrong))
     return cast(ClassifierMeta, meta)
+
+
+def _unsound(meta: Mapping[str, Any]) -> str:
+    """What of a network's description no network can have; empty where all is well."""
+    head, classes = meta.get("head", {}), meta.get("classes", [])
+    bounds = [
+        ("image_size", meta["image_size"], 1, SIDE),
+        ("layers of the head", head.get("layers"), 0, LAYERS),
+        ("width of the head", head.get("width"), 0, WIDTH),
+        ("output of the head", head.get("out"), 0, WIDTH),
+        ("from_layer", meta.get("from_layer"), 0, LAYERS),
+        ("number of classes", len(classes) or None, 1, CLASSES),
+    ]
+    for name, value, low, high in bounds:
+        if value is not None and not low <= value <= high:
+            return f"{name} is {value}, needed is {low} to {high}"
+    for key in ("mean", "std"):
+        numbers = meta.get(key, [1.0] * 3)
+        if len(numbers) != 3 or not all(-SIDE < number < SIDE for number in numbers):
+            return f"{key} is {numbers!r:.60}, needed are three numbers"
+    return "" if min(meta.get("std", [1.0])) > 0 else "std is not greater than 0"
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray] | None:
@@ -704,12 +766,16 @@ def read_predictions(path: Path) -> dict[str, np.ndarray] | None:
     """
     file = path / "predictions.npz"
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("positions", "predictions", "targets")}
+        arrays = load_arrays(file)
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
+    except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); redo the stage with --force") from error
+    rows = {name: arrays.get(name, np.zeros(0)) for name in ("positions", "predictions", "targets")}
+    whole = all(row.ndim == 1 and row.dtype == np.int64 for row in rows.values())
+    if not whole or len({row.shape for row in rows.values()}) > 1:
+        raise UserError(f"{file} is damaged (not three rows of int64); redo the stage with --force")
+    return rows
 
 
 def is_outdated(path: Path, meta: Meta) -> bool:
@@ -717,55 +783,13 @@ def is_outdated(path: Path, meta: Meta) -> bool:
 
     An artifact whose parent is no longer there is as good as it ever was.
     """
-    parent = meta.get("parent")
-    if not parent or not (path / parent / "meta.json").exists():
-        return False
-    parent_meta = read_meta(path / parent)
-    made_anew = parent_meta["weights_sha256"] != meta["settings"]["parent"]
-    return made_anew or is_outdated(path / parent, parent_meta)
-
-
-def read_json(path: Path, limit: int = MOST_JSON) -> dict[str, Any]:
-    """An object from a JSON file.
-
-    Args:
-        path: the file.
-        limit: largest number of bytes.
-
-    Raises:
-        UserError: it is damaged, no regular file, larger, or nested too deeply.
-    """
-    try:
-        return parse_json(read_bytes(path, limit), path)
-    except OSError as error:
-        raise _damaged(path, error) from error
-
-
-def parse_json(text: str | bytes, path: Path) -> dict[str, Any]:
-    """An object from JSON text; UserError, which names the file, where it is none."""
-    try:
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        _require_shallow(content)
-        return content
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise _damaged(path, error) from error
-
-
-def _require_shallow(content: dict[str, Any]) -> None:
-    """ValueError where lists and objects lie deeper in one another than ``DEPTH``."""
-    level: list[Any] = [content]
-    for _ in range(DEPTH):
-        inner = [value.values() if isinstance(value, dict) else value for value in level]
-        level = [v for values in inner for v in values if isinstance(v, dict | list)]
-        if not level:
-            return
-    raise ValueError(f"nested more than {DEPTH} deep")
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} is damaged ({' '.join(str(error).split())[:200]}); delete its folder, or redo the"
-        " stage with --force"
-    )
+    seen = {path.resolve()}
+    while parent := meta.get("parent"):
+        path = path / parent
+        if path.resolve() in seen or not (path / "meta.json").exists():
+            return False
+        seen.add(path.resolve())
+        noted, meta = meta.get("settings", {}).get("parent"), read_meta(path)
+        if meta["weights_sha256"] != noted:
+            return True
+    return False
