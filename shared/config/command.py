@@ -35,6 +35,7 @@ from shared.runtime.distributed import (
     word_of_main,
 )
 from shared.runtime.errors import UserError
+from shared.runtime.media import message, printable
 from shared.runtime.stop import Stopped, StopRequest
 
 
@@ -263,13 +264,13 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
         accelerator.end_training()
     except UserError as error:
         if fails_first():
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {message(error)}", file=sys.stderr)
         clear_frames(error.__traceback__)
         return 2
     except Stopped as stopped:
         if rank() == 0:
             with suppress(OSError):  # the terminal may be closed
-                print(stopped.args[0], file=sys.stderr)
+                print(printable(stopped.args[0]), file=sys.stderr)
         # the frames keep workers alive, who would be waited for at the process's end
         clear_frames(stopped.__traceback__)
         return 128 + (StopRequest.received or signal.SIGTERM)

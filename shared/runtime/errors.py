@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn, ParamSpec
 
+from shared.runtime import media
+
 P = ParamSpec("P")
 SPOKEN_WITHIN = 5.0  # seconds between the start of a machine's last process and its first
 
@@ -32,7 +34,7 @@ def refuse(message: str) -> int:
     be before the line is printed.
     """
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {media.message(message)}", file=sys.stderr)
     else:
         time.sleep(SPOKEN_WITHIN)
     return 2
