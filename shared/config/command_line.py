@@ -21,6 +21,7 @@ from shared.config.optimizers import OPTIMIZERS
 from shared.config.schema import RECIPES, RENAMED, SECTIONS, Config, as_yaml, dump
 from shared.config.yaml_files import LONGEST_SCALAR, require_bounded, require_bounded_file
 from shared.runtime.errors import UserError, refuse
+from shared.runtime.media import say, say_block
 
 KEPT = "recipe.yaml"  # in a run's folder: what was fitted to own images
 AFTERWARDS = """\
@@ -240,7 +241,7 @@ def _say(options: Mapping[str, Any]) -> None:
     """One line, once, about the options that an imported network decides."""
     if options and int(os.environ.get("RANK", 0)) == 0:
         settings = ", ".join(f"{option} {_as_text(value)}" for option, value in options.items())
-        print(f"from the imported network: {settings} (flags win)")
+        say(f"from the imported network: {settings} (flags win)")
 
 
 def read_config(recipe: Path) -> Config:
@@ -374,7 +375,7 @@ def _print_help(parser: _Parser, sections: Sequence[str], alone: bool = False) -
             group.title = f"--{section}.*  {group.title}"
     parser.usage = f"{parser.prog} [--config RECIPE.yaml] [--labels 1pct] [--OPTION VALUE ...]"
     parser.epilog = None
-    print(parser.format_help())
+    say_block(parser.format_help())
     if hidden and not alone:
-        print("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))
-        print(AFTERWARDS)
+        say_block("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))
+        say_block(AFTERWARDS)

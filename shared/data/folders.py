@@ -18,9 +18,10 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import csv, json, parquet
 
-from shared.data.images import UNLABELED, abbreviated, printable
+from shared.data.images import UNLABELED
 from shared.data.label_files import LABEL_COLUMNS, columns_called
 from shared.runtime.errors import UserError
+from shared.runtime.media import abbreviated, printable, say
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
@@ -220,7 +221,7 @@ def open_folder(
         notes.append(f"folders are the classes; --data.label_column takes {abbreviated(others)}")
     if progress:
         for note in notes:
-            print(f"note: {printable(source)}: {note}")
+            say(f"note: {printable(source)}: {note}")
     return splits
 
 

@@ -7,13 +7,13 @@ decode them (``shared/data/batches.py``). ``shared/data/sources.py`` opens the s
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import datasets
 import numpy as np
@@ -25,6 +25,7 @@ from torch import Tensor
 from shared.config.schema import MAX_PIXELS
 from shared.runtime.distributed import gather_all, rank, world_size
 from shared.runtime.errors import UserError
+from shared.runtime.media import abbreviated, printable, say
 from shared.runtime.progress import Progress
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
@@ -315,7 +316,7 @@ class ImageSet:
         if progress:
             where = " (skipped.txt in the run's folder has all)" if len(names) > 3 else ""
             what = f"{len(names)} unreadable of {len(self)} images"
-            print(f"skipped {what}: {abbreviated(names)}{where}")
+            say(f"skipped {what}: {abbreviated(names)}{where}")
         kept = self.select(np.setdiff1d(np.arange(len(self)), unreadable))
         return replace(kept, skipped=tuple(printable(name) for name in names))
 
@@ -337,16 +338,3 @@ class Splits(NamedTuple):
 
     train: ImageSet
     test: ImageSet | None
-
-
-def abbreviated(names: Iterable[Any], most: int = 3) -> str:
-    """The first names, and how many follow, for messages."""
-    names = [printable(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def printable(name: object) -> str:
-    """A name that a file gave, with escapes for what would move the cursor or is no text."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name)
-    ).replace("\\udc", "\\x")  # a byte that is no UTF-8, as Python keeps it in a name

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -41,6 +40,7 @@ from shared.runs.table import BASELINES, Table, dump_table, load_table, settable
 from shared.runs.text import render
 from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
+from shared.runtime.media import say, say_block
 from shared.runtime.stop import Stopped
 from shared.training.schedule import require_an_image_each
 from shared.training.stage import RunStage
@@ -269,7 +269,7 @@ def fill(
                 write_table(config, table, cells, failures)
         raise
     if accelerator.is_main_process:
-        print("\n" + write_table(config, table, cells, failures))
+        say_block("\n" + write_table(config, table, cells, failures))
 
 
 def _make(
@@ -298,7 +298,7 @@ def _make(
             if accelerator.num_processes > 1:
                 raise
             if str(error) not in failures.values():
-                print(f"failed: {error}", file=sys.stderr)
+                say(f"failed: {error}", error=True)
             failures[job.path] = str(error)
             clock.leave_out(job)
         accelerator.free_memory()  # it holds on to every model that it prepared
@@ -459,7 +459,7 @@ def read_cells(path: Path) -> list[CellLine]:
             line = json.loads(text)
             lines.append(cast(CellLine, {key: line[key] for key in CellLine.__annotations__}))
         except (ValueError, KeyError, TypeError):
-            print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
+            say(f"{path}: line {number} is damaged and left out", error=True)
     return lines
 
 

@@ -2,13 +2,12 @@
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn, ParamSpec
 
-from shared.runtime import media
+from shared.runtime.media import one_line, say
 
 P = ParamSpec("P")
 SPOKEN_WITHIN = 5.0  # seconds between the start of a machine's last process and its first
@@ -34,7 +33,7 @@ def refuse(message: str) -> int:
     be before the line is printed.
     """
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        print(f"error: {media.message(message)}", file=sys.stderr)
+        say(f"error: {one_line(message)}", error=True)
     else:
         time.sleep(SPOKEN_WITHIN)
     return 2

@@ -2,7 +2,7 @@
 
 One function per medium. Whoever prints or writes a name takes the one of its medium:
 
-    printable, printable_lines   terminal and messages
+    printable, one_line, say     terminal and messages
     csv_lines, csv_value         CSV, written and read back
     markdown_text                Markdown
     latex_text, latex_comment    LaTeX
@@ -15,6 +15,7 @@ Text that is harmless stays as it is.
 import csv
 import io
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,7 +42,20 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def message(text: object) -> str:
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines, each as `printable`, on standard output or on standard error."""
+    if lines:
+        print(
+            *map(printable, lines), sep="\n", file=sys.stderr if error else sys.stdout, flush=True
+        )
+
+
+def say_block(text: str) -> None:
+    """Print a text whose line breaks are our own, such as a table."""
+    say(*text.split("\n"))
+
+
+def one_line(text: object) -> str:
     """`printable`, at most ``LONGEST_MESSAGE`` characters of it: what an error says."""
     line = printable(text)
     if len(line) <= LONGEST_MESSAGE:
@@ -91,12 +105,13 @@ def csv_lines(rows: Iterable[Iterable[object]]) -> str:
 
 
 # -------------------------------------------------------------------------------------- Markdown
+_HTML = re.compile(r"<(?![ \d])|(?<! )>|&(?=[#\w]+;)")  # not as in "5 < 6 & 7"
 _MARKS = re.compile(r"[\\`*|$]|~(?=~)|(?<=~)~|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]")
 
 
 def markdown_text(text: object) -> str:
     """Text on one line of Markdown: no HTML, no link, no code, no formula, no new cell."""
-    plain = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = _HTML.sub(lambda match: str(escape(match[0])), printable(text))
     return _MARKS.sub(r"\\\g<0>", plain)
 
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from shared.config.schema import Data
 from shared.data.batches import normalize, plain_batches, shown_photo
-from shared.data.images import USUAL, Decoding, ImageSet, decode_image, printable, rgb_pixels
+from shared.data.images import USUAL, Decoding, ImageSet, decode_image, rgb_pixels
 from shared.networks.build import load_classifier, load_contrastive
 from shared.networks.encoders import fold_batch_norm
 from shared.networks.heads import Classifier
 from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import UserError
+from shared.runtime.media import printable
 
 Photo = str | os.PathLike[str] | Image.Image | np.ndarray
 

@@ -1,7 +1,6 @@
 """What a run shows and writes while people wait: its progress, JSON lines, a tracker."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from shared.config.schema import Training
 from shared.runtime.artifacts import StageFolder, write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.media import say
 from shared.runtime.progress import Progress
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class RunLog:
             kept = [line for line in _lines(self._path) if line["step"] <= start]
             write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             if start:
-                print(f"{folder.stage}: goes on from step {start:,} of {total:,}", flush=True)
+                say(f"{folder.stage}: goes on from step {start:,} of {total:,}")
         self._progress = Progress(
             folder.stage,
             total,
@@ -129,5 +129,5 @@ def _lines(path: Path) -> list[dict]:
         try:
             lines.append(json.loads(text))
         except ValueError:
-            print(f"{path}: dropped a half-written line", file=sys.stderr)
+            say(f"{path}: dropped a half-written line", error=True)
     return lines

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shared.networks.encoders import FORMATS
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.media import say_block
 from stages.import_weights.reference import import_checkpoint
 from stages.import_weights.timm_weights import import_published, is_published
 
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_published(source):
         if other := [option for option, value in _of_tensorflow(arguments).items() if value]:
             raise UserError(f"{', '.join(other)}: for checkpoints of TensorFlow, not for {source}")
-        print("\n".join(import_published(source, arguments.out, size)))
+        say_block("\n".join(import_published(source, arguments.out, size)))
         return 0
     lines = import_checkpoint(
         Path(source),
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.ema,
         arguments.drop,
     )
-    print("\n".join(lines))
+    say_block("\n".join(lines))
     return 0
 
 

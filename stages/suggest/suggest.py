@@ -36,13 +36,14 @@ from shared.config.command import run_command
 from shared.config.command_line import override, read_config
 from shared.config.methods import CLASSIFIERS, ancestors
 from shared.config.schema import Config
-from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated
+from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.label_files import csv_text, find_images, read_csv, read_text
 from shared.data.labels import draw_labels
 from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.runtime.artifacts import read_json, read_meta, write_atomically
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.media import abbreviated
 from shared.runtime.progress import Progress, counted
 from shared.runtime.randomness import generator
 from shared.training.device import to_device

@@ -25,6 +25,7 @@ from shared.runtime.media import (
     latex_comment,
     latex_text,
     markdown_text,
+    one_line,
     printable,
     printable_lines,
 )
@@ -55,11 +56,11 @@ def test_what_is_readable_stays():
 
 
 def test_an_endless_message_is_cut_in_its_middle():
-    line = media.message("begin " + "x" * 10**6 + " end")
+    line = one_line("begin " + "x" * 10**6 + " end")
     assert len(line) < LONGEST_MESSAGE + 50
     assert line.startswith("begin x")
     assert line.endswith("x end")
-    assert media.message("short\nline") == "short\\nline"
+    assert one_line("short\nline") == "short\\nline"
 
 
 # ------------------------------------------------------------------------------------------ CSV
@@ -111,7 +112,8 @@ def test_the_contact_sheet_has_the_same_rule():
         ("a|b", r"a\|b"),
         ("`x` *y* _z_ ~~w~~", r"\`x\` \*y\* \_z\_ \~\~w\~\~"),
         ("a\n# b", r"a\\n# b"),
-        ("&lt;", "&amp;lt;"),
+        ("&lt; &#60;", "&amp;lt; &amp;#60;"),
+        ("a < 5 & b > 6", "a < 5 & b > 6"),
         ("$x$", r"\$x\$"),
         ("nt_xent, 1pct [2] ~5", "nt_xent, 1pct [2] ~5"),
     ],
