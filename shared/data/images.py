@@ -33,7 +33,6 @@ CHECKED = 100_000  # images that are decoded at the start although on_error is s
 FINGERPRINTED = 1000  # of images that are not in memory, how many files are hashed
 UNLABELED = -1
 _REMOVE_IT = "remove it or give --data.on_error skip"
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Decoding(NamedTuple):
@@ -57,7 +56,7 @@ def decode_image(source: str | bytes, decoding: Decoding = USUAL) -> Tensor:
         decoding: what is read of unusual files.
 
     Raises:
-        OSError: the file cannot be read; Pillow also raises the others of ``_UNREADABLE``.
+        Exception: the file cannot be read; each of Pillow's decoders raises its own.
     """
     # Pillow's own switches, set here because they have to count in worker processes too
     ImageFile.LOAD_TRUNCATED_IMAGES = decoding.load_truncated
@@ -166,11 +165,10 @@ class ImageSet:
             return self.shrunk[index]
         try:
             return decode_image(self.source(index), self.decoding)
-        except _UNREADABLE as error:
-            unidentified = isinstance(error, UnidentifiedImageError)
-            reason = "not an image" if unidentified else printable(error)
+        except Exception as error:  # each decoder has its own
             raise UserError(
-                f"cannot read {self._title(index)}: {reason}; {_REMOVE_IT}{_remedy(error)}"
+                f"cannot read {self._title(index)}: {why_unreadable(error)};"
+                f" {_REMOVE_IT}{_remedy(error)}"
             ) from error
 
     def source(self, index: int) -> bytes | str:
@@ -319,6 +317,13 @@ class ImageSet:
             say(f"skipped {what}: {abbreviated(names)}{where}")
         kept = self.select(np.setdiff1d(np.arange(len(self)), unreadable))
         return replace(kept, skipped=tuple(printable(name) for name in names))
+
+
+def why_unreadable(error: Exception) -> str:
+    """What a decoder says of an image, on one line, for messages."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return printable(error)[:200] or type(error).__name__
 
 
 def _remedy(error: Exception) -> str:

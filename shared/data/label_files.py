@@ -24,12 +24,14 @@ import numpy as np
 
 from shared.data.images import UNLABELED, Splits
 from shared.runtime.errors import UserError
+from shared.runtime.files import read_bytes
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 
 IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
 IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
+MOST_BYTES = 2**28  # of a label file: some millions of lines
 _MARKS = {  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -127,9 +129,10 @@ def read_text(file: Path) -> str:
         UserError: it cannot be read, or is no text.
     """
     try:
-        content = file.read_bytes()
+        content = read_bytes(file, MOST_BYTES)
     except OSError as error:
-        raise UserError(f"cannot read the label file {file}: {error}") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot read the label file {file}: {reason}") from error
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shared.networks.encoders import FORMATS
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.files import read_bytes
 from shared.runtime.media import say_block
 from stages.import_weights.reference import import_checkpoint
 from stages.import_weights.timm_weights import import_published, is_published
@@ -121,7 +122,7 @@ def _of_tensorflow(arguments: Namespace) -> dict[str, object]:
 def _read_classes(file: Path) -> list[str]:
     """One name a line; empty lines do not count."""
     try:
-        lines = file.read_text().split("\n")
+        lines = read_bytes(file, 2**24).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read --classes {file}: {error}") from error
     return [line.strip() for line in lines if line.strip()]
