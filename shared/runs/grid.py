@@ -458,7 +458,7 @@ def read_cells(path: Path) -> list[CellLine]:
         try:
             line = json.loads(text)
             lines.append(cast(CellLine, {key: line[key] for key in CellLine.__annotations__}))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             say(f"{path}: line {number} is damaged and left out", error=True)
     return lines
 

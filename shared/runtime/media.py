@@ -134,8 +134,8 @@ def latex_text(text: object) -> str:
 
 
 def latex_comment(text: object) -> str:
-    """Text as a comment of LaTeX, on one line."""
-    return f"% {printable(text)}"
+    """Text as a comment of LaTeX, on one line; a command in it would be none, but looks like one."""
+    return "% " + printable(text).replace("\\", r"\textbackslash ")
 
 
 # ------------------------------------------------------------------------------------------ HTML

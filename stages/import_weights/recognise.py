@@ -25,7 +25,10 @@ from stages.import_weights.tf_checkpoint import Checkpoint, Node, read_graphs
 # base_model/conv2d_3/kernel, resnet/block_group1/.../sync_batch_normalization_3/gamma;
 # head_contrastive/nl_1/dense/kernel, projection_head/nl_1/.../sync_batch_normalization_22/gamma;
 # head_supervised/linear_layer/dense_3/bias
-TRUNK = r"(?:base_model|resnet(?:_\d{1,6})?)/(?:.*/)?(?:sync_)?(conv2d|batch_normalization)(?:_(\d{1,6}))?/"
+TRUNK = (
+    r"(?:base_model|resnet(?:_\d{1,6})?)/(?:.*/)?"
+    r"(?:sync_)?(conv2d|batch_normalization)(?:_(\d{1,6}))?/"
+)
 HEAD = r"(?:head_contrastive|projection_head(?:_\d{1,6})?)/n?l_(\d{1,6})/(?:.*/)?"
 LINEAR = r"head_supervised(?:_\d{1,6})?/linear_layer/dense(?:_\d{1,6})?/"
 LEAF = r"(kernel|bias|gamma|beta|moving_mean|moving_variance)$"

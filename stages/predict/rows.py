@@ -265,7 +265,8 @@ class RowFile:
         return np.sort(np.array(rest, dtype=np.int64))
 
     def _require_same(self, made_with: dict[str, Any]) -> None:
-        before = self.about.get("made_with", {})
+        before = self.about.get("made_with")
+        before = before if isinstance(before, dict) else {}
         changed = [key for key in made_with if before.get(key) != made_with[key]]
         if changed:
             key = changed[0]
