@@ -134,7 +134,7 @@ def latex_text(text: object) -> str:
 
 
 def latex_comment(text: object) -> str:
-    """Text as a comment of LaTeX, on one line; a command in it would be none, but looks like one."""
+    """Text as a comment of LaTeX, on one line, in which nothing looks like a command."""
     return "% " + printable(text).replace("\\", r"\textbackslash ")
 
 
