@@ -12,8 +12,8 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -53,8 +53,18 @@ def into_place(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def new_file(path: Path) -> BinaryIO:
     """Make a file, open for writing; FileExistsError where anything has its name, also a link."""
-    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | NO_LINK | getattr(os, "O_BINARY", 0)
-    return open(path, "w+b", opener=lambda name, _: os.open(name, flags, 0o666))
+    return path.open("x+b")
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in another one, which goes at the end with what is in it."""
+    folder = parent / temporary_name()
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def temporary_name() -> str:
@@ -108,11 +118,9 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: there is no such file, or it is no regular one.
     """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | NO_WAIT))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError("it is no regular file")
-    return file
+    if not stat.S_ISREG(path.stat().st_mode):  # opening some devices does something
+        raise OSError(f"{path.name} is no regular file")
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | NO_WAIT))
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

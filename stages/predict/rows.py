@@ -12,6 +12,7 @@ which readers of labels take away (`csv_cell`). The other two formats keep names
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,9 +22,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from shared.runtime.artifacts import read_json, write_atomically
+from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
+from shared.runtime.files import into_place
 from shared.runtime.media import csv_lines, csv_value, printable
+from shared.runtime.records import damaged, mismatch, read_json
 
 # How a cell begins that spreadsheets compute; the last four are the wide forms.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -249,6 +252,9 @@ class RowFile:
             raise UserError(f"{path} is no regular file; choose another -o")
         if self.notes.exists():
             self.about = read_json(self.notes)
+            temperature = self.about.get("temperature", 1.0)
+            if mismatch(temperature, float) or not 0 < temperature < math.inf:
+                raise damaged(self.notes, ValueError(f"the temperature is {temperature!r:.40}"))
             self._require_same(made_with)
         elif any(file.stat().st_size for file in rows):
             raise UserError(
@@ -342,15 +348,16 @@ class RowFile:
                 return
             (self._file or self._open()).close()
             if self.growing != self.path:
-                new = self.path.with_name(f"{self.path.name}.tmp")
-                with parquet.ParquetWriter(new, self.schema) as writer:
-                    for batch in _batches(self.growing):
-                        writer.write_batch(batch)
-                new.replace(self.path)
+                into_place(self.path, self._write_parquet)
                 self.growing.unlink()
             self._note()
         except OSError as error:
             raise self._cannot_write(error) from error
+
+    def _write_parquet(self, file: BinaryIO) -> None:
+        with parquet.ParquetWriter(file, self.schema) as writer:
+            for batch in _batches(self.growing):
+                writer.write_batch(batch)
 
     def _note(self) -> None:
         try:
