@@ -23,6 +23,7 @@ from shared.config.methods import DEPLOYED, METHODS
 from shared.config.schema import Config
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError, exit_code_2
+from shared.runtime.media import say_block
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -139,7 +140,7 @@ def train(
     accelerator.print(
         f"data: {counted(images, 'image')} for training, {len(labels.ids):,} of them with a label;"
         f" {tested:,} for testing{', which stage 1 sees too, without labels' * bool(apart)}",
-        *([] if config.label_set.suggested else labels.notes(train.classes)),
+        *[] if config.label_set.suggested else labels.notes(train.classes),
         sep="\n",
     )
     outdated = to_follow(config, splits, labels)
@@ -164,10 +165,10 @@ def train(
         own = [row for row in rows if (row["labels"], row["seed"]) == this_run]
         if tested:
             seen = " (stage 1 saw them without their labels)" if apart else ""
-            print(f"\non {tested:,} test images{seen}; {legend()}")
-        print(f"\n{results_text(own)}\n\n{advice_text(config.folder, own)}")
-        print(f"\nrows of all label sets: {config.folder / 'results.jsonl'}")
-        print(next_commands(config))
+            say_block(f"\non {tested:,} test images{seen}; {legend()}")
+        say_block(f"\n{results_text(own)}\n\n{advice_text(config.folder, own)}")
+        say_block(f"\nrows of all label sets: {config.folder / 'results.jsonl'}")
+        say_block(next_commands(config))
 
 
 def require_schedules(

@@ -14,6 +14,7 @@ from pathlib import Path
 from shared.runs import grid
 from shared.runs.results import advice_text, collect, results_text
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.media import say_block
 
 
 def _parser() -> CommandParser:
@@ -35,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table of a run."""
     arguments = _parser().parse_args(argv)
     if arguments.table is not None:
-        print(grid.report(arguments.run, arguments.table))
+        say_block(grid.report(arguments.run, arguments.table))
         return 0
     rows = collect(arguments.run)
     if not rows:
         raise UserError(f"no finished classifier in {arguments.run}")
-    print(f"{results_text(rows)}\n\n{advice_text(arguments.run, rows)}")
+    say_block(f"{results_text(rows)}\n\n{advice_text(arguments.run, rows)}")
     return 0
 
 

@@ -132,6 +132,16 @@ def test_the_formatter_decides():
     assert [f for f in every if any(escape in f.read_text() for escape in escapes)] == []
 
 
+def test_what_is_printed_goes_through_one_function():
+    """``say`` escapes what would move the cursor; so does the print of our Accelerator."""
+    bare = []
+    for name, file in sources().items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+                bare.append(name)
+    assert set(bare) == {"shared.runtime.media"}
+
+
 def test_bodies_are_short():
     too_long = {}
     for name, file in sources().items():

@@ -4,13 +4,13 @@ import ctypes
 import math
 import os
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from traceback import clear_frames
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -36,6 +36,7 @@ from shared.runtime.distributed import (
 )
 from shared.runtime.errors import UserError, memory_text, out_of_memory
 from shared.runtime.lock import release_all
+from shared.runtime.media import one_line, printable_lines, say
 from shared.runtime.stop import Stopped, StopRequest
 
 LESS_MEMORY = (
@@ -207,6 +208,14 @@ def keep_freed_memory() -> None:
         mallopt(arena_max, 1)  # the thread that makes batches would give back its own
 
 
+class _Accelerator(Accelerator):
+    """Prints on the main process alone, with escapes for what would move the cursor."""
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """As `print`."""
+        super().print(*(printable_lines(str(arg)) for arg in args), **kwargs)
+
+
 def start(config: Config) -> Accelerator:
     """The one Accelerator of this process, with all processes met and the machine set up.
 
@@ -220,7 +229,7 @@ def start(config: Config) -> Accelerator:
     device = device_type()
     precision = precision_of(config, device)
     try:
-        accelerator = Accelerator(
+        accelerator = _Accelerator(
             cpu=device == "cpu",
             mixed_precision=precision,
             log_with=None if config.tracker == "none" else config.tracker,
@@ -235,14 +244,14 @@ def start(config: Config) -> Accelerator:
         if accelerator.is_main_process:
             processes = accelerator.num_processes
             machines = math.ceil(processes / get_int_from_env(["LOCAL_WORLD_SIZE"], processes))
-            print(
+            say(
                 f"{processes} processes on {machines} machine{'s' * (machines > 1)}, {device}; all"
                 f" of them see the folder {config.output}"
             )
     if accelerator.is_main_process and device == "cpu" and torch.accelerator.is_available():
         other = torch.accelerator.current_accelerator()
         if other and other.type != "cuda":
-            print(f"training is on the CPU: the stages have not been tried on {other.type} devices")
+            say(f"training is on the CPU: the stages have not been tried on {other.type} devices")
     if device == "cpu":
         keep_freed_memory()
     else:
@@ -270,13 +279,13 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
         accelerator.end_training()
     except UserError as error:
         if fails_first():
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {one_line(error)}", error=True)
         clear_frames(error.__traceback__)
         return 2
     except Stopped as stopped:
         if rank() == 0:
             with suppress(OSError):  # the terminal may be closed
-                print(stopped.args[0], file=sys.stderr)
+                say(stopped.args[0], error=True)
         # the frames keep workers alive, who would be waited for at the process's end
         clear_frames(stopped.__traceback__)
         return 128 + (StopRequest.received or signal.SIGTERM)
@@ -284,16 +293,16 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
         if not fails_first():
             return 1
         if out_of_memory(error):
-            print(f"error: {memory_text(error, LESS_MEMORY)}", file=sys.stderr)
+            say(f"error: {one_line(memory_text(error, LESS_MEMORY))}", error=True)
             clear_frames(error.__traceback__)
             return 2
         if not lost_contact(error):
             raise
         reason = str(error).strip().splitlines()[-1]
-        print(
+        say(
             f"error: process {rank()} lost another process ({reason}); run the same command again"
             " to go on from the last checkpoint",
-            file=sys.stderr,
+            error=True,
         )
         return 1
     finally:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,9 @@ from shared.config.imported import NAMED_BY, imported_options, named_folders
 from shared.config.methods import FORCEABLE, made_by
 from shared.config.optimizers import OPTIMIZERS
 from shared.config.schema import RECIPES, RENAMED, SECTIONS, Config, as_yaml, dump
+from shared.config.yaml_files import LONGEST_SCALAR, require_bounded, require_bounded_file
 from shared.runtime.errors import UserError, refuse
+from shared.runtime.media import say, say_block
 
 KEPT = "recipe.yaml"  # in a run's folder: what was fitted to own images
 AFTERWARDS = """\
@@ -142,7 +145,7 @@ class CommandLine:
         arguments = ["--config", str(recipe), *self.arguments]
         try:
             config = _config(parser, parser.parse_args(arguments), list(self.flags))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(f"{recipe.name}, which is for this machine: {error}") from error
         return replace(self, config=replace(config, run=self.config.run))
 
@@ -191,6 +194,7 @@ def read_command_line(
         raise SystemExit(0)
     recipe, flags = _recipe_first(arguments)
     try:
+        _require_bounded(recipe, flags)
         # Only the parser can tell a flag from a value: it names those that stand on the line.
         asked = [flag for flag in flags if not flag.startswith("--print_config")]  # which leaves
         given = parser.parse_args(asked, defaults=False)
@@ -211,8 +215,21 @@ def read_command_line(
             config = _config(parser, parser.parse_args([*recipe, *place, *flags]), fixed)
         _say(options)
         return CommandLine(config, fixed, tuple(flags), origin)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         parser.error(str(error))
+
+
+def _require_bounded(recipe: Sequence[str], flags: Sequence[str]) -> None:
+    """ValueError where a recipe or a flag stands for more than options can hold."""
+    for name in (argument.removeprefix("--config=") for argument in recipe):
+        if os.path.lexists(name) and not os.path.isdir(name):  # else the parser says so
+            require_bounded_file(Path(name))
+    for flag in flags:
+        if len(flag) > LONGEST_SCALAR:
+            raise ValueError(f"{flag[:40]}... has {len(flag):,} characters; at most 4,096")
+        if "&" in flag:
+            with suppress(yaml.YAMLError):
+                require_bounded(flag.partition("=")[2] or flag)
 
 
 def _as_text(value: Any) -> str:
@@ -224,7 +241,7 @@ def _say(options: Mapping[str, Any]) -> None:
     """One line, once, about the options that an imported network decides."""
     if options and int(os.environ.get("RANK", 0)) == 0:
         settings = ", ".join(f"{option} {_as_text(value)}" for option, value in options.items())
-        print(f"from the imported network: {settings} (flags win)")
+        say(f"from the imported network: {settings} (flags win)")
 
 
 def read_config(recipe: Path) -> Config:
@@ -235,9 +252,10 @@ def read_config(recipe: Path) -> Config:
             a value out of range.
     """
     parser = _strict_parser()
+    require_bounded_file(recipe)
     try:
         return _config(parser, parser.parse_args(["--config", str(recipe)]))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{recipe}: {error}") from error
 
 
@@ -263,7 +281,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         folders = named_folders(changed, changes.keys() & set(NAMED_BY))
         options = imported_options(changed, folders, changes)
         return override(config, {**options, **changes}) if options else changed
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(str(error)) from error
 
 
@@ -357,7 +375,7 @@ def _print_help(parser: _Parser, sections: Sequence[str], alone: bool = False) -
             group.title = f"--{section}.*  {group.title}"
     parser.usage = f"{parser.prog} [--config RECIPE.yaml] [--labels 1pct] [--OPTION VALUE ...]"
     parser.epilog = None
-    print(parser.format_help())
+    say_block(parser.format_help())
     if hidden and not alone:
-        print("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))
-        print(AFTERWARDS)
+        say_block("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))
+        say_block(AFTERWARDS)

@@ -1,5 +1,6 @@
 """What ``--labels`` names, parsed once; no other file takes the text apart."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,11 @@ ALLOWED = (
     "1pct, 10pct, 100pct, <x>pct, <n>perclass, <n>random, <n>suggested, or a .txt, .csv"
     " or .tsv file"
 )
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)pct")
-_PER_CLASS = re.compile(r"(\d+)perclass")
-_NUMBER = re.compile(r"(\d+)(random|suggested)")
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,12})?)pct")
+_PER_CLASS = re.compile(r"(\d{1,12})perclass")
+_NUMBER = re.compile(r"(\d{1,12})(random|suggested)")
 _FILE = re.compile(r".+\.(?:csv|tsv|txt)", re.IGNORECASE)
+LONGEST_TAG = 150  # bytes: folders are called so, with the stage and the seed
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,13 @@ class LabelSet:
                 return cls(text, text, random=number)
             return cls(text, text, suggested=number)
         if _FILE.fullmatch(text):
-            return cls(text, Path(text).stem, file=Path(text))
+            tag = Path(text).stem
+            if len(os.fsencode(tag)) > LONGEST_TAG:
+                raise ValueError(
+                    f"labels: the name of {text} is longer than {LONGEST_TAG} bytes, and folders"
+                    " are called so; rename the file"
+                )
+            return cls(text, tag, file=Path(text))
         raise ValueError(f"labels must be {ALLOWED}, got {text!r}")
 
     @classmethod

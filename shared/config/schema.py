@@ -5,6 +5,7 @@ flags win over the recipe. Without ``--config`` the embedded recipe ``configs/di
 This file imports neither torch nor the configuration library: the command line answers at once.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -21,6 +22,16 @@ from shared.config.optimizers import OPTIMIZERS
 RECIPES = Path(__file__).parents[2] / "configs"
 MAX_PIXELS = 178_956_970  # Pillow's limit, against small files that decode to huge images
 VARIANTS = "variants"  # in a run's folder: artifacts of a table with other options
+# The largest values of options, where the usual bound does not do.
+MOST = 10**9
+MOST_OF = {
+    **dict.fromkeys(("threads", "workers"), 1024),
+    **dict.fromkeys(("image_size", "cache"), 2**14),
+    **dict.fromkeys(("head_width", "head_out"), 2**15),
+    **dict.fromkeys(("batch_size", "micro_batch", "labeled_batch_size", "memory"), 2**24),
+    "max_pixels": 2**40,
+}
+LONGEST_TEXT, LONGEST_NAME = 3000, 255  # bytes: of a path, and of each name in it
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
@@ -37,6 +48,35 @@ def _require(condition: bool, key: str, value: object, allowed: str) -> None:
 def _require_one_of(names: Iterable[str], key: str, value: str) -> None:
     names = list(names)
     _require(value in names, key, value, "one of " + ", ".join(map(repr, names)))
+
+
+def _require_bounded(section: Any, prefix: str = "") -> None:
+    """Refuse numbers that no machine takes, and text that no file system takes as a path."""
+    for f in fields(section):
+        value, key = getattr(section, f.name), f"{prefix}{f.name}"
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, str):
+                _require_path(key, part)
+            elif isinstance(part, int | float) and not f.name.endswith("seed"):
+                most = MOST_OF.get(f.name, MOST)
+                _require(abs(part) <= most, key, value, f"at most {most:,}")
+
+
+def _require_path(key: str, text: str) -> None:
+    """ValueError where text cannot be a path, nor a part of one; every text may be printed."""
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{key}={text} is not UTF-8; rename what it names") from error
+    if "\0" in text:
+        raise ValueError(f"{key}={text} has a NUL character")
+    if len(encoded) > LONGEST_TEXT or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
+        raise ValueError(
+            f"{key}={text} is too long; at most {LONGEST_TEXT} bytes, and {LONGEST_NAME} between"
+            " two slashes"
+        )
+    if text.startswith("~") and os.path.expanduser(text).startswith("~"):
+        raise ValueError(f"{key}={text}: there is no such user; write the path without ~")
 
 
 def _require_seed(key: str, value: int) -> None:
@@ -676,6 +716,9 @@ class Config:
     assess: Assess = field(default_factory=Assess)
 
     def __post_init__(self) -> None:
+        _require_bounded(self)
+        for name in SECTIONS:
+            _require_bounded(getattr(self, name), f"{name}.")
         _require(
             re.fullmatch(r"[^\W_][\w.-]*", self.run) is not None,
             "run",

@@ -36,6 +36,7 @@ from shared.data.images import ImageSet
 from shared.data.permutation import permuted
 from shared.runtime.distributed import rows_of
 from shared.runtime.errors import UserError
+from shared.runtime.media import say
 from shared.runtime.randomness import generator
 from shared.runtime.stop import leave_signals_to_parent, signals_held
 
@@ -275,10 +276,9 @@ class Batches:
         chosen = self.chosen(step, rows)
         for id_ in sorted(set(chosen[chosen != ids.numpy()].tolist()) - self.skipped):
             self.skipped.add(id_)
-            print(
+            say(
                 f"{self.stage}: skipped {len(self.skipped)} unreadable of {len(self.ids)} images,"
-                f" the last is {self.images.names[id_]}",
-                flush=True,
+                f" the last is {self.images.names[id_]}"
             )
         return ids, crops
 
@@ -475,4 +475,4 @@ def plain_batches(
         seen += int(readable.sum())
         yield normalize(pixels[readable].to(device), data), positions_[readable]
     if count and seen < len(ids):
-        print(f"left out {len(ids) - seen} unreadable of {len(ids)} images", flush=True)
+        say(f"left out {len(ids) - seen} unreadable of {len(ids)} images")

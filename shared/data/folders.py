@@ -18,9 +18,10 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import csv, json, parquet
 
-from shared.data.images import UNLABELED, abbreviated, printable
+from shared.data.images import UNLABELED
 from shared.data.label_files import LABEL_COLUMNS, columns_called
 from shared.runtime.errors import UserError
+from shared.runtime.media import abbreviated, printable, say
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
@@ -220,7 +221,7 @@ def open_folder(
         notes.append(f"folders are the classes; --data.label_column takes {abbreviated(others)}")
     if progress:
         for note in notes:
-            print(f"note: {printable(source)}: {note}")
+            say(f"note: {printable(source)}: {note}")
     return splits
 
 
@@ -320,8 +321,9 @@ def _dataset(
     dataset = datasets.Dataset.from_dict(own, features=features)
     try:
         others = [datasets.Dataset.from_dict(columns)] if columns else []
-    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
-        raise UserError(f"the metadata files of {root} do not fit together: {error}") from error
+    except Exception as error:  # of many kinds, by the types that do not fit
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the metadata files of {root} do not fit together: {reason}") from error
     return datasets.concatenate_datasets([dataset, *others], axis=1)
 
 
@@ -358,13 +360,12 @@ def _read_metadata(
     rows: dict[str, dict[str, Any]] = {}
     images = set(walked.images) if walked.metadata else set()
     for file in sorted(walked.metadata, key=_place):
-        table = _read_table(root / file)
-        if "file_name" not in table.column_names:
+        listed = _read_table(root / file)
+        if listed is None:
             notes.append(f"{file} is not read: it has no column file_name")
             continue
-        values = [name for name in table.column_names if not pa.types.is_nested(table[name].type)]
         missing = []
-        for row in table.select(values).to_pylist():
+        for row in listed:
             given = str(row.pop("file_name")).replace("\\", "/")
             name = posixpath.normpath(posixpath.join(posixpath.dirname(file), given))
             row.pop("image", None)  # the images' own column
@@ -382,16 +383,24 @@ def _read_metadata(
     return rows
 
 
-def _read_table(file: Path) -> pa.Table:
+def _read_table(file: Path) -> list[dict[str, Any]] | None:
+    """The rows of a metadata file without nested values; None without a column file_name."""
     try:
-        if file.suffix == ".csv":
-            # empty text is null, but NA and None may be names
-            options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
-            return csv.read_csv(
-                file,
-                parse_options=csv.ParseOptions(newlines_in_values=True),
-                convert_options=options,
-            )
-        return json.read_json(file) if file.suffix == ".jsonl" else parquet.read_table(file)
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        table = _table(file)
+        if "file_name" not in table.column_names:
+            return None
+        values = [name for name in table.column_names if not pa.types.is_nested(table[name].type)]
+        return table.select(values).to_pylist()
+    except Exception as error:  # of many kinds: text that is no UTF-8, times beyond the calendar
         raise UserError(f"cannot read {file}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _table(file: Path) -> pa.Table:
+    if file.suffix == ".csv":
+        # empty text is null, but NA and None may be names
+        options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+        lines = csv.ParseOptions(newlines_in_values=True)
+        return csv.read_csv(file, parse_options=lines, convert_options=options)
+    if file.suffix == ".jsonl":
+        return json.read_json(file)
+    return parquet.read_table(file)

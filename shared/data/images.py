@@ -7,13 +7,13 @@ decode them (``shared/data/batches.py``). ``shared/data/sources.py`` opens the s
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import datasets
 import numpy as np
@@ -25,6 +25,7 @@ from torch import Tensor
 from shared.config.schema import MAX_PIXELS
 from shared.runtime.distributed import gather_all, rank, world_size
 from shared.runtime.errors import UserError
+from shared.runtime.media import abbreviated, printable, say
 from shared.runtime.progress import Progress
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
@@ -32,7 +33,6 @@ CHECKED = 100_000  # images that are decoded at the start although on_error is s
 FINGERPRINTED = 1000  # of images that are not in memory, how many files are hashed
 UNLABELED = -1
 _REMOVE_IT = "remove it or give --data.on_error skip"
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Decoding(NamedTuple):
@@ -56,7 +56,7 @@ def decode_image(source: str | bytes, decoding: Decoding = USUAL) -> Tensor:
         decoding: what is read of unusual files.
 
     Raises:
-        OSError: the file cannot be read; Pillow also raises the others of ``_UNREADABLE``.
+        Exception: the file cannot be read; each of Pillow's decoders raises its own.
     """
     # Pillow's own switches, set here because they have to count in worker processes too
     ImageFile.LOAD_TRUNCATED_IMAGES = decoding.load_truncated
@@ -165,11 +165,10 @@ class ImageSet:
             return self.shrunk[index]
         try:
             return decode_image(self.source(index), self.decoding)
-        except _UNREADABLE as error:
-            unidentified = isinstance(error, UnidentifiedImageError)
-            reason = "not an image" if unidentified else printable(error)
+        except Exception as error:  # each decoder has its own
             raise UserError(
-                f"cannot read {self._title(index)}: {reason}; {_REMOVE_IT}{_remedy(error)}"
+                f"cannot read {self._title(index)}: {why_unreadable(error)};"
+                f" {_REMOVE_IT}{_remedy(error)}"
             ) from error
 
     def source(self, index: int) -> bytes | str:
@@ -315,9 +314,16 @@ class ImageSet:
         if progress:
             where = " (skipped.txt in the run's folder has all)" if len(names) > 3 else ""
             what = f"{len(names)} unreadable of {len(self)} images"
-            print(f"skipped {what}: {abbreviated(names)}{where}")
+            say(f"skipped {what}: {abbreviated(names)}{where}")
         kept = self.select(np.setdiff1d(np.arange(len(self)), unreadable))
         return replace(kept, skipped=tuple(printable(name) for name in names))
+
+
+def why_unreadable(error: Exception) -> str:
+    """What a decoder says of an image, on one line, for messages."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return printable(error)[:200] or type(error).__name__
 
 
 def _remedy(error: Exception) -> str:
@@ -337,16 +343,3 @@ class Splits(NamedTuple):
 
     train: ImageSet
     test: ImageSet | None
-
-
-def abbreviated(names: Iterable[Any], most: int = 3) -> str:
-    """The first names, and how many follow, for messages."""
-    names = [printable(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def printable(name: object) -> str:
-    """A name that a file gave, with escapes for what would move the cursor or is no text."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name)
-    ).replace("\\udc", "\\x")  # a byte that is no UTF-8, as Python keeps it in a name

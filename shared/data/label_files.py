@@ -22,15 +22,16 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from shared.data.images import UNLABELED, Splits, abbreviated, printable
+from shared.data.images import UNLABELED, Splits
 from shared.runtime.errors import UserError
+from shared.runtime.files import read_bytes
+from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 
 IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
 IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
-# A spreadsheet takes a cell that begins so for a formula; a number is none.
-_FORMULA = re.compile(r"'*(?![+-]?\d+(\.\d+)?$)[=+\-@\t\r]")
+MOST_BYTES = 2**28  # of a label file: some millions of lines
 _MARKS = {  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -128,9 +129,10 @@ def read_text(file: Path) -> str:
         UserError: it cannot be read, or is no text.
     """
     try:
-        content = file.read_bytes()
+        content = read_bytes(file, MOST_BYTES)
     except OSError as error:
-        raise UserError(f"cannot read the label file {file}: {error}") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot read the label file {file}: {reason}") from error
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
@@ -187,7 +189,7 @@ def read_csv(
                 f"{file}, line {number}: {len(cells)} cells under {len(head)} columns; write text"
                 ' that holds the separator in quotes, as "a, b"'
             )
-        name, value = (_without_mark(cells[place]) for place in places)
+        name, value = (csv_value(cells[place]) for place in places)
         if not name and is_label(value):
             raise UserError(f"{file}, line {number}: a label, but no image")
         if value.startswith('{"choices"'):
@@ -225,23 +227,8 @@ def _cells(file: Path) -> list[tuple[int, list[str]]]:
 
 
 def csv_text(rows: Iterable[tuple[str, str]]) -> str:
-    """A CSV file of image names and labels, safe for a spreadsheet, that `read_csv` takes back.
-
-    A cell that a spreadsheet would compute, such as ``=1+1``, gets an apostrophe in front.
-    """
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["file", "label"])
-    lines.writerows([_with_mark(cell) for cell in row] for row in rows)
-    return text.getvalue()
-
-
-def _with_mark(cell: str) -> str:
-    return f"'{cell}" if _FORMULA.match(cell) else cell
-
-
-def _without_mark(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+    """A CSV file of image names and labels, safe for a spreadsheet, that `read_csv` takes back."""
+    return csv_lines([("file", "label"), *rows])
 
 
 def _without_decimals(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from shared.config.labelset import LabelSet
-from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, printable
+from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.label_files import (
     class_text,
     csv_text,
@@ -22,6 +21,7 @@ from shared.data.label_files import (
 )
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 from shared.runtime.randomness import generator
 from shared.runtime.records import read_record
 
@@ -223,12 +223,10 @@ def write_labels(path: Path, images: ImageSet, labels: Labels) -> None:
 
 def write_names(path: Path, images: ImageSet) -> None:
     """Save the names of the images in their order."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["file"], *([name] for name in images.names)])
-    write_atomically(path, text.getvalue())
+    write_atomically(path, csv_lines([("file",), *((name,) for name in images.names)]))
 
 
 def read_names(path: Path) -> list[str]:
     """The names that `write_names` saved."""
     with path.open(newline="") as file:
-        return [name for (name,) in csv.reader(file)][1:]
+        return [csv_value(name) for (name,) in csv.reader(file)][1:]

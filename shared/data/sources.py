@@ -34,15 +34,7 @@ from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Config, Data
 from shared.data.cache import shrunk
 from shared.data.folders import is_text, open_folder, walk
-from shared.data.images import (
-    UNLABELED,
-    Decoding,
-    ImageSet,
-    Splits,
-    abbreviated,
-    printable,
-    size_text,
-)
+from shared.data.images import UNLABELED, Decoding, ImageSet, Splits, size_text
 from shared.data.label_files import (
     LABEL_COLUMNS,
     choose_column,
@@ -66,6 +58,7 @@ from shared.data.splits import (
 )
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.media import abbreviated, printable, say
 
 _HUB_NAME = re.compile(
     r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>[\w.+-]+))?(@(?P<split>\w.*))?"
@@ -124,7 +117,7 @@ def _print_new_copy(source: str, parts: Iterable[datasets.Dataset], began: float
     new = {file: file.stat() for file in files if file.exists()}
     size = sum(status.st_size for status in new.values() if status.st_mtime >= began)
     if size:
-        print(
+        say(
             f"note: {source} is copied as Arrow files ({size / 1e6:,.1f} MB) into"
             f" {files[0].parent}; they stay for later runs, until you delete that folder"
         )
@@ -147,7 +140,7 @@ def _open_folder(
     """The splits of a folder; Hugging Face opens one with parquet files."""
     if any(_parquet_files(root)):
         if progress and (images := walk(root).images):
-            print(
+            say(
                 f"note: {source}: the parquet files there are read; of the image files beside them"
                 f" ({len(images):,}) only those that they name"
             )
@@ -257,7 +250,7 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
             files += [str(source / name) for name in walked.images]
             if progress:
                 for note in notes:
-                    print(f"note: {printable(source)}: {note}", file=sys.stderr)
+                    say(f"note: {printable(source)}: {note}", error=True)
         else:
             files.append(str(source))
     parts = [part for part in [*parts, _image_files(files, data)] if part[1]]
@@ -450,7 +443,7 @@ def _open_splits(
             lines.append(no_test_line(train, data, by_name))
         elif by_name and splits.test is not None:  # a file without any label holds none out
             lines.append(one_side_line(splits, data))
-        print(*filter(None, lines), sep="\n", end="\n" if any(lines) else "")
+        say(*filter(None, lines))
     if data.unlabeled is None:
         return splits
     extra = decoded(_unlabeled_images(data.unlabeled, data, progress))
@@ -499,7 +492,7 @@ def _test_images(
 def _print_unused(parts: dict[str, datasets.Dataset], progress: bool) -> None:
     if parts and progress:
         sizes = [f"{name} ({len(part):,} images)" for name, part in parts.items()]
-        print(f"note: splits that are not used: {abbreviated(sizes)}")
+        say(f"note: splits that are not used: {abbreviated(sizes)}")
 
 
 def _listed_test_images(

@@ -10,9 +10,10 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from shared.config.schema import Data
-from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated, printable
+from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.label_files import LabelTable, class_text, find_images, na_note, read_csv
 from shared.runtime.errors import UserError
+from shared.runtime.media import abbreviated, printable
 
 
 # ------------------------------------------------------------------------------ labels of a file

@@ -42,6 +42,7 @@ from shared.runs.cost import (
 from shared.runs.text import aligned
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.media import say, say_block
 from shared.runtime.progress import Progress, duration
 from shared.runtime.randomness import generator
 from shared.training.schedule import schedule_of
@@ -124,22 +125,22 @@ def forecast(
             " steps"
         )
     lines, counts, note = measure(config, accelerator, stages, seconds)
-    print(_text(lines, accelerator))
+    say_block(_text(lines, accelerator))
     if not all(line.probed_batch_size for line in lines):
         note += (
             "The rows without a batch were not measured: their time is from the FLOP/s of the"
             " others, and can be wrong by a factor of 2.\n"
         )
-    print(note + f"In all {duration(sum(line.seconds for line in lines))} of training.")
+    say(note + f"In all {duration(sum(line.seconds for line in lines))} of training.")
     for warning in warnings_of(lines, accelerator):
-        print(warning)
+        say_block(warning)
     if config.data.train.startswith("ILSVRC/imagenet-1k"):
         rate = lines[0].flops / lines[0].seconds
-        print(f"\n{paper_table(config, accelerator, counts.train, rate)}")
+        say_block(f"\n{paper_table(config, accelerator, counts.train, rate)}")
     rows = [asdict(line) for line in lines]
     path = config.folder / "plan.json"
     write_atomically(path, json.dumps(rows, indent=1) + "\n")
-    print(f"the same numbers: {path}; nothing was trained, leave --plan out to train")
+    say(f"the same numbers: {path}; nothing was trained, leave --plan out to train")
 
 
 def measure(

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +42,7 @@ from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, write_at
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean
 from shared.runtime.lock import SHORT, held, release_all
+from shared.runtime.media import say, say_block
 from shared.runtime.progress import counted
 from shared.runtime.records import read_lines
 from shared.runtime.stop import Stopped
@@ -273,7 +273,7 @@ def fill(
                 write_table(config, table, cells, failures)
         raise
     if accelerator.is_main_process:
-        print("\n" + write_table(config, table, cells, failures))
+        say_block("\n" + write_table(config, table, cells, failures))
 
 
 def _make(
@@ -302,7 +302,7 @@ def _make(
             if accelerator.num_processes > 1:
                 raise
             if str(error) not in failures.values():
-                print(f"failed: {error}", file=sys.stderr)
+                say(f"failed: {error}", error=True)
             failures[job.path] = str(error)
             clock.leave_out(job)
         release_all()  # also of a stage that failed
@@ -474,7 +474,7 @@ def read_cells(path: Path) -> list[CellLine]:
     """The lines of a ``cells.jsonl``; damaged ones are counted on standard error and left out."""
     lines, damaged = read_lines(path, CellLine)
     if damaged:
-        print(f"{path}: {counted(damaged, 'line')} damaged and left out", file=sys.stderr)
+        say(f"{path}: {counted(damaged, 'line')} damaged and left out", error=True)
     return lines
 
 

@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from shared.runs.metrics import METRICS
 from shared.runs.text import aligned
 from shared.runtime.artifacts import Result, is_outdated, read_meta, write_atomically
 from shared.runtime.lock import SHORT, held
+from shared.runtime.media import say
 
 
 def collect(run: Path) -> list[Result]:
@@ -25,16 +25,16 @@ def collect(run: Path) -> list[Result]:
     unknown = [path for path, meta in metas.items() if meta["result"]["stage"] not in METHODS]
     if unknown:
         names = ", ".join(repr(path.name) for path in unknown)
-        print(f"left out, because this version has no such method: {names}", file=sys.stderr)
+        say(f"left out, because this version has no such method: {names}", error=True)
     metas = {path: meta for path, meta in metas.items() if path not in unknown}
     outdated = [path for path, meta in metas.items() if is_outdated(path, meta)]
     if outdated:
         stages = ",".join(dict.fromkeys(metas[path]["stage"] for path in outdated))
-        print(
+        say(
             "left out, because what they were made from has been redone:"
             f" {', '.join(path.name for path in outdated)}; redo them with --force {stages} and"
             " their --labels and --seed",
-            file=sys.stderr,
+            error=True,
         )
     rows: list[Result] = [meta["result"] for path, meta in metas.items() if path not in outdated]
     order = list(METHODS)

@@ -5,6 +5,7 @@ the runs of its cells.
 """
 
 import difflib
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import product
@@ -16,6 +17,7 @@ import yaml
 from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import RECIPES, SECTIONS, Config, hashed_settings
+from shared.config.yaml_files import read_yaml
 from shared.runs.metrics import METRICS
 from shared.runtime.errors import UserError
 
@@ -30,6 +32,8 @@ BASELINES = {
         "label spreading",
     )
 }
+
+MOST_CELLS, MOST_SEEDS = 1000, 1000
 
 
 class Paper(TypedDict):
@@ -80,12 +84,11 @@ def load_table(name: str) -> Table:
     """
     files = {file.stem: file for file in sorted((RECIPES / "tables").glob("*.yaml"))}
     file = files.get(name, Path(name))
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError(f"no table {name!r}; there are {', '.join(files)}, or give a YAML file")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if file.name.startswith("."):  # the table's folder is called as its file
+        raise UserError(f"{file}: the name of a table must not begin with a dot; rename the file")
+    content = read_yaml(file)
     try:
         return _table(file.stem, content)
     except ValueError as error:
@@ -124,13 +127,15 @@ def _table(name: str, content: Any) -> Table:
     parts = {key: value for key, value in content.items() if value is not None}
     if missing := {"title", "rows", "columns"} - parts.keys():
         raise ValueError(f"{', '.join(sorted(missing))} missing")
-    if not isinstance(parts["title"], str):
+    if not isinstance(parts["title"], str) or not parts["title"].isprintable():
         raise ValueError(f"title must be one line of text, got {parts['title']!r}")
     for key in ("rows", "columns"):
         if not isinstance(parts[key], dict) or not parts[key]:
             raise ValueError(f"{key} must be a mapping from labels to options")
         parts[key] = {str(label): options or {} for label, options in parts[key].items()}
     vary = parts.get("vary", {})
+    if (cells := len(parts["rows"]) * len(parts["columns"])) > MOST_CELLS:
+        raise ValueError(f"rows and columns have {cells:,} cells; at most {MOST_CELLS:,}")
     _check_options(parts["rows"], parts["columns"], parts.get("base", {}), vary)
     _require_set_once(parts["rows"], parts["columns"], vary)
     parts["seeds"] = _seeds(parts.get("seeds", 5))
@@ -141,8 +146,9 @@ def _table(name: str, content: Any) -> Table:
                 f" {len(parts['seeds'])} seeds, got {choices!r}"
             )
     _require_known([parts.get("metric", "top1")], METRICS, "metric")
-    for key in ("against", "worth"):
-        _require_known([parts[key]] if key in parts else [], parts["rows"], f"row in {key}")
+    for key in {"against", "worth"} & parts.keys():
+        parts[key] = str(parts[key])  # as the rows' labels
+        _require_known([parts[key]], parts["rows"], f"row in {key}")
     _check_paper(parts.get("paper"))
     return Table(name, **parts)
 
@@ -187,10 +193,12 @@ def _require_set_once(
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
     """The list of seeds, or 0 to n - 1 for a number n."""
-    numbers = list(range(seeds)) if isinstance(seeds, int) else seeds
+    numbers = list(range(min(seeds, MOST_SEEDS + 1))) if isinstance(seeds, int) else seeds
     is_list = isinstance(numbers, list) and len(numbers) > 0
-    if not is_list or not all(isinstance(seed, int) and seed >= 0 for seed in numbers):
+    if not is_list or not all(isinstance(n, int) and 0 <= n < 2**32 for n in numbers):
         raise ValueError(f"seeds must be a number or a list of numbers, got {seeds!r}")
+    if len(numbers) > MOST_SEEDS:
+        raise ValueError(f"seeds must be {MOST_SEEDS:,} or fewer")
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds must differ from each other, got {numbers}")
     return tuple(numbers)

@@ -3,12 +3,17 @@
 A text table is a list of lines, and a line a list of cells. The first line is the head.
 """
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 
 from shared.runs.metrics import METRICS
 from shared.runs.statistics import FEWEST, CellLine, Summary
+from shared.runtime.media import (
+    csv_lines,
+    latex_comment,
+    latex_text,
+    markdown_text,
+    printable,
+)
 
 Lines = list[list[str]]
 
@@ -20,6 +25,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Lines of cells as text: a head, a rule, the rest; the first column to the left."""
+    lines = [[printable(cell) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = []
     for line in lines:
@@ -31,18 +37,22 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """Lines of cells as a Markdown table."""
-    text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    text = ["| " + " | ".join(map(markdown_text, line)) + " |" for line in lines]
     rule = "|---|" + "---:|" * (len(lines[0]) - 1)
     return "\n".join([text[0], rule, *text[1:]])
 
 
 def latex(caption: str, lines: Sequence[Sequence[str]]) -> str:
     """Lines of cells as a LaTeX table (booktabs) under a comment."""
-    special = str.maketrans({c: f"\\{c}" for c in "%&_#$"} | {c: f"${c}$" for c in "<>"})
-    escaped = [[cell.translate(special).replace("±", r"$\pm$") for cell in line] for line in lines]
-    text = [" & ".join(line) + r" \\" for line in escaped]
+    text = [" & ".join(map(latex_text, line)) + r" \\" for line in lines]
     columns = "l" + "r" * (len(lines[0]) - 1)
-    begin = [f"% {caption}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", text[0], r"\midrule"]
+    begin = [
+        latex_comment(caption),
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        text[0],
+        r"\midrule",
+    ]
     return "\n".join([*begin, *text[1:], r"\bottomrule", r"\end{tabular}"])
 
 
@@ -51,15 +61,13 @@ def cells_csv(lines: Sequence[CellLine]) -> str:
     measured = ["n_labels", "parameters", *METRICS]
     vary = list(lines[0]["vary"]) if lines else []
     head = ["row", "column", "method", "labels", "seed", *vary, "status", *measured]
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow([*head, "message", "folder"])
+    rows: list[list[object]] = [[*head, "message", "folder"]]
     for line in lines:
         place = [line["row"], line["column"], line["method"], line["labels"], line["seed"]]
         result = [line["result"].get(key, "") for key in measured]
         end = [line["message"], line["folder"]]
-        out.writerow([*place, *line["vary"].values(), line["status"], *result, *end])
-    return text.getvalue()
+        rows.append([*place, *line["vary"].values(), line["status"], *result, *end])
+    return csv_lines(rows)
 
 
 def render(summary: Summary, lines: Sequence[CellLine]) -> dict[str, str]:
@@ -73,17 +81,17 @@ def render(summary: Summary, lines: Sequence[CellLine]) -> dict[str, str]:
         ``txt``, ``md``, ``tex``, ``csv``.
     """
     notes = [f"[{i}] {message}" for i, message in enumerate(summary["messages"], 1)]
-    txt = [summary["title"]]
-    md = [f"# {summary['title']}"]
-    tex = [f"% {summary['title']}"]
+    txt = [printable(summary["title"])]
+    md = [f"# {markdown_text(summary['title'])}"]
+    tex = [latex_comment(summary["title"])]
     for caption, block in blocks(summary):
-        txt.append(f"{caption}\n\n{aligned(block)}")
-        md.append(f"{caption}\n\n{markdown(block)}")
+        txt.append(f"{printable(caption)}\n\n{aligned(block)}")
+        md.append(f"{markdown_text(caption)}\n\n{markdown(block)}")
         tex.append(latex(caption, block))
     if notes:
-        txt.append("\n".join(notes))
-        md.append("\n".join(f"- {note}" for note in notes))
-        tex.append("\n".join(f"% {note}" for note in notes))
+        txt.append("\n".join(map(printable, notes)))
+        md.append("\n".join(f"- {markdown_text(note)}" for note in notes))
+        tex.append("\n".join(map(latex_comment, notes)))
     return {
         "txt": "\n\n".join(txt),
         "md": "\n\n".join(md) + "\n",

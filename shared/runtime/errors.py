@@ -4,11 +4,12 @@ import argparse
 import errno
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn, ParamSpec
+
+from shared.runtime.media import one_line, say
 
 P = ParamSpec("P")
 _NO_MEMORY = re.compile(
@@ -54,7 +55,7 @@ def refuse(message: str) -> int:
     be before the line is printed.
     """
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        print(f"error: {message}", file=sys.stderr)
+        say(f"error: {one_line(message)}", error=True)
     else:
         time.sleep(SPOKEN_WITHIN)
     return 2

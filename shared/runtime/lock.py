@@ -16,7 +16,6 @@ import json
 import os
 import socket
 import stat
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ import psutil
 
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import NO_LINK, NO_WAIT
+from shared.runtime.media import say
 
 try:
     import fcntl
@@ -158,10 +158,10 @@ def _attempt(file: Path, path: Path) -> dict[str, Any] | None:
                 return note
             written = _write_note(descriptor)
             if locked is None:
-                print(
+                say(
                     f"note: the file system of {path} cannot lock ({reason}); {file.name} alone"
                     " keeps two runs apart there",
-                    file=sys.stderr,
+                    error=True,
                 )
                 time.sleep(0.2)  # of two that write at once the last one has it
                 if (note := _note(descriptor)) != written:
@@ -242,9 +242,9 @@ def _is_alive(note: dict[str, Any], can_lock: bool, file: Path, path: Path) -> b
         return False  # the system would have said so
     if same_machine and note.get("space") == own["space"]:
         return _runs(note)
-    print(
+    say(
         f"{path}: {_who(note)}; watching for {BEAT * MISSED:.0f} s whether it is still alive",
-        file=sys.stderr,
+        error=True,
     )
     last, deadline = _touched(file), time.monotonic() + BEAT * MISSED
     while time.monotonic() < deadline:

@@ -4,6 +4,8 @@ import runpy
 import sys
 from importlib import import_module
 
+from shared.runtime.media import say
+
 
 def moved(name: str, old: str, command: str, module: str) -> None:
     """Say the new name of a module, and do its work.
@@ -15,7 +17,7 @@ def moved(name: str, old: str, command: str, module: str) -> None:
         module: what is imported in its place.
     """
     new = command if name == "__main__" else module
-    print(f"{old} is now {new}; the old name goes with the next version", file=sys.stderr)
+    say(f"{old} is now {new}; the old name goes with the next version", error=True)
     if name == "__main__":
         runpy.run_module(command, run_name="__main__", alter_sys=True)
     else:

@@ -7,6 +7,8 @@ from typing import Self, TypeVar
 
 from tqdm import tqdm
 
+from shared.runtime.media import say
+
 T = TypeVar("T")
 LINE_EVERY = 30.0  # seconds
 TIMES = (("days", 86400), ("hours", 3600), ("min", 60))
@@ -62,7 +64,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(number)
         elif self.shown and (now := self.clock()) - self._last_time >= LINE_EVERY:
-            print(self._line(now), file=sys.stderr, flush=True)
+            say(self._line(now), error=True)
             self._last_time, self._last_done = now, self.done
 
     def note(self, notes: str) -> None:

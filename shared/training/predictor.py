@@ -17,12 +17,13 @@ from torch import Tensor
 
 from shared.config.schema import Data
 from shared.data.batches import normalize, plain_batches, shown_photo
-from shared.data.images import USUAL, Decoding, ImageSet, decode_image, printable, rgb_pixels
+from shared.data.images import USUAL, Decoding, ImageSet, decode_image, rgb_pixels, why_unreadable
 from shared.networks.build import load_classifier, load_contrastive
 from shared.networks.encoders import fold_batch_norm
 from shared.networks.heads import Classifier
 from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import UserError
+from shared.runtime.media import printable
 
 Photo = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -193,8 +194,8 @@ def _pixels(image: Any, decoding: Decoding) -> Tensor:
             if not os.path.isfile(path):  # to open a FIFO would wait for ever
                 raise FileNotFoundError("no such file")
             return decode_image(path, decoding)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read {printable(path)}: {printable(error)}") from error
+        except Exception as error:  # each decoder has its own
+            raise UserError(f"cannot read {printable(path)}: {why_unreadable(error)}") from error
     if isinstance(image, Image.Image):
         return rgb_pixels(ImageOps.exif_transpose(image))
     array = np.asarray(image)

@@ -1,7 +1,6 @@
 """What a run shows and writes while people wait: its progress, JSON lines, a tracker."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from shared.config.schema import Training
 from shared.runtime.artifacts import StageFolder, write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.media import say
 from shared.runtime.progress import Progress
 from shared.runtime.records import read_lines
 
@@ -53,11 +53,11 @@ class RunLog:
                 tracker.tracker.define_metric(f"{self.stage}/*", step_metric=f"{self.stage}/step")
             lines, damaged = read_log(folder.path)
             if damaged:
-                print(f"{self._path}: dropped {damaged} unreadable lines", file=sys.stderr)
+                say(f"{self._path}: dropped {damaged} unreadable lines", error=True)
             kept = [line for line in lines if line["step"] <= start]
             write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             if start:
-                print(f"{folder.stage}: goes on from step {start:,} of {total:,}", flush=True)
+                say(f"{folder.stage}: goes on from step {start:,} of {total:,}")
         self._progress = Progress(
             folder.stage,
             total,

@@ -11,7 +11,6 @@ the next call tries it again.
 """
 
 import json
-import sys
 import time
 import traceback
 from collections.abc import Collection, Sequence
@@ -31,6 +30,7 @@ from shared.runtime.distributed import lost_contact, refuse_together
 from shared.runtime.errors import UserError, out_of_memory
 from shared.runtime.files import clean
 from shared.runtime.lock import release, take
+from shared.runtime.media import say, say_block
 from shared.runtime.progress import Progress
 from shared.runtime.stop import Stopped, StopRequest
 from stages.assess.inputs import Arrays, Inputs, open_inputs
@@ -102,7 +102,8 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         if not assessment["failed"]:
             write_meta(path, inputs, settings)
         release(path)
-        print(f"{assessment_text(assessment)}\n\nnumbers and arrays: {path / 'assess'}.json, .npz")
+        text = assessment_text(assessment)
+        say_block(f"{text}\n\nnumbers and arrays: {path / 'assess'}.json, .npz")
     if failed := assessment["failed"]:
         messages = "; ".join(f"{part}: {message}" for part, message in failed.items())
         raise UserError(
@@ -177,7 +178,7 @@ def load(
             del cast(dict[str, Any], assessment)[part], made_from[part]
     except (UserError, KeyError, AttributeError) as error:
         reason = error.__cause__ or error
-        print(f"{path} is damaged ({reason}); all of it is measured again", file=sys.stderr)
+        say(f"{path} is damaged ({reason}); all of it is measured again", error=True)
         return None, {}
     kept = {name: array for name, array in arrays.items() if name.partition("/")[0] not in outdated}
     return assessment, kept

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 from shared.runtime.files import clean, temporary_folder
 from shared.runtime.lock import held
+from shared.runtime.media import say, say_block
 from stages.export import onnx_file, timm_folder, torchscript
 from stages.export.images import Function, RealImages, accuracies, check, open_images
 from stages.export.network import Source, load
@@ -212,10 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name is not None and to != "timm":
         raise UserError(f"--push_to_hub needs --to timm, not {to}")
     lines = export(path, to, arguments.out, arguments.layer, arguments.int8, arguments.images)
-    print("\n".join(lines))
+    say(*lines)
     if to == "timm":
         folder = arguments.out or path / FORMATS[to].name
-        print("\n".join(timm_folder.how_to_load(folder)))
+        say(*timm_folder.how_to_load(folder))
         if name is not None:
-            print(timm_folder.push(folder, name))
+            say_block(timm_folder.push(folder, name))
     return 0

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from shared.networks.encoders import FORMATS
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.files import read_bytes
+from shared.runtime.media import say_block
 from stages.import_weights.reference import import_checkpoint
 from stages.import_weights.timm_weights import import_published, is_published
 
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_published(source):
         if other := [option for option, value in _of_tensorflow(arguments).items() if value]:
             raise UserError(f"{', '.join(other)}: for checkpoints of TensorFlow, not for {source}")
-        print("\n".join(import_published(source, arguments.out, size)))
+        say_block("\n".join(import_published(source, arguments.out, size)))
         return 0
     lines = import_checkpoint(
         Path(source),
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.ema,
         arguments.drop,
     )
-    print("\n".join(lines))
+    say_block("\n".join(lines))
     return 0
 
 
@@ -120,7 +122,7 @@ def _of_tensorflow(arguments: Namespace) -> dict[str, object]:
 def _read_classes(file: Path) -> list[str]:
     """One name a line; empty lines do not count."""
     try:
-        lines = file.read_text().split("\n")
+        lines = read_bytes(file, 2**24).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read --classes {file}: {error}") from error
     return [line.strip() for line in lines if line.strip()]

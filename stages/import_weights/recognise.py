@@ -25,9 +25,12 @@ from stages.import_weights.tf_checkpoint import Checkpoint, Node, read_graphs
 # base_model/conv2d_3/kernel, resnet/block_group1/.../sync_batch_normalization_3/gamma;
 # head_contrastive/nl_1/dense/kernel, projection_head/nl_1/.../sync_batch_normalization_22/gamma;
 # head_supervised/linear_layer/dense_3/bias
-TRUNK = r"(?:base_model|resnet(?:_\d+)?)/(?:.*/)?(?:sync_)?(conv2d|batch_normalization)(?:_(\d+))?/"
-HEAD = r"(?:head_contrastive|projection_head(?:_\d+)?)/n?l_(\d+)/(?:.*/)?"
-LINEAR = r"head_supervised(?:_\d+)?/linear_layer/dense(?:_\d+)?/"
+TRUNK = (
+    r"(?:base_model|resnet(?:_\d{1,6})?)/(?:.*/)?"
+    r"(?:sync_)?(conv2d|batch_normalization)(?:_(\d{1,6}))?/"
+)
+HEAD = r"(?:head_contrastive|projection_head(?:_\d{1,6})?)/n?l_(\d{1,6})/(?:.*/)?"
+LINEAR = r"head_supervised(?:_\d{1,6})?/linear_layer/dense(?:_\d{1,6})?/"
 LEAF = r"(kernel|bias|gamma|beta|moving_mean|moving_variance)$"
 SLOTS = ("/Momentum", "/Adam", "/Adam_1")  # what TF1's optimizers append to a variable's name
 OPTIMIZER_MEMORY = "memory of the optimizer"
@@ -203,7 +206,9 @@ def recognise_encoder(
     Raises:
         UserError: where it is none of them, or lacks a tensor that decides.
     """
-    numbers = [int(m[1] or 0) for m in (re.match(r"conv2d(?:_(\d+))?/", s) for s in shapes) if m]
+    numbers = [
+        int(m[1] or 0) for m in (re.match(r"conv2d(?:_(\d{1,6}))?/", s) for s in shapes) if m
+    ]
 
     def kernel(number: int) -> tuple[int, ...]:
         name = f"conv2d_{number}/kernel" if number else "conv2d/kernel"
@@ -217,7 +222,7 @@ def recognise_encoder(
     bottleneck = kernel(stem)[3] == 4 * base
     two_streams = bottleneck and kernel(stem + 2)[3] == 2 * base
     selective = resnet_d or two_streams or pooled_shortcuts
-    excite = any(re.match(r"conv2d_\d+/bias", name) for name in shapes)
+    excite = any(re.match(r"conv2d_\d{1,6}/bias", name) for name in shapes)
     per_block = 2 + bottleneck + 2 * two_streams + 2 * excite
     blocks = (max(numbers) + 1 - stem - 4) / per_block  # 4 shortcuts
     # The nearest depth, so that the error message can name a missing tensor.
@@ -237,8 +242,11 @@ def recognise_head(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int | No
     Raises:
         UserError: where a dense kernel is missing.
     """
-    numbers = {int(m[1]) for m in (re.match(r"nl_(\d+)/", short) for short in shapes) if m}
+    numbers = {int(m[1]) for m in (re.match(r"nl_(\d{1,6})/", short) for short in shapes) if m}
     layers = max(numbers, default=-1) + 1
+    if layers > len(numbers):  # it may be a large number
+        missing = next(j for j in range(layers) if j not in numbers)
+        raise UserError(f"the checkpoint lacks nl_{missing}/kernel of the projection head")
     kernels = [shapes.get(f"nl_{j}/kernel", ()) for j in range(layers)]
     for j, kernel in enumerate(kernels):
         if len(kernel) != 2:
@@ -252,11 +260,12 @@ def trace_linear_input(graphs: Iterable[Mapping[str, Node]], because: str) -> Li
         linear = [n for n in graph if re.search(LINEAR + "MatMul$", n) and graph[n].op == "MatMul"]
         if not linear:
             continue
-        start = graph[linear[0]].inputs[0]
-        fine_tuned, at = True, start
-        while at in graph and graph[at].op in ("Identity", "StopGradient"):
+        start = next(iter(graph[linear[0]].inputs), "")
+        fine_tuned, at, passed = True, start, set[str]()
+        while at in graph and graph[at].op in ("Identity", "StopGradient") and at not in passed:
+            passed.add(at)  # a damaged graph may go round in a circle, or end here
             fine_tuned &= graph[at].op != "StopGradient"
-            at = graph[at].inputs[0]
+            at = next(iter(graph[at].inputs), "")
         seen, ahead = {start}, [start]
         while ahead:
             new = {i for i in getattr(graph.get(ahead.pop()), "inputs", ())} - seen

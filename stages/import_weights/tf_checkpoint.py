@@ -8,6 +8,7 @@ a checkpoint too. The formats are those of tensorflow/core/lib/io/format.h, util
 protobuf/{tensor_bundle,trackable_object_graph,meta_graph,saved_model}.proto.
 """
 
+import math
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -20,8 +21,10 @@ import google_crc32c
 import numpy as np
 
 from shared.runtime.errors import UserError
+from shared.runtime.files import read_bytes
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+MOST_BYTES, LONGEST_KEY = 2**31, 4096
 FLOAT = 1  # tensorflow/core/framework/types.proto
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # the last bytes of an index
 
@@ -73,7 +76,7 @@ class Checkpoint:
             UserError: where it has another type, or its bytes do not match their checksum.
         """
         entry = self.entries[key]
-        if entry.dtype != FLOAT or entry.size != 4 * np.prod(entry.shape, dtype=np.int64):
+        if entry.dtype != FLOAT or entry.size != 4 * math.prod(entry.shape):
             raise UserError(f"{key} in {self.prefix} is not a plain float32 tensor")
         data = _bytes(self.prefix, self.shards, entry)
         if checksum(data) != entry.checksum:
@@ -97,7 +100,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     prefix = _find_prefix(path)
     index = _with_ending(prefix, ".index")
     with _damage_to(index):
-        table = dict(_table(index.read_bytes()))
+        table = dict(_table(read_bytes(index, MOST_BYTES)))
         header = _message(table.pop(""))
         shards = _one(header, 1)
         if _one(header, 2):
@@ -123,7 +126,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         entries=entries,
         names=names,
         objects=objects,
-        graph_file=graph_file if graph_file.exists() else None,
+        graph_file=graph_file if graph_file.is_file() else None,
     )
 
 
@@ -136,7 +139,7 @@ def read_graphs(file: Path) -> Iterator[dict[str, Node]]:
         UserError: where the file is damaged.
     """
     with _damage_to(file):
-        content = file.read_bytes()
+        content = read_bytes(file, MOST_BYTES)
         meta_graphs = _message(content)[2] if file.name == "saved_model.pb" else [content]
         for meta_graph in map(_message, meta_graphs):
             for graph in map(_message, meta_graph.get(2, [])):
@@ -157,7 +160,7 @@ def _damage_to(file: Path) -> Iterator[None]:
     """Turn an error of the parsers below into one line that names the file."""
     try:
         yield
-    except (LookupError, ValueError, struct.error) as error:
+    except (LookupError, ValueError, OverflowError, OSError, struct.error) as error:
         reason = f"no {error}" if isinstance(error, LookupError) else error
         raise UserError(
             f"{file} is truncated, damaged or not TensorFlow's ({reason}); copy it again"
@@ -180,7 +183,8 @@ def _bytes(prefix: Path, shards: int, entry: Entry) -> bytes:
 
 def _find_prefix(path: Path) -> Path:
     if not path.is_dir():
-        prefix = path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
+        name = re.sub(r"(?<=.)\.(index|meta|data-\d+-of-\d+)$", "", path.name)
+        prefix = path.with_name(name)
         if path.name == "saved_model.pb":
             prefix = path.parent / "variables" / "variables"
         if _with_ending(prefix, ".index").is_file():
@@ -196,11 +200,13 @@ def _find_prefix(path: Path) -> Path:
     if (path / "checkpoint").is_file():  # which checkpoint of the folder is the latest
         latest = re.search(
             r'^model_checkpoint_path: "(.+)"',
-            (path / "checkpoint").read_text(errors="replace"),
+            _text_of(path / "checkpoint"),
             re.MULTILINE,
         )
-        if latest:
-            return _find_prefix(path / latest[1].replace("\\", "/").rpartition("/")[2])
+        # of its own folder: a name such as .. would lead out of it, or round in a circle
+        name = latest[1].replace("\\", "/").rpartition("/")[2] if latest else ""
+        if name and not (path / name).is_dir():
+            return _find_prefix(path / name)
     indices = sorted(path.glob("*.index"))
     if len(indices) != 1:
         advice = "give the folder of a TensorFlow checkpoint or SavedModel"
@@ -208,6 +214,13 @@ def _find_prefix(path: Path) -> Path:
             advice = "name one of them: " + ", ".join(index.stem for index in indices[:5])
         raise UserError(f"{path} holds {len(indices)} checkpoints (*.index); {advice}")
     return indices[0].with_suffix("")
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return read_bytes(file, 2**20).decode(errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def _check_size(file: Path, number: int, entries: Iterable[Entry]) -> None:
@@ -221,12 +234,13 @@ def _check_size(file: Path, number: int, entries: Iterable[Entry]) -> None:
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """An integer in groups of 7 bits, and the position after it."""
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 70, 7):
         value |= (data[at] & 127) << shift
-        at, shift = at + 1, shift + 7
+        at += 1
         if data[at - 1] < 128:
             return value, at
+    raise ValueError("an integer is longer than 10 bytes")
 
 
 def _table(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -237,16 +251,26 @@ def _table(data: bytes) -> Iterator[tuple[str, bytes]]:
     at = 0
     for _ in range(2):  # skips the position and size of another block, unused here
         _, at = _varint(footer, at)
+    left = len(data)
     for _, handle in _block(data, footer[at:]):
+        start, end = _place(handle)
+        left -= end - start
+        if left < 0:
+            raise ValueError("its blocks overlap")
         for key, value in _block(data, handle):
             yield key.decode(), value
 
 
-def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Entries of the block whose position and size ``handle`` holds."""
+def _place(handle: bytes) -> tuple[int, int]:
+    """Where a block begins and ends."""
     start, at = _varint(handle, 0)
     size, _ = _varint(handle, at)
-    end = start + size
+    return start, start + size
+
+
+def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Entries of the block whose position and size ``handle`` holds."""
+    start, end = _place(handle)
     kind, stored_checksum = struct.unpack_from("<BI", data, end)  # after the block
     if checksum(data[start : end + 1]) != stored_checksum:
         raise ValueError("a checksum does not match")
@@ -258,6 +282,8 @@ def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
         shared, at = _varint(data, at)
         rest, at = _varint(data, at)
         length, at = _varint(data, at)
+        if shared + rest > LONGEST_KEY:
+            raise ValueError(f"a name is longer than {LONGEST_KEY:,} bytes")
         key = key[:shared] + data[at : at + rest]
         at += rest + length
         yield key, data[at - length : at]
@@ -265,6 +291,8 @@ def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _message(data: bytes) -> dict[int, list[Any]]:
     """A protocol buffer message: field number -> its values, integers or bytes."""
+    if not isinstance(data, bytes):
+        raise ValueError("a field is no message")
     fields: dict[int, list[Any]] = {}
     at = 0
     while at < len(data):
@@ -288,20 +316,32 @@ def _message(data: bytes) -> dict[int, list[Any]]:
 
 def _one(message: dict[int, list[Any]], field: int) -> int:
     """An integer field; 0 where it is absent."""
-    return message.get(field, [0])[0]
+    value = message.get(field, [0])[0]
+    if not isinstance(value, int):
+        raise ValueError("a field is no integer")
+    return value
 
 
 def _text(message: dict[int, list[Any]], field: int) -> str:
-    return message.get(field, [b""])[0].decode()
+    return _decoded(message.get(field, [b""])[0])
+
+
+def _decoded(value: Any) -> str:
+    if not isinstance(value, bytes):
+        raise ValueError("a field is no text")
+    return value.decode()
 
 
 def _entry(message: dict[int, list[Any]]) -> Entry:
     dimensions = _message(message.get(2, [b""])[0]).get(2, [])
     if 7 in message:
         raise ValueError("a tensor is stored in slices")
+    shape = tuple(_one(_message(dimension), 1) for dimension in dimensions)
+    if any(side >= 2**31 for side in shape) or len(shape) > 8:
+        raise ValueError(f"a tensor has the shape {shape[:9]}")
     return Entry(
         dtype=_one(message, 1),
-        shape=tuple(_one(_message(dimension), 1) for dimension in dimensions),
+        shape=shape,
         shard=_one(message, 3),
         offset=_one(message, 4),
         size=_one(message, 5),
@@ -326,6 +366,8 @@ def _object_graph(content: bytes) -> tuple[dict[str, str], list[dict[str, int]]]
         for attribute in map(_message, node.get(2, [])):
             if name := _text(attribute, 2):
                 names[_text(attribute, 3)] = name
+    if any(child >= len(objects) for children in objects for child in children.values()):
+        raise ValueError("the object graph names an object that it lacks")
     return names, objects
 
 
@@ -333,6 +375,6 @@ def _nodes(definitions: list[bytes]) -> dict[str, Node]:
     nodes = {}
     for node in map(_message, definitions):
         # an input is "node", "node:output", "node:name:output", or "^node", a mere order
-        inputs = [text.decode().split(":")[0] for text in node.get(3, [])]
+        inputs = [_decoded(text).split(":")[0] for text in node.get(3, [])]
         nodes[_text(node, 1)] = Node(_text(node, 2), [i for i in inputs if not i.startswith("^")])
     return nodes

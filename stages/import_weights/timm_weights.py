@@ -11,6 +11,7 @@ the command says it. Nothing in a file is executed.
 """
 
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,9 @@ def find(source: str) -> Published:
     """
     if not source:
         raise UserError(f"{PREFIX} names no model; give {PREFIX}NAME, such as {PREFIX}resnet50")
-    named = None if Path(source).exists() else re.fullmatch(r"([\w.-]+)=(.+)", source)
+    if "\0" in source or len(source) > 2000 or any(len(part) > 250 for part in source.split("/")):
+        raise UserError(f"{PREFIX}{source[:40]}... is no name and no path; give {PREFIX}NAME=FILE")
+    named = None if os.path.exists(source) else re.fullmatch(r"([\w.-]+)=(.+)", source)
     name, path = (named[1], Path(named[2])) if named else ("", Path(source))
     if not named and not path.is_dir() and path.suffix not in FORMATS:
         name, path = source.removeprefix("hf-hub:").removeprefix("timm/"), None

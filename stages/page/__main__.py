@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.runtime.errors import CommandParser, exit_code_2
+from shared.runtime.media import say
 from stages.page.write import write_page
 
 
@@ -36,7 +37,7 @@ def _parser() -> CommandParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page of a run."""
     arguments = _parser().parse_args(argv)
-    print(write_page(arguments.run, arguments.pictures))
+    say(write_page(arguments.run, arguments.pictures))
     return 0
 
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from shared.config.methods import METHODS
+from shared.runtime.media import figure_text
 
 INK, FAINT, PAPER = "#24292f", "#d0d5da", "#ffffff"
 DARK = {INK: "#e3e6e9", FAINT: "#434a52", PAPER: "#16191d"}  # what they become on dark pages
@@ -194,7 +195,7 @@ def _end_labels(ax: Axes, ends: Sequence[tuple[float, str, Mapping[str, Any]]]) 
         sample = [1.06, 1.13] if look.get("ls") else [1.085]
         ax.plot(sample, [place] * len(sample), **{"ls": "", **look}, **beside)
         ax.annotate(
-            _plain(name),
+            figure_text(name),
             (sample[-1], place),
             (6, 0),
             xycoords="axes fraction",
@@ -277,7 +278,7 @@ def accuracy_against_parameters(panels: Mapping[str, Sequence[Point]]) -> Figure
         _count_axis(ax, counts, "parameters (log scale)" if ax is axes[-1] else "")
         _accuracy_axis(ax)
         _end_labels(ax, ends)
-        ax.set_title(_plain(title))
+        ax.set_title(figure_text(title))
     return figure
 
 
@@ -391,7 +392,7 @@ def robustness(accuracy: np.ndarray, corruptions: Sequence[str], clean: float) -
         clean: accuracy on the untouched images.
     """
     order = np.argsort(-accuracy.mean(1))
-    names = [_plain(corruptions[int(i)].replace("_", " ")) for i in order]
+    names = [figure_text(corruptions[int(i)].replace("_", " ")) for i in order]
     with_mean = np.column_stack([accuracy, accuracy.mean(1)])[order]  # (K, S + 1)
     K, S = accuracy.shape
     figure = Figure(layout="constrained", figsize=(4.7, 0.8 + 0.23 * (K + 1)))
@@ -432,13 +433,8 @@ def _bare(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _plain(name: str) -> str:
-    """A name from a file as matplotlib shall draw it: a dollar is no formula."""
-    return name.replace("$", r"\$")
-
-
 def _clip(name: str, length: int = 14) -> str:
-    return _plain(name if len(name) <= length else name[: length - 1] + "…")
+    return figure_text(name if len(name) <= length else name[: length - 1] + "…")
 
 
 @_styled()

@@ -11,6 +11,7 @@ from shared.config.methods import METHODS
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.files import clean
 from shared.runtime.lock import SHORT, held
+from shared.runtime.media import html_text
 from shared.runtime.progress import Progress
 from stages.page.blocks import Block, Picture, or_missing, pictures_in
 from stages.page.read import Run, read_run
@@ -52,6 +53,7 @@ def render(page: Page) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
+        finalize=html_text,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )

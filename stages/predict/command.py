@@ -9,7 +9,6 @@ the rows are written block by block, and the same command goes on where it was s
 """
 
 import re
-import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -24,10 +23,11 @@ from torch import Tensor
 
 from shared.config.command_line import read_config
 from shared.config.schema import Data
-from shared.data.images import UNLABELED, USUAL, Decoding, ImageSet, abbreviated, printable
+from shared.data.images import UNLABELED, USUAL, Decoding, ImageSet
 from shared.data.sources import open_data, open_images
 from shared.runtime.artifacts import provenance
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.media import abbreviated, printable, say
 from shared.runtime.progress import Progress, counted
 from shared.runtime.stop import Stopped, StopRequest
 from shared.training.calibration import fit_temperature
@@ -153,7 +153,7 @@ def _temperature(folder: Path, predictor: Predictor) -> float:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(*line.split("\n"), error=True)
 
 
 def _as_here(message: str) -> str:

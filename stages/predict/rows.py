@@ -5,8 +5,8 @@
     predictions.parquet.part   the rows of a .parquet file that is not complete, as an Arrow stream
 
 A spreadsheet takes a cell that begins with ``=`` for a formula, and runs it. In a CSV file an
-image that is called so has ``./`` in front, which is the same file, and a class a space, which
-readers of labels take away. The other two formats keep names as they are.
+image that is called so has ``./`` in front, which is the same file, and a class an apostrophe,
+which readers of labels take away (`csv_cell`). The other two formats keep names as they are.
 """
 
 import csv
@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from shared.data.images import printable
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import into_place
+from shared.runtime.media import csv_lines, csv_value, printable
 from shared.runtime.records import damaged, mismatch, read_json
 
 # How a cell begins that spreadsheets compute; the last four are the wide forms.
@@ -52,16 +52,6 @@ def file_cell(name: str) -> str:
     return f"./{name}" if name.startswith(_FORMULA) else name
 
 
-def _text_cell(text: str) -> str:
-    if not text.startswith(_FORMULA):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f" {text}"
-    return text  # a number
-
-
 def _cells(column: str, values: list) -> list[list[str]]:
     """The columns of a CSV file, each a list of texts, that a column becomes."""
     if column == "features":
@@ -70,17 +60,8 @@ def _cells(column: str, values: list) -> list[list[str]]:
         return [[f"{value:.6g}" for value in values]]
     if column.startswith("probability"):
         return [[f"{value:.4f}" for value in values]]
-    cell = file_cell if column == "file" else _text_cell
+    cell = file_cell if column == "file" else str
     return [["" if value is None else cell(value) for value in values]]
-
-
-def _csv_text(rows: list[list[str]]) -> str:
-    text = io.StringIO()
-    for row in rows:
-        # Python before 3.13 leaves a carriage return without quotes, and cannot read that again
-        quoting = csv.QUOTE_ALL if any("\r" in cell for cell in row) else csv.QUOTE_MINIMAL
-        csv.writer(text, lineterminator="\n", quoting=quoting).writerow(row)
-    return text.getvalue()
 
 
 def csv_head(schema: pa.Schema) -> str:
@@ -89,8 +70,8 @@ def csv_head(schema: pa.Schema) -> str:
     for field in schema:
         wide = pa.types.is_fixed_size_list(field.type)
         width = field.type.list_size if wide else 0
-        names += [f"feature_{i}" for i in range(width)] if wide else [_text_cell(field.name)]
-    return _csv_text([names])
+        names += [f"feature_{i}" for i in range(width)] if wide else [field.name]
+    return csv_lines([names])
 
 
 def csv_rows(batch: pa.RecordBatch) -> str:
@@ -98,7 +79,7 @@ def csv_rows(batch: pa.RecordBatch) -> str:
     columns: list[list[str]] = []
     for name in batch.schema.names:
         columns += _cells(name, batch.column(name).to_pylist())
-    return _csv_text([list(row) for row in zip(*columns, strict=True)])
+    return csv_lines(zip(*columns, strict=True))
 
 
 def _read_csv(path: Path, schema: pa.Schema) -> Iterator[Made]:
@@ -121,7 +102,8 @@ def _read_csv(path: Path, schema: pa.Schema) -> Iterator[Made]:
                 if len(row) != len(head) or not whole:
                     return
                 is_row = bool(number)
-                yield Made(place, row[:1] * is_row, row[1:2] * is_row if labeled else [None])
+                files = [csv_value(row[0])] * is_row
+                yield Made(place, files, row[1:2] * is_row if labeled else [None])
         except (csv.Error, UnicodeDecodeError):  # cut off within quotes, or within a character
             return
 

@@ -12,10 +12,11 @@ let unsaved = false;
 
 // ------------------------------------------------------------------------------ the CSV file
 // A spreadsheet takes a cell that begins so for a formula; the apostrophe is taken off again
-// when the file is read (shared/data/label_files.py).
-const formula = /^'*(?![+-]?\d+(\.\d+)?$)[=+\-@\t\r]/;
+// when the file is read: csv_cell in shared/runtime/media.py, whose rule this is.
+const number = /^[+-]?(\d+(\.\d+)?([eE][+-]?\d+)?|inf|nan)$/;
+const formula = /(?<![^;\t\r\n])('*)(?=[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])/g;
 const cell = (text) => {
-  const safe = formula.test(text) ? `'${text}` : text;
+  const safe = number.test(text) ? text : text.replace(formula, "'$1");
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 };
 const csv = () => {

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from shared.data.images import printable
+from shared.runtime.media import html_text, printable
 
 HERE = Path(__file__).parent
 THUMBNAIL = 192  # pixels of the longer side, at most
@@ -53,6 +53,7 @@ def sheet(
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
+        finalize=html_text,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )

@@ -36,7 +36,7 @@ from shared.config.command import run_command
 from shared.config.command_line import override, read_config
 from shared.config.methods import CLASSIFIERS, ancestors
 from shared.config.schema import Config
-from shared.data.images import UNLABELED, ImageSet, Splits, abbreviated
+from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.label_files import csv_text, find_images, read_csv, read_text
 from shared.data.labels import draw_labels
 from shared.data.sources import open_run
@@ -44,6 +44,7 @@ from shared.networks.build import load_classifier, load_contrastive, require_sam
 from shared.runtime.artifacts import read_meta, write_atomically
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 from shared.runtime.lock import held
+from shared.runtime.media import abbreviated
 from shared.runtime.progress import Progress, counted
 from shared.runtime.randomness import generator
 from shared.runtime.records import read_json

@@ -269,3 +269,43 @@ def test_help_of_a_section(section, capsys):
         before_next = rest.partition(f" --{section}.")[0].partition("more options")[0]
         assert "(default: " in before_next
         assert len(before_next.partition("(default")[0].split()) > 2
+
+
+HUGE = "9" * 400
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("--threads=1000000000000", "threads must be at most 1,024"),
+        ("--data.workers=1000000000000", "data.workers must be at most 1,024"),
+        ("--pretrain.batch_size=1000000000000", "pretrain.batch_size must be at most"),
+        ("--model.head_width=1000000000000", "model.head_width must be at most"),
+        ("--data.image_size=1000000", "data.image_size must be at most"),
+        (f"--pretrain.steps={HUGE}", "pretrain.steps must be at most"),
+        (f"--pretrain.epochs={HUGE}", "too large"),
+        ("--pretrain.epochs=1e400", "pretrain.epochs must be"),
+        ("--data.std=[1e400, 1, 1]", "data.std must be at most"),
+        (f"--seed={HUGE}", "seed must be 0 to 2**32 - 1"),
+        (f"--labels={HUGE[:100]}perclass", "labels must be"),
+        (f"--seed={HUGE * 20}", "8,007 characters"),
+        ("--labels=&a [*a]", "&a contains itself"),
+        (f"--run={'a' * 300}", "is too long"),
+        (f"--output={'a' * 300}", "is too long"),
+        (f"--data.train={'a/' * 1600}", "is too long"),
+        (f"--labels={'é' * 100}.csv", "longer than 150 bytes"),
+        ("--data.train=a\0b", "has a NUL character"),
+        ("--output=\udcff", "is not UTF-8"),
+        ("--data.train=~no-such-user-here/x", "there is no such user"),
+        ("--force=\x1b[31m\n", "force must be"),
+    ],
+)
+def test_values_that_nothing_takes_are_one_line(argument, says, capsys):
+    with pytest.raises(SystemExit) as left:
+        read_command_line([argument], "p", "d")
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.endswith("\n")
+    assert error[:-1].isprintable()
+    assert len(error) < 2200

@@ -30,6 +30,16 @@ from tests.support.tables import write
         ({"seeds": ["x"]}, "seeds must be a number"),
         ({"metric": "top2"}, "unknown metric: top2; did you mean"),
         ({"against": "b"}, "unknown row in against: b"),
+        ({"against": ["a"]}, "unknown row in against: ['a']"),
+        ({"worth": {"a": 1}}, "unknown row in worth: {'a': 1}"),
+        ({"metric": ["top1"]}, "unknown metric: ['top1']"),
+        ({"metric": {"top1": 1}}, "unknown metric: {'top1': 1}"),
+        ({"rows": {"a": {"method": ["finetune"]}}}, "unknown method in rows: a: ['finetune']"),
+        ({"seeds": 10**12}, "seeds must be 1,000 or fewer"),
+        ({"seeds": [10**12]}, "seeds must be a number"),
+        ({"seeds": float("inf")}, "seeds must be a number"),
+        ({"title": "a\x1b[31m"}, "title must be one line"),
+        ({"rows": {str(i): {} for i in range(1001)}}, "rows and columns have 1,001 cells"),
         (
             {
                 "rows": {"a": {"pretrain.seed": 1}},

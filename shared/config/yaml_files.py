@@ -1,0 +1,87 @@
+"""YAML from anywhere, read within bounds: recipes, tables, and the values of flags.
+
+YAML lets a few lines stand for billions of values: an anchor of anchors, or one that holds itself.
+Every part is counted as often as it is named, before anything is built.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shared.runtime.errors import UserError
+from shared.runtime.files import read_bytes
+
+MOST_BYTES = 2**20
+MOST_VALUES = 10_000
+DEPTH = 20
+LONGEST_SCALAR = 4096  # characters
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(file: Path) -> Any:
+    """What a YAML file says: plain values, lists and mappings.
+
+    Raises:
+        UserError: the file cannot be read, is no YAML, or goes beyond the bounds.
+    """
+    try:
+        text = read_bytes(file, MOST_BYTES).decode("utf-8-sig")
+        require_bounded(text)
+        return yaml.load(text, Loader)  # a safe loader, which makes no objects
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())[:300]}") from error
+
+
+def require_bounded(text: str) -> None:
+    """Refuse YAML that stands for more than a recipe or a table can hold.
+
+    Raises:
+        ValueError: it has more values than ``MOST_VALUES``, lies deeper than ``DEPTH``, has a value
+            longer than ``LONGEST_SCALAR``, or a part of it contains itself.
+        yaml.YAMLError: it is no YAML.
+    """
+    anchored: dict[str, int] = {}  # the number of values below an anchor
+    opened: list[tuple[str | None, int]] = []  # of each list and mapping around: anchor, count
+    count = 0
+    for event in yaml.parse(text, Loader):
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((anchor, count))
+            if len(opened) > DEPTH:
+                raise ValueError(f"its values lie more than {DEPTH} deep in one another")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            if anchor:
+                anchored[anchor] = count - before + 1
+            count += 1
+        elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == around for around, _ in opened):
+                raise ValueError(f"&{anchor} contains itself")
+            count += anchored.get(str(anchor), 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            if len(event.value) > LONGEST_SCALAR:
+                raise ValueError(f"it has a value of {len(event.value):,} characters")
+            count += 1
+            if anchor:
+                anchored[anchor] = 1
+        if count > MOST_VALUES:
+            raise ValueError(f"it stands for more than {MOST_VALUES:,} values")
+
+
+def require_bounded_file(file: Path) -> None:
+    """`require_bounded` for a file that somebody else parses, who says what its syntax lacks.
+
+    Raises:
+        UserError: the file is no regular one, is too large, or stands for too much.
+    """
+    try:
+        require_bounded(read_bytes(file, MOST_BYTES).decode("utf-8-sig", "replace"))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    except yaml.YAMLError:
+        pass
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from error

@@ -1,0 +1,138 @@
+"""Whatever is read: a sane result, or one line and exit code 2.
+
+Each case is a reader and a seed. Anything else than a result or a UserError fails: another
+exception, five seconds of computing, twenty of waiting, or a file that was written outside.
+
+    pytest tests/fuzz                 the default run's cases
+    pytest -m slow tests/fuzz         all of them
+    FUZZ_SEEDS=1000:2000 pytest -m slow tests/fuzz    others
+"""
+
+import hashlib
+import os
+import signal
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from shutil import rmtree
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared.runtime.errors import UserError
+from shared.runtime.media import one_line
+from tests.fuzz.readers import READERS, encoded
+
+FEW, MANY = 12, 90  # cases of each reader: in the default run, and of all
+# What was found once: (reader, seed). Each stays.
+FOUND: list[tuple[str, int]] = []
+
+
+class Hang(BaseException):
+    """No exception that a reader could catch."""
+
+
+@contextmanager
+def patience(computing: float = 5.0, waiting: float = 20.0):
+    """Hang after so many seconds of processor, or on the wall: this machine may be busy."""
+
+    def stop(number, frame):
+        raise Hang(signal.Signals(number).name)
+
+    before = [signal.signal(number, stop) for number in (signal.SIGVTALRM, signal.SIGALRM)]
+    signal.setitimer(signal.ITIMER_VIRTUAL, computing)
+    signal.setitimer(signal.ITIMER_REAL, waiting)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in zip((signal.SIGVTALRM, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def judge(reader: str, rng: Random, base: Path) -> str | None:
+    """What is wrong with the answer to one case; None where nothing is."""
+    folder, outside = base / "in", base / "outside"
+    rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    outside.mkdir(exist_ok=True)
+    (outside / "secret.png").write_bytes(encoded("PNG"))
+    before, here = hashes(outside), Path.cwd()
+    os.chdir(folder)
+    try:
+        with patience(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of decoders, on damaged files
+            READERS[reader](rng, folder)
+    except UserError as error:
+        if not (line := one_line(error)).isprintable() or len(line) > 2100 or not line:
+            return f"not one line: {line!r}"
+    except SystemExit as left:
+        if left.code != 2:
+            return f"exit code {left.code}"
+    except (Exception, Hang) as error:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    finally:
+        os.chdir(here)
+    if hashes(outside) != before:
+        return "a file outside was written"
+    return None
+
+
+def faults(reader: str, seeds, base: Path) -> dict[int, str]:
+    judged = {seed: judge(reader, Random(f"{reader} {seed}"), base) for seed in seeds}
+    return {seed: fault for seed, fault in judged.items() if fault}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_sane_result_or_one_line(reader, tmp_path):
+    assert faults(reader, range(FEW), tmp_path) == {}
+
+
+@pytest.mark.parametrize(("reader", "seed"), FOUND)
+def test_what_was_found_once(reader, seed, tmp_path):
+    assert faults(reader, [seed], tmp_path) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", READERS)
+def test_more_cases(reader, tmp_path):
+    first, last = map(int, os.environ.get("FUZZ_SEEDS", f"{FEW}:{MANY}").split(":"))
+    assert faults(reader, range(first, last), tmp_path) == {}
+
+
+@pytest.mark.parametrize("reader", ["recipe", "table", "labels_csv", "table_text", "cells"])
+def test_hypothesis_finds_nothing_smaller(reader, tmp_path):
+    @settings(deadline=None, max_examples=15, suppress_health_check=[*HealthCheck], database=None)
+    @given(st.randoms(use_true_random=False))
+    def search(rng):
+        assert judge(reader, rng, tmp_path) is None
+
+    search()
+
+
+def test_the_judge_refuses_what_it_should(tmp_path, monkeypatch):
+    answers = {
+        "hang": lambda rng, folder: next(x for x in iter(int, 1) if x),
+        "outside": lambda rng, folder: (folder / "../outside/x").write_text("x"),
+        "defect": lambda rng, folder: [][0],
+        "endless": lambda rng, folder: (_ for _ in ()).throw(SystemExit(1)),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setitem(READERS, name, answer)
+    monkeypatch.setattr(patience, "__wrapped__", None, raising=False)
+    assert judge("outside", Random(0), tmp_path / "a") == "a file outside was written"
+    assert judge("defect", Random(0), tmp_path / "b").startswith("IndexError")
+    assert judge("endless", Random(0), tmp_path / "c") == "exit code 1"
+    with pytest.raises(Hang), patience(computing=0.2):
+        answers["hang"](None, None)

@@ -1,0 +1,98 @@
+"""YAML that would hang, crash or fill the memory is refused in one line, before it is built."""
+
+import os
+
+import pytest
+
+from shared.config.command_line import read_command_line, read_config
+from shared.config.yaml_files import MOST_BYTES, MOST_VALUES, read_yaml
+from shared.runtime.errors import UserError
+
+NINE = "".join(
+    f"{c}: &{c} [{', '.join(['*' + p] * 9)}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True)
+)
+HOSTILE = {
+    "an anchor in itself": ("&a\ndata: *a\n", "&a contains itself"),
+    "in a list": ("labels: &a [*a]\n", "&a contains itself"),
+    "two in each other": ("data: &a {b: &b [*a]}\n", "&a contains itself"),
+    "exponential anchors": (f"a: &a [{'x, ' * 9}]\n{NINE}labels: *i\n", "stands for more than"),
+    "exponential merges": (
+        "a: &k0 {x: 1, y: 2}\n"
+        + "".join(f"k{i}: &k{i} [*k{i - 1}, *k{i - 1}, *k{i - 1}]\n" for i in range(1, 12)),
+        "stands for more than",
+    ),
+    "deep": ("data: " + "{a: " * 500 + "}" * 500, "deep in one another"),
+    "many": (f"labels: [{'1, ' * (MOST_VALUES + 1)}]", "stands for more than"),
+    "a long value": (f"labels: {'x' * 5000}", "a value of 5,000 characters"),
+    "a long file": ("# x\n" * (MOST_BYTES // 4 + 1), "larger than 1,048,576 bytes"),
+}
+WRONG = [
+    "labels: !!python/object/apply:os.system ['touch executed']\n",
+    "labels: [\n",
+    "1: 2\n",
+    "? [a, b]\n: 2\n",
+    "labels: 2020-13-45\n",
+    "labels: !!binary '***'\n",
+    'run: "\\uD800"\n',
+    "\x00",
+    "pretrain:\n  epochs: " + "9" * 400,
+]
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_what_is_beyond_the_bounds_is_refused(kind, tmp_path, capsys):
+    text, says = HOSTILE[kind]
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    for read in (read_yaml, read_config):
+        with pytest.raises(UserError, match=says):
+            read(file)
+    with pytest.raises(SystemExit) as left:
+        read_command_line(["--config", str(file)], "p", "d")
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert str(file) in line
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_no_recipe_is_refused(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"r\.yaml"):
+        read_config(tmp_path / "r.yaml")
+    with pytest.raises(SystemExit) as left:
+        read_command_line(["--config=r.yaml"], "p", "d")
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "bytes"])
+def test_what_is_no_regular_file_is_refused(kind, tmp_path):
+    file = tmp_path / "r.yaml"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "loop":
+        file.symlink_to(file)
+    else:
+        file.write_bytes(b"\xff\xfe\0")
+    for read in (read_yaml, read_config):
+        with pytest.raises(UserError, match=r"r\.yaml"):
+            read(file)
+    with pytest.raises(SystemExit) as left:
+        read_command_line(["--config", str(file)], "p", "d")
+    assert left.value.code == 2
+
+
+def test_anchors_are_welcome(tmp_path):
+    (tmp_path / "r.yaml").write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]\n")
+    assert read_yaml(tmp_path / "r.yaml") == {
+        "a": {"x": 1},
+        "b": {"x": 1, "y": 2},
+        "c": [{"x": 1}, {"x": 1}],
+    }
