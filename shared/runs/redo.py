@@ -1,14 +1,30 @@
 """What a change of settings makes out of date: all of it in one line, before anything trains."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from shared.config.command_line import KEPT, run_name
 from shared.config.methods import METHODS, ancestors
 from shared.config.schema import Config, defaults, hashed_settings
 from shared.runtime.artifacts import HASHES, OtherSettingsError, differences, made_with
 from shared.runtime.errors import UserError
 from shared.training.stage import options_of, renamed_of
+
+
+def same_run(config: Config) -> str:
+    """The command that goes on with a run, with the settings that were kept or all of them."""
+    folder = config.folder
+    if not (folder / KEPT).is_file():
+        return f"python pipeline.py --config {shlex.quote(str(folder / 'config.yaml'))}"
+    command = f"python pipeline.py --data.train {shlex.quote(config.data.train)}"
+    if config.run != run_name(config.data.train):
+        command += f" --run {config.run}"
+    if config.output != Config.output:
+        command += f" --output {shlex.quote(config.output)}"
+    return command
+
 
 Changes = Mapping[str, tuple[Any, Any]]  # setting -> before, now
 
