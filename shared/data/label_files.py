@@ -23,14 +23,13 @@ from urllib.parse import unquote
 import numpy as np
 
 from shared.data.images import UNLABELED, Splits, abbreviated, printable
+from shared.data.spreadsheets import csv_lines, unmarked
 from shared.runtime.errors import UserError
 
 IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
 IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
-# A spreadsheet takes a cell that begins so for a formula; a number is none.
-_FORMULA = re.compile(r"'*(?![+-]?\d+(\.\d+)?$)[=+\-@\t\r]")
 _MARKS = {  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -187,7 +186,7 @@ def read_csv(
                 f"{file}, line {number}: {len(cells)} cells under {len(head)} columns; write text"
                 ' that holds the separator in quotes, as "a, b"'
             )
-        name, value = (_without_mark(cells[place]) for place in places)
+        name, value = (unmarked(cells[place]) for place in places)
         if not name and is_label(value):
             raise UserError(f"{file}, line {number}: a label, but no image")
         if value.startswith('{"choices"'):
@@ -225,23 +224,8 @@ def _cells(file: Path) -> list[tuple[int, list[str]]]:
 
 
 def csv_text(rows: Iterable[tuple[str, str]]) -> str:
-    """A CSV file of image names and labels, safe for a spreadsheet, that `read_csv` takes back.
-
-    A cell that a spreadsheet would compute, such as ``=1+1``, gets an apostrophe in front.
-    """
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["file", "label"])
-    lines.writerows([_with_mark(cell) for cell in row] for row in rows)
-    return text.getvalue()
-
-
-def _with_mark(cell: str) -> str:
-    return f"'{cell}" if _FORMULA.match(cell) else cell
-
-
-def _without_mark(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+    """A CSV file of image names and labels, safe for a spreadsheet, that `read_csv` takes back."""
+    return csv_lines([("file", "label"), *rows])
 
 
 def _without_decimals(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:

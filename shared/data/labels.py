@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from shared.data.label_files import (
     read_csv,
     read_text,
 )
+from shared.data.spreadsheets import csv_lines, unmarked
 from shared.runtime.artifacts import read_json, write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
@@ -200,12 +200,10 @@ def write_labels(path: Path, images: ImageSet, labels: Labels) -> None:
 
 def write_names(path: Path, images: ImageSet) -> None:
     """Save the names of the images in their order."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["file"], *([name] for name in images.names)])
-    write_atomically(path, text.getvalue())
+    write_atomically(path, csv_lines([("file",), *((name,) for name in images.names)]))
 
 
 def read_names(path: Path) -> list[str]:
     """The names that `write_names` saved."""
     with path.open(newline="") as file:
-        return [name for (name,) in csv.reader(file)][1:]
+        return [unmarked(name) for (name,) in csv.reader(file)][1:]

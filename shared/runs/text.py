@@ -3,10 +3,9 @@
 A text table is a list of lines, and a line a list of cells. The first line is the head.
 """
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 
+from shared.data.spreadsheets import csv_lines
 from shared.runs.metrics import METRICS
 from shared.runs.statistics import CellLine, Summary
 
@@ -51,15 +50,13 @@ def cells_csv(lines: Sequence[CellLine]) -> str:
     measured = ["n_labels", "parameters", *METRICS]
     vary = list(lines[0]["vary"]) if lines else []
     head = ["row", "column", "method", "labels", "seed", *vary, "status", *measured]
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow([*head, "message", "folder"])
+    rows: list[list[object]] = [[*head, "message", "folder"]]
     for line in lines:
         place = [line["row"], line["column"], line["method"], line["labels"], line["seed"]]
         result = [line["result"].get(key, "") for key in measured]
         end = [line["message"], line["folder"]]
-        out.writerow([*place, *line["vary"].values(), line["status"], *result, *end])
-    return text.getvalue()
+        rows.append([*place, *line["vary"].values(), line["status"], *result, *end])
+    return csv_lines(rows)
 
 
 def render(summary: Summary, lines: Sequence[CellLine]) -> dict[str, str]:

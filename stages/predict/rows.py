@@ -4,9 +4,8 @@
     predictions.csv.meta.json  what the rows were made with; written first
     predictions.parquet.part   the rows of a .parquet file that is not complete, as an Arrow stream
 
-A spreadsheet takes a cell that begins with ``=`` for a formula, and runs it. In a CSV file an
-image that is called so has ``./`` in front, which is the same file, and a class a space, which
-readers of labels take away. The other two formats keep names as they are.
+In a CSV file a name that a spreadsheet would compute has an apostrophe in front
+(``shared/data/spreadsheets.py``). The other two formats keep names as they are.
 """
 
 import csv
@@ -22,11 +21,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from shared.data.images import printable
+from shared.data.spreadsheets import csv_lines, marked, unmarked
 from shared.runtime.artifacts import read_json, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
-
-# How a cell begins that spreadsheets compute; the last four are the wide forms.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 class Made(NamedTuple):
@@ -34,7 +31,7 @@ class Made(NamedTuple):
 
     Attributes:
         end: the number of bytes of the file up to here.
-        files: as they stand in the file.
+        files: the names of the images.
         labels: None or empty where the image has none.
     """
 
@@ -44,21 +41,6 @@ class Made(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------- CSV
-def file_cell(name: str) -> str:
-    """The name of a file that no spreadsheet computes, and that means the same file."""
-    return f"./{name}" if name.startswith(_FORMULA) else name
-
-
-def _text_cell(text: str) -> str:
-    if not text.startswith(_FORMULA):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f" {text}"
-    return text  # a number
-
-
 def _cells(column: str, values: list) -> list[list[str]]:
     """The columns of a CSV file, each a list of texts, that a column becomes."""
     if column == "features":
@@ -67,17 +49,7 @@ def _cells(column: str, values: list) -> list[list[str]]:
         return [[f"{value:.6g}" for value in values]]
     if column.startswith("probability"):
         return [[f"{value:.4f}" for value in values]]
-    cell = file_cell if column == "file" else _text_cell
-    return [["" if value is None else cell(value) for value in values]]
-
-
-def _csv_text(rows: list[list[str]]) -> str:
-    text = io.StringIO()
-    for row in rows:
-        # Python before 3.13 leaves a carriage return without quotes, and cannot read that again
-        quoting = csv.QUOTE_ALL if any("\r" in cell for cell in row) else csv.QUOTE_MINIMAL
-        csv.writer(text, lineterminator="\n", quoting=quoting).writerow(row)
-    return text.getvalue()
+    return [["" if value is None else value for value in values]]
 
 
 def csv_head(schema: pa.Schema) -> str:
@@ -86,8 +58,8 @@ def csv_head(schema: pa.Schema) -> str:
     for field in schema:
         wide = pa.types.is_fixed_size_list(field.type)
         width = field.type.list_size if wide else 0
-        names += [f"feature_{i}" for i in range(width)] if wide else [_text_cell(field.name)]
-    return _csv_text([names])
+        names += [f"feature_{i}" for i in range(width)] if wide else [field.name]
+    return csv_lines([names])
 
 
 def csv_rows(batch: pa.RecordBatch) -> str:
@@ -95,7 +67,7 @@ def csv_rows(batch: pa.RecordBatch) -> str:
     columns: list[list[str]] = []
     for name in batch.schema.names:
         columns += _cells(name, batch.column(name).to_pylist())
-    return _csv_text([list(row) for row in zip(*columns, strict=True)])
+    return csv_lines(zip(*columns, strict=True))
 
 
 def _read_csv(path: Path, schema: pa.Schema) -> Iterator[Made]:
@@ -117,10 +89,16 @@ def _read_csv(path: Path, schema: pa.Schema) -> Iterator[Made]:
                     raise UserError(f"{path} has other columns: {printable(','.join(row)[:100])}")
                 if len(row) != len(head) or not whole:
                     return
-                is_row = bool(number)
-                yield Made(place, row[:1] * is_row, row[1:2] * is_row if labeled else [None])
+                names = [_name_in(row[0])] if number else []
+                yield Made(place, names, row[1:2] if labeled else [None])
         except (csv.Error, UnicodeDecodeError):  # cut off within quotes, or within a character
             return
+
+
+def _name_in(cell: str) -> str:
+    """The image that a cell names; earlier versions wrote ``./`` where now an apostrophe is."""
+    name = cell.removeprefix("./")
+    return name if name != cell and marked(name) != name else unmarked(cell)
 
 
 # ------------------------------------------------------------------------------------- JSON lines
@@ -175,21 +153,17 @@ class Form(NamedTuple):
         head: what the file begins with.
         rows: a block of rows.
         read: the rows of a file that may end anywhere.
-        cell: how the name of a file stands in it.
         growing: suffix of the file while it is not complete.
     """
 
     head: Callable[[pa.Schema], bytes]
     rows: Callable[[pa.RecordBatch], bytes]
     read: Callable[[Path, pa.Schema], Iterator[Made]]
-    cell: Callable[[str], str] = str
     growing: str = ""
 
 
 FORMS = {
-    ".csv": Form(
-        lambda s: csv_head(s).encode(), lambda b: csv_rows(b).encode(), _read_csv, file_cell
-    ),
+    ".csv": Form(lambda s: csv_head(s).encode(), lambda b: csv_rows(b).encode(), _read_csv),
     ".jsonl": Form(lambda _: b"", lambda b: _json_rows(b).encode(), _read_json_lines),
     ".parquet": Form(
         lambda s: s.serialize().to_pybytes(),
@@ -278,8 +252,8 @@ class RowFile:
 
     def missing(self, names: Sequence[str]) -> np.ndarray:
         """Positions (k,) of the images that have no row, each image once."""
-        first = {self.form.cell(name): position for position, name in reversed([*enumerate(names)])}
-        rest = [position for cell, position in first.items() if cell not in self._done]
+        first = {name: position for position, name in reversed([*enumerate(names)])}
+        rest = [position for name, position in first.items() if name not in self._done]
         return np.sort(np.array(rest, dtype=np.int64))
 
     def _require_same(self, made_with: dict[str, Any]) -> None:

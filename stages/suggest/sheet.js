@@ -12,8 +12,8 @@ let unsaved = false;
 
 // ------------------------------------------------------------------------------ the CSV file
 // A spreadsheet takes a cell that begins so for a formula; the apostrophe is taken off again
-// when the file is read (shared/data/label_files.py).
-const formula = /^'*(?![+-]?\d+(\.\d+)?$)[=+\-@\t\r]/;
+// when the file is read (shared/data/spreadsheets.py).
+const formula = /^'*(?![+-]?(\d+(\.\d+)?(e[+-]?\d+)?|inf|nan)$)[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/;
 const cell = (text) => {
   const safe = formula.test(text) ? `'${text}` : text;
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
