@@ -167,7 +167,7 @@ def train(
     outdated = to_follow(config, splits, labels)
     if outdated and not config.forces("pretrain"):
         accelerator.print(
-            f"{config.labels} or the images have changed: {', '.join(outdated)} are made again;"
+            f"the labels or the images have changed: {', '.join(outdated)} are made again;"
             " the pretraining is kept"
         )
     counts = Counts(images, len(labels.ids), tested, len(train.classes))
@@ -178,7 +178,7 @@ def train(
         try:
             stage(config, accelerator)
         except OtherSettingsError as error:
-            raise all_to_redo(config, error) from error
+            raise all_to_redo(config, error, train) from error
 
     if accelerator.is_main_process:
         rows = collect(config.folder)

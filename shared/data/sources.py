@@ -157,6 +157,9 @@ def _image_set(
     label = _label_column(dataset, data, source, required) if labeled else None
     if label is not None:
         labels, classes = _labels(dataset[label][:], features[label], label, source)
+    root = Path(source).expanduser()
+    edited = label is not None and not isinstance(features[label], datasets.ClassLabel)
+    edited = edited and root.is_dir() and not any(_parquet_files(root))  # in a metadata file
     others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
@@ -173,7 +176,16 @@ def _image_set(
         names = [str(row) for row in range(len(paths))]
     names = np.array(names, dtype=object)
     decoding = Decoding(data.load_truncated, data.max_pixels)
-    return ImageSet(files, names, labels, classes, data.on_error, decoding=decoding, columns=others)
+    return ImageSet(
+        files,
+        names,
+        labels,
+        classes,
+        data.on_error,
+        decoding=decoding,
+        edited=edited,
+        columns=others,
+    )
 
 
 def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: bool) -> str | None:
@@ -393,9 +405,9 @@ def _open_splits(
     name = "train" if "train" in sources else next(iter(sources))
     train = _image_set(sources[name], data, data.train, required=table is None)
     labels = read_labels(table, data, sources[name].column_names) if table else None
-    by_name = labels is not None and gives_the_classes(labels, train)
-    if labels is not None and by_name:
+    if labels is not None and gives_the_classes(labels, train):
         train = labeled_by(train, labels)
+    by_name = train.edited
     train = decoded(train)
     if data.test is not None and is_csv(Path(data.test)):
         train, test = _listed_test_images(train, Path(data.test).expanduser(), data, decoded)

@@ -48,7 +48,7 @@ def labeled_by(images: ImageSet, table: LabelTable) -> ImageSet:
     classes, ids, targets = one_label_each(images, table)
     labels = np.full(len(images), UNLABELED)
     labels[ids] = targets
-    return replace(images, labels=labels, classes=classes)
+    return replace(images, labels=labels, classes=classes, edited=True)
 
 
 def one_label_each(
@@ -82,7 +82,7 @@ def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
     Args:
         splits: training images, and test images if there are any.
         data: the share and the seed of that part.
-        by_name: the labels are those of a file, which may grow.
+        by_name: the labels are in a file that people fill in, which may grow.
     """
     if splits.test is not None:
         return splits

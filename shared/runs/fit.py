@@ -26,7 +26,7 @@ from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import RECIPES, Config, Training
 from shared.data import sources
 from shared.data.cache import sample_sizes, smallest_side
-from shared.data.images import MEMORY_LIMIT
+from shared.data.images import MEMORY_LIMIT, UNLABELED
 from shared.data.labels import draw_labels
 from shared.runs.cost import Counts, cost_of
 from shared.runs.forecast import LONG, StagePlan, free_bytes, measure, warnings_of
@@ -164,6 +164,11 @@ def look_at(config: Config, flags: Collection[str], labeled_ones: bool = True) -
     splits = sources.look_at(data, config.label_set)
     classes, labeled = len(splits.train.classes), 0
     label_sets = [config.labels] if "labels" in flags else LABELS
+    if (
+        "labels" not in flags
+        and (splits.train.labels[splits.train.training_ids] == UNLABELED).any()
+    ):
+        label_sets = LABELS[-1:]  # few have a label, and all of these are for training
     for text in label_sets if labeled_ones else ():
         config = replace(config, labels=text)
         try:
