@@ -372,7 +372,7 @@ def _on_features(
     if not row.own_input:
         require_same_input(meta, config.data, source)
     origin = {"parent": meta["weights_sha256"], "precision": accelerator.mixed_precision}
-    folder = _folder(config, accelerator, method, {**settings, **origin})
+    folder = _folder(config, accelerator, method, {**settings, **origin}, splits.train)
     if folder.done:
         return folder.path
     began = time.perf_counter()

@@ -49,6 +49,7 @@ from shared.data.label_files import (
 )
 from shared.data.splits import (
     column_line,
+    encoding_note,
     for_testing,
     gives_the_classes,
     hold_out,
@@ -422,6 +423,7 @@ def _open_splits(
     if progress:
         column = None if labels else _label_column(sources[name], data, data.train, False)
         lines = [table_line(labels, splits)] if labels else []
+        lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
         lines += [column_line(column, sources[name].num_columns, train)] if column else []
         if train.classes and splits.test is None:
             lines.append(no_test_line(train, data, by_name))
@@ -511,6 +513,13 @@ def _listed_test_images(
     files = datasets.Dataset.from_dict(paths, features=features)
     test = _image_set(files, data, str(folder), required=False, labeled=False)
     return train, decoded(labeled_by(test, table._replace(rows=table.labeled)))
+
+
+def _test_note(data: Data) -> str:
+    """What is said of a CSV file in data.test that is no UTF-8."""
+    if data.test is None or not is_csv(file := Path(data.test).expanduser()):
+        return ""
+    return encoding_note(read_csv(file, data.image_column, data.label_column))
 
 
 def _unlabeled_images(source: str, data: Data, progress: bool) -> ImageSet:

@@ -121,7 +121,7 @@ def fit(
     if accelerator.num_processes > 1:  # memory that is free differs from process to process
         (config,) = broadcast_object_list([config])
     keep(config, look.labels, flags, accelerator)
-    accelerator.print(_reasons(config, look, on_cpu, wanted), *notes, sep="\n")
+    accelerator.print(_reasons(config, flags, look, on_cpu, wanted), *notes, sep="\n")
     return config, pace
 
 
@@ -463,7 +463,9 @@ def warnings_for(config: Config, counts: Counts, accelerator: Accelerator) -> li
 
 
 # ------------------------------------------------------------------------------------------- text
-def _reasons(config: Config, look: Look, on_cpu: bool, stages: Collection[str]) -> str:
+def _reasons(
+    config: Config, flags: Collection[str], look: Look, on_cpu: bool, stages: Collection[str]
+) -> str:
     """One paragraph: what is there, what was chosen for these stages, and why."""
     counts, data, imported = look.counts, config.data, pretraining_is_imported(config)
     cores = counted(os.cpu_count() or 1, "core")
@@ -475,6 +477,12 @@ def _reasons(config: Config, look: Look, on_cpu: bool, stages: Collection[str]) 
     crops = f"crops of {100 * low:g}% to {100 * high:g}% of an image"
     if config.augment.zoom_area[0] < low:
         crops = f"zooms to {100 * config.augment.zoom_area[0]:g}% of an image or more"
+    size = f"{data.image_size} pixels"
+    if on_cpu and "data.image_size" not in flags and not imported and look.side > data.image_size:
+        size += (
+            " with any budget (twice as many a side take four times as long, and these networks are"
+            " for small images; --data.image_size decides)"
+        )
     copies = f"; photos are shrunk once to {data.cache} pixels" if data.cache else ""
     lengths = [
         f"{title} {training.epochs:g} epochs of batches of {training.batch_size}"
@@ -495,7 +503,7 @@ def _reasons(config: Config, look: Look, on_cpu: bool, stages: Collection[str]) 
     return (
         f"settings fitted to {config.data.train}: {counted(counts.train, 'image')} for training,"
         f" {labels}, {seen}; {machine}; {time_given}. Chosen: {why}"
-        f" ({config.model.encoder} teaches {config.distill.student}), at {data.image_size} pixels"
+        f" ({config.model.encoder} teaches {config.distill.student}), at {size}"
         f"{copies}; {crops}; {'; '.join(lengths)}. Flags win over all of it; it is {kept}, and"
         " another --run chooses anew."
     )
