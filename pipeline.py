@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from shared.config.command_line import KEPT, CommandLine, read_command_line
 from shared.config.imported import pretraining_is_imported
-from shared.config.methods import DEPLOYED, METHODS
+from shared.config.methods import CLASSIFIERS, DEPLOYED, METHODS
 from shared.config.schema import Config
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError, exit_code_2
@@ -52,10 +52,27 @@ def with_choice(stage: "RunStage", config: Config, accelerator: "Accelerator") -
     return stage(config, accelerator)
 
 
-def to_train(config: Config) -> dict[str, "RunStage"]:
-    """The same, but for stage 1 where imported weights take its place."""
-    done = {"pretrain"} if pretraining_is_imported(config) else set()
-    return {name: stage for name, stage in stages().items() if name not in done}
+def to_train(line: CommandLine) -> dict[str, "RunStage"]:
+    """The same, but for stage 1 where imported weights take its place; it alone without labels."""
+    every = stages()
+    if pretraining_is_imported(line.config):
+        del every["pretrain"]
+    elif lacks_labels(line):
+        return {"pretrain": every["pretrain"]}
+    return every
+
+
+def lacks_labels(line: CommandLine) -> bool:
+    """Whether there are own images, no label of any, and no column or option that may give them."""
+    from shared.data.sources import look_at
+
+    config = line.config
+    if "labels" in line.flags or config.label_set.file or config.table:
+        return False
+    if not Path(config.data.train).expanduser().exists():  # the hub's, and the digits
+        return False
+    train = look_at(config.data, config.label_set).train
+    return not train.classes and not train.columns
 
 
 def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: float) -> None:
@@ -74,15 +91,18 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
     from shared.runtime.artifacts import read_meta
     from stages.assess import assess
 
-    pace = None
+    pace, every = None, to_train(line)
+    alone = not every.keys() & CLASSIFIERS
     if config.budget and (config.table or line.origin == "recipe"):
         raise UserError(
             "--budget chooses the lengths of a run on own images: give --data.train, and neither"
             " --config nor --table"
         )
-    if line.origin == "open":
-        config, pace = fit(line, accelerator, to_train(line.config), began)
-    elif line.origin == "kept":
+    if line.origin == "open" or (line.origin == "begun" and not alone):
+        done = (config.folder_of("pretrain") / "meta.json").exists() and line.origin == "begun"
+        to_fit = {name: stage for name, stage in every.items() if not (done and name == "pretrain")}
+        config, pace = fit(line, accelerator, to_fit, began)
+    elif line.origin != "recipe":
         also = "; --budget was for that choice" if config.budget else ""
         accelerator.print(f"settings as chosen before: {config.folder / KEPT}{also}")
     if config.table:
@@ -94,7 +114,7 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         )
     if pretraining_is_imported(config):
         stages()["pretrain"](config, accelerator)  # says so
-    wanted = {name: stage for name, stage in to_train(config).items() if config.asks_for(name)}
+    wanted = {name: stage for name, stage in every.items() if config.asks_for(name)}
     for name in wanted:
         require_weights(config, name)
     if config.classical.published:
@@ -132,6 +152,8 @@ def train(
     require_same_options(config)
     splits = open_run(config, accelerator)
     # bad labels, impossible schedules and too many processes stop the run before it pretrains
+    if not wanted.keys() & CLASSIFIERS:
+        return train_alone(config, accelerator, wanted["pretrain"], splits.train)
     labels = draw_labels(splits, config.label_set.before_choice, config.seed)
     train, apart = splits.train, len(splits.train.held_out)
     images = len(train.training_ids)
@@ -146,7 +168,7 @@ def train(
     outdated = to_follow(config, splits, labels)
     if outdated and not config.forces("pretrain"):
         accelerator.print(
-            f"{config.labels} or the images have changed: {', '.join(outdated)} are made again;"
+            f"the labels or the images have changed: {', '.join(outdated)} are made again;"
             " the pretraining is kept"
         )
     counts = Counts(images, len(labels.ids), tested, len(train.classes))
@@ -157,7 +179,7 @@ def train(
         try:
             stage(config, accelerator)
         except OtherSettingsError as error:
-            raise all_to_redo(config, error) from error
+            raise all_to_redo(config, error, train) from error
 
     if accelerator.is_main_process:
         rows = write_results(config.folder)
@@ -169,6 +191,27 @@ def train(
         say_block(f"\n{results_text(own)}\n\n{advice_text(config.folder, own)}")
         say_block(f"\nrows of all label sets: {config.folder / 'results.jsonl'}")
         say_block(next_commands(config))
+
+
+def train_alone(
+    config: Config, accelerator: "Accelerator", stage: "RunStage", images: "ImageSet"
+) -> None:
+    """Stage 1, where no image has a label yet; then how to get labels, and to go on."""
+    from shared.runs.redo import same_run
+    from shared.runtime.progress import counted
+
+    require_schedules(config, ["pretrain"], images, 0, accelerator)
+    accelerator.print(
+        f"data: {counted(len(images), 'image')}, none with a label: stage 1 alone is trained"
+    )
+    stage(config, accelerator)
+    folder = shlex.quote(str(config.folder))
+    table = f"{folder}/to_label.csv"
+    accelerator.print(
+        f"next, images to label and a sheet for it:  python -m stages.suggest {folder} --budget 50",
+        f"  then stages 2 and 3:  {same_run(config)} --labels {table}",
+        sep="\n",
+    )
 
 
 def require_schedules(

@@ -40,7 +40,7 @@ from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, made_by, method_of
 from shared.config.schema import Config, Data, defaults, dump, hashed_settings
-from shared.data.images import UNLABELED, Splits
+from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.labels import Labels, draw_labels
 from shared.data.sources import open_data, open_run
 from shared.networks.build import keep_layers, load_contrastive, network_of, require_same_input
@@ -66,6 +66,7 @@ from shared.training.evaluate import Predictions, over_images, predict
 from shared.training.stage import (
     FOLLOWS,
     finish,
+    follows,
     labels_meta,
     measured,
     result_of,
@@ -155,7 +156,11 @@ def _why_left_out(saved: bool, splits: Splits) -> str:
 
 
 def _folder(
-    config: Config, accelerator: Accelerator, method: str, settings: dict[str, Any]
+    config: Config,
+    accelerator: Accelerator,
+    method: str,
+    settings: dict[str, Any],
+    images: ImageSet,
 ) -> StageFolder:
     folder = StageFolder(
         config.folder_of(method),
@@ -164,7 +169,7 @@ def _folder(
         accelerator=accelerator,
         go_on=config.to_go_on(method),
         defaults=defaults(),
-        follows=FOLLOWS if config.label_set.file else (),
+        follows=FOLLOWS if follows(config, images) else (),
     )
     if folder.done:
         accelerator.print(f"{method}: already done, {folder.path}")
@@ -183,7 +188,7 @@ def _on_pixels(
     settings: dict[str, Any],
 ) -> Path:
     """Fit a row on pixels and save what it says of the test images."""
-    folder = _folder(config, accelerator, method, settings)
+    folder = _folder(config, accelerator, method, settings, splits.train)
     if folder.done:
         return folder.path
     began = time.perf_counter()
@@ -367,7 +372,7 @@ def _on_features(
     if not row.own_input:
         require_same_input(meta, config.data, source)
     origin = {"parent": meta["weights_sha256"], "precision": accelerator.mixed_precision}
-    folder = _folder(config, accelerator, method, {**settings, **origin})
+    folder = _folder(config, accelerator, method, {**settings, **origin}, splits.train)
     if folder.done:
         return folder.path
     began = time.perf_counter()

@@ -40,7 +40,7 @@ from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device, to_inference
 from shared.training.losses import distillation_loss
-from shared.training.stage import Stage, settings_of_test_images
+from shared.training.stage import Stage, follows, settings_of_test_images
 
 
 def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Path:
@@ -76,7 +76,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         **weights_setting(pretrained),
         "seed": config.seed,
     }
-    stage = Stage(config, accelerator, method, settings, config.seed)
+    changes = follows(config, images)
+    stage = Stage(config, accelerator, method, settings, config.seed, follows=changes)
     if stage.done:
         return stage.path
 

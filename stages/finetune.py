@@ -51,7 +51,7 @@ from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device
 from shared.training.evaluate import state_hash
-from shared.training.stage import Stage, labels_meta, settings_of_test_images
+from shared.training.stage import Stage, follows, labels_meta, settings_of_test_images
 
 LEAST_SPREAD = 1e-3  # a smaller share of the features' square is a rounding error, not a variance
 
@@ -89,7 +89,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         "classes": images.labels_fingerprint,
         "seed": config.seed,
     }
-    stage = Stage(config, accelerator, method, settings, config.seed)
+    changes = follows(config, images)
+    stage = Stage(config, accelerator, method, settings, config.seed, follows=changes)
     if stage.done:
         return stage.path
 

@@ -14,6 +14,7 @@ compared with, and what it made of earlier batches is kept as further negatives.
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,7 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.config.command import run_command
-from shared.config.command_line import load_config
+from shared.config.command_line import CommandLine, read_command_line
 from shared.config.imported import pretraining_is_imported
 from shared.config.methods import method_of
 from shared.config.schema import Config, Pretrain, hashed_settings
@@ -43,6 +44,7 @@ from shared.networks.build import (
     weights_setting,
 )
 from shared.networks.negatives_queue import Memory
+from shared.runs.fit import fit
 from shared.runtime.artifacts import read_meta
 from shared.runtime.distributed import gather_with_grad, own_rows, weight_of_own_rows
 from shared.runtime.errors import UserError
@@ -300,8 +302,25 @@ def contrast(z: Tensor, keys: Tensor | None, memory: Memory | None, cfg: Pretrai
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
     purpose = "Stage 1: learn from all images without labels; writes <output>/<run>/pretrain."
-    config, _ = load_config(argv, "stages.pretrain", purpose, ("pretrain",))
-    return run_command(run, config)
+    began = time.time()
+    line = read_command_line(argv, "stages.pretrain", purpose, ("pretrain",))
+    return run_command(partial(run_fitted, line=line, began=began), line.config)
+
+
+def run_fitted(config: Config, accelerator: Accelerator, line: CommandLine, began: float) -> None:
+    """`run`, with settings that are fitted to own images first, where nothing else says them.
+
+    Raises:
+        UserError: also where there is a budget, and the settings are chosen already.
+    """
+    if line.origin == "open" and not pretraining_is_imported(config):
+        config, _ = fit(line, accelerator, {"pretrain": run}, began)
+    elif config.budget:
+        raise UserError(
+            "--budget chooses the length of a pretraining on own images, without --config, in a new"
+            " --run"
+        )
+    run(config, accelerator)
 
 
 if __name__ == "__main__":

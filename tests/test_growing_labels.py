@@ -3,12 +3,13 @@
 import json
 import shutil
 
+import datasets
 import pytest
 
 import pipeline
 from stages import finetune, pretrain
 from tests.support.photo_run import refused, run
-from tests.support.photos import make_folder
+from tests.support.photos import class_folders, make_folder
 
 CLASSIFIERS = ("supervised", "supervised-student", "linear", "finetune", "distill")
 
@@ -133,3 +134,48 @@ def test_a_pretraining_goes_on_from_another(grown, tmp_path, capfd):
     assert "is what this run makes; give another --run" in message
     message = refused(capfd, pretrain.main, *command, "--run=new", "--pretrain.init=nowhere")
     assert "no such artifact folder: nowhere" in message
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_labels_in_a_metadata_file_grow_likewise(tmp_path, capsys, form):
+    make_folder(tmp_path / "p", [f"{i:02d}.png" for i in range(60)])
+    command = [f"--output={tmp_path}", f"--data.train={tmp_path / 'p'}", "--labels=100pct"]
+    made_before = {}
+    for number in (20, 30):
+        rows = {
+            "file_name": [f"{i:02d}.png" for i in range(60)],
+            "label": ["ab"[i % 2] if i < number else None for i in range(60)],
+        }
+        table = datasets.Dataset.from_dict(rows)
+        save = {"csv": table.to_csv, "jsonl": table.to_json, "parquet": table.to_parquet}[form]
+        save(str(tmp_path / f"p/metadata.{form}"))
+        assert run(pretrain.main, *command) == 0
+        assert run(finetune.main, *command) == 0
+        made_now = {f.parent.name: f.stat().st_mtime_ns for f in tmp_path.glob("r/*/meta.json")}
+        if made_before:
+            assert made_now["pretrain"] == made_before["pretrain"]
+            assert made_now["finetune-100pct-seed0"] > made_before["finetune-100pct-seed0"]
+            assert "finetune: made again, with other" in capsys.readouterr().out
+        made_before = made_now
+
+
+@pytest.mark.parametrize("split", ["train/", ""])
+def test_new_images_in_class_folders_are_counted(tmp_path, capfd, split):
+    """With a test split of its own the pretraining is kept; else the held-out part is another."""
+    photos = class_folders(tmp_path / f"p/{split}", 10)
+    if split:
+        class_folders(tmp_path / "p/test", 4)
+    command = [f"--output={tmp_path}", f"--data.train={tmp_path / 'p'}"]
+    alone = ["--classical.enabled=false", *command]
+    assert run(pretrain.main, *command) == 0
+    assert run(finetune.main, *command) == 0
+    make_folder(photos, ["a/new0.png", "a/new1.png", "b/new2.png", "c/new3.png"])
+    message = refused(capfd, pipeline.main, *alone)
+    if split:
+        assert "4 of 34 training images are new; " in message
+        assert "--force finetune or" in message
+    else:
+        assert "training images are new, " in message
+        assert "of those then are gone or for testing now" in message
+        assert "--force pretrain or" in message
+    assert f"--run NEW --pretrain.init {tmp_path / 'r/pretrain'}" in message

@@ -16,7 +16,7 @@ import jsonargparse
 import yaml
 
 from shared.config.imported import NAMED_BY, imported_options, named_folders
-from shared.config.methods import FORCEABLE, made_by
+from shared.config.methods import CLASSIFIERS, FORCEABLE, made_by
 from shared.config.optimizers import OPTIMIZERS
 from shared.config.schema import RECIPES, RENAMED, SECTIONS, Config, as_yaml, dump
 from shared.config.yaml_files import LONGEST_SCALAR, require_bounded, require_bounded_file
@@ -24,9 +24,11 @@ from shared.runtime.errors import UserError, refuse
 from shared.runtime.media import say, say_block
 
 KEPT = "recipe.yaml"  # in a run's folder: what was fitted to own images
+UNFITTED = RECIPES / "small_machine.yaml"  # of own images, before anything is fitted to them
 AFTERWARDS = """\
 afterwards: python -m stages.predict runs/NAME/STAGE IMAGE ... (classes of new images),
   stages.page runs/NAME (a page), stages.report runs/NAME (the table), stages.assess --run NAME"""
+Origin = Literal["recipe", "kept", "begun", "open"]
 # What an error message calls the types.
 TYPES = {
     "int": "a whole number",
@@ -131,13 +133,14 @@ class CommandLine:
             "pretrain.temperature", ...}``; and those that an imported network decides.
         arguments: the line without ``--config``, with these.
         origin: where the settings are from: "recipe", one that the line named, or the digits' own;
-            "kept", what was fitted to own images before; "open", to be fitted yet.
+            "kept", what was fitted to own images before; "begun", the same for stage 1 alone, whose
+            options are among the flags; "open", to be fitted yet.
     """
 
     config: Config
     flags: frozenset[str]
     arguments: tuple[str, ...]
-    origin: Literal["recipe", "kept", "open"]
+    origin: Origin
 
     def with_recipe(self, recipe: Path) -> "CommandLine":
         """The same line with another recipe, which the flags win over; the run's name stays."""
@@ -155,12 +158,19 @@ def load_config(
 ) -> tuple[Config, frozenset[str]]:
     """`read_command_line` for a stage alone: the configuration, and the options that were given.
 
+    Settings that nothing was fitted to yet are taken as they are, and a line says so.
+
     Raises:
         SystemExit: also with code 2 for ``--budget``, which only the pipeline can keep.
     """
     line = read_command_line(argv, program, description, sections)
     if line.config.budget:
         _parser(program, description).error("--budget is for pipeline.py, which runs all stages")
+    if line.origin in ("open", "begun"):
+        _say(
+            f"settings: {UNFITTED.name} as it is; pipeline.py fits them to the images, the machine"
+            " and the time, and keeps them for all stages"
+        )
     return line.config, line.flags
 
 
@@ -200,7 +210,9 @@ def read_command_line(
         given = parser.parse_args(asked, defaults=False)
         origin, place = "recipe", []
         if not recipe:
-            recipe, place, origin = _usual_recipe(given)
+            recipe, place, options, origin = _usual_recipe(given)
+            asked, flags = [*options, *asked], [*options, *flags]
+            given = parser.parse_args(asked, defaults=False)
         parser.recipe = recipe[-1].removeprefix("--config=")
         _require_sections(parser.parse_args([*recipe, *place]))
         parser.recipe = ""
@@ -213,7 +225,7 @@ def read_command_line(
         if flags != asked:
             fixed |= options.keys()
             config = _config(parser, parser.parse_args([*recipe, *place, *flags]), fixed)
-        _say(options)
+        _say_imported(options)
         return CommandLine(config, fixed, tuple(flags), origin)
     except (ValueError, OverflowError) as error:
         parser.error(str(error))
@@ -237,11 +249,17 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _say(options: Mapping[str, Any]) -> None:
-    """One line, once, about the options that an imported network decides."""
-    if options and int(os.environ.get("RANK", 0)) == 0:
+def _say(line: str) -> None:
+    """A line, once of several processes."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        say(line)
+
+
+def _say_imported(options: Mapping[str, Any]) -> None:
+    """One line about the options that an imported network decides."""
+    if options:
         settings = ", ".join(f"{option} {_as_text(value)}" for option, value in options.items())
-        say(f"from the imported network: {settings} (flags win)")
+        _say(f"from the imported network: {settings} (flags win)")
 
 
 def read_config(recipe: Path) -> Config:
@@ -325,15 +343,40 @@ def _recipe_first(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _usual_recipe(
     given: jsonargparse.Namespace,
-) -> tuple[list[str], list[str], Literal["recipe", "kept", "open"]]:
-    """The recipe where none is named, the run that own images belong to, and how it was chosen."""
+) -> tuple[list[str], list[str], list[str], Origin]:
+    """The recipe where none is named, and how it was chosen.
+
+    Returns:
+        The recipe, the run that own images belong to, flags fitted to stage 1, the origin.
+    """
     train = given.get("data.train", "digits")
     if train == "digits":
-        return ["--config", str(RECIPES / "digits.yaml")], [], "recipe"
+        return ["--config", str(RECIPES / "digits.yaml")], [], [], "recipe"
     run = given.get("run") or run_name(train)
     kept = Path(given.get("output") or Config.output) / run / KEPT
-    recipe = kept if kept.is_file() else RECIPES / "small_machine.yaml"
-    return ["--config", str(recipe)], ["--run", run], "kept" if kept.is_file() else "open"
+    place, usual = ["--run", run], ["--config", str(UNFITTED)]
+    if not kept.is_file():
+        return usual, place, [], "open"
+    if options := _of_stage_1(kept):
+        return usual, place, options, "begun"
+    return ["--config", str(kept)], place, [], "kept"
+
+
+def _of_stage_1(kept: Path) -> list[str]:
+    """The flags that a recipe stands for which was fitted to stage 1 alone; none of a whole one."""
+    try:
+        plain = yaml.safe_load(kept.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return []  # the parser says what is wrong
+    if not isinstance(plain, dict) or "labels" in plain:
+        return []
+    options = {}
+    for name, value in plain.items():
+        section = value if isinstance(value, dict) else None
+        options |= (
+            {name: value} if section is None else {f"{name}.{k}": section[k] for k in section}
+        )
+    return [f"--{key}={_as_text(value)}" for key, value in options.items() if key != "run"]
 
 
 def run_name(source: str) -> str:
@@ -343,16 +386,23 @@ def run_name(source: str) -> str:
     return name or "images"
 
 
-def recipe_of(config: Config, labels: str) -> str:
+def recipe_of(config: Config, labels: str | None, flags: Collection[str]) -> str:
     """What is kept of a configuration that was fitted: all but the wishes for one call.
 
     Args:
         config: what was fitted.
-        labels: the recipe's own, which hold where none are given.
+        labels: the recipe's own, which hold where none are given. None where there are none yet and
+            stage 1 alone was fitted: of the later stages only the flags are kept then.
+        flags: options that were given.
     """
     wishes = {"run", "output", "labels", "seed", "method", "force", "tracker", "plan", "budget"}
+    wishes.add("table")
     plain = {name: value for name, value in asdict(config).items() if name not in wishes}
-    return as_yaml({"run": config.run, "labels": labels, **plain, "table": None})
+    if labels is not None:
+        return as_yaml({"run": config.run, "labels": labels, **plain, "table": None})
+    for section in {method.section for method in CLASSIFIERS.values()}:
+        plain[section] = {k: v for k, v in plain[section].items() if f"{section}.{k}" in flags}
+    return as_yaml({"run": config.run, **plain})
 
 
 def _print_help(parser: _Parser, sections: Sequence[str], alone: bool = False) -> None:

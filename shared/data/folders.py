@@ -7,6 +7,7 @@ suffix, and opens only files of other suffixes. One line says what was passed ov
 import heapq
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,7 +20,14 @@ from PIL import Image
 from pyarrow import csv, json, parquet
 
 from shared.data.images import UNLABELED
-from shared.data.label_files import LABEL_COLUMNS, columns_called
+from shared.data.label_files import (
+    LABEL_COLUMNS,
+    WORD,
+    columns_called,
+    read_encoded,
+    separator_of,
+    western_note,
+)
 from shared.runtime.errors import UserError
 from shared.runtime.media import abbreviated, printable, say
 
@@ -360,7 +368,7 @@ def _read_metadata(
     rows: dict[str, dict[str, Any]] = {}
     images = set(walked.images) if walked.metadata else set()
     for file in sorted(walked.metadata, key=_place):
-        listed = _read_table(root / file)
+        listed = _read_table(root / file, file, notes)
         if listed is None:
             notes.append(f"{file} is not read: it has no column file_name")
             continue
@@ -383,24 +391,26 @@ def _read_metadata(
     return rows
 
 
-def _read_table(file: Path) -> list[dict[str, Any]] | None:
+def _read_table(path: Path, file: str, notes: list[str]) -> list[dict[str, Any]] | None:
     """The rows of a metadata file without nested values; None without a column file_name."""
     try:
-        table = _table(file)
+        table = _table(path, file, notes)
         if "file_name" not in table.column_names:
             return None
         values = [name for name in table.column_names if not pa.types.is_nested(table[name].type)]
         return table.select(values).to_pylist()
     except Exception as error:  # of many kinds: text that is no UTF-8, times beyond the calendar
-        raise UserError(f"cannot read {file}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:300]}") from error
 
 
-def _table(file: Path) -> pa.Table:
-    if file.suffix == ".csv":
-        # empty text is null, but NA and None may be names
-        options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
-        lines = csv.ParseOptions(newlines_in_values=True)
-        return csv.read_csv(file, parse_options=lines, convert_options=options)
-    if file.suffix == ".jsonl":
-        return json.read_json(file)
-    return parquet.read_table(file)
+def _table(path: Path, file: str, notes: list[str]) -> pa.Table:
+    if path.suffix != ".csv":
+        return json.read_json(path) if path.suffix == ".jsonl" else parquet.read_table(path)
+    text, western = read_encoded(path)
+    if western:
+        notes.append(f"{file}{western_note(re.findall(WORD, text))}")
+    # empty text is null, but NA and None may be names
+    options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+    layout = csv.ParseOptions(delimiter=separator_of(text), newlines_in_values=True)
+    content = pa.BufferReader(text.encode())
+    return csv.read_csv(content, parse_options=layout, convert_options=options)

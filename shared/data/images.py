@@ -101,6 +101,8 @@ class ImageSet:
         decoding: what is read of unusual files.
         held_out: (k,) int64 positions of images that are test images too, here without labels:
             stage 1 sees them, and no other stage.
+        edited: whether the labels are in a file that people fill in beside the images or name with
+            ``--labels``: it may grow, and test images are drawn by their names.
         columns: of a table, those that might hold labels, where none was chosen.
         skipped: names of the unreadable images that were left out when the images were opened.
         shrunk: n small copies (3, h, w) uint8 of different sizes where ``data.cache`` asks for
@@ -115,6 +117,7 @@ class ImageSet:
     pixels: Tensor | None = None
     decoding: Decoding = USUAL
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    edited: bool = False
     columns: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     shrunk: tuple[Tensor, ...] | None = None

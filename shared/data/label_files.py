@@ -32,6 +32,7 @@ IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
 MOST_BYTES = 2**28  # of a label file: some millions of lines
+WORD = r"[^\W\d_]+"  # letters alone
 _MARKS = {  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -48,11 +49,13 @@ class LabelTable(NamedTuple):
         file: where it lies.
         columns: of the images' names and of the labels, as the file calls them.
         rows: an image's name and the name of its class, which is empty where it has none.
+        western: whether it was read as Windows-1252, because it is no UTF-8.
     """
 
     file: Path
     columns: tuple[str, str]
     rows: list[tuple[str, str]]
+    western: bool = False
 
     @property
     def labeled(self) -> list[tuple[str, str]]:
@@ -123,11 +126,16 @@ def na_note(classes: Iterable[str]) -> str:
 
 # ---------------------------------------------------------------------------------- reading files
 def read_text(file: Path) -> str:
-    """Content of a label file: UTF-8, or what its byte order mark says.
+    """Content of a label file: UTF-8, what its byte order mark says, or plainly Windows-1252.
 
     Raises:
         UserError: it cannot be read, or is no text.
     """
+    return read_encoded(file)[0]
+
+
+def read_encoded(file: Path) -> tuple[str, bool]:
+    """The same, and whether it was Windows-1252."""
     try:
         content = read_bytes(file, MOST_BYTES)
     except OSError as error:
@@ -137,6 +145,8 @@ def read_text(file: Path) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding == "utf-8" and is_western(content):
+            return content.decode("cp1252"), True
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"cannot read the label file {file}: line {line} is not {encoding}; save it as UTF-8"
@@ -147,7 +157,27 @@ def read_text(file: Path) -> str:
         raise UserError(
             f"cannot read the label file {file}: line {line} has a NUL character; save it as UTF-8"
         )
-    return text
+    return text, False
+
+
+def is_western(content: bytes) -> bool:
+    """Whether bytes that are no UTF-8 are plainly Windows-1252, as Excel writes it in the West.
+
+    All that is not ASCII is an accented letter from 0xC0 on, where Latin-1 is the same, and every
+    word has a plain letter too. Cyrillic or Greek words have none; those of Mac OS Roman, DOS and
+    of encodings with two bytes a letter have other bytes.
+    """
+    if set(content) & {*range(0x80, 0xC0), 0xD7, 0xF7, 0}:
+        return False
+    words = re.findall(WORD, content.decode("latin-1"))
+    accented = [word for word in words if len(word) > 1 and not word.isascii()]
+    return bool(accented) and all(re.search("[A-Za-z]", word) for word in accented)
+
+
+def western_note(texts: Iterable[str]) -> str:
+    """What a line says of a file that was read as Windows-1252, with some of its words."""
+    words = dict.fromkeys(text for text in texts if not text.isascii())
+    return f"; it is no UTF-8 and is read as Windows-1252: {abbreviated(words)}"
 
 
 def read_csv(
@@ -163,7 +193,8 @@ def read_csv(
     Raises:
         UserError: it cannot be read, lacks a column, or has a row that is not one.
     """
-    numbered = _cells(file)
+    text, western = read_encoded(file)
+    numbered = _cells(text, file)
     if not numbered:
         raise UserError(f"{file} is empty; it must begin with a line such as file,label")
     head = [cell.strip() for cell in numbered[0][1]]
@@ -198,18 +229,22 @@ def read_csv(
             )
         if name:
             rows.append((name, class_text(value) if is_label(value) else ""))
-    return LabelTable(file, (image, label), _without_decimals(rows))
+    return LabelTable(file, (image, label), _without_decimals(rows), western)
 
 
-def _cells(file: Path) -> list[tuple[int, list[str]]]:
+def separator_of(text: str) -> str:
+    """What is between the columns of a CSV file: the likeliest in its first line."""
+    head = next((line for line in text.splitlines() if line.strip()), "")
+    return max(",;\t|", key=head.count)
+
+
+def _cells(text: str, file: Path) -> list[tuple[int, list[str]]]:
     """Line number and cells of every row that is not blank; the first names the columns."""
-    text = read_text(file)
     first, _, rest = text.partition("\n")
     if match := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes it
         separator, text = match[1], rest
     else:
-        head = next((line for line in text.splitlines() if line.strip()), "")
-        separator = max(",;\t|", key=head.count)
+        separator = separator_of(text)
     lines = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
     )

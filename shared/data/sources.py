@@ -45,6 +45,7 @@ from shared.data.label_files import (
 )
 from shared.data.splits import (
     column_line,
+    encoding_note,
     for_testing,
     gives_the_classes,
     hold_out,
@@ -185,6 +186,9 @@ def _image_set(
     label = _label_column(dataset, data, source, required) if labeled else None
     if label is not None:
         labels, classes = _labels(dataset[label][:], features[label], label, source)
+    root = Path(source).expanduser()
+    edited = label is not None and not isinstance(features[label], datasets.ClassLabel)
+    edited = edited and root.is_dir() and not any(_parquet_files(root))  # in a metadata file
     others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
@@ -201,7 +205,16 @@ def _image_set(
         names = [str(row) for row in range(len(paths))]
     names = np.array(names, dtype=object)
     decoding = Decoding(data.load_truncated, data.max_pixels)
-    return ImageSet(files, names, labels, classes, data.on_error, decoding=decoding, columns=others)
+    return ImageSet(
+        files,
+        names,
+        labels,
+        classes,
+        data.on_error,
+        decoding=decoding,
+        edited=edited,
+        columns=others,
+    )
 
 
 def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: bool) -> str | None:
@@ -421,9 +434,9 @@ def _open_splits(
     name = "train" if "train" in sources else next(iter(sources))
     train = _image_set(sources[name], data, data.train, required=table is None)
     labels = read_labels(table, data, sources[name].column_names) if table else None
-    by_name = labels is not None and gives_the_classes(labels, train)
-    if labels is not None and by_name:
+    if labels is not None and gives_the_classes(labels, train):
         train = labeled_by(train, labels)
+    by_name = train.edited
     train = decoded(train)
     if data.test is not None and is_csv(Path(data.test)):
         train, test = _listed_test_images(train, Path(data.test).expanduser(), data, decoded)
@@ -438,6 +451,7 @@ def _open_splits(
     if progress:
         column = None if labels else _label_column(sources[name], data, data.train, False)
         lines = [table_line(labels, splits)] if labels else []
+        lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
         lines += [column_line(column, sources[name].num_columns, train)] if column else []
         if train.classes and splits.test is None:
             lines.append(no_test_line(train, data, by_name))
@@ -527,6 +541,13 @@ def _listed_test_images(
     files = datasets.Dataset.from_dict(paths, features=features)
     test = _image_set(files, data, str(folder), required=False, labeled=False)
     return train, decoded(labeled_by(test, table._replace(rows=table.labeled)))
+
+
+def _test_note(data: Data) -> str:
+    """What is said of a CSV file in data.test that is no UTF-8."""
+    if data.test is None or not is_csv(file := Path(data.test).expanduser()):
+        return ""
+    return encoding_note(read_csv(file, data.image_column, data.label_column))
 
 
 def _unlabeled_images(source: str, data: Data, progress: bool) -> ImageSet:

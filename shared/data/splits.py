@@ -11,7 +11,14 @@ from sklearn.model_selection import train_test_split
 
 from shared.config.schema import Data
 from shared.data.images import UNLABELED, ImageSet, Splits
-from shared.data.label_files import LabelTable, class_text, find_images, na_note, read_csv
+from shared.data.label_files import (
+    LabelTable,
+    class_text,
+    find_images,
+    na_note,
+    read_csv,
+    western_note,
+)
 from shared.runtime.errors import UserError
 from shared.runtime.media import abbreviated, printable
 
@@ -49,7 +56,7 @@ def labeled_by(images: ImageSet, table: LabelTable) -> ImageSet:
     classes, ids, targets = one_label_each(images, table)
     labels = np.full(len(images), UNLABELED)
     labels[ids] = targets
-    return replace(images, labels=labels, classes=classes)
+    return replace(images, labels=labels, classes=classes, edited=True)
 
 
 def one_label_each(
@@ -83,7 +90,7 @@ def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
     Args:
         splits: training images, and test images if there are any.
         data: the share and the seed of that part.
-        by_name: the labels are those of a file, which may grow.
+        by_name: the labels are in a file that people fill in, which may grow.
     """
     if splits.test is not None:
         return splits
@@ -182,7 +189,13 @@ def table_line(table: LabelTable, splits: Splits) -> str:
         line += f", {without:,} rows without a label"
     if held_out := int((ids < 0).sum()):
         line += f"; {held_out:,} of them are of test images or skipped ones"
-    return line + na_note(classes)
+    return line + na_note(classes) + encoding_note(table)
+
+
+def encoding_note(table: LabelTable) -> str:
+    """What is said of a CSV file that is no UTF-8; empty for others."""
+    texts = (text for name, label in table.rows for text in (label, name))
+    return western_note(texts) if table.western else ""
 
 
 def no_test_line(train: ImageSet, data: Data, by_name: bool) -> str:

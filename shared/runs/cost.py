@@ -36,12 +36,19 @@ class Counts:
     classes: int
 
 
-def count_images(config: Config, progress: bool = False) -> Counts:
-    """Open the data and count; ``progress`` shows how far decoding is."""
-    splits = open_data(config.data, config.label_set, progress)
-    labeled = len(draw_labels(splits, config.label_set.before_choice, config.seed).ids)
+def count_images(config: Config, progress: bool = False, labeled: bool = True) -> Counts:
+    """Open the data and count.
+
+    Args:
+        config: the run's.
+        progress: show how far decoding is.
+        labeled: draw the labels too; else they count as none.
+    """
+    splits, number = open_data(config.data, config.label_set, progress), 0
+    if labeled:
+        number = len(draw_labels(splits, config.label_set.before_choice, config.seed).ids)
     test = len(splits.test) if splits.test else 0
-    return Counts(len(splits.train), labeled, test, len(splits.train.classes))
+    return Counts(len(splits.train), number, test, len(splits.train.classes))
 
 
 def known_counts(train: int, test: int, classes: int, labels: LabelSet) -> Counts:

@@ -10,7 +10,7 @@ holds for every later call, because measured speeds differ from call to call, an
 import math
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,11 +22,11 @@ from accelerate.utils import broadcast_object_list
 
 from shared.config.command_line import KEPT, CommandLine, recipe_of
 from shared.config.imported import pretraining_is_imported
-from shared.config.methods import METHODS
+from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import RECIPES, Config, Training
 from shared.data import sources
 from shared.data.cache import sample_sizes, smallest_side
-from shared.data.images import MEMORY_LIMIT
+from shared.data.images import MEMORY_LIMIT, UNLABELED
 from shared.data.labels import draw_labels
 from shared.runs.cost import Counts, cost_of
 from shared.runs.forecast import LONG, StagePlan, free_bytes, measure, warnings_of
@@ -55,14 +55,14 @@ class Look(NamedTuple):
         side: the median of their shorter sides, in pixels; 0 where none could be read.
         longer: the median of their longer sides.
         equal: whether all have one size.
-        labels: the label set, as ``--labels`` takes it.
+        labels: the label set, as ``--labels`` takes it; None where no classifier is to be trained.
     """
 
     counts: Counts
     side: int
     longer: int
     equal: bool
-    labels: str
+    labels: str | None
 
 
 # --------------------------------------------------------------------------------- the whole choice
@@ -74,7 +74,7 @@ def fit(
     Args:
         line: the command line; its flags are left as they are.
         accelerator: of this process.
-        stages: by the method's name, in their order.
+        stages: by the method's name, in their order; stage 1 alone where there are no labels yet.
         began: when the command was called, in seconds since 1970.
 
     Returns:
@@ -93,12 +93,13 @@ def fit(
     if not on_cpu:
         line = line.with_recipe(RECIPES / "image_folder.yaml")
     config, flags, pace, notes = line.config, line.flags, None, []
-    look = look_at(config, flags)
-    recipe_labels = config.labels if "labels" in flags else look.labels
-    config = fit_size(replace(config, labels=recipe_labels), flags, look, on_cpu)
-    config = fit_batches(config, flags, look.counts, accelerator)
-    config = fit_warmups(config, flags, look.counts)
+    look = look_at(config, flags, bool(stages.keys() & CLASSIFIERS))
+    if look.labels and "labels" not in flags:
+        config = replace(config, labels=look.labels)
+    config = fit_size(config, flags, look, on_cpu)
     wanted = {name: stage for name, stage in stages.items() if config.asks_for(name)}
+    config = fit_batches(config, flags, look.counts, accelerator, wanted)
+    config = fit_warmups(config, flags, look.counts)
     may_change = any(is_free(METHODS[name].section, flags) for name in wanted)
     if accelerator.num_processes == 1 and (may_change or config.budget):
         config = fit_threads(config, flags, accelerator, wanted)
@@ -119,15 +120,17 @@ def fit(
         notes.append("The time was not measured.")
     if accelerator.num_processes > 1:  # memory that is free differs from process to process
         (config,) = broadcast_object_list([config])
-    keep(config, look.labels, accelerator)
-    accelerator.print(_reasons(config, look, on_cpu), *notes, sep="\n")
+    keep(config, look.labels, flags, accelerator)
+    accelerator.print(_reasons(config, flags, look, on_cpu, wanted), *notes, sep="\n")
     return config, pace
 
 
-def keep(config: Config, labels: str, accelerator: Accelerator) -> None:
+def keep(
+    config: Config, labels: str | None, flags: Collection[str], accelerator: Accelerator
+) -> None:
     """Write the choice into the run's folder, unless it is only a plan."""
     if accelerator.is_main_process and not config.plan:
-        write_atomically(config.folder / KEPT, recipe_of(config, labels))
+        write_atomically(config.folder / KEPT, recipe_of(config, labels, flags))
 
 
 def change(config: Config, flags: Collection[str], options: Mapping[str, Any]) -> Config:
@@ -148,19 +151,25 @@ def change(config: Config, flags: Collection[str], options: Mapping[str, Any]) -
         raise UserError(f"the settings cannot be fitted to this flag: {error}") from error
 
 
-def trained(config: Config) -> dict[str, Training]:
+def trained(config: Config, methods: Iterable[str] = METHODS) -> dict[str, Training]:
     """What is trained in steps: the methods, and the sections that say how."""
-    sections = {name: config.training_of(name) for name in METHODS}
+    sections = {name: config.training_of(name) for name in METHODS if name in set(methods)}
     return {name: part for name, part in sections.items() if isinstance(part, Training)}
 
 
 # ----------------------------------------------------------------------------- what the images ask
-def look_at(config: Config, flags: Collection[str]) -> Look:
+def look_at(config: Config, flags: Collection[str], labeled_ones: bool = True) -> Look:
     """Open the images without decoding them, and choose a label set where none is named."""
     data = replace(config.data, loading="workers", cache=None)
     splits = sources.look_at(data, config.label_set)
     classes, labeled = len(splits.train.classes), 0
-    for text in [config.labels] if "labels" in flags else LABELS:
+    label_sets = [config.labels] if "labels" in flags else LABELS
+    if (
+        "labels" not in flags
+        and (splits.train.labels[splits.train.training_ids] == UNLABELED).any()
+    ):
+        label_sets = LABELS[-1:]  # few have a label, and all of these are for training
+    for text in label_sets if labeled_ones else ():
         config = replace(config, labels=text)
         try:
             labeled = len(draw_labels(splits, config.label_set.before_choice, config.seed).ids)
@@ -175,6 +184,7 @@ def look_at(config: Config, flags: Collection[str]) -> Look:
     tested = len(splits.test) if splits.test else 0
     counts = Counts(len(splits.train), labeled, tested, classes)
     labels = "10pct" if "labels" in flags else config.labels
+    labels = labels if labeled_ones else None
     return Look(counts, int(side), int(longer), len(np.unique(sizes, axis=0)) == 1, labels)
 
 
@@ -203,22 +213,26 @@ def fit_size(config: Config, flags: Collection[str], look: Look, on_cpu: bool) -
 
 
 def fit_batches(
-    config: Config, flags: Collection[str], counts: Counts, accelerator: Accelerator
+    config: Config,
+    flags: Collection[str],
+    counts: Counts,
+    accelerator: Accelerator,
+    methods: Collection[str] = METHODS,
 ) -> Config:
     """Batches of at most half the images, and of what fits into memory, in powers of two."""
-    for name, training in trained(config).items():
+    for name, training in trained(config, methods).items():
         all_images = METHODS[name].all_images
         images = counts.train if all_images else 2 * max(counts.labeled, 8)
         key = f"{training.section}.batch_size"
         most = max(4, 2 ** int(math.log2(max(images // 2, 1))))
         config = change(config, flags, {key: min(training.batch_size, most)})
-    for name in trained(config):
+    for name in trained(config, methods):
         activations = cost_of(name, config, counts, accelerator.mixed_precision).activations
         memory = 0.6 * free_bytes(accelerator) * accelerator.num_processes
         room = int(memory / max(activations, 1))
         if name == "pretrain" and "distill.student" not in flags:
-            largest = max(training.batch_size for training in trained(config).values())
-            if largest <= room:  # an image of the other stages takes no more
+            batches = [training.batch_size for training in trained(config, methods).values()]
+            if max(batches) <= room:  # an image of the other stages takes no more
                 break
         while config.training_of(name).images_at_once > max(room, 4):
             training = config.training_of(name)
@@ -234,7 +248,7 @@ def fit_batches(
 def fit_warmups(config: Config, flags: Collection[str], counts: Counts) -> Config:
     """No warmup is longer than a tenth of its stage."""
     for name, training in trained(config).items():
-        images = counts.train if METHODS[name].all_images else counts.labeled
+        images = counts.train if METHODS[name].all_images else max(counts.labeled, 1)
         epochs = training.epochs
         if training.steps:
             epochs = training.steps * training.batch_size / images
@@ -413,7 +427,7 @@ class Pace:
             return config
         config = lengthen(config, self.flags, {method: factor})
         config = fit_warmups(config, self.flags, self.look.counts)
-        keep(config, self.look.labels, accelerator)
+        keep(config, self.look.labels, self.flags, accelerator)
         self.plans[method] = _of_length(self.plans[method], config)
         training = config.training_of(method)
         length = f"{training.steps:,} steps" if training.steps else f"{training.epochs:g} epochs"
@@ -449,8 +463,10 @@ def warnings_for(config: Config, counts: Counts, accelerator: Accelerator) -> li
 
 
 # ------------------------------------------------------------------------------------------- text
-def _reasons(config: Config, look: Look, on_cpu: bool) -> str:
-    """One paragraph: what is there, what was chosen, and why."""
+def _reasons(
+    config: Config, flags: Collection[str], look: Look, on_cpu: bool, stages: Collection[str]
+) -> str:
+    """One paragraph: what is there, what was chosen for these stages, and why."""
     counts, data, imported = look.counts, config.data, pretraining_is_imported(config)
     cores = counted(os.cpu_count() or 1, "core")
     machine = f"{cores} and no GPU" if on_cpu else f"one {torch.cuda.get_device_name()} per process"
@@ -461,6 +477,12 @@ def _reasons(config: Config, look: Look, on_cpu: bool) -> str:
     crops = f"crops of {100 * low:g}% to {100 * high:g}% of an image"
     if config.augment.zoom_area[0] < low:
         crops = f"zooms to {100 * config.augment.zoom_area[0]:g}% of an image or more"
+    size = f"{data.image_size} pixels"
+    if on_cpu and "data.image_size" not in flags and not imported and look.side > data.image_size:
+        size += (
+            " with any budget (twice as many a side take four times as long, and these networks are"
+            " for small images; --data.image_size decides)"
+        )
     copies = f"; photos are shrunk once to {data.cache} pixels" if data.cache else ""
     lengths = [
         f"{title} {training.epochs:g} epochs of batches of {training.batch_size}"
@@ -471,15 +493,17 @@ def _reasons(config: Config, look: Look, on_cpu: bool) -> str:
             ("fine-tuning", config.finetune),
             ("distillation", config.distill),
         )
-        if training is not config.pretrain or not imported
+        if training in trained(config, stages).values()
     ]
     time_given = f"a budget of {config.budget}" if config.budget else "no --budget"
     kept = f"kept in {config.folder / KEPT}" if not config.plan else "not kept, as it is a plan"
+    labels = f"{counted(counts.labeled, 'label')} of {counted(counts.classes, 'class', 'classes')},"
+    labels += f" {counts.test:,} for testing"
+    labels = labels if look.labels else "for stage 1 alone, without labels"
     return (
         f"settings fitted to {config.data.train}: {counted(counts.train, 'image')} for training,"
-        f" {counted(counts.labeled, 'label')} of {counted(counts.classes, 'class', 'classes')},"
-        f" {counts.test:,} for testing, {seen}; {machine}; {time_given}. Chosen: {why}"
-        f" ({config.model.encoder} teaches {config.distill.student}), at {data.image_size} pixels"
+        f" {labels}, {seen}; {machine}; {time_given}. Chosen: {why}"
+        f" ({config.model.encoder} teaches {config.distill.student}), at {size}"
         f"{copies}; {crops}; {'; '.join(lengths)}. Flags win over all of it; it is {kept}, and"
         " another --run chooses anew."
     )

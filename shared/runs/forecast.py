@@ -26,7 +26,6 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from shared.config.imported import pretraining_is_imported
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.optimizers import OPTIMIZERS
 from shared.config.schema import Config
@@ -166,11 +165,12 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         small = replace(config, output=folder, run="probe", force="")
         shown = accelerator.is_local_main_process  # as the stages, so that all share one decoding
-        small, counts, note = _data_of(small, Path(folder) / "images", shown)
-        if pretraining_is_imported(config):
+        labeled = bool(stages.keys() & CLASSIFIERS)
+        small, counts, note = _data_of(small, Path(folder) / "images", shown, labeled)
+        pretrained = config.folder_of("pretrain").resolve()
+        if "pretrain" not in stages and pretrained.exists():  # imported, or done before
             small.folder.mkdir()
-            imported = config.folder_of("pretrain").resolve()
-            small.folder_of("pretrain").symlink_to(imported, target_is_directory=True)
+            small.folder_of("pretrain").symlink_to(pretrained, target_is_directory=True)
         began = time.perf_counter()
         for method, run in Progress("measuring", len(stages), "stages").over(stages.items()):
             cost = cost_of(method, config, counts, accelerator.mixed_precision)
@@ -210,13 +210,15 @@ def warnings_of(plans: Sequence[StagePlan], accelerator: Accelerator) -> list[st
 
 
 # ------------------------------------------------------------------------------------------ data
-def _data_of(config: Config, folder: Path, progress: bool) -> tuple[Config, Counts, str]:
+def _data_of(
+    config: Config, folder: Path, progress: bool, labeled: bool
+) -> tuple[Config, Counts, str]:
     """The configuration to measure with, the counts of the recipe's data, and a note.
 
     Made-up images in ``folder`` stand in for a known data set that cannot be reached.
     """
     try:
-        return config, count_images(config, progress), ""
+        return config, count_images(config, progress, labeled), ""
     except UserError as error:
         name = config.data.train.partition("@")[0]
         if name not in HUB_SIZES:

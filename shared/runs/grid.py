@@ -34,6 +34,7 @@ from shared.config.schema import (
     hashed_settings,
 )
 from shared.data.sources import open_data
+from shared.networks.build import require_weights
 from shared.runs.assessment import read_assessment
 from shared.runs.statistics import BaselineResult, CellLine, Summary, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
@@ -264,6 +265,7 @@ def fill(
     for job in jobs:
         if job.method in METHODS:
             require_an_image_each(job.config, job.method, accelerator.num_processes)
+            require_published(job, {other.path for other in jobs})
     failures: dict[Path, str] = {}
     try:
         _make(jobs, accelerator, stages, failures)
@@ -274,6 +276,26 @@ def fill(
         raise
     if accelerator.is_main_process:
         say_block("\n" + write_table(config, table, cells, failures))
+
+
+def require_published(job: Job, own: Collection[Path]) -> None:
+    """UserError where a job starts from weights that are not there, published ones or imported.
+
+    Args:
+        job: done ones need none.
+        own: folders that the table makes itself.
+    """
+    with suppress(UserError):  # its stage will say that it is damaged
+        if job.done:
+            return
+    require_weights(job.config, job.method)
+    method = METHODS[job.method]
+    named = [method.network] if method.own_input else []
+    named += [f"{method.section}.init"] if "pretrain" in method.made_from else []
+    for option in named:
+        folder = job.config.option(option)
+        if folder and Path(folder) not in own:
+            read_meta(Path(folder), "encoder")
 
 
 def _make(

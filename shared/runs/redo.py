@@ -1,14 +1,33 @@
 """What a change of settings makes out of date: all of it in one line, before anything trains."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from shared.config.command_line import KEPT, run_name
 from shared.config.methods import METHODS, ancestors
 from shared.config.schema import Config, defaults, hashed_settings
+from shared.data.images import ImageSet
+from shared.data.labels import read_names
 from shared.runtime.artifacts import HASHES, OtherSettingsError, differences, made_with
 from shared.runtime.errors import UserError
-from shared.training.stage import options_of, renamed_of
+from shared.runtime.progress import counted
+from shared.training.stage import images_then, options_of, renamed_of
+
+
+def same_run(config: Config) -> str:
+    """The command that goes on with a run, with the settings that were kept or all of them."""
+    folder = config.folder
+    if not (folder / KEPT).is_file():
+        return f"python pipeline.py --config {shlex.quote(str(folder / 'config.yaml'))}"
+    command = f"python pipeline.py --data.train {shlex.quote(config.data.train)}"
+    if config.run != run_name(config.data.train):
+        command += f" --run {config.run}"
+    if config.output != Config.output:
+        command += f" --output {shlex.quote(config.output)}"
+    return command
+
 
 Changes = Mapping[str, tuple[Any, Any]]  # setting -> before, now
 
@@ -25,13 +44,19 @@ def require_same_options(config: Config) -> None:
         raise UserError(_text(config, outdated))
 
 
-def all_to_redo(config: Config, error: OtherSettingsError) -> UserError:
+def all_to_redo(config: Config, error: OtherSettingsError, images: ImageSet) -> UserError:
     """The refusal of one stage, with all others that the same change concerns.
 
     A hash, as of the labeled images, is known to the stage alone. Stages that were made with the
-    same old value are concerned too.
+    same old value are concerned too, but for a pretraining that is kept without new images.
+
+    Args:
+        config: the run's.
+        error: what the stage says.
+        images: for training.
     """
-    outdated = {}
+    outdated: dict[str, Changes] = {}
+    kept = images_then(config.folder_of("pretrain"), images, config.data) is not images
     for name in METHODS:
         stored = made_with(config.folder_of(name)) or {}
         changes = {
@@ -39,9 +64,24 @@ def all_to_redo(config: Config, error: OtherSettingsError) -> UserError:
             for key, (before, now) in error.changed.items()
             if before is not None and stored.get(key) == before
         }
-        if changes and not config.forces(name):
+        if changes and not config.forces(name) and not (kept and name == "pretrain"):
             outdated[name] = changes
-    return UserError(_text(config, outdated)) if outdated else error
+    if not outdated:
+        return error
+    return UserError(_other_images(config, error, images) + _text(config, outdated))
+
+
+def _other_images(config: Config, error: OtherSettingsError, images: ImageSet) -> str:
+    """How many images are new, and how to go on with all; empty where they are the same."""
+    folder = config.folder_of("pretrain")
+    if "images" not in error.changed or not (folder / "images.csv").exists():
+        return ""
+    then, now = set(read_names(folder / "images.csv")), set(images.names)
+    gone = f", {len(then - now):,} of those then are gone or for testing now" * bool(then - now)
+    return (
+        f"{len(now - then):,} of {counted(len(now), 'training image')} are new{gone}; --run NEW"
+        f" --pretrain.init {folder} goes on from the pretraining with all of them; or: "
+    )
 
 
 def _changed_options(config: Config, method: str) -> dict[str, tuple[Any, Any]]:

@@ -60,7 +60,7 @@ from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
 from shared.training.schedule import require_an_image_each, schedule_of
 
-# what a file of labels decides: a classifier follows its changes without --force
+# what a file of labels decides: a classifier follows its changes without --force, see `follows`
 FOLLOWS = ("labels", "classes", "images", "test_images", "from_layer", "parent")
 
 B = TypeVar("B")
@@ -102,6 +102,8 @@ class Stage:
         method: of ``shared.config.methods``.
         settings: what else the artifact depends on, JSON values.
         seed: of initial weights, order, augmentation and dropout.
+        follows: whether a classifier is made again, without ``--force``, where labels or images
+            have changed.
 
     Attributes:
         done: the artifact is there already, made with these settings.
@@ -129,6 +131,7 @@ class Stage:
         method: str,
         settings: Mapping[str, Any],
         seed: int,
+        follows: bool = False,
     ):
         self.config, self.accelerator, self.method, self.seed = config, accelerator, method, seed
         self.training: Training = config.training_of(method)
@@ -146,7 +149,7 @@ class Stage:
             go_on=config.to_go_on(method),
             defaults=defaults(),
             renamed=renamed_of(method),
-            follows=FOLLOWS if config.label_set.file and method != "pretrain" else (),
+            follows=FOLLOWS if follows else (),
         )
         self.path, self.done = self.folder.path, self.folder.done
         if self.done:
@@ -424,9 +427,14 @@ def labels_meta(config: Config, labels: Labels) -> LabelsMeta:
     return {"given": config.labels, "hash": labels.hash, "number": len(labels.ids)}
 
 
+def follows(config: Config, images: ImageSet) -> bool:
+    """Whether classifiers follow the labels: these are in a file that people fill in."""
+    return config.label_set.file is not None or images.edited
+
+
 def to_follow(config: Config, splits: Splits, labels: Labels) -> list[str]:
     """Methods whose artifact is there, of another content of the file of labels than now."""
-    if not config.label_set.file:
+    if not follows(config, splits.train):
         return []
     now = {"labels": labels.hash, "images": splits.train.fingerprint}
     now |= settings_of_test_images(splits)

@@ -11,6 +11,7 @@ the rows are written block by block, and the same command goes on where it was s
 import re
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from traceback import clear_frames
@@ -22,16 +23,18 @@ import torch
 from torch import Tensor
 
 from shared.config.command_line import read_config
-from shared.config.schema import Data
-from shared.data.images import UNLABELED, USUAL, Decoding, ImageSet
+from shared.config.schema import Config, Data
+from shared.data.images import UNLABELED, USUAL, Decoding, ImageSet, Splits
+from shared.data.labels import draw_labels
 from shared.data.sources import open_data, open_images
-from shared.runtime.artifacts import provenance
+from shared.runtime.artifacts import ClassifierMeta, provenance
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 from shared.runtime.media import abbreviated, printable, say
 from shared.runtime.progress import Progress, counted
 from shared.runtime.stop import Stopped, StopRequest
 from shared.training.calibration import fit_temperature
 from shared.training.predictor import Outputs, Predictor
+from shared.training.stage import settings_of_test_images
 from stages.predict.rows import FORMS, Printed, RowFile
 
 CALIBRATED = 5_000  # labeled images at most, evenly spaced, that a temperature is fitted on
@@ -113,10 +116,10 @@ class Wanted(NamedTuple):
 
 
 def _temperature(folder: Path, predictor: Predictor) -> float:
-    """Fitted on labeled images of the artifact's run: test images, or else what it has learned.
+    """Fitted on labeled images of the artifact's run that it has not learned from.
 
-    A network is too sure of the images that it has learned: from them the temperature is at
-    least 1.
+    A network is too sure of the images that it has learned, so these say nothing. Without others
+    the temperature is 1.
 
     Raises:
         UserError: the images of the run cannot be opened, or have other classes.
@@ -132,24 +135,44 @@ def _temperature(folder: Path, predictor: Predictor) -> float:
         key: getattr(predictor.data, key) for key in ("image_size", "antialias", "mean", "std")
     }
     try:
-        train, test = open_data(replace(config.data, **shape), config.label_set)
+        splits = open_data(replace(config.data, **shape), config.label_set)
     except UserError as error:
         raise UserError(f"{why}, which cannot be opened: {error}") from error
-    if tuple(train.classes) != predictor.classes:
-        raise UserError(f"{why}, but their classes are others now: {abbreviated(train.classes)}")
-    images = test if test is not None else train
-    ids = np.flatnonzero(images.labels != UNLABELED)
+    if (classes := splits.train.classes) != predictor.classes:
+        raise UserError(f"{why}, but their classes are others now: {abbreviated(classes)}")
+    images, ids, what = _not_learned(splits, config, cast(ClassifierMeta, predictor.meta))
     ids = ids[np.linspace(0, len(ids) - 1, min(len(ids), CALIBRATED)).astype(int)]
     batches = list(predictor.over(images, ids))
     if not batches:
-        raise UserError(f"{why}, and there are none")
+        _say(
+            "temperature 1, not fitted: the run has no labeled images that it has not learned from"
+        )
+        return 1.0
     logits = torch.cat([cast(Tensor, batch.logits) for batch in batches])
     positions = np.concatenate([batch.positions for batch in batches])
-    fitted = fit_temperature(logits, torch.from_numpy(images.labels[positions]))
-    temperature = fitted if test is not None else max(fitted, 1.0)
-    what = "test images" if test is not None else "training images, so it is at least 1,"
-    _say(f"temperature {temperature:.3f}, fitted on {len(positions):,} {what} of the run")
+    temperature = fit_temperature(logits, torch.from_numpy(images.labels[positions]))
+    _say(f"temperature {temperature:.3f}, fitted on {len(positions):,} {what}")
     return temperature
+
+
+def _not_learned(
+    splits: Splits, config: Config, meta: ClassifierMeta
+) -> tuple[ImageSet, np.ndarray, str]:
+    """Labeled images that a classifier has not learned from, as far as these can be told now.
+
+    Returns:
+        An image set, positions (k,) in it, and what these images are.
+    """
+    train, test = splits
+    now = settings_of_test_images(splits)["test_images"]
+    if test is not None and meta.get("settings", {}).get("test_images", now) == now:
+        return test, np.flatnonzero(test.labels != UNLABELED), "test images of the run"
+    with suppress(UserError):  # the file of labels may be gone
+        labels = draw_labels(splits, config.label_set, config.seed)
+        if labels.hash == meta["labels"]["hash"]:
+            rest = np.setdiff1d(np.flatnonzero(train.labels != UNLABELED), labels.ids)
+            return train, rest, "images of the run whose labels it has not seen"
+    return train, np.zeros(0, np.int64), ""
 
 
 def _say(line: str) -> None:
@@ -208,8 +231,8 @@ def _parser() -> CommandParser:
         "--abstain",
         type=float,
         metavar="THRESHOLD",
-        help="no label where the probability is below, after a temperature that is fitted on the"
-        " labeled test images of the artifact's run",
+        help="no label where the probability is below, after a temperature that is fitted on"
+        " labeled images of the artifact's run that it has not learned from: the test images",
     )
     add(
         "--on_error",

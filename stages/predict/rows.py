@@ -4,9 +4,8 @@
     predictions.csv.meta.json  what the rows were made with; written first
     predictions.parquet.part   the rows of a .parquet file that is not complete, as an Arrow stream
 
-A spreadsheet takes a cell that begins with ``=`` for a formula, and runs it. In a CSV file an
-image that is called so has ``./`` in front, which is the same file, and a class an apostrophe,
-which readers of labels take away (`csv_cell`). The other two formats keep names as they are.
+In a CSV file a name that a spreadsheet would compute has an apostrophe in front (`csv_cell`). The
+other two formats keep names as they are.
 """
 
 import csv
@@ -25,11 +24,8 @@ from pyarrow import parquet
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import into_place
-from shared.runtime.media import csv_lines, csv_value, printable
+from shared.runtime.media import csv_cell, csv_lines, csv_value, printable
 from shared.runtime.records import damaged, mismatch, read_json
-
-# How a cell begins that spreadsheets compute; the last four are the wide forms.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 class Made(NamedTuple):
@@ -37,7 +33,7 @@ class Made(NamedTuple):
 
     Attributes:
         end: the number of bytes of the file up to here.
-        files: as they stand in the file.
+        files: the names of the images.
         labels: None or empty where the image has none.
     """
 
@@ -47,11 +43,6 @@ class Made(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------- CSV
-def file_cell(name: str) -> str:
-    """The name of a file that no spreadsheet computes, and that means the same file."""
-    return f"./{name}" if name.startswith(_FORMULA) else name
-
-
 def _cells(column: str, values: list) -> list[list[str]]:
     """The columns of a CSV file, each a list of texts, that a column becomes."""
     if column == "features":
@@ -60,8 +51,7 @@ def _cells(column: str, values: list) -> list[list[str]]:
         return [[f"{value:.6g}" for value in values]]
     if column.startswith("probability"):
         return [[f"{value:.4f}" for value in values]]
-    cell = file_cell if column == "file" else str
-    return [["" if value is None else cell(value) for value in values]]
+    return [["" if value is None else value for value in values]]
 
 
 def csv_head(schema: pa.Schema) -> str:
@@ -101,11 +91,16 @@ def _read_csv(path: Path, schema: pa.Schema) -> Iterator[Made]:
                     raise UserError(f"{path} has other columns: {printable(','.join(row)[:100])}")
                 if len(row) != len(head) or not whole:
                     return
-                is_row = bool(number)
-                files = [csv_value(row[0])] * is_row
-                yield Made(place, files, row[1:2] * is_row if labeled else [None])
+                names = [_name_in(row[0])] if number else []
+                yield Made(place, names, row[1:2] if labeled else [None])
         except (csv.Error, UnicodeDecodeError):  # cut off within quotes, or within a character
             return
+
+
+def _name_in(cell: str) -> str:
+    """The image that a cell names; earlier versions wrote ``./`` where now an apostrophe is."""
+    name = cell.removeprefix("./")
+    return name if name != cell and csv_cell(name) != name else csv_value(cell)
 
 
 # ------------------------------------------------------------------------------------- JSON lines
@@ -160,21 +155,17 @@ class Form(NamedTuple):
         head: what the file begins with.
         rows: a block of rows.
         read: the rows of a file that may end anywhere.
-        cell: how the name of a file stands in it.
         growing: suffix of the file while it is not complete.
     """
 
     head: Callable[[pa.Schema], bytes]
     rows: Callable[[pa.RecordBatch], bytes]
     read: Callable[[Path, pa.Schema], Iterator[Made]]
-    cell: Callable[[str], str] = str
     growing: str = ""
 
 
 FORMS = {
-    ".csv": Form(
-        lambda s: csv_head(s).encode(), lambda b: csv_rows(b).encode(), _read_csv, file_cell
-    ),
+    ".csv": Form(lambda s: csv_head(s).encode(), lambda b: csv_rows(b).encode(), _read_csv),
     ".jsonl": Form(lambda _: b"", lambda b: _json_rows(b).encode(), _read_json_lines),
     ".parquet": Form(
         lambda s: s.serialize().to_pybytes(),
@@ -266,8 +257,8 @@ class RowFile:
 
     def missing(self, names: Sequence[str]) -> np.ndarray:
         """Positions (k,) of the images that have no row, each image once."""
-        first = {self.form.cell(name): position for position, name in reversed([*enumerate(names)])}
-        rest = [position for cell, position in first.items() if cell not in self._done]
+        first = {name: position for position, name in reversed([*enumerate(names)])}
+        rest = [position for name, position in first.items() if name not in self._done]
         return np.sort(np.array(rest, dtype=np.int64))
 
     def _require_same(self, made_with: dict[str, Any]) -> None:

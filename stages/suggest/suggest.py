@@ -41,6 +41,7 @@ from shared.data.label_files import csv_text, find_images, read_csv, read_text
 from shared.data.labels import draw_labels
 from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
+from shared.runs.redo import same_run
 from shared.runtime.artifacts import read_meta, write_atomically
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 from shared.runtime.lock import held
@@ -251,13 +252,11 @@ def write(
 
 def next_command(config: Config, folder: Path, budget: int) -> str:
     """What was written, and what to do with it."""
-    table, recipe = (
-        shlex.quote(str(path)) for path in (folder / f"{NAME}.csv", config.folder / "config.yaml")
-    )
+    table = shlex.quote(str(folder / f"{NAME}.csv"))
     return (
         f"{counted(budget, 'image')} to label: {folder / NAME}.csv; {folder / NAME}.html shows"
         " them, for a browser\nnext, when labels are in the CSV file:\n"
-        f"  python pipeline.py --config {recipe} --labels {table}"
+        f"  {same_run(config)} --labels {table}"
     )
 
 

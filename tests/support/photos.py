@@ -30,6 +30,7 @@ def process(index: int = 0, of: int = 1) -> SimpleNamespace:
         num_processes=of,
         process_index=index,
         is_main_process=index == 0,
+        is_local_main_process=index == 0,
         device=torch.device("cpu"),
         wait_for_everyone=lambda: None,
         print=print,

@@ -27,7 +27,7 @@ def notes(capsys, source, **options) -> tuple[object, str]:
 
 
 def names_of(splits) -> list[str]:
-    return sorted(name for images in splits if images for name in images.names)
+    return sorted(name for part in splits if part for name in part.names[part.training_ids])
 
 
 # ------------------------------------------------------------------------------------------ walk
@@ -390,6 +390,20 @@ def test_metadata_beside_class_folders(tmp_path, capsys):
     splits = opened(tmp_path)
     assert splits.train.classes == ("0", "1")
     assert len(names_of(splits)) == 10
+
+
+@pytest.mark.parametrize(
+    ("encoding", "separator"), [("cp1252", ","), ("utf-16", "\t"), ("utf-8", ";")]
+)
+def test_metadata_as_excel_writes_it(tmp_path, capsys, encoding, separator):
+    make_folder(tmp_path, [f"{i}.png" for i in range(20)])
+    rows = [["file_name", "label"], *([f"{i}.png", ["Löwe", "Bär"][i % 2]] for i in range(20))]
+    text = "".join(f"{separator.join(row)}\r\n" for row in rows)
+    (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("Bär", "Löwe")
+    said = "metadata.csv; it is no UTF-8 and is read as Windows-1252: Löwe, Bär"
+    assert (said in printed) == (encoding == "cp1252")
 
 
 def test_metadata_values_keep_their_text(tmp_path):

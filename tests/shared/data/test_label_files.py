@@ -24,6 +24,7 @@ from shared.data.label_files import (
     na_note,
     read_csv,
     read_text,
+    western_note,
 )
 from shared.runtime.errors import UserError
 from tests.support.sources import images
@@ -172,7 +173,7 @@ def test_columns_that_are_chosen_by_option(tmp_path):
         ('sep=,\nfile,label\n0.png,"cat\n', "line 3: a quote"),
         (f"file,label\n0.png,{'x' * 200_000}\n", "line 2: field larger than field limit"),
         ("file,label\n0.png,c\0at\n", "line 2 has a NUL"),
-        (b"file,label\n0.png,caf\xe9\n", "line 2 is not utf-8; save it as UTF-8"),
+        (b"file,label\n0.png,\xca\xee\xf8\xea\xe0\n", "line 2 is not utf-8; save it as UTF-8"),
         ("file,label\n0.png,cat\n".encode("utf-16-le"), "line 1 has a NUL"),
         (b"\xff\xfef\0i", None),
         (b"\xff\xfef\0i\0l", "is not utf-16"),
@@ -289,6 +290,46 @@ def test_every_image_is_found_by_its_own_name(names):
 def test_skipped_images_are_known_and_train_nothing(tmp_path):
     train = replace(images([0, 1], ["a.png", "b.png"]), skipped=("broken.png",))
     assert find_images(Splits(train, None), ["broken.png", "b.png"], tmp_path).tolist() == [-1, 1]
+
+
+# -------------------------------------------------------------------------- Windows-1252, of Excel
+@pytest.mark.parametrize(
+    "words", [["Löwe", "Käfer"], ["été", "à", "Café"], ["Garçon", "hêtre"], ["Ñandú", "señal"]]
+)
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_western_text_is_read(words, encoding, tmp_path):
+    text = "".join(f"{i}.png;{word}\r\n" for i, word in enumerate(words))
+    table = read_csv(written(tmp_path, ("file;label\r\n" + text).encode(encoding)))
+    assert [label for _, label in table.rows] == words
+    assert table.western
+    assert (
+        western_note(words) == f"; it is no UTF-8 and is read as Windows-1252: {', '.join(words)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "encoding"),
+    [
+        ("Кошка,Кот", "cp1251"),
+        ("я,ю", "cp1251"),
+        ("Γάτα", "cp1253"),
+        ("żółw", "cp1250"),
+        ("Löwe", "mac_roman"),
+        ("Löwe", "cp850"),
+        ("狗", "gbk"),
+        ("猫", "shift_jis"),
+        ("Café€", "cp1252"),
+    ],
+)
+def test_what_may_be_another_encoding_is_refused(words, encoding, tmp_path):
+    file = written(tmp_path, ("file,label\n0.png," + words).encode(encoding))
+    with pytest.raises(UserError, match="line 2 is not utf-8; save it as UTF-8"):
+        read_csv(file)
+
+
+def test_a_damaged_utf8_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is not utf-8"):
+        read_csv(written(tmp_path, "file,label\n0.png,Löwe\n1.png,Käfer\n".encode()[:-6] + b"\xe4"))
 
 
 # ----------------------------------------------------------------------- files for a spreadsheet

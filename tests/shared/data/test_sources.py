@@ -80,10 +80,13 @@ def test_metadata_csv_of_the_hub_gives_the_labels(tmp_path):
     make_folder(tmp_path, [f"{i}.png" for i in range(20)])
     rows = "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(20))
     (tmp_path / "metadata.csv").write_text("file_name,label\n" + rows)
-    train, _ = opened(tmp_path)
+    train, test = opened(tmp_path)
     assert train.classes == ("x", "y")
-    assert len(train) == 16
-    assert [int(name[:-4]) % 2 for name in train.names] == train.labels.tolist()
+    assert len(train) == 20  # stage 1 sees the images for testing too
+    labels = train.labels.copy()
+    assert labels[train.held_out].tolist() == [-1] * len(test)
+    labels[train.held_out] = test.labels
+    assert [int(name[:-4]) % 2 for name in train.names] == labels.tolist()
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,26 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from shared.config.command_line import load_config
 from shared.config.schema import RECIPES
-from shared.runs.grid import Cell, expand, in_order, make_job, read_cell, read_cells
+from shared.runs.grid import (
+    Cell,
+    expand,
+    fill,
+    in_order,
+    make_job,
+    read_cell,
+    read_cells,
+    require_published,
+)
 from shared.runs.table import load_table
 from shared.runtime.artifacts import write_atomically
+from shared.runtime.errors import UserError
+from tests.support.photos import process
 from tests.support.tables import write
 
 TABLES = sorted(file.stem for file in (RECIPES / "tables").glob("*.yaml"))
@@ -160,3 +172,29 @@ def test_damaged_lines_are_named(tmp_path, capsys):
     assert "line 2 is damaged" in error
     assert "line 3 is damaged" in error
     assert read_cells(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"method": "published", "classical.published": "nowhere"}, "folder: nowhere"),
+        ({"method": "finetune", "finetune.init": "nowhere"}, "folder: nowhere"),
+        ({"method": "linear", "linear.init": "nowhere"}, "folder: nowhere"),
+        (
+            {"method": "distill", "distill.student_pretrained": "nowhere.safetensors"},
+            "--distill.student_pretrained: ",
+        ),
+    ],
+)
+def test_published_weights_are_looked_for_before_anything_trains(config, tmp_path, options, says):
+    table = write(tmp_path, rows={"ours": {"method": "supervised"}, "theirs": options}, seeds=1)
+    config = replace(config, table=str(table), output=str(tmp_path))
+    with pytest.raises(UserError, match=says):
+        fill(config, cast(Any, process()), {})
+
+
+def test_what_the_table_makes_itself_is_not_looked_for(config, tmp_path):
+    rows = {"hot": {"method": "finetune", "pretrain.temperature": 0.5}}
+    jobs = in_order(expand(load_table(write(tmp_path, rows=rows, seeds=1)), config))
+    for job in jobs:
+        require_published(job, {other.path for other in jobs})

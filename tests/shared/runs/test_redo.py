@@ -1,6 +1,8 @@
 """What has to be redone after a change: all of it in one line, before anything trains."""
 
 import json
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -101,14 +103,14 @@ def test_all_that_a_change_concerns_is_one_line_and_one_force(
 
 
 def test_what_shares_an_old_hash_is_redone_with_the_stage_that_noticed(made):
-    config = made()
+    config, images = made(), cast(Any, SimpleNamespace(names=["0"]))
     error = OtherSettingsError("one stage", {"images": ("one", "three")})
-    text = str(all_to_redo(config, error))
+    text = str(all_to_redo(config, error, images))
     assert "images=one, now it is three" in text
     assert "the training images have changed" in text
     assert "--force pretrain,supervised or" in text
     error = OtherSettingsError("one stage", {"labels": ("two", "three")})
-    assert "--force supervised,linear,finetune or" in str(all_to_redo(config, error))
+    assert "--force supervised,linear,finetune or" in str(all_to_redo(config, error, images))
     error = OtherSettingsError("one stage", {"unheard": ("of", "it")})
-    assert all_to_redo(config, error) is error
+    assert all_to_redo(config, error, images) is error
     assert set(MADE) < METHODS.keys()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,15 @@ from pyarrow import parquet
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
+from shared.data.labels import draw_labels
 from shared.data.sources import open_data
 from shared.networks.build import build_classifier
 from shared.runtime.artifacts import StageFolder
 from shared.training.evaluate import predict as evaluate
 from shared.training.predictor import Predictor
+from shared.training.stage import settings_of_test_images
 from stages.predict import command, main, predict
+from tests.support.command_line import load
 from tests.support.exported import artifact
 from tests.support.photos import class_folders, make_folder, process
 
@@ -390,3 +394,29 @@ def test_a_file_that_is_cut_off(here, capsys):
     assert main(["classifier", "cut.png"]) == 2
     assert "or --load_truncated\n" in capsys.readouterr().err
     assert len(printed(capsys, "classifier", "cut.png", "--load_truncated")) == 1
+
+
+@pytest.mark.parametrize("case", ["test", "other test", "no test", "other labels", "learned"])
+def test_the_temperature_is_of_images_that_were_not_learned(tmp_path, case):
+    photos = class_folders(tmp_path / "photos", 5, classes="ab")
+    labels = "100pct" if case == "learned" else "2perclass"
+    config = load(f"--data.train={photos}", f"--labels={labels}", "--data.test_fraction=0.4")
+    splits = open_data(config.data, config.label_set)
+    drawn = draw_labels(splits, config.label_set, config.seed)
+    then = settings_of_test_images(splits)
+    if case != "test":
+        then = {"test_images": "other"}
+    if case == "no test":
+        splits = splits._replace(test=None)
+    digest = "other" if case == "other labels" else drawn.hash
+    meta = cast(Any, {"settings": then, "labels": {"hash": digest}})
+    images, ids, what = command._not_learned(splits, config, meta)
+    assert (images is splits.test) == (case == "test")
+    if case == "test":
+        assert (len(ids), what) == (4, "test images of the run")
+    elif case in ("other test", "no test"):
+        assert len(ids) == 2
+        assert set(ids).isdisjoint(drawn.ids)
+        assert what == "images of the run whose labels it has not seen"
+    else:
+        assert len(ids) == 0

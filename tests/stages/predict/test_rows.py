@@ -4,13 +4,15 @@ import csv
 import io
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from shared.data.label_files import read_csv
 from shared.runtime.errors import UserError
-from stages.predict.rows import FORMS, Printed, RowFile, csv_rows, file_cell
+from shared.runtime.media import csv_value
+from stages.predict.rows import FORMS, Printed, RowFile, csv_rows
 
 ODD = [
     "a,b.png",
@@ -55,7 +57,7 @@ def files_in(path) -> list[str]:
     if path.suffix == ".jsonl":
         return [json.loads(line)["file"] for line in path.read_text().splitlines()]
     with path.open(newline="") as file:
-        return [row["file"].removeprefix("./") for row in csv.DictReader(file)]
+        return [csv_value(row["file"]) for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("suffix", FORMS)
@@ -156,7 +158,7 @@ def test_no_cell_is_a_formula(begin):
     text = csv_rows(block([f"{begin}cmd.png"], label=f"{begin}cmd|' /C calc'!A0"))
     (row,) = csv.reader(io.StringIO(text, newline=""))
     assert [cell for cell in row[:2] if cell.startswith(begin)] == []
-    assert row[0] == f"./{begin}cmd.png"  # the same file
+    assert row[0] == f"'{begin}cmd.png"
 
 
 def test_labels_come_back_and_numbers_stay(tmp_path):
@@ -169,13 +171,19 @@ def test_labels_come_back_and_numbers_stay(tmp_path):
     assert b",-5," in path.read_bytes()
 
 
-def test_other_names_stay():
-    assert [file_cell(name) for name in ("a=b", "/=x", "x/-y", " =x")] == [
-        "a=b",
-        "/=x",
-        "x/-y",
-        " =x",
-    ]
+def test_rows_of_an_earlier_version_are_not_made_again(tmp_path):
+    """It wrote ``./`` before a name that begins as a formula."""
+    path = tmp_path / "p.csv"
+    write(path, ["a.png", "=1.png", "-x.png"])
+    path.write_text(path.read_text().replace("'=1", "./=1").replace("'-x", "./-x"))
+    assert opened(path).missing(["a.png", "=1.png", "-x.png", "./b.png"]).tolist() == [3]
+
+
+def test_features_are_numbers():
+    batch = block(["a.png"])
+    features = pa.array([[-1e-7, -np.inf]], SCHEMA.types[3])
+    text = csv_rows(batch.set_column(3, SCHEMA.field(3), features))
+    assert text == "a.png,cat,0.5000,-1.00000001e-07,-inf\n"
 
 
 # ---------------------------------------------------------------------------------------- printed
@@ -200,4 +208,4 @@ def test_a_pipe_gets_the_names(capsys):
     printed.append(block(ODD[3:]))
     printed.finish()
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))
-    assert [row[0].removeprefix("./") for row in rows] == ODD[3:]
+    assert [csv_value(row[0]) for row in rows] == ODD[3:]
