@@ -224,16 +224,30 @@ def _cells(file: Path) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def csv_text(rows: Iterable[tuple[str, str]]) -> str:
-    """A CSV file of image names and labels, safe for a spreadsheet, that `read_csv` takes back.
+def csv_text(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...] = ("file", "label")) -> str:
+    """A CSV file, safe for a spreadsheet; `read_csv` takes back one of image names and labels.
 
     A cell that a spreadsheet would compute, such as ``=1+1``, gets an apostrophe in front.
     """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["file", "label"])
+    lines.writerow(columns)
     lines.writerows([_with_mark(cell) for cell in row] for row in rows)
     return text.getvalue()
+
+
+def marked(text: str) -> str:
+    """A CSV file's text with a mark in front where Excel needs it to read UTF-8."""
+    return text if text.isascii() else f"\ufeff{text}"
+
+
+def can_be_listed(name: str) -> bool:
+    """Whether a CSV file can carry a name: it is UTF-8, without spaces at its ends."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return name == name.strip()
 
 
 def _with_mark(cell: str) -> str:
