@@ -67,7 +67,7 @@ def doubts(features: np.ndarray, targets: np.ndarray, seed: int) -> Doubts:
 
     Args:
         features: (k, F) of the labeled images.
-        targets: (k,) their classes, of which one at least has two labels.
+        targets: (k,) their classes, of which two at least have two labels.
         seed: of the parts.
     """
     classes, numbers = np.unique(targets, return_inverse=True)
@@ -77,9 +77,11 @@ def doubts(features: np.ndarray, targets: np.ndarray, seed: int) -> Doubts:
     cleanlab_filter, cleanlab_rank = (
         import_module(f"cleanlab.{name}") for name in ("filter", "rank")
     )
-    ranked = cleanlab_filter.find_label_issues(
-        labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
-    )
+    with warnings.catch_warnings():  # that a class without a judged label has too few
+        warnings.simplefilter("ignore", UserWarning)
+        ranked = cleanlab_filter.find_label_issues(
+            labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
+        )
     quality = np.full(len(targets), np.nan)
     quality[judged] = cleanlab_rank.get_label_quality_scores(labels, probabilities)
     suggested = targets.copy()

@@ -81,10 +81,11 @@ def why_impossible(inputs: Inputs) -> str | None:
     """Why labels cannot be judged; None where they can."""
     if find_spec("cleanlab") is None:
         return "it needs cleanlab, not installed here; pip install -e '.[labels]'"
-    if not doubts.can_be_judged(inputs.labels.targets).any():
+    targets = inputs.labels.targets
+    if len(np.unique(targets[doubts.can_be_judged(targets)])) < 2:
         return (
-            f"of --labels {inputs.config.labels} no class has two labels, and a single one cannot"
-            " be judged by others; give more labels"
+            f"--labels {inputs.config.labels} has too few labels to judge one by the others: two"
+            " classes at least need two labels each"
         )
     return None
 

@@ -159,27 +159,29 @@ def test_without_cleanlab(copy, photos, capfd, monkeypatch, parts):
     assert not list(copy.glob("r/assess-*"))  # nothing was computed
 
 
-@pytest.mark.parametrize("labels", ["1perclass", "3random", "one.csv"])
-def test_no_class_with_two_labels(copy, photos, tmp_path, capfd, labels):
-    if labels == "one.csv":
-        labels = tmp_path / labels
-        labels.write_text("file,label\na/0.png,a\nb/0.png,b\nc/0.png,c\n")
-    options = [f"--labels={labels}", "--data.split_seed=0", "--seed=3"]
-    config = config_for(copy, photos, *options)
+@pytest.mark.parametrize("targets", [[0, 1, 2], [0, 0, 0, 0, 1, 2], [1, 1, 0]])
+def test_fewer_than_two_classes_with_two_labels(trained, photos, capfd, targets):
+    config = config_for(trained, photos)
     inputs = open_inputs(config, Accelerator(cpu=True))
-    if label_part.why_impossible(inputs) is None:
-        inputs = replace(inputs, labels=inputs.labels._replace(targets=np.arange(3)))
-    with pytest.raises(UserError, match="no class has two labels"):
+    few = inputs.labels._replace(ids=inputs.labels.ids[: len(targets)], targets=np.array(targets))
+    inputs = replace(inputs, labels=few)
+    with pytest.raises(UserError, match="labels: --labels 3perclass has too few"):
         wanted_parts(override(config, {"assess.parts": "labels"}), inputs)
     assert "labels" not in wanted_parts(config, inputs)
-    assert "assess: without labels: of --labels" in capfd.readouterr().out
+    assert "assess: without labels: --labels 3perclass has too few" in capfd.readouterr().out
+
+
+def test_one_label_per_class_by_the_command(copy, photos, capfd):
+    message = refused(capfd, copy, photos, "--labels=1perclass", ONLY)
+    assert "two classes at least need two labels each" in message
+    assert not list(copy.glob("r/assess-*"))
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("file,label\na/0.png,a\na/1.png,a\n", "none of the classes b, c"),
-        ("file,label\na/0.png,\n", "none of the classes a, b, c"),
+        ("file,label\na/0.png,\n", "has 0 labels of images that training may see"),
         ("file,score\na/0.png,0.5\n", "has no column called label"),
     ],
 )
