@@ -615,6 +615,7 @@ ASSESSMENTS = (
     "ood",
     "transfer",
     "baselines",
+    "labels",
 )
 
 
@@ -624,7 +625,7 @@ class Assess:
 
     Args:
         parts: all, or some of linear, neighbours, clusters, map, classifiers, corruptions, ood,
-            transfer, baselines, separated by commas.
+            transfer, baselines, labels, separated by commas.
         ood: out-of-distribution images, given as data.train, on which the classifiers should be
             less sure than on the test images; besides the test images with their pixels shuffled,
             and noise.

@@ -261,9 +261,23 @@ def _cells(text: str, file: Path) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def csv_text(rows: Iterable[tuple[str, str]]) -> str:
-    """A CSV file of image names and labels, safe for a spreadsheet, that `read_csv` takes back."""
-    return csv_lines([("file", "label"), *rows])
+def csv_text(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...] = ("file", "label")) -> str:
+    """A CSV file, safe for a spreadsheet; `read_csv` takes back one of image names and labels."""
+    return csv_lines([columns, *rows])
+
+
+def marked(text: str) -> str:
+    """A CSV file's text with a mark in front where Excel needs it to read UTF-8."""
+    return text if text.isascii() else f"\ufeff{text}"
+
+
+def can_be_listed(name: str) -> bool:
+    """Whether a CSV file can carry a name: it is UTF-8, without spaces at its ends."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return name == name.strip()
 
 
 def _without_decimals(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -19,18 +19,25 @@ stored picture; positions count in the test or the training images.
     corruptions/clean (S, S, 3) uint8: one test image
     corruptions/examples (names, 5, S, S, 3) uint8: the same image, corrupted
     ood/<set>/examples (8, S, S, 3) uint8
+    labels/suspects (n, S, S, 3) uint8  labels/twins (n, S, S, 3) uint8
+    labels/outliers (n, S, S, 3) uint8: of the first images of each list, twins group by group
+
+The part labels leaves three CSV files too, which ``stages/assess/label_part.py`` tells.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
+from shared.runs.text import percent
 from shared.runtime.artifacts import load_arrays, save_arrays, write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.files import read_bytes
+from shared.runtime.media import abbreviated
+from shared.runtime.progress import counted
 from shared.runtime.records import LARGEST, mismatch, parse_json
 
 Input = Literal["features", "pixels"]
@@ -240,6 +247,108 @@ class Baselines(TypedDict):
     rows: list[BaselineRow]
 
 
+class Suspect(TypedDict):
+    """A label that may be wrong.
+
+    Attributes:
+        file: name of the image.
+        label: that it has.
+        suggested: the likeliest class.
+        score: out-of-sample probability of its label, in [0, 1].
+    """
+
+    file: str
+    label: str
+    suggested: str
+    score: float
+
+
+class Twin(TypedDict):
+    """An image that looks like another one: its name, training or test, its label if known."""
+
+    file: str
+    set: str
+    label: str | None
+
+
+class Outlier(Twin):
+    """An image that looks like no other one.
+
+    ``distance``: mean distance to its nearest neighbours, features of unit length.
+    """
+
+    distance: float
+
+
+class LabelCheck(TypedDict):
+    """What may be wrong with the labels and the images.
+
+    Attributes:
+        file: the CSV file of the labels, in the assessment's folder.
+        judged: labels that were judged.
+        folds: parts of the labeled images that were held out in turn.
+        agreement: share of the judged labels that are the likeliest class.
+        not_judged: classes with a single label.
+        suspects: the likeliest wrong first.
+        looked_at: images among which twins and outliers were searched, by training and test.
+        twins: groups of near duplicates; those within training and test come first.
+        outliers: the farthest first.
+    """
+
+    file: str
+    judged: int
+    folds: int
+    agreement: float
+    not_judged: list[str]
+    suspects: list[Suspect]
+    looked_at: dict[str, int]
+    twins: list[list[Twin]]
+    outliers: list[Outlier]
+
+
+def suspects_line(part: LabelCheck) -> str:
+    """How many labels were judged, and how many may be wrong."""
+    line = (
+        f"{counted(part['judged'], 'label')} judged by a logistic regression on frozen features"
+        f" that has not seen the image ({part['folds']} parts in turn), which agrees with"
+        f" {percent(part['agreement'])}%: {len(part['suspects']):,} may be wrong"
+    )
+    if names := part["not_judged"]:
+        line += f"; not judged, for want of a second label: {abbreviated(names)}"
+    return line
+
+
+def twins_line(part: LabelCheck) -> str:
+    """How many images look the same, how many groups are leaks or have different labels."""
+    groups, (images, train, test) = part["twins"], _looked_at(part)
+    line = (
+        f"twins, images that look the same, among {images}:"
+        f" {counted(len(groups), 'group')} of {sum(map(len, groups)):,} images"
+    )
+    if leaks := sum(len({twin["set"] for twin in group}) > 1 for group in groups):
+        line += f"; LEAK: {counted(leaks, 'group')} within training and test"
+    elif train and test:
+        line += "; none within training and test"
+    if different := sum(has_different_labels(group) for group in groups):
+        line += f"; {counted(different, 'group')} with different labels"
+    return line
+
+
+def has_different_labels(group: Sequence[Twin]) -> bool:
+    """Whether two twins of a group have different labels."""
+    return len({twin["label"] for twin in group} - {None}) > 1
+
+
+def outliers_line(part: LabelCheck) -> str:
+    """How many images look like no other one."""
+    return f"outliers, images far from all others by their features: {len(part['outliers']):,}"
+
+
+def _looked_at(part: LabelCheck) -> tuple[str, int, int]:
+    train, test = (part["looked_at"].get(name, 0) for name in ("training", "test"))
+    return f"{train:,} training and {test:,} test images", train, test
+
+
 class Assessment(TypedDict):
     """``assess.json``.
 
@@ -264,6 +373,7 @@ class Assessment(TypedDict):
     ood: NotRequired[OutOfDistribution]
     transfer: NotRequired[Transfer]
     baselines: NotRequired[Baselines]
+    labels: NotRequired[LabelCheck]
     hashes: NotRequired[dict[str, Hashes]]
 
 

@@ -2,6 +2,7 @@
 
     accelerate launch -m stages.assess --labels 1pct
     accelerate launch -m stages.assess --assess.parts map,ood --assess.ood photos/
+    accelerate launch -m stages.assess --labels 100pct --assess.parts labels   # wrong labels, twins
 
 It reads the run's ``pretrain`` (or ``--linear.init``) and every finished classifier of the run. It
 writes ``<output>/<run>/assess-<labels>-seed<seed>``; ``shared/runs/assessment.py`` says what is in
@@ -33,6 +34,7 @@ from shared.runtime.lock import release, take
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import Progress
 from shared.runtime.stop import Stopped, StopRequest
+from stages.assess import label_part
 from stages.assess.inputs import Arrays, Inputs, open_inputs
 from stages.assess.parts import PARTS, settings_of_parts, wanted_parts
 from stages.assess.text import assessment_text
@@ -58,6 +60,8 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     path = config.folder_of("assess")
     settings = settings_of_parts(inputs)
     again = wanted if config.forces("assess") else []
+    if not all(file.exists() for file in label_part.files(config)):
+        again = [*again, "labels"]
     earlier, arrays = load(path, settings, again)
     todo = [part for part in wanted if earlier is None or part not in earlier]
     if todo:
@@ -66,7 +70,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         todo = [part for part in wanted if earlier is None or part not in earlier]
     accelerator.wait_for_everyone()  # all have read before one writes
     if earlier is not None and not todo:
-        accelerator.print(f"assess: already done, {path}\n\n{assessment_text(earlier)}")
+        accelerator.print(f"assess: already done, {path}\n\n{_text(config, earlier)}")
         return path
 
     about = inputs.about()
@@ -102,7 +106,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         if not assessment["failed"]:
             write_meta(path, inputs, settings)
         release(path)
-        text = assessment_text(assessment)
+        text = _text(config, assessment)
         say_block(f"{text}\n\nnumbers and arrays: {path / 'assess'}.json, .npz")
     if failed := assessment["failed"]:
         messages = "; ".join(f"{part}: {message}" for part, message in failed.items())
@@ -111,6 +115,12 @@ def run(config: Config, accelerator: Accelerator) -> Path:
             f" same command tries again: {messages}"
         )
     return path
+
+
+def _text(config: Config, assessment: Assessment) -> str:
+    """The tables, and what to do with the labels that may be wrong."""
+    text = assessment_text(assessment)
+    return f"{text}\n\n{label_part.next_command(config)}" if "labels" in assessment else text
 
 
 def measure(

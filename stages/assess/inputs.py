@@ -65,7 +65,7 @@ class Inputs:
 
     @property
     def test_images(self) -> ImageSet:
-        """The test images; ``open_inputs`` refuses runs without any."""
+        """The test images; without any no part is done that needs them."""
         assert self.splits.test is not None
         return self.splits.test
 
@@ -137,8 +137,9 @@ class Inputs:
 
     @cached_property
     def test_ids(self) -> np.ndarray:
-        """Positions of the test images with a class."""
-        return np.flatnonzero(self.test_images.labels != UNLABELED)
+        """Positions of the test images with a class; none where there are no test images."""
+        labels = np.zeros(0) if self.splits.test is None else self.splits.test.labels
+        return np.flatnonzero(labels != UNLABELED)
 
     @cached_property
     def train_features(self) -> tuple[list[np.ndarray], np.ndarray]:
@@ -233,15 +234,13 @@ def open_inputs(config: Config, accelerator: Accelerator) -> Inputs:
     """Open the run's images and networks.
 
     Raises:
-        UserError: there is no pretrained network or no labeled test image, or a network was made
-            from other images, with other classes or for another size.
+        UserError: there is no pretrained network, or a network was made from other images, with
+            other classes or for another size.
     """
     source = Path(config.linear.init) if config.linear.init else config.folder_of("pretrain")
     meta = read_meta(source, "encoder")
     require_same_input(meta, config.data, source)
     splits = open_run(config, accelerator)
-    if splits.test is None:
-        raise UserError("there are no labeled test images to measure with; give --data.test")
     labels = draw_labels(splits, config.label_set, config.seed)
     pretrained, _ = load_contrastive(source)
     networks: dict[str, Classifier] = {}

@@ -3,8 +3,23 @@
 import numpy as np
 
 from shared.config.methods import METHODS
-from shared.runs.assessment import Assessment, Baselines, Clusters, Linear, Neighbours, Transfer
+from shared.data.images import printable
+from shared.runs.assessment import (
+    Assessment,
+    Baselines,
+    Clusters,
+    LabelCheck,
+    Linear,
+    Neighbours,
+    Transfer,
+    Twin,
+    outliers_line,
+    suspects_line,
+    twins_line,
+)
 from shared.runs.text import aligned, percent
+
+LISTED = 10  # images of each list, at most
 
 
 def assessment_text(assessment: Assessment) -> str:
@@ -25,6 +40,8 @@ def assessment_text(assessment: Assessment) -> str:
         blocks.append(_transfer(transfer))
     if baselines := assessment.get("baselines"):
         blocks.append(_baselines(baselines))
+    if labels := assessment.get("labels"):
+        blocks += _labels(labels)
     blocks += [f"{part} failed: {message}" for part, message in assessment["failed"].items()]
     return "\n\n".join(blocks)
 
@@ -96,3 +113,28 @@ def _baselines(part: Baselines) -> str:
     lines = [["scikit-learn on the same labels", *inputs]]
     lines += [[method, *(percent(top1[method, name]) for name in inputs)] for method in methods]
     return aligned(lines)
+
+
+def _labels(part: LabelCheck) -> list[str]:
+    """Suspects, twins and outliers: how many, and the first of each."""
+    blocks = [suspects_line(part)]
+    if suspects := part["suspects"]:
+        lines = [["may be wrong", "label", "suggested", "score"]]
+        for of in suspects[:LISTED]:
+            names = (printable(of[key]) for key in ("file", "label", "suggested"))
+            lines.append([*names, f"{of['score']:.3f}"])
+        blocks.append(aligned(lines))
+    groups = [
+        " = ".join(map(_twin, group[:LISTED])) + " = ..." * (len(group) > LISTED)
+        for group in part["twins"]
+    ]
+    far = [f"{_twin(of)}: distance {of['distance']:.3f}" for of in part["outliers"]]
+    for line, listed in ((twins_line(part), groups), (outliers_line(part), far)):
+        others = ["..."] * (len(listed) > LISTED)
+        blocks.append("\n  ".join([line, *listed[:LISTED], *others]))
+    return blocks
+
+
+def _twin(of: Twin) -> str:
+    label = "" if of["label"] is None else f", {printable(of['label'])}"
+    return f"{printable(of['file'])} ({of['set']}{label})"

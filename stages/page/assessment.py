@@ -6,7 +6,8 @@ import numpy as np
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS
-from shared.runs.assessment import Choice
+from shared.data.images import printable
+from shared.runs.assessment import Choice, outliers_line, suspects_line, twins_line
 from shared.runs.text import percent
 from stages.page import pictures
 from stages.page.blocks import (
@@ -72,6 +73,7 @@ def _all_parts(assessment: Assessment) -> Iterator[Block]:
         "Images of another kind": _ood,
         "Transfer": _transfer,
         "Classical baselines": _baselines,
+        "Labels to check, twins, outliers": _labels,
         "Frozen networks": _frozen,
     }
     for name, make in tabulated.items():
@@ -276,6 +278,50 @@ def _baselines(assessment: Assessment) -> Iterator[Block]:
         rows,
         f"Classical methods of scikit-learn; n = {assessment.about['n_test']:,} test images.",
     )
+
+
+def _labels(assessment: Assessment) -> Iterator[Block]:
+    """Labels that may be wrong, images that look the same, images far from all others."""
+    numbers = assessment.part("labels")
+    file = assessment.folder / numbers["file"]
+    listed = {
+        "suspects": (
+            ["may be wrong", "label", "suggested", "score"],
+            [
+                [of["file"], of["label"], of["suggested"], f"{of['score']:.3f}"]
+                for of in numbers["suspects"]
+            ],
+            f"{suspects_line(numbers)}. Score: probability of the label, the lowest first. Correct"
+            f" the column label of {file} and give the file as --labels.",
+        ),
+        "twins": (
+            ["twin", "group", "set", "label"],
+            [
+                [of["file"], str(number), of["set"], of["label"] or "unknown"]
+                for number, group in enumerate(numbers["twins"], 1)
+                for of in group
+            ],
+            f"{twins_line(numbers)}.",
+        ),
+        "outliers": (
+            ["outlier", "set", "label", "distance"],
+            [
+                [of["file"], of["set"], of["label"] or "unknown", f"{of['distance']:.3f}"]
+                for of in numbers["outliers"]
+            ],
+            f"{outliers_line(numbers)}. Distance: mean to the nearest neighbours, the largest"
+            " first.",
+        ),
+    }
+    for name, (header, rows, caption) in listed.items():
+        if not rows:
+            yield Paragraph(caption)
+            continue
+        images = assessment.array(f"labels/{name}")[: len(rows)]
+        shown = [[printable(cell) for cell in row] for row in rows[: len(images)]]
+        more = f" Shown: the first {len(shown)}; all: assess.json." if rows[len(shown) :] else ""
+        pictures_ = [pictures.thumbnail(image) for image in _thumbnails(images)]
+        yield Table(header, shown, printable(caption + more), images=pictures_)
 
 
 def _frozen(assessment: Assessment) -> Iterator[Block]:

@@ -45,6 +45,7 @@ class Table:
         rows: cells; the first cell of a row is its title.
         caption: what the numbers are.
         methods: names of the rows' methods, whose colours mark the rows; empty: no colours.
+        images: a picture for the title of each of the first rows, as a ``data:`` URI.
     """
 
     kind: ClassVar = "table"
@@ -52,6 +53,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str
     methods: Sequence[str] = ()
+    images: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ picture that follows the reader's light or dark colours. Accuracies are shares i
 percent; images are (N, H, W, 3), uint8 or float in [0, 1].
 """
 
+import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from PIL import Image
 
 from shared.config.methods import METHODS
 from shared.runtime.media import figure_text
@@ -24,6 +26,7 @@ from shared.runtime.media import figure_text
 INK, FAINT, PAPER = "#24292f", "#d0d5da", "#ffffff"
 DARK = {INK: "#e3e6e9", FAINT: "#434a52", PAPER: "#16191d"}  # what they become on dark pages
 RIGHT, WRONG = "#6b7280", "#C8372D"
+LOSSLESS = 64  # pixels per side of a thumbnail, at most
 
 STYLE = {
     "savefig.transparent": True,
@@ -94,6 +97,14 @@ SHARES = {  # what the stages count as right -> title
 }
 DASHES = ["-", (0, (4, 1.5)), (0, (1, 1)), "-."]  # of the label sets
 Curve = Sequence[Mapping[str, float]]  # lines of metrics.jsonl
+
+
+def thumbnail(image: np.ndarray) -> str:
+    """A small picture (S, S, 3) uint8 as a ``data:`` URI; the smallest ones lose nothing."""
+    kind = "PNG" if len(image) <= LOSSLESS else "JPEG"
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(file, kind, quality=80)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 @_styled()

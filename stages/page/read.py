@@ -24,6 +24,7 @@ from shared.runs.assessment import (
     Clusters,
     Corruptions,
     Hashes,
+    LabelCheck,
     Linear,
     Map,
     Neighbours,
@@ -74,6 +75,8 @@ class Assessment:
     def part(self, name: Literal["transfer"]) -> Transfer: ...
     @overload
     def part(self, name: Literal["baselines"]) -> Baselines: ...
+    @overload
+    def part(self, name: Literal["labels"]) -> LabelCheck: ...
     def part(self, name: str) -> object:
         """A part of the assessment; UserError where it failed or was not asked for."""
         failed = self._numbers["failed"]

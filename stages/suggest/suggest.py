@@ -37,7 +37,14 @@ from shared.config.command_line import override, read_config
 from shared.config.methods import CLASSIFIERS, ancestors
 from shared.config.schema import Config
 from shared.data.images import UNLABELED, ImageSet, Splits
-from shared.data.label_files import csv_text, find_images, read_csv, read_text
+from shared.data.label_files import (
+    can_be_listed,
+    csv_text,
+    find_images,
+    marked,
+    read_csv,
+    read_text,
+)
 from shared.data.labels import draw_labels
 from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
@@ -89,15 +96,6 @@ def open_labeled(config: Config, splits: Splits, text: str | None) -> Labeled:
     labels, train = draw_labels(splits, label_set, config.seed), splits.train
     rows = zip(train.names[labels.ids], labels.targets, strict=True)
     return Labeled([(name, train.classes[target]) for name, target in rows], labels.ids)
-
-
-def can_be_listed(name: str) -> bool:
-    """Whether a CSV file can carry a name: it is UTF-8, without spaces at its ends."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return name == name.strip()
 
 
 def features(
@@ -245,8 +243,7 @@ def write(
     classes = sorted({*images.classes, *(label for _, label in labeled.rows)})
     title = f"{config.run}: which images to label"
     html = sheet(title, f"{NAME}.csv", labeled.rows, names, thumbnails, classes)
-    # a mark, so that Excel reads it as UTF-8
-    write_atomically(folder / f"{NAME}.csv", text if text.isascii() else f"\ufeff{text}")
+    write_atomically(folder / f"{NAME}.csv", marked(text))
     write_atomically(folder / f"{NAME}.html", html)
 
 

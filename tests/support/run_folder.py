@@ -194,6 +194,23 @@ def assess(run: Path, labels: str = "1pct", seed: int = 0) -> Path:
             ]
         },
     }
+    arrays |= {"labels/suspects": images(2), "labels/twins": images(3)}
+    arrays["labels/outliers"] = images(0)
+    twin = {"file": "a/1.png", "set": "training", "label": CLASSES[0]}
+    assessment["labels"] = {
+        "file": f"{labels}-to-check.csv",
+        "judged": 14,
+        "folds": 5,
+        "agreement": 0.9,
+        "not_judged": [],
+        "suspects": [
+            {"file": f"{i}.png", "label": CLASSES[0], "suggested": CLASSES[1], "score": 0.01}
+            for i in range(2)
+        ],
+        "looked_at": {"training": 1437, "test": T},
+        "twins": [[twin, {**twin, "set": "test", "label": None}, {**twin, "label": CLASSES[1]}]],
+        "outliers": [],
+    }
     folder = run / f"assess-{labels}-seed{seed}"
     folder.mkdir()
     (folder / "assess.json").write_text(json.dumps(assessment))

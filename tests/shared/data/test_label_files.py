@@ -15,6 +15,7 @@ from shared.data.images import Splits
 from shared.data.label_files import (
     LABEL_COLUMNS,
     ImageIndex,
+    can_be_listed,
     choose_column,
     columns_called,
     csv_text,
@@ -359,3 +360,25 @@ def test_any_text_comes_back(rows):
     with tempfile.TemporaryDirectory() as folder:
         table = read_csv(written(Path(folder), csv_text(rows)))
     assert table.rows == [*map(tuple, rows)]
+
+
+@pytest.mark.parametrize(
+    ("name", "can"),
+    [
+        ("a.png", True),
+        ("ü = 1.png", True),
+        ("a\nb.png", True),
+        (" a.png", False),
+        ("\udcff", False),
+    ],
+)
+def test_names_that_a_csv_can_carry(name, can):
+    assert can_be_listed(name) is can
+
+
+def test_further_columns_are_passed_over_and_no_formula_either(tmp_path):
+    columns = ("file", "label", "suggested", "score")
+    row = ("=1+1.png", "+cat", "@dog", "0.25")
+    content = csv_text([row], columns)
+    assert content.splitlines() == ["file,label,suggested,score", "'=1+1.png,'+cat,'@dog,0.25"]
+    assert read_csv(written(tmp_path, content)).rows == [row[:2]]

@@ -37,6 +37,8 @@ def quick(monkeypatch):
     for name in ASSESSMENTS:
         monkeypatch.setitem(assess.PARTS, name, remember(name))
     monkeypatch.setattr(assess, "assessment_text", lambda assessment: "the table")
+    monkeypatch.setattr(assess.label_part, "files", lambda config: [])
+    monkeypatch.setattr(assess.label_part, "next_command", lambda config: "")
     return done
 
 
@@ -107,7 +109,7 @@ def test_a_failing_part_costs_itself_alone(copy, photos, quick, monkeypatch, cap
     with monkeypatch.context() as patch:
         patch.setitem(assess.PARTS, "clusters", fails)
         message = refused(capfd, copy, photos)
-    assert "1 of 8 parts failed" in message
+    assert "1 of 9 parts failed" in message
     assert "clusters: no such place" in message
     numbers = read(copy)
     assert numbers["failed"] == {"clusters": "no such place"}
@@ -131,7 +133,7 @@ def test_a_defect_shows_its_traceback_and_costs_its_part(copy, photos, quick, mo
     err = capfd.readouterr().err
     assert "Traceback" in err
     assert "KeyError" in err
-    assert len(quick) == 7
+    assert len(quick) == 8
 
 
 def test_a_signal_stops_after_the_part_in_hand(copy, photos, quick, monkeypatch):
@@ -185,7 +187,7 @@ def test_features_alone_where_there_is_no_classifier(copy, photos, quick):
     for stage in ("supervised", "finetune"):
         shutil.rmtree(copy / f"r/{stage}-3perclass-seed0")
     assert call(copy, photos) == 0
-    assert quick == ["linear", "neighbours", "clusters", "map", "baselines"]
+    assert quick == ["linear", "neighbours", "clusters", "map", "baselines", "labels"]
 
 
 def test_at_most_max_images_are_looked_at(copy, photos, quick):

@@ -51,8 +51,11 @@ def test_everything_is_there(full):
 
 def test_every_picture_says_what_it_shows(full):
     html = (full / "page.html").read_text()
-    pictures = re.findall(r"<img [^>]*>", html)
+    pictures = re.findall(r"<img src[^>]*>", html)
     assert len(pictures) == 16
+    thumbnails = re.findall(r'<th scope="row"><img class="thumbnail" src="(.*?)" alt="">', html)
+    assert len(thumbnails) == 5  # beside the names that say what they show
+    assert all(source.startswith("data:image/png;base64,") for source in thumbnails)
     assert all(len(re.search(r'alt="(.*?)"', tag)[1]) > 20 for tag in pictures)
     files = sorted(path.name for path in (full / "pictures").iterdir())
     assert len(files) == 16  # each under a name of its own
@@ -126,6 +129,8 @@ def test_names_from_files_are_escaped(config, tmp_path):
     numbers["about"]["encoder"] = HOSTILE
     numbers["failed"] = {"transfer": HOSTILE}
     numbers["baselines"]["rows"][0]["method"] = HOSTILE
+    numbers["labels"]["suspects"][0] |= dict.fromkeys(("file", "label", "suggested"), HOSTILE)
+    numbers["labels"]["twins"][0][0]["file"] = f"{HOSTILE}\x1b[2J"
     (where / "assess.json").write_text(json.dumps(numbers))
     table = fill_table(run)
     summary = json.loads((table / "summary.json").read_text())
@@ -138,7 +143,8 @@ def test_names_from_files_are_escaped(config, tmp_path):
     assert unescape(html).count(HOSTILE) >= 5
     pages = re.findall(r'<figure id="(confusion-.*?)">', html)
     assert list(map(unescape, pages)) == ['confusion-mine <i> "x"']
-    for tag in re.findall(r"<img [^>]*>", html):
+    assert "\x1b" not in html
+    for tag in re.findall(r"<img src[^>]*>", html):
         assert re.fullmatch(r'<img src="data:image/svg\+xml;base64,[\w+/=]+" alt="[^"<>]+">', tag)
 
 

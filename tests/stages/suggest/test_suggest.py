@@ -189,20 +189,6 @@ def test_no_run_and_no_pretraining_and_no_images(unlabeled, tmp_path, capfd):
     assert str(config) in refusal(capfd, copy, "--budget", 3)
 
 
-@pytest.mark.parametrize(
-    ("name", "can"),
-    [
-        ("a.png", True),
-        ("ü = 1.png", True),
-        ("a\nb.png", True),
-        (" a.png", False),
-        ("\udcff", False),
-    ],
-)
-def test_names_that_a_csv_can_carry(name, can):
-    assert suggest.can_be_listed(name) is can
-
-
 def test_extra_unlabeled_images_and_bad_names_are_not_suggested(tmp_path, capfd):
     """A file of labels can name neither."""
     make_folder(tmp_path / "p", [f"{i}.png" for i in range(12)] + [" a.png", "unlabeled/b.png"])
