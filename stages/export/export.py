@@ -204,6 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--push_to_hub needs --to timm, not {to}")
     lines = export(path, to, arguments.out, arguments.layer, arguments.int8, arguments.images)
     print("\n".join(lines))
+    if to == "onnx":
+        print("README.md, Out of the house, has the lines of Python that serve it without torch")
     if to == "timm":
         folder = arguments.out or path / FORMATS[to].name
         print("\n".join(timm_folder.how_to_load(folder)))
