@@ -9,6 +9,7 @@ better than the best row without it. Fewer than ``FEW`` test images decide nothi
 """
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
     reasons = [_why_not(best, gains[method], method)] if method != best else []
     tested = _test_images(run, by_method[method])
     if tested is not None and tested < FEW:
-        reasons.append(f"Undecided: {tested} test images are too few to tell the rows apart.")
+        reasons.append(_too_few(run, by_method[method][0], tested))
     reasons += _pretraining(run, by_method, ranked, method, tested)
     return Advice(method, _deploy(run, by_method, method), reasons)
 
@@ -113,6 +114,15 @@ def _deploy(run: Path, rows: Rows, method: str) -> str:
         f"Deploy: {METHODS[method].title}, {share}; its model is not saved: fit it with the"
         f" hyper-parameters in {folder / 'meta.json'}."
     )
+
+
+def _too_few(run: Path, row: Result, tested: int) -> str:
+    """What is missing; where a person gives the labels in a file, also how to get it."""
+    too_few = f"Undecided: {tested} test images are too few to tell the rows apart"
+    if LabelSet.of_tag(row["labels"]).file is None:
+        return f"{too_few}."
+    more = f"python -m stages.suggest {shlex.quote(str(run))} --budget {FEW} --test"
+    return f"{too_few}; to draw more: {more}"
 
 
 def _why_not(best: str, more: Gain, deployed: str) -> str:

@@ -88,6 +88,8 @@ def fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the best one has converged
         warnings.filterwarnings("ignore", "invalid value", RuntimeWarning)  # LabelSpreading: 0 / 0
+        # many classes and few labels are no regression; a forest would say so for each tree
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         if fewest < 2 or not param_grid:
             names = sorted({name for part in param_grid for name in part})
             hyper = {name: estimator.get_params()[name] for name in names}

@@ -213,6 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name is not None and to != "timm":
         raise UserError(f"--push_to_hub needs --to timm, not {to}")
     lines = export(path, to, arguments.out, arguments.layer, arguments.int8, arguments.images)
+    if to == "onnx":
+        lines.append(
+            "README.md, Out of the house, has the lines of Python that serve it without torch"
+        )
     say(*lines)
     if to == "timm":
         folder = arguments.out or path / FORMATS[to].name

@@ -1,5 +1,6 @@
 """The section that shows what ``stages.assess`` measured: one function per part of it."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -34,10 +35,10 @@ MAPS = {
 def assessments(run: Run) -> Iterator[Block]:
     """What ``stages.assess`` measured: per label set the assessment with the lowest seed."""
     if not run.assessments:
-        command = f"python -m stages.assess --config {run.folder / 'config.yaml'}"
+        recipe = shlex.quote(str(run.folder / "config.yaml"))  # has the last labels and seed
         yield Missing(
             "Calibration, confusion, mistakes, map, retrieval, robustness, transfer",
-            f"not measured; {command} --labels ... --seed ... does",
+            f"not measured; python -m stages.assess --config {recipe} does",
         )
     tags = sorted(tag for tag, _ in run.assessments)
     for tag in dict.fromkeys([*run.tags, *tags]):

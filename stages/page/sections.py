@@ -222,8 +222,11 @@ def _accuracy_against_parameters(panels: Mapping[str, list[Point]], bands: str) 
 def tables(run: Run) -> Iterator[Block]:
     """The tables that ``pipeline.py --table`` filled."""
     folders = sorted(path.parent for path in run.folder.glob("tables/*/summary.json"))
-    if not folders:
-        command = f"pipeline.py --config {run.folder / 'config.yaml'} --table label_efficiency"
+    if not folders and isinstance(run.config, Config) and run.config.label_set.file:
+        yield Missing("Tables", "none was filled; they draw labels from images with known classes")
+    elif not folders:
+        recipe = shlex.quote(str(run.folder / "config.yaml"))
+        command = f"python pipeline.py --config {recipe} --table label_efficiency"
         yield Missing("Tables", f"none was filled; {command} does")
     for folder in folders:
         yield from or_missing(f"Table {folder.name}", _table, folder)

@@ -34,6 +34,7 @@ const save = () => {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
   unsaved = false;
   count();
+  say(`${element("status").textContent}, saved as ${data.file} where this browser keeps downloads`);
 };
 
 // ------------------------------------------------------------- the browser keeps what is typed

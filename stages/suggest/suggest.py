@@ -2,6 +2,7 @@
 
     python -m stages.suggest runs/photos --budget 50
     python -m stages.suggest runs/photos --budget 50 --labels runs/photos/to_label.csv
+    python -m stages.suggest runs/photos --budget 50 --test
 
 writes two files into the run's folder (or --out). ``to_label.csv`` has the columns file and label,
 with the label empty, the image that is most worth a label first; filled, it is a file for
@@ -14,6 +15,10 @@ round there are as many clusters as labels, given and wanted. Clusters without a
 if the run has a classifier that was made from these labels, those first of whose image it is least
 sure: the two highest probabilities are closest. The labels that were given stay in the first rows,
 so that one file grows.
+
+``--test`` draws images by lot, to test with: suggested ones are easier than most. ``to_test.csv``
+and its sheet are without the labels of ``to_label.csv``; filled, it is a file for ``--data.test``,
+and grows in the same way. No image is suggested for both.
 """
 
 import json
@@ -62,7 +67,7 @@ from stages.suggest.choose import WAYS, in_order_of_worth
 from stages.suggest.sheet import sheet, thumbnail
 
 IMAGES = 50_000  # whose features are looked at, at most, by lot
-NAME = "to_label"
+NAME, TEST_NAME = "to_label", "to_test"  # of the two files
 
 
 class Labeled(NamedTuple):
@@ -96,6 +101,26 @@ def open_labeled(config: Config, splits: Splits, text: str | None) -> Labeled:
     labels, train = draw_labels(splits, label_set, config.seed), splits.train
     rows = zip(train.names[labels.ids], labels.targets, strict=True)
     return Labeled([(name, train.classes[target]) for name, target in rows], labels.ids)
+
+
+def labeled_in(file: Path) -> list[tuple[str, str]]:
+    """Rows with a label of a file that may not be there yet."""
+    return read_csv(file).labeled if file.exists() else []
+
+
+def taken_beside(splits: Splits, file: Path, kept: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Positions of images that this file keeps, and of those in the one of the other kind beside.
+
+    No image is suggested for training and for testing.
+    """
+    name = {NAME: TEST_NAME, TEST_NAME: NAME}[file.stem]
+    beside = file.with_name(f"{name}.csv")
+    rows = read_csv(beside).rows if beside.exists() else []
+    positions = [
+        find_images(splits, [name for name, _ in part], source)
+        for part, source in ((kept, file), (rows, beside))
+    ]
+    return np.concatenate(positions)
 
 
 def features(
@@ -154,8 +179,9 @@ def suggest(
     by: str,
     text: str | None = None,
     out: Path | None = None,
+    test: bool = False,
 ) -> None:
-    """Write ``to_label.csv`` and ``to_label.html``.
+    """Write ``to_label.csv`` and ``to_label.html``; with ``test`` ``to_test`` in place of to_label.
 
     Args:
         config: of the run, with the labels that ``text`` names.
@@ -164,19 +190,22 @@ def suggest(
         by: of ``choose.WAYS``.
         text: value of ``--labels``; None: the run's own file of labels, if it has one.
         out: folder of the two files; None: the run's.
+        test: the images are for testing, so the file holds no others.
 
     Raises:
         UserError: there are fewer images without a label, the run has no pretrained network, or
             labels in an earlier ``to_label.csv`` would be lost; nothing is written then.
     """
     read_meta(config.folder_of("pretrain"), "encoder")
-    folder = config.folder if out is None else out
+    file = (config.folder if out is None else out) / f"{TEST_NAME if test else NAME}.csv"
     splits = open_run(config, accelerator)
     images = splits.train
     labeled = open_labeled(config, splits, text)
-    require_nothing_lost(folder / f"{NAME}.csv", labeled.rows)
+    kept = labeled_in(file) if test else labeled.rows
+    require_nothing_lost(file, kept)
+    taken = np.concatenate([labeled.ids, taken_beside(splits, file, kept if test else [])])
     listable = np.array([can_be_listed(name) for name in images.names], bool)
-    unlabeled = np.setdiff1d(images.training_ids[listable[images.training_ids]], labeled.ids)
+    unlabeled = np.setdiff1d(images.training_ids[listable[images.training_ids]], taken)
     if budget > len(unlabeled):
         raise UserError(
             f"--budget {budget:,}, but {len(unlabeled):,} images have no label yet; give at most"
@@ -196,10 +225,10 @@ def suggest(
     accelerator.print(rule(by, len(labeled.rows), classifier))
     chosen = ids[in_order_of_worth(rows, known, budget, by, config.seed, margin)]
     if accelerator.is_main_process:
-        with held(folder / f"{NAME}.csv"):
-            require_nothing_lost(folder / f"{NAME}.csv", labeled.rows)  # it may be another by now
-            write(folder, config, images, labeled, chosen)
-    accelerator.print(next_command(config, folder, budget))
+        with held(file):
+            require_nothing_lost(file, kept)  # it may be another by now
+            write(file, config, images, kept, chosen)
+    accelerator.print(next_command(config, file, budget, test))
 
 
 def rule(by: str, labels: int, classifier: str) -> str:
@@ -233,27 +262,36 @@ def require_nothing_lost(file: Path, kept: Sequence[tuple[str, str]]) -> None:
 
 
 def write(
-    folder: Path, config: Config, images: ImageSet, labeled: Labeled, chosen: np.ndarray
+    file: Path,
+    config: Config,
+    images: ImageSet,
+    kept: Sequence[tuple[str, str]],
+    chosen: np.ndarray,
 ) -> None:
     """Write both files: the labels so far, then the chosen images (budget,) without a label."""
     names = images.names[chosen].tolist()
-    text = csv_text([*labeled.rows, *((name, "") for name in names)])
+    text = csv_text([*kept, *((name, "") for name in names)])
+    originals = replace(images, shrunk=None)  # a person needs more pixels than the network
     shown = Progress("thumbnails", len(chosen), "images").over(chosen)
-    thumbnails = [thumbnail(images.decode(int(index))) for index in shown]
-    classes = sorted({*images.classes, *(label for _, label in labeled.rows)})
+    thumbnails = [thumbnail(originals.decode(int(index))) for index in shown]
+    classes = sorted({*images.classes, *(label for _, label in kept)})
     title = f"{config.run}: which images to label"
-    html = sheet(title, f"{NAME}.csv", labeled.rows, names, thumbnails, classes)
-    write_atomically(folder / f"{NAME}.csv", marked(text))
-    write_atomically(folder / f"{NAME}.html", html)
+    html = sheet(title, file.name, kept, names, thumbnails, classes)
+    write_atomically(file, marked(text))
+    write_atomically(file.with_suffix(".html"), html)
 
 
-def next_command(config: Config, folder: Path, budget: int) -> str:
+def next_command(config: Config, file: Path, budget: int, test: bool) -> str:
     """What was written, and what to do with it."""
-    table = shlex.quote(str(folder / f"{NAME}.csv"))
+    option = f"{'--data.test' if test else '--labels'} {shlex.quote(str(file))}"
+    if test:  # beside the labels to train on
+        labels = config.label_set.csv_file or config.folder / f"{NAME}.csv"
+        option = f"--labels {shlex.quote(str(labels))} {option}"
     return (
-        f"{counted(budget, 'image')} to label: {folder / NAME}.csv; {folder / NAME}.html shows"
-        " them, for a browser\nnext, when labels are in the CSV file:\n"
-        f"  {same_run(config)} --labels {table}"
+        f"{counted(budget, 'image')} to label: {file}; {file.with_suffix('.html')} shows them, for"
+        " a browser, which saves another file among its downloads\n"
+        "next, when labels are in the CSV file:\n"
+        f"  {same_run(config)} {option}"
     )
 
 
@@ -328,7 +366,7 @@ def _parser() -> CommandParser:
     add = parser.add_argument
     add("run", type=Path, metavar="runs/NAME", help="the folder of a run with a pretraining")
     add("--budget", type=int, required=True, metavar="N", help="images that you can label now")
-    add("--by", choices=WAYS, default=WAYS[0], help=f"how they are chosen; default: {WAYS[0]}")
+    add("--by", choices=WAYS, help=f"how they are chosen; default: {WAYS[0]}")
     add(
         "--labels",
         metavar="FILE",
@@ -336,6 +374,11 @@ def _parser() -> CommandParser:
         " CSV file, if it has one",
     )
     add("--out", type=Path, metavar="FOLDER", help="folder of the two files; default: the run's")
+    add(
+        "--test",
+        action="store_true",
+        help="images by lot, to test with: to_test.csv, a file for --data.test",
+    )
     add("--seed", type=int, metavar="N", help="of the clusters or the lot; default: the run's")
     return parser
 
@@ -346,8 +389,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.budget < 1:
         raise UserError(f"--budget must be 1 or more, got {arguments.budget}")
+    if arguments.test and arguments.by not in (None, "random"):
+        raise UserError(f"--test draws by lot, not --by {arguments.by}; leave one of them out")
     config = config_of(arguments.run, arguments.labels, arguments.seed)
-    by, labels, out = arguments.by, arguments.labels, arguments.out
+    test, labels, out = arguments.test, arguments.labels, arguments.out
+    by = "random" if test else arguments.by or WAYS[0]
     return run_command(
-        partial(suggest, budget=arguments.budget, by=by, text=labels, out=out), config
+        partial(suggest, budget=arguments.budget, by=by, text=labels, out=out, test=test), config
     )

@@ -10,7 +10,7 @@ from shared.runtime.artifacts import save_arrays
 from shared.runtime.errors import UserError
 
 
-def rows(run, shares, n=400, seeds=(0,), noted=True) -> list[dict]:
+def rows(run, shares, n=400, seeds=(0,), noted=True, labels="1pct") -> list[dict]:
     """Rows whose first images are right, so that one's right images are among the better's."""
     made = []
     for seed in seeds:
@@ -19,8 +19,8 @@ def rows(run, shares, n=400, seeds=(0,), noted=True) -> list[dict]:
             right = np.arange(n) < round(n * (share + 0.01 * seed))
             if noted:
                 arrays = {"positions": np.arange(n), "predictions": 1 - right, "targets": targets}
-                save_arrays(run / f"{stage}-1pct-seed{seed}" / "predictions.npz", arrays)
-            row = {"stage": stage, "labels": "1pct", "n_labels": 14, "seed": seed}
+                save_arrays(run / f"{stage}-{labels}-seed{seed}" / "predictions.npz", arrays)
+            row = {"stage": stage, "labels": labels, "n_labels": 14, "seed": seed}
             size = 5 if stage == "supervised-student" else 9
             made.append(row | {"parameters": size, "top1": right.mean(), "seconds": 1.0})
     return made
@@ -70,6 +70,16 @@ def test_few_test_images_decide_nothing(tmp_path, n):
     sentences = advise(tmp_path, rows(tmp_path, {"pixels-svm": 0, "distill": 1}, n=n)).sentences
     assert any(s.startswith(f"Undecided: {n} test images are too few") for s in sentences)
     assert any(s.startswith("Whether pretraining paid is undecided") for s in sentences)
+
+
+@pytest.mark.parametrize("labels", ["to_label", "30suggested", "1pct"])
+def test_who_gives_labels_in_a_file_may_draw_more_to_test_with(tmp_path, labels):
+    run = tmp_path / "my photos"
+    (undecided,) = (
+        s for s in advise(run, rows(run, STRONG, n=8, labels=labels)).sentences if "too few" in s
+    )
+    command = f"python -m stages.suggest '{run}' --budget 50 --test"
+    assert undecided.endswith(f"rows apart; to draw more: {command}") == (labels == "to_label")
 
 
 def test_one_kind_of_rows_says_nothing_of_pretraining(tmp_path):

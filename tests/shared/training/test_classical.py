@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import LabelSpreading
+from sklearn.svm import SVC
 
 from shared.training import classical
 from tests.support.blobs import blobs
@@ -47,6 +49,17 @@ def test_one_label_in_a_class_leaves_the_defaults():
     fitted = classical.fit(LogisticRegression(C=7), GRID, rows[few], targets[few], 0)
     assert (fitted.hyper, fitted.validation) == ({"C": 7}, None)
     assert fitted.model.C == 7
+
+
+@pytest.mark.parametrize(
+    ("estimator", "grid"),
+    [(LogisticRegression(), GRID), (SVC(), []), (RandomForestClassifier(n_estimators=3), [])],
+)
+def test_many_classes_and_few_labels_are_no_regression(estimator, grid):
+    """scikit-learn would warn, a forest for each tree; a warning fails a test."""
+    rows, targets = blobs(per_class=1, classes=24, width=24)
+    fitted = classical.fit(estimator, grid, rows, targets, 0)
+    assert len(fitted.model.classes_) == 24
 
 
 def test_many_labels_are_held_out_once(monkeypatch):

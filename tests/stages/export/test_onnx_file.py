@@ -58,7 +58,9 @@ def serve(monkeypatch, folder: Path, files: list[Path]) -> list[tuple]:
 def test_what_is_printed(exported):
     path, printed = exported
     assert f"{path}/model.onnx: " in printed
-    assert "on 12 test images, the same class on all" in printed
+    # 12 test images are few
+    assert "on 48 training images, the same class on all" in printed
+    assert "README.md, Out of the house" in printed
     assert re.search(r"int8: .* of 12 test images; top-1 [\d.]+%, float [\d.]+%", printed)
     assert f"{path}/model.int8.onnx: " in printed
 

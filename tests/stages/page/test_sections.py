@@ -1,13 +1,17 @@
 """What the sections show of a run: blocks, before any template."""
 
 import json
+import shlex
 from dataclasses import replace
+
+import pytest
 
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.runs import deployment
 from shared.runs.deployment import Gain
 from shared.runtime.artifacts import write_atomically
 from stages.page import sections
+from stages.page.assessment import assessments
 from stages.page.blocks import Missing, Picture, Summary, Table
 from stages.page.read import read_run
 from tests.support.run_folder import fill_table
@@ -143,3 +147,21 @@ def test_tables(bare):
     write_atomically(folder / "summary.json", json.dumps(contents))
     (picture,) = (block for block in sections.tables(run) if isinstance(block, Picture))
     assert picture.name == "table-small"
+
+
+@pytest.mark.parametrize("name", ["bare", "my photos", "a'b"])
+def test_commands_for_missing_parts_can_be_pasted(bare, name):
+    run = read_run(bare.rename(bare.with_name(name)))
+    recipe = f"--config {shlex.quote(str(run.folder / 'config.yaml'))}"
+    (missing, *_) = assessments(run)
+    assert missing.why == f"not measured; python -m stages.assess {recipe} does"
+    (missing,) = sections.tables(run)
+    command = f"python pipeline.py {recipe} --table label_efficiency"
+    assert missing.why == f"none was filled; {command} does"
+
+
+def test_a_file_of_labels_fills_no_table(bare):
+    run = read_run(bare)
+    run = replace(run, config=replace(run.config, labels="to_label.csv"))
+    (missing,) = sections.tables(run)
+    assert "images with known classes" in missing.why

@@ -120,7 +120,8 @@ def test_typed_and_clicked_and_saved(opened, tmp_path):
     assert saved(view, tmp_path) == rows
     for line in (tmp_path / "to_label.csv").read_text(encoding="utf-8-sig").splitlines():
         assert not re.search(r'(^|,)"?[=+@]', line)
-    assert view.inner_text("#status") == "5 of 6 labeled"
+    told = "5 of 6 labeled, saved as to_label.csv where this browser keeps downloads"
+    assert view.inner_text("#status") == told
 
 
 def test_names_do_nothing_in_the_page(opened):

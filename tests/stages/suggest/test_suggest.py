@@ -1,11 +1,15 @@
 """The command on a run: what it writes, what it keeps, what it refuses; suggested label sets."""
 
+import base64
+import io
 import json
 import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import pipeline
 from shared.data.label_files import read_csv
@@ -61,6 +65,19 @@ def test_a_file_and_a_sheet_and_no_image(by, unlabeled, tmp_path, capsys):
     assert "--labels " + str(tmp_path / "to_label.csv") in capsys.readouterr().out
 
 
+def test_the_sheet_shows_the_images_not_their_small_copies(tmp_path):
+    """The network sees 8 pixels; a person could not tell what is on them."""
+    photos = make_folder(tmp_path / "p", NAMES[:10], size=(120, 90))
+    cache = ["--data.cache=9", f"--data.cache_folder={tmp_path / 'cache'}"]
+    options = [f"--data.train={photos}", f"--output={tmp_path / 'out'}", "--labels=1pct"]
+    assert run(pretrain.main, *options, *cache) == 0
+    assert call(tmp_path / "out/r", "--budget", 4) == 0
+    html = (tmp_path / "out/r/to_label.html").read_text()
+    contents = re.findall(r'<img src="data:image/jpeg;base64,(.*?)"', html)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(content))).size for content in contents]
+    assert sizes == [(120, 90)] * 4
+
+
 def test_every_name_comes_back(unlabeled, tmp_path):
     assert call(unlabeled, "--budget", 60, "--out", tmp_path) == 0
     file = tmp_path / "to_label.csv"
@@ -90,6 +107,33 @@ def test_one_file_grows_and_trains(unlabeled, tmp_path, capsys):
     assert "17 labels so far" in printed
     assert "clusters without a label, first where finetune-to_label-seed0 is least sure" in printed
     assert [row[1] for row in read_csv(file).rows].count("") == 4
+
+
+def test_images_to_test_with_are_others(unlabeled, tmp_path, capsys):
+    """By lot, in a file of their own, which grows; then the pipeline's, for ``--data.test``."""
+    copy = shutil.copytree(unlabeled, tmp_path / "out/r")
+    assert call(copy, "--budget", 12) == 0
+    train = {name for name, _ in filled(copy / "to_label.csv", 12).rows}
+    file = copy / "to_test.csv"
+    assert call(copy, "--budget", 30, "--test") == 0
+    assert f"--labels {copy / 'to_label.csv'} --data.test {file}\n" in capsys.readouterr().out
+    first = filled(file, 25, lambda row: "=ab"[row % 3])
+    assert len(first.rows) == 30
+    assert not train & {name for name, _ in first.rows}
+    assert call(copy, "--budget", 10, "--test") == 0  # what was not labeled may come again
+    second = read_csv(file).rows
+    assert second[:25] == first.labeled
+    assert len({name for name, _ in second}) == 35
+    assert not train & {name for name, _ in second}
+    assert call(copy, "--budget", 13, "--labels", copy / "to_label.csv") == 0
+    more = {name for name, _ in read_csv(copy / "to_label.csv").rows}
+    assert not more & {name for name, _ in second}
+    options = [f"--data.train={unlabeled.parents[1] / 'p'}", f"--output={copy.parent}"]
+    options += [f"--labels={copy / 'to_label.csv'}", f"--data.test={file}"]
+    assert run(finetune.main, *options) == 0
+    with np.load(copy / "finetune-to_label-seed0/predictions.npz") as tested:
+        assert len(tested["predictions"]) == 25
+    assert "12 labels of 3 classes" in capsys.readouterr().out
 
 
 def test_labels_do_not_matter_in_the_first_round(finished, tmp_path, monkeypatch):
@@ -171,7 +215,11 @@ def test_a_file_without_any_label_is_the_first_round(unlabeled, tmp_path, capfd)
     assert call(unlabeled, "--budget", 5, "--labels", file, "--out", tmp_path) == 0
     options = [f"--data.train={unlabeled.parents[1] / 'p'}", f"--output={tmp_path / 'runs'}"]
     message = refused(capfd, pipeline.main, *options, f"--labels={file}")
-    assert "has 0 labels of images that training may see" in message
+    assert "has no label yet; write classes into it" in message
+    file.write_text(file.read_text().replace(",\n", ",-1\n"))
+    assert "has no label yet" in refused(capfd, pipeline.main, *options, f"--labels={file}")
+    file.write_text("file,label\n")
+    assert "has no label yet" in refused(capfd, pipeline.main, *options, f"--labels={file}")
 
 
 def test_no_run_and_no_pretraining_and_no_images(unlabeled, tmp_path, capfd):
