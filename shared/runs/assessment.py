@@ -326,9 +326,10 @@ def twins_line(part: LabelCheck) -> str:
         f" {counted(len(groups), 'group')} of {sum(map(len, groups)):,} images"
     )
     if leaks := sum(len({twin["set"] for twin in group}) > 1 for group in groups):
-        line += f"; LEAK: {counted(leaks, 'group')} within training and test"
+        lie = "lies" if leaks == 1 else "lie"
+        line += f"; leak: {counted(leaks, 'group')} {lie} in training and test"
     elif train and test:
-        line += "; none within training and test"
+        line += "; none lies in training and test"
     if different := sum(has_different_labels(group) for group in groups):
         line += f"; {counted(different, 'group')} with different labels"
     return line

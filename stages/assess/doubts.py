@@ -30,7 +30,7 @@ SIDE = 16  # pixels of the small pictures that twins are compared by
 SAME = 0.1  # difference of two small pictures in standard deviations, at most, of twins
 CONTRAST = 0.02  # standard deviation below which a picture counts as flat, of pixels in [0, 1]
 BRIGHTER = 0.15  # difference of the means of two twins, at most
-FAR_OUT = 3  # interquartile ranges above the upper quartile (Tukey 1977)
+FENCE = 1.5  # interquartile ranges above the upper quartile (Tukey 1977)
 
 
 class Doubts(NamedTuple):
@@ -202,10 +202,10 @@ def outliers(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         distances: (n, k) to the nearest others.
 
     Returns:
-        Positions (o,) of images whose mean distance is more than ``FAR_OUT`` interquartile ranges
+        Positions (o,) of images whose mean distance is more than ``FENCE`` interquartile ranges
         above the upper quartile, and the mean distances (n,).
     """
     mean = distances.mean(1)
     lower, upper = np.quantile(mean, [0.25, 0.75])
-    far = np.flatnonzero(mean > upper + FAR_OUT * (upper - lower))
+    far = np.flatnonzero(mean > upper + FENCE * (upper - lower))
     return far[np.argsort(-mean[far], kind="stable")], mean

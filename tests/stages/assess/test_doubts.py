@@ -150,7 +150,7 @@ def test_planted_outliers(far):
     features[far] = -8 * np.eye(8)[: len(far)]
     outliers, distance = doubts.outliers(doubts.nearest_others(features, 0)[1])
     assert sorted(outliers[: len(far)]) == far
-    assert len(outliers) <= len(far) + 2
+    assert len(outliers) <= len(far) + 10
     assert (np.diff(distance[outliers]) <= 0).all()
 
 

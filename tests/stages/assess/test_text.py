@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from shared.runs.assessment import read_assessment
 from stages.assess.text import assessment_text
 
@@ -50,3 +52,61 @@ def test_the_classifiers_block_has_the_parts_that_are_there(tmp_path):
 def test_failures_come_last(tmp_path):
     chosen = {"about": recorded(tmp_path)["about"], "failed": {"map": "no memory"}}
     assert assessment_text(chosen).endswith("\n\nmap failed: no memory")
+
+
+def checked(**others) -> dict:
+    """The part labels with one suspect, one leak and one outlier, all with an odd name."""
+    odd = {"file": "a\nb\x1b[2J.png", "set": "training", "label": "c\rd"}
+    return {
+        "file": "1pct-to-check.csv",
+        "judged": 14,
+        "folds": 2,
+        "agreement": 0.5,
+        "not_judged": ["x\ny"],
+        "suspects": [{"file": odd["file"], "label": "cat", "suggested": "d\x07g", "score": 0.01}],
+        "looked_at": {"training": 30, "test": 5},
+        "twins": [[odd, {**odd, "set": "test", "label": "e"}]],
+        "outliers": [{**odd, "label": None, "distance": 1.0}],
+        **others,
+    }
+
+
+def labels_text(tmp_path, **others) -> str:
+    chosen = {"about": recorded(tmp_path)["about"], "failed": {}, "labels": checked(**others)}
+    return assessment_text(chosen)
+
+
+def test_labels_to_check_are_told_without_control_characters(tmp_path):
+    text = labels_text(tmp_path)
+    assert not {"\x1b", "\r", "\x07"} & set(text)
+    assert "14 labels judged" in text
+    assert "agrees with 50.0%: 1 may be wrong" in text
+    assert r"not judged, for want of a second label: x\ny" in text
+    assert r"a\nb\x1b[2J.png cat d\x07g 0.010" in " ".join(text.split())
+    assert "1 group of 2 images; leak: 1 group lies in training and test" in text
+    assert "1 group with different labels" in text
+    assert r"a\nb\x1b[2J.png (training, c\rd) = a\nb\x1b[2J.png (test, e)" in text
+    assert r"a\nb\x1b[2J.png (training): distance 1.000" in text
+
+
+@pytest.mark.parametrize(
+    ("looked_at", "words"),
+    [
+        ({"training": 30, "test": 5}, "0 groups of 0 images; none lies in training and test"),
+        ({"training": 30}, "among 30 training and 0 test images: 0 groups of 0 images"),
+    ],
+)
+def test_nothing_to_check(tmp_path, looked_at, words):
+    text = labels_text(tmp_path, suspects=[], twins=[], outliers=[], looked_at=looked_at)
+    assert words in text
+    assert "leak" not in text
+    assert text.endswith("by their features: 0")
+
+
+def test_long_lists_are_cut(tmp_path):
+    part = checked()
+    many = {key: part[key] * 300 for key in ("suspects", "twins", "outliers")}
+    many["twins"][0] = many["twins"][0] * 200
+    text = labels_text(tmp_path, **many)
+    assert len(text.splitlines()) < 60
+    assert "300 may be wrong" in text
