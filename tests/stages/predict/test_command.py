@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
+from shared.data.label_files import read_csv
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data
 from shared.networks.build import build_classifier
@@ -155,11 +156,16 @@ def test_a_folder_with_all_that_is_below(here, capsys):
     assert {str(here / row["file"]): row["label"] for row in rows} == expected
 
 
-def test_a_formula_in_a_name_means_the_same_file(here, capsys):
+def test_a_formula_in_a_name_is_marked_and_read_back(here, capsys):
     shutil.copy("new/0.png", "=cmd.png")
     (row,) = printed(capsys, "classifier", "=cmd.png")
-    assert row["file"] == "./=cmd.png"
-    assert os.path.samefile(row["file"], "=cmd.png")
+    assert row["file"] == "'=cmd.png"
+    call = ["classifier", "=cmd.png", "-o", "p.csv", "--workers", "0"]
+    assert main(call) == 0
+    assert read_csv(here / "p.csv").rows == [("=cmd.png", row["label"])]
+    before = (here / "p.csv").read_bytes()
+    assert main(call) == 0  # its row is known
+    assert (here / "p.csv").read_bytes() == before
 
 
 def test_top_k_and_all_probabilities(here, capsys):
