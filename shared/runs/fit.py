@@ -100,7 +100,8 @@ def fit(
     wanted = {name: stage for name, stage in stages.items() if config.asks_for(name)}
     config = fit_batches(config, flags, look.counts, accelerator, wanted)
     config = fit_warmups(config, flags, look.counts)
-    may_change = any(is_free(METHODS[name].section, flags) for name in wanted)
+    trained_ones = [name for name in wanted if not METHODS[name].fitted]
+    may_change = any(is_free(METHODS[name].section, flags) for name in trained_ones)
     if accelerator.num_processes == 1 and (may_change or config.budget):
         config = fit_threads(config, flags, accelerator, wanted)
         config, plans = fit_lengths(config, flags, look.counts, accelerator, wanted, began)
@@ -306,10 +307,10 @@ def fit_lengths(
     plans, *_ = measure(config, accelerator, stages, min(30.0, max(3.0, MEASURED * limit)))
     room = (1 - SPARED) * limit - (time.time() - began)
     factors = share_out(plans, flags, room, LONGEST if budget else 1.0)
-    first = plans[0]  # pretraining, unless it is imported
+    # pretraining, or the distillation where that is done
+    first = next((plan for plan in plans if METHODS[plan.stage].all_images), plans[0])
     passes = first.steps * first.batch_size / first.images
-    pretrains = first.stage == "pretrain" and is_free("pretrain", flags)
-    if budget and pretrains and factors["pretrain"] * passes < 1:
+    if budget and first.stage in factors and factors[first.stage] * passes < 1:
         needed = sum(plan.fixed_seconds for plan in plans) + _moving(first) / passes
         least = time.time() - began + 2 * needed
         raise UserError(

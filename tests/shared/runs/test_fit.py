@@ -27,10 +27,12 @@ from shared.runs.fit import (
     share_out,
 )
 from shared.runs.forecast import StagePlan
+from shared.runs.redo import same_run
 from shared.runtime.errors import UserError
 from shared.training.schedule import schedule_of
+from stages import finetune, pretrain
 from tests.support.photo_run import run
-from tests.support.photos import class_folders, process
+from tests.support.photos import class_folders, make_folder, process
 
 CPU = SimpleNamespace(device=torch.device("cpu"), mixed_precision="no", num_processes=1)
 BRIEF = ["pretrain", "supervised", "linear", "finetune", "distill"]
@@ -263,6 +265,78 @@ def test_the_choice_is_made_once_and_kept(photos, capsys, monkeypatch):
     assert "seed" not in yaml.safe_load((run / "recipe.yaml").read_text())
 
 
+# ------------------------------------------------------------------------ images without a label
+@pytest.fixture
+def unlabeled(tmp_path):
+    return make_folder(tmp_path / "new", [f"{i}.png" for i in range(24)], size=(40, 36))
+
+
+@pytest.mark.parametrize("main", [pipeline.main, pretrain.main])
+def test_images_without_labels_are_pretrained_alone(unlabeled, capsys, monkeypatch, main):
+    flags = [f"--data.train={unlabeled}", f"--output={unlabeled.parent / 'out'}"]
+    own = ["--distill.student=simclr_resnet14_1x_sk0", *SHORT[:5], "--pretrain.steps=2"]
+    own.append("--data.workers=0")
+    assert main([*flags, *own, f"--data.cache_folder={unlabeled.parent}"]) == 0
+    printed = capsys.readouterr().out
+    assert "24 images for training, for stage 1 alone, without labels" in printed
+    run = unlabeled.parent / "out/new"
+    if main is pipeline.main:
+        assert f"python -m stages.suggest {run} --budget 50" in printed
+        assert f"--output {run.parent} --labels {run}/to_label.csv" in printed
+    kept = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert "labels" not in kept
+    assert (kept["pretrain"]["batch_size"], kept["data"]["image_size"]) == (8, 32)
+    assert kept["distill"] == {"student": "simclr_resnet14_1x_sk0"}
+    made = (run / "pretrain/meta.json").stat().st_mtime_ns
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "fit", lambda *_: pytest.fail("fitted again"))
+        assert pipeline.main(flags) == 0
+    assert "pretrain: already done" in capsys.readouterr().out
+    assert finetune.main([*flags, "--labels=x.csv"]) == 2
+    assert "settings: small_machine.yaml as it is; pipeline.py fits" in capsys.readouterr().out
+
+    table = unlabeled.parent / "labels.csv"
+    table.write_text("file,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(20)))
+    seen = []
+    monkeypatch.setattr(pipeline, "train", lambda config, *_: seen.append(config))
+    lengths = [flag for flag in SHORT[5:] if not flag.startswith("--pretrain")]
+    assert pipeline.main([*flags, f"--labels={table}", *lengths]) == 0
+    printed = capsys.readouterr().out
+    assert "of 2 classes" in printed
+    (config,) = seen
+    assert (config.pretrain.batch_size, config.pretrain.steps) == (8, 2)
+    assert config.distill.student == "simclr_resnet14_1x_sk0"
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["labels"] == "10pct"
+    assert (run / "pretrain/meta.json").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize(
+    "flags", [["--labels=10pct"], ["--data.label_column=species"], ["--table=x"]]
+)
+def test_labels_that_were_asked_for_are_missed(unlabeled, tmp_path, capsys, flags):
+    rows = "".join(f"{i}.png,a caption\n" for i in range(24))
+    (unlabeled / "metadata.csv").write_text("file_name,caption\n" + rows)
+    assert (
+        pipeline.main(
+            [f"--data.train={unlabeled}", f"--output={tmp_path / 'runs'}", *flags, "--precision=no"]
+        )
+        == 2
+    )
+    assert not (tmp_path / "runs/new").exists()
+
+
+def test_a_command_names_what_the_run_needs(unlabeled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = read_command_line(["--data.train=my new"], "", "").config
+    assert same_run(config) == "python pipeline.py --config runs/my-new/config.yaml"
+    config.folder.mkdir(parents=True)
+    (config.folder / "recipe.yaml").write_text("run: my-new")
+    assert same_run(config) == "python pipeline.py --data.train 'my new'"
+    elsewhere = replace(config, output=str(tmp_path / "runs"))
+    assert same_run(elsewhere).endswith(f"'my new' --output {tmp_path / 'runs'}")
+
+
 @pytest.mark.parametrize(
     ("one", "all_of_them", "flags", "threads"),
     [(10, 5, (), 4), (10, 9.5, (), 1), (10, 80, (), 1), (10, 80, ("threads",), 0)],
@@ -357,7 +431,7 @@ def test_a_gpu_takes_the_photo_recipe(photos, monkeypatch):
     gpu.device, gpu.mixed_precision = torch.device("cuda"), "bf16"
     gpu.print = print
     command = read_command_line([f"--data.train={photos}", f"--output={photos.parent}"], "", "")
-    config, pace = fitting.fit(command, gpu, {}, 0.0)
+    config, pace = fitting.fit(command, gpu, dict.fromkeys(METHODS), 0.0)
     assert pace is None
     assert config.model.encoder == "simclr_resnet50_1x_sk0"
     assert (config.data.image_size, config.data.cache, config.run) == (224, None, "my-photos")

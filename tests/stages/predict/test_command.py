@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from accelerate import Accelerator
 from pyarrow import parquet
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
+from shared.data.label_files import read_csv
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data
 from shared.networks.build import build_classifier
 from shared.runtime.artifacts import StageFolder
-from shared.training.evaluate import predict as evaluate
+from shared.training.evaluate import over_images
 from shared.training.predictor import Predictor
 from shared.training.stage import settings_of_test_images
 from stages.predict import command, main, predict
@@ -63,7 +63,9 @@ def test_as_in_the_evaluation(loading, antialias, tmp_path, capsys):
     folder.start("")
     folder.finish(model, {"kind": "classifier", **description})
 
-    _, logits, _ = evaluate(model, test, data, Accelerator(cpu=True))
+    ids = np.arange(len(test))
+    rows, _ = over_images(lambda batch, *_: model.eval()(batch), test, ids, data, process())
+    logits = torch.from_numpy(rows)
     files = [root / name for name in test.names]
     predictions = list(predict(folder.path, files))
     assert [file for file, _, _ in predictions] == files
@@ -155,11 +157,16 @@ def test_a_folder_with_all_that_is_below(here, capsys):
     assert {str(here / row["file"]): row["label"] for row in rows} == expected
 
 
-def test_a_formula_in_a_name_means_the_same_file(here, capsys):
+def test_a_formula_in_a_name_is_marked_and_read_back(here, capsys):
     shutil.copy("new/0.png", "=cmd.png")
     (row,) = printed(capsys, "classifier", "=cmd.png")
-    assert row["file"] == "./=cmd.png"
-    assert os.path.samefile(row["file"], "=cmd.png")
+    assert row["file"] == "'=cmd.png"
+    call = ["classifier", "=cmd.png", "-o", "p.csv", "--workers", "0"]
+    assert main(call) == 0
+    assert read_csv(here / "p.csv").rows == [("=cmd.png", row["label"])]
+    before = (here / "p.csv").read_bytes()
+    assert main(call) == 0  # its row is known
+    assert (here / "p.csv").read_bytes() == before
 
 
 def test_top_k_and_all_probabilities(here, capsys):
