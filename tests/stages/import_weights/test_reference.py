@@ -19,7 +19,7 @@ from shared.networks.resnet import reference_names
 from shared.runtime.artifacts import sha256
 from stages import distill, finetune
 from stages.import_weights.recognise import HEAD_LEAVES
-from stages.import_weights.tf_checkpoint import open_checkpoint
+from stages.import_weights.tf_checkpoint import files_of, open_checkpoint
 from tests.support import golden
 from tests.support.imported import edited, fails, meta_of, run, tensorflow_shapes
 from tests.support.tensorflow_files import (
@@ -379,10 +379,7 @@ def test_timm_starts_from_it(imported):
 
 def test_every_file_of_a_checkpoint_has_an_expected_hash(tmp_path, capsys, golden_checkpoints):
     prefix = golden_checkpoints / TF2
-    files = [
-        file for file in sorted(prefix.iterdir()) if ".index" in file.name or ".data" in file.name
-    ]
-    digests = [sha256(file) for file in files]
+    digests = [sha256(file) for file in files_of(prefix)]
     error = fails(capsys, prefix, tmp_path / "a", "--expect", digests[0])
     assert digests[1] in error
     flags = [flag for digest in digests for flag in ("--expect", digest)]
