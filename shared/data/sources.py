@@ -237,12 +237,12 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
         raise UserError(f"no such file or folder: {abbreviated(missing)}")
     files: list[str] = []
     for source in map(Path, sources):
-        if source.suffix == ".parquet" and not source.is_dir():
+        if source.suffix == ".parquet" and not os.path.isdir(source):
             table = _image_set(_open(str(source))["train"], data, str(source), labeled=False)
             names = table.names if len(sources) == 1 else [f"{source}/{n}" for n in table.names]
             parts += [_image_files(files, data), (table.files, list(names))]
             files = []
-        elif source.is_dir():
+        elif os.path.isdir(source):
             walked = walk(source)
             notes = walked.notes()
             if not walked.images:
