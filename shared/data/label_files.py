@@ -31,6 +31,7 @@ IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefil
 IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
+LONGEST_CLASS = 1000  # characters
 MOST_BYTES = 2**28  # of a label file: some millions of lines
 WORD = r"[^\W\d_]+"  # letters alone
 _MARKS = {  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
@@ -114,6 +115,15 @@ def is_label(value: Any) -> bool:
 def class_text(value: str) -> str:
     """A class's name as text: without spaces around it, accents composed (NFC)."""
     return normalize("NFC", value.strip())
+
+
+def require_class_names(names: Iterable[str], source: object) -> None:
+    """UserError where a text is too long for the name of a class."""
+    if longest := max((name for name in names if len(name) > LONGEST_CLASS), key=len, default=""):
+        raise UserError(
+            f"{source} has a class of {len(longest):,} characters, {longest[:40]}...; the name of a"
+            f" class has at most {LONGEST_CLASS:,}"
+        )
 
 
 def na_note(classes: Iterable[str]) -> str:
@@ -229,6 +239,7 @@ def read_csv(
             )
         if name:
             rows.append((name, class_text(value) if is_label(value) else ""))
+    require_class_names((value for _, value in rows), file)
     return LabelTable(file, (image, label), _without_decimals(rows), western)
 
 

@@ -119,11 +119,6 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
             raise UserError(f"{file} lists images without a known label; use a CSV file,label")
         return ids, targets
     rows = read_csv(file, labels.image_column, labels.label_column).rows
-    if not any(label for _, label in rows):
-        raise UserError(
-            f"{file} has no label yet; write classes into it (a sheet of stages.suggest saves"
-            " another file, among the downloads of the browser)"
-        )
     number = {class_text(name): index for index, name in enumerate(train.classes)}
     number[""] = UNLABELED
     unknown = sorted({label for _, label in rows} - number.keys())
@@ -133,6 +128,11 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
             f" {abbreviated(train.classes)}"
         )
     ids = find_images(splits, [name for name, _ in rows], file)
+    if not any(label for _, label in rows):
+        raise UserError(
+            f"{file} has no label yet; write classes into it (a sheet of stages.suggest saves"
+            " another file, among the downloads of the browser)"
+        )
     targets = np.array([number[label] for _, label in rows], dtype=np.int64)
     usable = (ids >= 0) & (targets != UNLABELED)
     return ids[usable], targets[usable]

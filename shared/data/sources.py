@@ -42,6 +42,7 @@ from shared.data.label_files import (
     columns_called,
     is_label,
     read_csv,
+    require_class_names,
 )
 from shared.data.splits import (
     column_line,
@@ -185,7 +186,7 @@ def _image_set(
     labels, classes = np.full(len(dataset), UNLABELED), ()
     label = _label_column(dataset, data, source, required) if labeled else None
     if label is not None:
-        labels, classes = _labels(dataset[label][:], features[label], label, source)
+        labels, classes = _labels(_values(dataset, label, source), features[label], label, source)
     root = Path(source).expanduser()
     edited = label is not None and not isinstance(features[label], datasets.ClassLabel)
     edited = edited and root.is_dir() and not any(_parquet_files(root))  # in a metadata file
@@ -250,12 +251,12 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
         raise UserError(f"no such file or folder: {abbreviated(missing)}")
     files: list[str] = []
     for source in map(Path, sources):
-        if source.suffix == ".parquet" and not source.is_dir():
+        if source.suffix == ".parquet" and not os.path.isdir(source):
             table = _image_set(_open(str(source))["train"], data, str(source), labeled=False)
             names = table.names if len(sources) == 1 else [f"{source}/{n}" for n in table.names]
             parts += [_image_files(files, data), (table.files, list(names))]
             files = []
-        elif source.is_dir():
+        elif os.path.isdir(source):
             walked = walk(source)
             notes = walked.notes()
             if not walked.images:
@@ -359,6 +360,15 @@ def _with_paths_below(folder: str, files: datasets.Dataset, source: str) -> data
     return datasets.Dataset(table, info=datasets.DatasetInfo(features=files.features))
 
 
+def _values(dataset: datasets.Dataset, column: str, source: str) -> list:
+    """All values of a column; UserError where some have no counterpart in Python."""
+    try:
+        return dataset[column][:]
+    except Exception as error:  # of many kinds: times beyond the calendar, text that is no UTF-8
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{source}: cannot read the column {column}: {reason}") from error
+
+
 def _labels(
     values: list, feature: Any, column: str, source: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -367,6 +377,7 @@ def _labels(
     known_values = [value for value, is_known in zip(values, known, strict=True) if is_known]
     labels = np.full(len(values), UNLABELED)
     if isinstance(feature, datasets.ClassLabel):
+        names = _class_names(feature.names, column, source)
         labels[known] = known_values
         beyond = labels[(labels < UNLABELED) | (labels >= len(feature.names))]
         if len(beyond):
@@ -375,15 +386,29 @@ def _labels(
                 f" has {len(feature.names)} names, 0 to {len(feature.names) - 1}:"
                 f" {abbreviated(feature.names)}; mend the list, or the {len(beyond)} rows"
             )
-        return labels, tuple(feature.names)
+        return labels, names
     if not isinstance(feature, datasets.Value):
         raise UserError(f"data.label_column={column} holds {feature}, not one class per image")
     if feature.dtype in ("string", "large_string"):
         known_values = [class_text(value) for value in known_values]
     distinct, labels[known] = np.unique(np.array(known_values), return_inverse=True)
-    if distinct.dtype.kind == "f" and (distinct == distinct.round()).all():
+    if distinct.dtype.kind == "f" and (np.abs(distinct) < 2**53).all() and not (distinct % 1).any():
         distinct = distinct.astype(np.int64)  # whole numbers; a null among them made them floats
-    return labels, tuple(str(value) for value in distinct)
+    names = tuple(str(value) for value in distinct)
+    require_class_names(names, source)
+    return labels, names
+
+
+def _class_names(names: list, column: str, source: str) -> tuple[str, ...]:
+    """The names of a list of classes as text; a file may hold numbers, or anything."""
+    texts = tuple(str(name) for name in names if isinstance(name, str | int | float))
+    if len(set(texts)) < len(names):
+        raise UserError(
+            f"{source}: the classes of column {column} must be different texts, they are"
+            f" {abbreviated(names)}; mend the list"
+        )
+    require_class_names(texts, source)
+    return texts
 
 
 def open_data(data: Data, labels: LabelSet, progress: bool = False) -> Splits:

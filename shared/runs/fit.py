@@ -39,6 +39,7 @@ from shared.training.stage import RunStage
 USUAL_HOURS = 1.0  # what a machine without a GPU may take where no --budget is given
 SPARED = 0.1  # share of the budget that the first choice leaves, because clocks tremble
 MEASURED = 0.04  # share of the budget that measuring takes, about
+FEW_LABELS = 0.25  # share of the budget that stages on the labels alone may take at full length
 SHORTEST = 0.01  # times the recipe's length: so far a stage shrinks
 LONGEST = 5.0  # times the recipe's length: so far a large budget lengthens stages 1 and 3
 CPU_FLOPS = 2.5e11  # of one core with AMX (docs/performance.md); others reach less
@@ -333,18 +334,21 @@ def share_out(
         flags: options whose stages keep their length.
         room: seconds for all.
         longest: the largest factor. Only stages on all images get one above 1: a few labels are
-            learned by heart soon.
+            learned by heart soon. Stages on the labels take seconds and decide what the others were
+            good for: they shrink only where they would take more than ``FEW_LABELS`` of the time.
     """
     free = [plan for plan in plans if is_free(METHODS[plan.stage].section, flags)]
-    room -= sum(plan.seconds for plan in plans) - sum(_moving(plan) for plan in free)
-    moving = sum(map(_moving, free))
-    factor = max(room, 0.0) / moving if moving else 1.0
-    if factor < 1:
-        return {plan.stage: factor for plan in free}
-    elastic = [plan for plan in free if METHODS[plan.stage].all_images]
-    room -= moving - sum(map(_moving, elastic))
-    factor = min(longest, room / sum(map(_moving, elastic))) if elastic else 1.0
-    return {plan.stage: max(1.0, factor) for plan in elastic}
+    room -= sum(plan.seconds for plan in plans) - sum(map(_moving, free))
+    room = max(room, 0.0)
+    few = [plan for plan in free if not METHODS[plan.stage].all_images]
+    many = [plan for plan in free if METHODS[plan.stage].all_images]
+    of_few, of_many = sum(map(_moving, few)), sum(map(_moving, many))
+    least = room / (of_few + of_many) if of_few + of_many else 1.0
+    factor_few = min(1.0, max(least, FEW_LABELS * room / of_few)) if of_few else 1.0
+    factor_many = (room - factor_few * of_few) / of_many if of_many else 1.0
+    return {plan.stage: factor_few for plan in few} | {
+        plan.stage: min(longest, factor_many) for plan in many
+    }
 
 
 def _moving(plan: StagePlan) -> float:

@@ -4,10 +4,11 @@ import argparse
 import errno
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 from shared.runtime.media import one_line, say
 
@@ -67,6 +68,14 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """UserError instead of the usage and an exit."""
         raise UserError(f"{message} (see --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, where every argument may be a path, which has its bounds."""
+        for argument in sys.argv[1:] if args is None else args:
+            parts = str(argument).encode(errors="surrogatepass").split(b"/")
+            if b"\0" in b"".join(parts) or max(map(len, parts)) > 255 or len(argument) > 3000:
+                self.error(f"{argument[:40]}... is too long for a path, or has a NUL character")
+        return super().parse_known_args(args, namespace)
 
 
 def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:

@@ -1,7 +1,8 @@
 """What every import ends with: a look at the network's output, and the artifact folder."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +18,29 @@ def require_empty(out: Path) -> None:
     """UserError where a folder holds an artifact, or one that is being made."""
     if (out / "meta.json").exists() or (out / "settings.json").exists():
         raise UserError(f"{out} holds an artifact; delete it or choose another folder")
+
+
+def require_expected(files: Iterable[Path], expect: Collection[str]) -> dict[str, str]:
+    """The sha256 of each file of published weights, by its name.
+
+    Args:
+        files: that will be read.
+        expect: the hashes that they must have; empty where any will do.
+
+    Raises:
+        UserError: a file has another one, or a text is no sha256.
+    """
+    expect = [text.lower().removeprefix("sha256:") for text in expect]
+    if odd := [text for text in expect if not re.fullmatch(r"[0-9a-f]{64}", text)]:
+        raise UserError(f"--expect {odd[0]} is no sha256, which has 64 hexadecimal digits")
+    digests = {file.name: sha256(file) for file in files}
+    for name, digest in digests.items():
+        if expect and digest not in expect:
+            raise UserError(
+                f"{name} has the sha256 {digest}, which is not the expected {', '.join(expect)};"
+                " nothing of it was read: get the file again, from where the hash is from"
+            )
+    return digests
 
 
 @torch.inference_mode()

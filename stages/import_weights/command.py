@@ -37,6 +37,14 @@ def _parser() -> CommandParser:
         help="of the images that the network sees. Default: of timm's weights what timm says; else"
         " 224, or 32 for the small-image stem, because a checkpoint does not store it",
     )
+    add(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="SHA256",
+        help="refuse a file with another sha256, before it is read; once for each file of a"
+        " checkpoint of TensorFlow. After an import the hashes are printed",
+    )
     _add_options_of_tensorflow(parser.add_argument_group("checkpoints of TensorFlow"))
     return parser
 
@@ -92,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_published(source):
         if other := [option for option, value in _of_tensorflow(arguments).items() if value]:
             raise UserError(f"{', '.join(other)}: for checkpoints of TensorFlow, not for {source}")
-        say_block("\n".join(import_published(source, arguments.out, size)))
+        say_block("\n".join(import_published(source, arguments.out, size, arguments.expect)))
         return 0
     lines = import_checkpoint(
         Path(source),
@@ -103,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _read_classes(arguments.classes) if arguments.classes else None,
         arguments.ema,
         arguments.drop,
+        arguments.expect,
     )
     say_block("\n".join(lines))
     return 0

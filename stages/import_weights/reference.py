@@ -18,7 +18,7 @@ encoder for images of at most 32 pixels needs ``small_stem=True``::
                              in tensors.items() if name.startswith("encoder.")})
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,12 @@ from shared.networks.build import network_meta
 from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
 from shared.runtime.artifacts import HeadMeta, LabelsMeta
 from shared.runtime.errors import UserError
-from stages.import_weights.artifact import check_output, require_empty, write_artifact
+from stages.import_weights.artifact import (
+    check_output,
+    require_empty,
+    require_expected,
+    write_artifact,
+)
 from stages.import_weights.recognise import (
     Contents,
     LinearInput,
@@ -40,7 +45,7 @@ from stages.import_weights.recognise import (
     recognise,
     sort_variables,
 )
-from stages.import_weights.tf_checkpoint import Checkpoint, open_checkpoint
+from stages.import_weights.tf_checkpoint import Checkpoint, files_of, open_checkpoint
 
 HINTS = """\
 If the accuracy is lower than published, the cause is most often one of these:
@@ -87,6 +92,7 @@ def import_checkpoint(
     classes: Sequence[str] | None = None,
     average: bool = False,
     drop: Sequence[str] = (),
+    expect: Collection[str] = (),
 ) -> list[str]:
     """Make an artifact folder of a checkpoint.
 
@@ -101,6 +107,7 @@ def import_checkpoint(
         classes: their names; None counts them.
         average: take the moving average of the weights.
         drop: patterns of variables to leave out.
+        expect: the sha256 that each of its files must have; empty where any will do.
 
     Returns:
         A report for the user, line by line.
@@ -110,6 +117,7 @@ def import_checkpoint(
             no numbers, or ``out`` holds an artifact.
     """
     require_empty(out)
+    digests = require_expected(files_of(source), expect)
     checkpoint = open_checkpoint(source)
     contents = sort_variables(checkpoint, average, drop)
     parts = recognise(checkpoint, contents, image_size)
@@ -157,6 +165,7 @@ def import_checkpoint(
         *(f"  {number} dropped: {reason}" for reason, number in account["dropped"].items()),
         f"{out}: {kind}, images of {parts.image_size} pixels",
         *_lines_on_parts(parts, linear_input),
+        *(f"  sha256 of {name}: {digest}" for name, digest in digests.items()),
     ]
     return [*lines, "  self-check: the output for a random image is finite", HINTS]
 

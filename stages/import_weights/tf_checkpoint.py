@@ -8,6 +8,7 @@ a checkpoint too. The formats are those of tensorflow/core/lib/io/format.h, util
 protobuf/{tensor_bundle,trackable_object_graph,meta_graph,saved_model}.proto.
 """
 
+import glob
 import math
 import re
 import struct
@@ -128,6 +129,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
         objects=objects,
         graph_file=graph_file if graph_file.is_file() else None,
     )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that `open_checkpoint` reads of a checkpoint: index, data, computation graph.
+
+    Raises:
+        UserError: where there is no checkpoint.
+    """
+    prefix = _find_prefix(path)
+    data = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*-of-*"))
+    saved = prefix.name == "variables"
+    graphs = [prefix.parent.parent / "saved_model.pb" if saved else _with_ending(prefix, ".meta")]
+    return [file for file in (_with_ending(prefix, ".index"), *data, *graphs) if file.is_file()]
 
 
 def read_graphs(file: Path) -> Iterator[dict[str, Node]]:

@@ -13,6 +13,7 @@ the command says it. Nothing in a file is executed.
 import math
 import os
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -23,10 +24,14 @@ from shared.config.schema import Data, Model
 from shared.networks.build import build_encoder, network_meta
 from shared.networks.encoders import FORMATS, fetch_weights, known_encoder
 from shared.networks.heads import ContrastiveModel, ProjectionHead
-from shared.runtime.artifacts import sha256
 from shared.runtime.errors import UserError
 from shared.runtime.records import read_json
-from stages.import_weights.artifact import check_output, require_empty, write_artifact
+from stages.import_weights.artifact import (
+    check_output,
+    require_empty,
+    require_expected,
+    write_artifact,
+)
 
 PREFIX = "timm:"
 SUFFIXES = (".safetensors", ".bin")  # of files that need no prefix: nobody else's end so
@@ -51,7 +56,9 @@ def is_published(source: str) -> bool:
     return source.startswith(PREFIX) or source.endswith(SUFFIXES)
 
 
-def import_published(source: str, out: Path, image_size: int | None = None) -> list[str]:
+def import_published(
+    source: str, out: Path, image_size: int | None = None, expect: Collection[str] = ()
+) -> list[str]:
     """Make an artifact folder of published weights.
 
     Args:
@@ -59,6 +66,7 @@ def import_published(source: str, out: Path, image_size: int | None = None) -> l
             weights a ``config.json`` says what they are.
         out: folder of the artifact.
         image_size: pixels per side; None takes the published size.
+        expect: the sha256 that the file must have; empty where any will do.
 
     Returns:
         A report for the user, line by line.
@@ -81,13 +89,16 @@ def import_published(source: str, out: Path, image_size: int | None = None) -> l
         file = fetch_weights(published.name, pretrained, f"connect, or give {PREFIX}NAME=FILE")
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: {error}") from error
+    if expect and file is None:
+        raise UserError(f"{source}: timm keeps these weights itself, so --expect cannot be checked")
+    digests = require_expected([file] if file else [], expect)
     size = data.image_size
     encoder = build_encoder(published.name, size, pretrained)
     features = cast(int, encoder.head_hidden_size)
     model = ContrastiveModel(encoder, ProjectionHead(features, 0))
     check_output(model, size)
 
-    digest = sha256(file) if file else None
+    digest = digests[file.name] if file else None
     account = {
         "stage": "import",
         "source": f"{PREFIX}{published.name}",
@@ -120,7 +131,7 @@ def find(source: str) -> Published:
     """
     if not source:
         raise UserError(f"{PREFIX} names no model; give {PREFIX}NAME, such as {PREFIX}resnet50")
-    if "\0" in source or len(source) > 2000 or any(len(part) > 250 for part in source.split("/")):
+    if "\0" in source or len(source) > 2000 or max(map(len, os.fsencode(source).split(b"/"))) > 255:
         raise UserError(f"{PREFIX}{source[:40]}... is no name and no path; give {PREFIX}NAME=FILE")
     named = None if os.path.exists(source) else re.fullmatch(r"([\w.-]+)=(.+)", source)
     name, path = (named[1], Path(named[2])) if named else ("", Path(source))

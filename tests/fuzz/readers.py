@@ -38,11 +38,13 @@ from shared.runs.statistics import summarize
 from shared.runs.table import load_table
 from shared.runs.text import render
 from shared.runtime.artifacts import StageFolder, read_meta, read_predictions
+from shared.runtime.errors import UserError
 from shared.training.predictor import Predictor
+from shared.training.runlog import read_log
 from stages.import_weights.recognise import sort_variables, trace_linear_input
 from stages.import_weights.tf_checkpoint import open_checkpoint, read_graphs
 from stages.import_weights.timm_weights import find
-from stages.page.read import read_metrics, read_run
+from stages.page.read import read_run
 from stages.predict.rows import FORMS, RowFile
 from tests.fuzz import hostile
 from tests.support.photos import process
@@ -393,7 +395,7 @@ def results(rng: Random, folder: Path) -> None:
 def metrics(rng: Random, folder: Path) -> None:
     run = a_run(rng, folder, "metrics.jsonl")
     for stage in ("pretrain", "finetune-1pct-seed0", "distill-1pct-seed0"):
-        for line in read_metrics(run / stage)[0]:
+        for line in read_log(run / stage)[0]:
             assert "step" in line
 
 
@@ -501,8 +503,8 @@ def published(rng: Random, folder: Path) -> None:
             file.write_bytes(hostile.damaged(rng, file.read_bytes()))
     try:
         encoder = build_encoder(TINY, 8, str(file))
-    except ValueError as error:  # the caller names the option, and makes a UserError of it
-        assert str(error)
+    except ValueError as error:  # as the caller does, who names the option
+        raise UserError(f"{error}") from error
     else:
         assert all(x.isfinite().all() for x in encoder.state_dict().values())
 

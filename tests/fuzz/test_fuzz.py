@@ -26,8 +26,21 @@ from shared.runtime.media import one_line
 from tests.fuzz.readers import READERS, encoded
 
 FEW, MANY = 12, 90  # cases of each reader: in the default run, and of all
-# What was found once: (reader, seed). Each stays.
-FOUND: list[tuple[str, int]] = []
+# What was no answer once: reader -> seeds. Each stays.
+FOUND = {
+    "metadata": [1, 4, 30],
+    "parquet_file": [71, 75],
+    "meta": [10, 31, 33, 35, 36],
+    "weights": [14, 15],
+    "state": [9, 21],
+    "results": [7, 17],
+    "metrics": [10],
+    "assessment": [35, 38],
+    "cells": [25],
+    "table_text": [13, 37],
+    "timm": [2, 36, 39],
+    "predictions": [24, 25, 34],
+}
 
 
 class Hang(BaseException):
@@ -99,9 +112,9 @@ def test_a_sane_result_or_one_line(reader, tmp_path):
     assert faults(reader, range(FEW), tmp_path) == {}
 
 
-@pytest.mark.parametrize(("reader", "seed"), FOUND)
-def test_what_was_found_once(reader, seed, tmp_path):
-    assert faults(reader, [seed], tmp_path) == {}
+@pytest.mark.parametrize("reader", FOUND)
+def test_what_was_found_once(reader, tmp_path):
+    assert faults(reader, FOUND[reader], tmp_path) == {}
 
 
 @pytest.mark.slow
@@ -130,7 +143,6 @@ def test_the_judge_refuses_what_it_should(tmp_path, monkeypatch):
     }
     for name, answer in answers.items():
         monkeypatch.setitem(READERS, name, answer)
-    monkeypatch.setattr(patience, "__wrapped__", None, raising=False)
     assert judge("outside", Random(0), tmp_path / "a") == "a file outside was written"
     assert judge("defect", Random(0), tmp_path / "b").startswith("IndexError")
     assert judge("endless", Random(0), tmp_path / "c") == "exit code 1"

@@ -329,3 +329,11 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_runs(
 def test_an_installed_tracker_and_none_are_all_right():
     command.require_tracker("none")
     command.require_tracker("tensorboard")
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\rb", "\u202eb", "\udcff"])
+def test_what_the_accelerator_prints_moves_no_cursor(text, capsys):
+    command._Accelerator(cpu=True).print(f"x {text}\ny")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.isprintable()
+    assert second == "y"

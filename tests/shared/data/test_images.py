@@ -438,3 +438,24 @@ def test_missing_paths_and_fifos_in_a_parquet_are_unreadable(tmp_path):
     train, test = opened(path, on_error="skip", loading="workers")
     assert len(train) + len(test) == 18
     assert train.skipped == ("pictures/pipe.png", "pictures/gone.png")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("avif"), IndexError(), EOFError(), KeyError("x"), MemoryError("1 TB\n")]
+)
+def test_whatever_a_decoder_raises_is_an_unreadable_image(error, tmp_path, monkeypatch):
+    """As that of AVIF does for a damaged file: RuntimeError."""
+    class_folders(tmp_path, 5)
+    genuine = Image.open
+
+    def decoder(source, *args, **options):
+        if str(source).endswith("a/0.png"):
+            raise error
+        return genuine(source, *args, **options)
+
+    monkeypatch.setattr(Image, "open", decoder)
+    message = error_of(tmp_path, loading="workers")
+    assert "cannot read" in message
+    assert "a/0.png" in message
+    train, test = opened(tmp_path, loading="workers", on_error="skip")
+    assert len(train) + len(test) == 14

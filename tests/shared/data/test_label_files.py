@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import tempfile
 import unicodedata
 from dataclasses import replace
@@ -28,6 +29,7 @@ from shared.data.label_files import (
     western_note,
 )
 from shared.runtime.errors import UserError
+from shared.runtime.media import one_line
 from tests.support.sources import images
 
 ROWS = [("0.png", "cat"), ("1.png", "dog"), ("2.png", "")]
@@ -382,3 +384,36 @@ def test_further_columns_are_passed_over_and_no_formula_either(tmp_path):
     content = csv_text([row], columns)
     assert content.splitlines() == ["file,label,suggested,score", "'=1+1.png,'+cat,'@dog,0.25"]
     assert read_csv(written(tmp_path, content)).rows == [row[:2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("file,label\n" + "y" * 140_000 + ",a\n", "line 2: field larger than field limit"),
+        ('file,label\na.png,"cat\nb.png,dog\n', "line 2: a quote that is never closed"),
+        ('file,label\n"a"b.png,cat\n', "line 2"),
+        ("file,label\na.png,\0cat\n", "line 2 has a NUL character"),
+        ("file,label\na.png," + "c" * 1001 + "\n", "has a class of 1,001 characters"),
+        ("\x1b[31mfile\x07,lab\x1bel\n", "must begin with the line file,label"),
+    ],
+)
+def test_hostile_tables_are_one_line_that_echoes_no_control(content, says, tmp_path):
+    with pytest.raises(UserError) as caught:
+        read_csv(written(tmp_path, content))
+    assert says in str(caught.value)
+    assert one_line(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop", "folder"])
+def test_what_is_no_regular_file_is_refused(kind, tmp_path):
+    file = tmp_path / "l.csv"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    elif kind == "loop":
+        file.symlink_to(file)
+    else:
+        file.mkdir()
+    with pytest.raises(UserError, match="cannot read the label file"):
+        read_csv(file)

@@ -311,7 +311,7 @@ def test_csv_that_is_refused(tmp_path):
         (["x.png,class0", "y.png,class1", "x.png,class1"], "several labels to x.png"),
         (["x.png;class0"], "names 1 unknown images: x.png;class0"),
         (["x.png,class0", "q.png,"], "names 1 unknown images: q.png"),
-        (["x.png,", "y.png,"], "none of the classes class0, class1"),
+        (["x.png,", "y.png,"], "has no label yet; write classes into it"),
     ]:
         assert says in refusal(splits, csv_file(tmp_path / "l.csv", *text))
     assert "must begin with the line file,label" in refusal(

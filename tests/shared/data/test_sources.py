@@ -1,10 +1,14 @@
 """Any source becomes the same ImageSet: formats, columns, splits."""
 
+import json
 import os
 import shutil
+import socket
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -403,3 +407,92 @@ def test_no_fifo_is_opened(tmp_path):
         open_images([tmp_path / "y.png"], Data()).decode(0)
     with pytest.raises(UserError, match=r"is not a .parquet file"):
         open_images([tmp_path / "z.parquet"], Data())
+
+
+# -------------------------------------------------------------------------- hostile parquet files
+def noted(path, names, **columns):
+    """A parquet file with what Hugging Face notes of its columns: a list of classes."""
+    kinds = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    notes = json.dumps({"info": {"features": kinds}})
+    pq.write_table(pa.table(columns).replace_schema_metadata({"huggingface": notes}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [([3, 5], ("3", "5")), ([0.5, "x"], ("0.5", "x")), ([True, 2], ("True", "2"))],
+)
+def test_numbers_that_name_classes_are_text(tmp_path, names, classes):
+    train = opened(noted(tmp_path / "t.parquet", names, image=STRUCTS, label=HALVES)).train
+    assert train.classes == classes
+    assert len(train.labels_fingerprint) == 16
+
+
+@pytest.mark.parametrize("names", [["a", None], [["a"], ["b"]], [{"x": 1}, "a"], [1, "1"]])
+def test_classes_that_are_no_different_texts_are_refused(tmp_path, names):
+    message = error_of(noted(tmp_path / "t.parquet", names, image=STRUCTS, label=HALVES))
+    assert "different texts" in message or "cannot load" in message
+
+
+@pytest.mark.parametrize("label", [2, 7, -5])
+def test_label_numbers_beyond_their_list_are_refused(tmp_path, label):
+    labels = [*HALVES[1:], label]
+    message = error_of(noted(tmp_path / "t.parquet", ["a", "b"], image=STRUCTS, label=labels))
+    assert f"holds the class {label}, but its list of classes has 2 names" in message
+
+
+@pytest.mark.parametrize("kind", ["struct", "bytes", "empty", "all"])
+def test_null_images_are_unreadable_ones(tmp_path, kind):
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = {
+        "struct": pa.array([None, *STRUCTS[1:]], struct),
+        "bytes": pa.array([None, *PNGS[1:]], pa.binary()),
+        "empty": pa.array([b"", *PNGS[1:]], pa.binary()),
+        "all": pa.array([None] * 20, pa.binary()),
+    }[kind]
+    file = parquet(tmp_path / "t.parquet", image=column, label=HALVES)
+    assert "cannot read image 0: it is empty" in error_of(file)
+    if kind == "all":
+        assert "none of the 20 images can be read" in error_of(file, on_error="skip")
+    else:
+        train, test = opened(file, on_error="skip")
+        assert len(train) + len(test) == 19
+        assert train.skipped == ("0",)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([1, 2**45] * 10, pa.timestamp("s")),
+        pa.array([[1]] * 20),
+        pa.array([{"x": 1}] * 20),
+        pa.array(["a" * 5000, "b"] * 10),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, labels):
+    assert "label" in error_of(parquet(tmp_path / "t.parquet", image=STRUCTS, label=labels))
+
+
+def test_numbers_beyond_whole_ones_stay_what_they_are(tmp_path):
+    file = parquet(tmp_path / "t.parquet", image=STRUCTS, label=[float("inf"), 1.0] * 10)
+    assert opened(file).train.classes == ("1.0", "inf")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "loop", "device", "folder"])
+def test_what_is_called_parquet_and_is_no_file_is_passed_over_or_refused(tmp_path, kind):
+    class_folders(tmp_path / "p", 5)
+    odd = tmp_path / "p/x.parquet"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(odd))
+    elif kind == "loop":
+        odd.symlink_to(odd)
+    elif kind == "device":
+        odd.symlink_to("/dev/zero")
+    else:
+        odd.mkdir()
+    assert len(opened(tmp_path / "p").train) == 12
+    if kind != "folder":
+        assert str(odd) in error_of(odd)

@@ -8,6 +8,7 @@ import pytest
 
 from shared.runs.statistics import summarize
 from shared.runs.text import aligned, latex, markdown, percent, render
+from shared.runtime.media import csv_value
 from tests.support.tables import TOY, toy_line, toy_lines
 
 
@@ -68,3 +69,37 @@ def test_lines_of_cells_in_each_form():
     tex = latex("A caption", lines).splitlines()
     assert tex[:2] == ["% A caption", r"\begin{tabular}{lr}"]
     assert r"x\_1 & 50\% $<$ 60 $\pm$ 1 \\" in tex
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<img src=x onerror=alert(1)>",
+        "=cmd|' /C calc'!A0",
+        "\\input{/etc/passwd}",
+        "$\\frac$",
+        "a\nb | c & d",
+        "\x1b[2J\x1b[31mred",
+        "[x](javascript:alert(1))",
+        "a;=1+1",
+    ],
+)
+def test_no_name_is_a_command_in_any_form(name, lines):
+    lines = [{**line, "row": name if line["row"] == "a" else line["row"]} for line in lines]
+    lines[-1] |= {"status": "failed", "message": name, "result": {}}
+    rows = {name if row == "a" else row: options for row, options in TOY.rows.items()}
+    table = replace(TOY, title=name, rows=rows, against=name, worth=name)
+    texts = render(summarize(table, lines), lines)
+    for kind in ("txt", "md", "tex"):
+        assert all(line.isprintable() for line in texts[kind].split("\n"))
+    assert "<img" not in texts["md"]
+    assert "](" not in texts["md"]
+    assert "\\input" not in texts["tex"]
+    assert "\\frac" not in texts["tex"]
+    assert (
+        len({row.count("|") - row.count("\\|") for row in texts["md"].splitlines() if "|" in row})
+        < 4
+    )
+    cells = [cell for row in csv.reader(io.StringIO(texts["csv"])) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "@", "+", "\t", "\r"))]
+    assert name in map(csv_value, cells)

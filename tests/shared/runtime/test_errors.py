@@ -66,6 +66,15 @@ def test_a_bad_call_is_one_line_and_exit_code_2(arguments, line, capsys):
     assert capsys.readouterr() == ("", line)
 
 
+@pytest.mark.parametrize("argument", ["x" * 256, "é" * 128, "a/" * 1501, "a\0b"])
+def test_what_no_file_system_takes_is_a_bad_call(argument, capsys):
+    assert command(argument) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "is too long for a path, or has a NUL character (see --help)" in err
+    assert err[:-1].isprintable()
+
+
 def test_help_is_no_error(capsys):
     with pytest.raises(SystemExit) as stopped:
         command("--help")

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from shared.networks.build import load_classifier, load_contrastive
 from shared.networks.resnet import reference_names
+from shared.runtime.artifacts import sha256
 from stages import distill, finetune
 from stages.import_weights.recognise import HEAD_LEAVES
-from stages.import_weights.tf_checkpoint import open_checkpoint
+from stages.import_weights.tf_checkpoint import files_of, open_checkpoint
 from tests.support import golden
 from tests.support.imported import edited, fails, meta_of, run, tensorflow_shapes
 from tests.support.tensorflow_files import (
@@ -374,3 +375,14 @@ def test_timm_starts_from_it(imported):
     with torch.no_grad():
         features = encoder.eval()(as_images(arrays["input"]))[:2]
     np.testing.assert_allclose(features, arrays["eval/final_avg_pool_view1"], atol=TOLERANCE)
+
+
+def test_every_file_of_a_checkpoint_has_an_expected_hash(tmp_path, capsys, golden_checkpoints):
+    prefix = golden_checkpoints / TF2
+    digests = [sha256(file) for file in files_of(prefix)]
+    error = fails(capsys, prefix, tmp_path / "a", "--expect", digests[0])
+    assert digests[1] in error
+    flags = [flag for digest in digests for flag in ("--expect", digest)]
+    assert run(prefix, tmp_path / "b", *flags) == 0
+    out = capsys.readouterr().out
+    assert all(digest in out for digest in digests)

@@ -1,14 +1,18 @@
 """TensorFlow's checkpoint files: which path names one, checksums, tensors."""
 
+import struct
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.import_weights.tf_checkpoint import checksum, open_checkpoint
-from tests.support.tensorflow_files import SAVED, TF1, TF2, write_tensors
+from shared.runtime.errors import UserError
+from stages.import_weights.recognise import trace_linear_input
+from stages.import_weights.tf_checkpoint import Node, checksum, open_checkpoint
+from tests.support.tensorflow_files import SAVED, TF1, TF2, message, varint, write_tensors
 
 
 def test_every_way_to_name_a_checkpoint(golden_checkpoints):
@@ -60,3 +64,84 @@ def test_checksum_of_a_large_tensor():
     assert whole == masked(slow_crc32c(bytes(data)))
     data[3] ^= 128
     assert checksum(bytes(data)) != whole
+
+
+# ------------------------------------------------------------------------------- hostile files
+def with_rows(folder: Path, rows: list[tuple[bytes, bytes]], handles: int = 1) -> Path:
+    """An index of one block of rows, which is named several times."""
+    content = b""
+    for key, value in rows:  # none shares its begin with the one before
+        content += varint(0) + varint(len(key)) + varint(len(value)) + key + value
+
+    def block(content: bytes) -> bytes:
+        content += struct.pack("<2I", 0, 1)
+        return content + b"\0" + struct.pack("<I", checksum(content + b"\0"))
+
+    out = block(content)
+    handle = varint(0) + varint(len(out) - 5)
+    blocks = b"".join(
+        varint(0) + varint(1) + varint(len(handle)) + b"k" + handle for _ in range(handles)
+    )
+    footer = varint(0) + varint(0) + varint(len(out)) + varint(len(block(blocks)) - 5)
+    magic = struct.pack("<Q", 0xDB4775248B80FB57)
+    (folder / "c.index").write_bytes(out + block(blocks) + footer.ljust(40, b"\0") + magic)
+    return folder / "c"
+
+
+ONE = varint(1 << 3) + varint(1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "handles", "says"),
+    [
+        ([(b"", ONE)], 500, "its blocks overlap"),
+        ([(b"", b"\x08" + b"\xff" * 9000)], 1, "longer than 10 bytes"),
+        ([(b"", ONE), (b"k" * 5000, ONE)], 1, "a name is longer than 4,096 bytes"),
+        ([(b"", message((1, b"x")))], 1, "a field is no integer"),
+        ([(b"", ONE), (b"k", message((2, 5)))], 1, "a field is no message"),
+        ([(b"", ONE), (b"k", message((2, message((2, message((1, 2**40)))))))], 1, "has the shape"),
+        ([(b"k", ONE)], 1, "no ''"),
+    ],
+)
+def test_a_hostile_index_is_refused_at_once(rows, handles, says, tmp_path):
+    with pytest.raises(UserError, match="truncated, damaged or not TensorFlow's") as caught:
+        open_checkpoint(with_rows(tmp_path, rows, handles))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("latest", [".", "..", "", "../elsewhere/..", "/"])
+def test_a_checkpoint_does_not_lead_out_of_its_folder(latest, tmp_path):
+    (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{latest}"\n')
+    with pytest.raises(UserError, match="holds 0 checkpoints"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("objects", [5, 2**40, 2**64 - 1])
+def test_an_object_graph_that_names_objects_it_lacks(objects, tmp_path):
+    graph = message((1, message((1, message((1, objects), (2, "shortcut_layers"))))))
+    prefix = write_tensors(tmp_path / "c", [("a", np.ones(1, np.float32))], graph)
+    with pytest.raises(UserError, match="names an object that it lacks"):
+        open_checkpoint(prefix)
+
+
+def nodes(**of: tuple[str, list[str]]) -> dict[str, Node]:
+    linear = "head_supervised/linear_layer/dense/MatMul"
+    named = {"linear": linear, "head": "head_contrastive/nl_0/dense/MatMul"}
+    full = lambda name: named.get(name, name)  # noqa: E731
+    return {full(n): Node(op, [full(i) for i in inputs]) for n, (op, inputs) in of.items()}
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        nodes(linear=("MatMul", [])),
+        nodes(linear=("MatMul", ["a"]), a=("Identity", ["a"])),
+        nodes(linear=("MatMul", ["a"]), a=("Identity", ["b"]), b=("StopGradient", ["a"])),
+        nodes(linear=("MatMul", ["a"]), a=("Identity", [])),
+        nodes(linear=("MatMul", ["linear"])),
+    ],
+)
+def test_a_graph_in_a_circle_or_without_inputs_is_followed_to_its_end(graph):
+    answer = trace_linear_input([graph], "so")
+    assert answer is not None
+    assert answer.layer == 0

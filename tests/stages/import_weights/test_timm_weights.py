@@ -319,3 +319,32 @@ def test_teacher_and_student_of_every_kind(name, tmp_path):
             logits = model.eval()(torch.rand(2, 3, 224, 224))
         assert logits.shape == (2, 10)
         assert logits.isfinite().all()
+
+
+# ------------------------------------------------------------------------------- what is expected
+@pytest.mark.parametrize("form", ["{}", "sha256:{}", "upper"])
+def test_the_expected_hash_is_taken_and_shown(form, published, tmp_path, capsys):
+    digest = sha256(published)
+    text = digest.upper() if form == "upper" else form.format(digest)
+    assert run(f"timm:{BYOB}={published}", tmp_path / "out", "--expect", text) == 0
+    assert f"sha256 {digest}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["0" * 64, "abc", "", "g" * 64])
+def test_another_hash_is_refused_before_anything_is_read(
+    text, published, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("shared.networks.encoders.load_state_dict", None)  # not called
+    error = fails(capsys, f"timm:{BYOB}={published}", tmp_path / "out", "--expect", text)
+    assert "--expect" in error or sha256(published) in error
+
+
+def test_nothing_is_downloaded_that_was_not_asked_for(published, tmp_path, monkeypatch, capsys):
+    def connect(*args, **options):
+        raise AssertionError("a connection was made")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    assert run(f"timm:{BYOB}={published}", tmp_path / "out") == 0
+    describe(BYOB, tmp_path, mean=[0.5] * 3)
+    publish(BYOB, tmp_path / "model.safetensors")
+    assert run(f"timm:{tmp_path}", tmp_path / "again") == 0
