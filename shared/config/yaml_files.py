@@ -31,7 +31,7 @@ def read_yaml(file: Path) -> Any:
         return yaml.load(text, Loader)  # a safe loader, which makes no objects
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+    except Exception as error:  # a tag such as !!float on what is none has its own
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -78,10 +78,12 @@ def require_bounded_file(file: Path) -> None:
         UserError: the file is no regular one, is too large, or stands for too much.
     """
     try:
-        require_bounded(read_bytes(file, MOST_BYTES).decode("utf-8-sig", "replace"))
+        text = read_bytes(file, MOST_BYTES).decode("utf-8-sig", "replace")
+        require_bounded(text)
+        yaml.load(text, Loader)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except yaml.YAMLError:
         pass
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from error
+    except Exception as error:  # a tag such as !!float on what is none has its own
+        raise UserError(f"{file}: {' '.join(str(error).split())[:300]}") from error

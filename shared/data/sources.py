@@ -308,7 +308,7 @@ def _names_files(dataset: datasets.Dataset, column: str, folder: str) -> bool:
     feature = dataset.features[column]
     if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string"):
         return False
-    paths = [path for path in dataset[:100][column] if path]
+    paths = [path for path in dataset.select_columns([column])[:100][column] if path]
     return any(os.path.isfile(os.path.join(folder, _normal(path))) for path in paths)
 
 

@@ -219,7 +219,7 @@ def _find_prefix(path: Path) -> Path:
         )
         # of its own folder: a name such as .. would lead out of it, or round in a circle
         name = latest[1].replace("\\", "/").rpartition("/")[2] if latest else ""
-        if name and not (path / name).is_dir():
+        if name and len(name.encode()) < 200 and not (path / name).is_dir():
             return _find_prefix(path / name)
     indices = sorted(path.glob("*.index"))
     if len(indices) != 1:
