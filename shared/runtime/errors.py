@@ -69,7 +69,7 @@ class CommandParser(argparse.ArgumentParser):
         """UserError instead of the usage and an exit."""
         raise UserError(f"{message} (see --help)")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # overloaded there
         """As argparse does, where every argument may be a path, which has its bounds."""
         for argument in sys.argv[1:] if args is None else args:
             parts = str(argument).encode(errors="surrogatepass").split(b"/")

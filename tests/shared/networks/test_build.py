@@ -77,3 +77,58 @@ def test_the_configuration_must_give_the_images_of_training(tmp_path):
         require_same_input(META, Data(image_size=8, antialias=True), tmp_path)
     of_an_earlier_version = {key: value for key, value in META.items() if key != "antialias"}
     require_same_input(of_an_earlier_version, Data(image_size=8, antialias=True), tmp_path)
+
+
+def damaged(network, folder, change) -> str:
+    """What is said of weights that were changed, behind meta.json's back and with its hash."""
+    tensors = {name: value.clone() for name, value in network.state_dict().items()}
+    change(tensors)
+    meta = json.loads((folder / "meta.json").read_text())
+    save_tensors(folder / "model.safetensors", tensors, {})
+    with pytest.raises(UserError) as without:
+        load_contrastive(folder)
+    meta["weights_sha256"] = sha256(folder / "model.safetensors")
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError) as also:
+        load_contrastive(folder)
+    return f"{without.value} | {also.value}"
+
+
+def test_weights_are_those_that_were_described(tmp_path):
+    network = build_contrastive(META)
+    folder = artifact(tmp_path, network, {**META, "kind": "encoder"})
+    first = next(key for key in network.state_dict() if key.endswith("weight"))
+
+    def infinite(tensors):
+        tensors[first].view(-1)[3] = float("inf")
+
+    def half(tensors):
+        tensors[first] = tensors[first].half()
+
+    def scalar(tensors):  # torch takes it all the same
+        key = next(key for key in tensors if key.endswith("num_batches_tracked"))
+        tensors[key] = tensors[key].reshape(1)
+
+    says = damaged(network, folder, infinite)
+    assert "its hash differs" in says
+    assert "not finite" in says
+    assert "torch.float16, needed is" in damaged(network, folder, half)
+    assert "(1,) torch.int64, needed is () torch.int64" in damaged(network, folder, scalar)
+
+
+@pytest.mark.parametrize("position", [-1, -1000, 2000])
+def test_a_flipped_bit_is_found(tmp_path, position):
+    folder = artifact(tmp_path, build_contrastive(META), {**META, "kind": "encoder"})
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[position] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model.safetensors"):
+        load_contrastive(folder)
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path):
+    folder = artifact(tmp_path, build_contrastive(META), {**META, "kind": "encoder"})
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match="it has 1,099,511,627,776 bytes, at most"):
+        load_contrastive(folder)

@@ -9,6 +9,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,8 +17,10 @@ from torch import nn
 from shared.runtime import artifacts
 from shared.runtime.artifacts import (
     StageFolder,
+    is_outdated,
     load_tensors,
     read_meta,
+    read_predictions,
     save_tensors,
     sha256,
     write_atomically,
@@ -440,3 +443,224 @@ def test_nothing_in_the_code_unpickles():
         text = source.read_text()
         for word in ("torch.load", "pickle.load", "allow_pickle=True", "joblib", "eval(", "exec("):
             assert not re.search(rf"\b{re.escape(word)}(?!\))", text), source
+
+
+# ---------------------------------------------------------------------------- damaged checkpoints
+def checkpointed(tmp_path) -> tuple[StageFolder, Path]:
+    stage, model = folder(tmp_path), network()
+    optimizer = build_optimizer("adamw", model, 0.1)
+    train(model, optimizer, range(2))
+    stage.start("")
+    stage.save_state(2, 0.5, model, optimizer)
+    return stage, stage.path / "state/000000002.safetensors"
+
+
+def going_on(tmp_path) -> str:
+    """What the stage says of its checkpoint; nothing of the network may have changed."""
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    says = message(folder(tmp_path).load_state, model, build_optimizer("adamw", model, 0.1))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert "redo the stage with --force finetune" in says
+    return says
+
+
+def flip(position: int):
+    def damage(file: Path) -> None:
+        content = bytearray(file.read_bytes())
+        content[position] ^= 4
+        file.write_bytes(content)
+
+    return damage
+
+
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(flip(position) for position in (0, 7, 9, 40, 300, 900, -1, -500)),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(file.read_bytes() + b"more"),
+        lambda file: (file.unlink(), file.mkdir()),
+        pipe,
+        lambda file: file.rename(file.with_name("000000003.safetensors")),
+        lambda file: file.rename(file.with_name("odd.safetensors")),
+    ],
+)
+def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path, damage):
+    _, file = checkpointed(tmp_path)
+    damage(file)
+    assert "cannot go on from the checkpoint" in going_on(tmp_path)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize(
+    ("change", "notes"),
+    [
+        (lambda t: dict(list(t.items())[::2]), {}),
+        (lambda t: {k: v for k, v in t.items() if k[0] == "m"}, {}),  # none of the optimizer
+        (lambda t: {k: v for k, v in t.items() if k[:11] != "optimizer.3"}, {}),
+        (lambda t: {k: v.new_zeros(2, 2, 2) for k, v in t.items()}, {}),
+        (lambda t: {f"x{k}": v for k, v in t.items()}, {}),
+        (lambda t: {**t, "optimizer.-1.exp_avg": torch.zeros(3)}, {}),
+        (lambda t: {**t, "optimizer.99.exp_avg": torch.zeros(3)}, {}),
+        (lambda t: {**t, "optimizer.x": torch.zeros(3)}, {}),
+        (lambda t: {k: v * float("nan") if v.is_floating_point() else v for k, v in t.items()}, {}),
+        (lambda t: {k: v.half() if v.is_floating_point() else v for k, v in t.items()}, {}),
+        (dict, {"step": "-1"}),
+        (dict, {"step": "two"}),
+        (dict, {"step": "3"}),
+        (dict, {"step": None}),
+        (dict, {"seconds": "nan"}),
+        (dict, {"settings": "{"}),
+    ],
+)
+def test_odd_checkpoints_are_refused_also_those_of_earlier_versions(
+    tmp_path, change, notes, hashed
+):
+    """Those have no hash, which alone would tell."""
+    _, file = checkpointed(tmp_path)
+    tensors, noted = load_tensors(file)
+    noted = {k: v for k, v in {**noted, **notes}.items() if v is not None}
+    if not hashed:
+        del noted["sha256"]
+    file.unlink()
+    save_tensors(file, change(tensors), noted)
+    says = going_on(tmp_path)
+    assert not hashed or "it is damaged" in says
+
+
+def test_a_checkpoint_belongs_to_its_settings(tmp_path):
+    """Not to the settings.json beside it, which another process may have written since."""
+    _, file = checkpointed(tmp_path)
+    settings = {**SETTINGS, "finetune.learning_rate": 0.2}
+    (file.parents[1] / "settings.json").write_text(json.dumps(settings))
+    other = message(folder, tmp_path, finetune__learning_rate=0.2)
+    assert "was made with finetune.learning_rate=0.1, now it is 0.2" in other
+    assert folder(tmp_path).load_state(network(), build_optimizer("adamw", network(), 0.1))[0] == 2
+    stage = folder(tmp_path / "other", stage="distill")
+    copied = stage.path / "state"
+    copied.mkdir(parents=True)
+    file.rename(copied / file.name)
+    says = message(stage.load_state, network(), build_optimizer("adamw", network(), 0.1))
+    assert "it was made with stage=finetune, now it is distill" in says
+
+
+def test_an_older_checkpoint_is_named_where_there_is_one(tmp_path):
+    _, file = checkpointed(tmp_path)
+    file.with_name("000000003.safetensors").write_bytes(b"torn")
+    optimizer = build_optimizer("adamw", network(), 0.1)
+    says = message(folder(tmp_path).load_state, network(), optimizer)
+    assert "delete it, then the same command goes on from 000000002.safetensors" in says
+
+
+# --------------------------------------------------------------------------------- two at a time
+def test_who_comes_second_changes_nothing(tmp_path, monkeypatch):
+    one, two = folder(tmp_path), folder(tmp_path, finetune__learning_rate=0.3)
+    one.start("")
+    one.save_state(7, 1.5, network(), build_optimizer("lars", network(), 0.1))
+    before = files(tmp_path)
+
+    def busy(path):
+        raise artifacts.BusyError(f"{path} is in use")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "take", busy)
+        assert "is in use" in message(two.start, "")
+    assert files(tmp_path) == before
+    assert "another process has worked" in message(two.start, "")  # it has ended meanwhile
+    assert files(tmp_path) == before
+    late = folder(tmp_path)
+    one.finish(network(), META)
+    assert not (tmp_path / "run/.finetune.lock").exists()
+    assert "another process has worked" in message(late.start, "")
+
+
+def test_what_a_kill_has_left_goes(tmp_path):
+    """Of the moment between meta.json and the end, and of unfinished files."""
+    stage, file = checkpointed(tmp_path)
+    for name in ("config.yaml.tmp", "state/000000009.safetensors.tmp"):
+        (stage.path / name).write_text("half")
+    folder(tmp_path).start("")
+    assert not list(stage.path.rglob("*.tmp"))
+    assert file.exists()
+    stage.finish(network(), META)
+    (stage.path / "state").mkdir()
+    (stage.path / "state/000000002.safetensors").write_text("")
+    assert folder(tmp_path).done
+    assert not (stage.path / "state").exists()
+
+
+def test_force_deletes_nothing_behind_a_link(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    stage, _ = checkpointed(tmp_path)
+    (stage.path / "link").symlink_to(victim)
+    folder(tmp_path, force=True).start("")
+    assert os.listdir(victim) == ["file"]
+    assert not (stage.path / "link").is_symlink()
+    (tmp_path / "elsewhere/run").mkdir(parents=True)
+    (tmp_path / "elsewhere/run/finetune").symlink_to(victim)
+    says = message(folder(tmp_path / "elsewhere", force=True).start, "")
+    assert "is a link" in says
+    assert os.listdir(victim) == ["file"]
+
+
+# ----------------------------------------------------------------------------- damaged meta.json
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 3.5},
+        {"image_size": 0},
+        {"image_size": 10**12},
+        {"std": [float("inf"), 1, 1]},
+        {"std": [0, 1, 1]},
+        {"mean": [float("nan"), 1, 1]},
+        {"mean": [0, 0]},
+        {"head": {"layers": -1, "width": 8, "out": 8}},
+        {"head": {"layers": 3, "width": 10**9, "out": 8}},
+        {"head": []},
+        {"classes": "cat"},
+        {"settings": []},
+        {"parent": 3},
+        {"result": {}},
+        {"labels": 3},
+    ],
+)
+def test_no_network_is_like_that(tmp_path, change):
+    meta = {**META, "weights_sha256": "x", **change}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    assert "meta.json is damaged (" in message(read_meta, tmp_path)
+
+
+def test_ancestors_in_a_circle(tmp_path):
+    for name, parent in (("a", "../b"), ("b", "../a"), ("c", ".")):
+        (tmp_path / name).mkdir()
+        meta = {**META, "weights_sha256": "x", "parent": parent, "settings": {"parent": "x"}}
+        (tmp_path / name / "meta.json").write_text(json.dumps(meta))
+    for name in "abc":
+        assert not is_outdated(tmp_path / name, read_meta(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"positions": np.arange(3)},
+        dict.fromkeys(("positions", "predictions", "targets"), np.zeros(3)),
+        dict.fromkeys(("positions", "predictions", "targets"), np.zeros((3, 1), np.int64)),
+        {"positions": np.arange(3), "predictions": np.arange(3), "targets": np.arange(2)},
+    ],
+)
+def test_damaged_predictions(tmp_path, rows, monkeypatch):
+    np.savez(tmp_path / "predictions.npz", **rows)
+    assert "predictions.npz is damaged" in message(read_predictions, tmp_path)
+    good = dict.fromkeys(("positions", "predictions", "targets"), np.arange(3))
+    np.savez_compressed(tmp_path / "predictions.npz", **good)
+    assert read_predictions(tmp_path).keys() == good.keys()
+    monkeypatch.setattr(artifacts, "ARRAYS", 100)
+    assert "take more than 100 bytes" in message(read_predictions, tmp_path)
