@@ -203,6 +203,7 @@ def with_workers(photos: Path, output: Path, steps: int = 40) -> subprocess.Pope
         f"--data.train={photos}",
         "--run=digits",
         "--data.loading=workers",
+        "--data.cache=null",  # else small copies are made, and no workers
         "--data.workers=2",
         f"--pretrain.steps={steps}",
         f"--output={output}",
