@@ -123,7 +123,7 @@ def train(
     from shared.runs.fit import warnings_for
     from shared.runs.metrics import legend
     from shared.runs.redo import all_to_redo, require_same_options
-    from shared.runs.results import advice_text, collect, results_text, write_results
+    from shared.runs.results import advice_text, results_text, write_results
     from shared.runtime.artifacts import OtherSettingsError
     from shared.runtime.progress import counted
     from shared.training.stage import to_follow
@@ -159,8 +159,7 @@ def train(
             raise all_to_redo(config, error) from error
 
     if accelerator.is_main_process:
-        rows = collect(config.folder)
-        write_results(config.folder, rows)
+        rows = write_results(config.folder)
         this_run = (config.label_set.tag, config.seed)
         own = [row for row in rows if (row["labels"], row["seed"]) == this_run]
         if tested:

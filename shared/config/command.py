@@ -35,6 +35,7 @@ from shared.runtime.distributed import (
     word_of_main,
 )
 from shared.runtime.errors import UserError
+from shared.runtime.lock import release_all
 from shared.runtime.stop import Stopped, StopRequest
 
 
@@ -285,4 +286,6 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
             file=sys.stderr,
         )
         return 1
+    finally:
+        release_all()
     return 0

@@ -5,13 +5,13 @@ Where a run has it in place of stage 1, or an option names it, these settings ar
 unless flags say otherwise. Only JSON is read here, because the command line has to answer at once.
 """
 
-import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from shared.config.schema import Config
 from shared.runtime.errors import UserError
+from shared.runtime.records import read_json
 
 INPUT = ("image_size", "mean", "std", "antialias")  # of the section data
 NAMED_BY = ("finetune.init", "linear.init", "classical.init", "distill.teacher")
@@ -20,10 +20,10 @@ NAMED_BY = ("finetune.init", "linear.init", "classical.init", "distill.teacher")
 def imported(folder: Path) -> dict[str, Any] | None:
     """``meta.json`` of an imported network; None where the folder holds none."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-    except (OSError, ValueError):  # the stage that needs the artifact says what is wrong with it
+        meta = read_json(folder / "meta.json")
+    except UserError:  # the stage that needs the artifact says what is wrong with it
         return None
-    return meta if isinstance(meta, dict) and meta.get("stage") == "import" else None
+    return meta if meta.get("stage") == "import" else None
 
 
 def pretraining_is_imported(config: Config) -> bool:

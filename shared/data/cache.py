@@ -16,18 +16,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
 from shared.config.schema import Data
 from shared.data.images import ImageSet
 from shared.runtime.errors import CannotWriteError, UserError
+from shared.runtime.files import clean, into_place
+from shared.runtime.lock import held
 from shared.runtime.progress import Progress
 from shared.runtime.stop import Stopped, StopRequest
 
@@ -55,7 +57,7 @@ def shrunk(images: ImageSet, data: Data, progress: bool) -> ImageSet:
     path = folder / f"{_key(images, data.cache)}.images"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # of several processes one shrinks
+        with held(path, patience=math.inf):  # of several processes one shrinks
             copies = _read(path, len(images))
             if copies is None:
                 _write(path, images, data, progress)
@@ -129,19 +131,17 @@ def _read(path: Path, number: int) -> tuple[Tensor, ...] | None:
 
 def _write(path: Path, images: ImageSet, data: Data, progress: bool) -> None:
     """Shrink all images into a file, which is moved into place at the end."""
-    temporary = path.with_suffix(".tmp")
-    sizes = []
-    try:
-        with temporary.open("wb") as file:
-            bar = Progress("decoding and shrinking", len(images), "images", shown=progress)
-            for copy in bar.over(_copies(images, data)):
-                file.write(np.ascontiguousarray(copy.permute(1, 2, 0).numpy()).data)
-                sizes.append(copy.shape[1:])
-            file.write(np.array(sizes, "<i4").data)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def write(file: BinaryIO) -> None:
+        sizes = []
+        bar = Progress("decoding and shrinking", len(images), "images", shown=progress)
+        for copy in bar.over(_copies(images, data)):
+            file.write(np.ascontiguousarray(copy.permute(1, 2, 0).numpy()).data)
+            sizes.append(copy.shape[1:])
+        file.write(np.array(sizes, "<i4").data)
+
+    clean(path.parent)
+    into_place(path, write)
 
 
 def _copies(images: ImageSet, data: Data) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -20,9 +20,16 @@ from shared.data.label_files import (
     read_csv,
     read_text,
 )
-from shared.runtime.artifacts import read_json, write_atomically
+from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
+from shared.runtime.records import read_record
+
+
+class Choice(TypedDict):
+    """Names of the images that were chosen to be labeled, as the file of a choice has them."""
+
+    files: list[str]
 
 
 class Labels(NamedTuple):
@@ -90,7 +97,7 @@ def _by_number(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> 
                 f"labels={labels.text}: no images are chosen yet; pipeline.py with the same options"
                 " chooses them after its pretraining"
             )
-        ids = np.sort(find_names(list(images.names), read_json(choice)["files"], choice))
+        ids = np.sort(find_names(list(images.names), read_record(choice, Choice)["files"], choice))
     if len(classes := np.unique(images.labels[ids])) < 2:
         raise UserError(
             f"labels={labels.text}: all of these images are of one class,"

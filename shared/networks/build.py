@@ -14,9 +14,13 @@ from shared.runtime.artifacts import (
     ClassifierMeta,
     ClassifierNetwork,
     Meta,
+    MisfitError,
     NetworkMeta,
     load_tensors,
     read_meta,
+    require_finite,
+    require_fitting,
+    require_size,
     sha256,
 )
 from shared.runtime.errors import UserError
@@ -154,16 +158,26 @@ def fill(model: M, path: Path, described: str = "meta.json describes") -> M:
         described: what the model is, for messages.
 
     Raises:
-        UserError: the weights are missing, damaged or of another network.
+        UserError: the weights are missing, damaged, of another network, not finite, or others than
+            their ``meta.json`` was written for.
     """
-    file = path / "model.safetensors"
-    tensors, _ = load_tensors(file)
+    file, expected = path / "model.safetensors", model.state_dict()
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
+        require_size(file, expected)
+        tensors, _ = load_tensors(file)
+        require_fitting(tensors, expected)
+    except MisfitError as error:
+        raise UserError(f"{file} does not fit the network that {described}: {error}") from error
+    if sha256(file) != read_meta(path)["weights_sha256"]:
         raise UserError(
-            f"{file} does not fit the network that {described}: {_one_line(error)}"
-        ) from error
+            f"{file} is damaged, or another than {path / 'meta.json'} was written for: its hash"
+            " differs; make it again with --force, or copy the whole folder again"
+        )
+    try:
+        require_finite(tensors)
+    except MisfitError as error:
+        raise UserError(f"{file}: {error}; make it again") from error
+    model.load_state_dict(tensors)
     return model
 
 

@@ -22,16 +22,16 @@ stored picture; positions count in the test or the training images.
 """
 
 import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
-from zipfile import BadZipFile
 
 import numpy as np
 
-from shared.runtime.artifacts import save_arrays, write_atomically
+from shared.runtime.artifacts import load_arrays, save_arrays, write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.files import read_bytes
+from shared.runtime.records import LARGEST, mismatch, parse_json
 
 Input = Literal["features", "pixels"]
 
@@ -267,18 +267,30 @@ class Assessment(TypedDict):
     hashes: NotRequired[dict[str, Hashes]]
 
 
+# what is not a part
+CORE = ("about", "seconds", "made_from", "failed", "hashes")
+
+
 def read_assessment(folder: Path) -> Assessment:
-    """``assess.json`` of an assessment's folder.
+    """``assess.json`` of an assessment's folder; a damaged part is among those that failed.
 
     Raises:
         UserError: it does not exist or is damaged.
     """
+    file = folder / "assess.json"
     try:
-        content = json.loads((folder / "assess.json").read_text())
-        if not isinstance(content, dict) or not content.keys() >= {"about", "failed"}:
-            raise ValueError("assess.json is not an assessment")
+        content = parse_json(read_bytes(file, LARGEST))
+        if missing := {"about", "failed"} - content.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        core = {key: content[key] for key in CORE if key in content}
+        if wrong := mismatch(core, Assessment, partial=True):
+            raise ValueError(wrong)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is damaged: {error}; run stages.assess again") from error
+        raise UserError(f"{file} is damaged: {error}; run stages.assess again") from error
+    for part in content.keys() - {*CORE}:
+        if wrong := mismatch({part: content[part]}, Assessment, partial=True):
+            del content[part]
+            content["failed"][part] = f"it is damaged ({wrong}); run stages.assess again"
     return cast(Assessment, content)
 
 
@@ -288,13 +300,13 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: it is damaged.
     """
+    file = folder / "assess.npz"
     try:
-        with np.load(folder / "assess.npz", allow_pickle=False) as file:
-            return dict(file)
+        return load_arrays(file)
     except FileNotFoundError:
         return {}
-    except (OSError, EOFError, ValueError, BadZipFile, zlib.error) as error:
-        raise UserError(f"{folder} is damaged: {error}; run stages.assess again") from error
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}; run stages.assess again") from error
 
 
 def save_assessment(folder: Path, assessment: Assessment, arrays: Mapping[str, np.ndarray]) -> None:

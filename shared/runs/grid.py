@@ -36,11 +36,15 @@ from shared.config.schema import (
 )
 from shared.data.sources import open_data
 from shared.runs.assessment import read_assessment
-from shared.runs.statistics import BaselineResult, CellLine, summarize
+from shared.runs.statistics import BaselineResult, CellLine, Summary, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
 from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
+from shared.runtime.files import clean
+from shared.runtime.lock import SHORT, held, release_all
+from shared.runtime.progress import counted
+from shared.runtime.records import read_lines
 from shared.runtime.stop import Stopped
 from shared.training.schedule import require_an_image_each
 from shared.training.stage import RunStage
@@ -301,6 +305,7 @@ def _make(
                 print(f"failed: {error}", file=sys.stderr)
             failures[job.path] = str(error)
             clock.leave_out(job)
+        release_all()  # also of a stage that failed
         accelerator.free_memory()  # it holds on to every model that it prepared
 
 
@@ -439,27 +444,37 @@ def write_table(
         messages = sorted({line["message"] for line in lines if line["message"]})
         reason = f": {messages[0]}" if messages else ""
         raise UserError(f"table {table.name}: no finished cell in {config.folder}{reason}")
-    folder = config.folder / "tables" / table.name
-    write_atomically(folder / "cells.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    write_atomically(folder / "config.yaml", dump(config))
-    write_atomically(folder / f"{table.name}.yaml", dump_table(table))
     summary = summarize(table, lines)
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     texts = render(summary, lines)
-    for suffix in ("md", "csv", "tex"):
-        write_atomically(folder / f"table.{suffix}", texts[suffix])
+    folder = config.folder / "tables" / table.name
+    with held(folder, patience=SHORT):
+        clean(folder, alone=True)
+        _write_table(folder, config, table, lines, summary, texts)
     return f"{texts['txt']}\n\nalso as Markdown, CSV and LaTeX in {folder}"
 
 
+def _write_table(
+    folder: Path,
+    config: Config,
+    table: Table,
+    lines: Sequence[CellLine],
+    summary: Summary,
+    texts: Mapping[str, str],
+) -> None:
+    """Write all files of a table."""
+    write_atomically(folder / "cells.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomically(folder / "config.yaml", dump(config))
+    write_atomically(folder / f"{table.name}.yaml", dump_table(table))
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    for suffix in ("md", "csv", "tex"):
+        write_atomically(folder / f"table.{suffix}", texts[suffix])
+
+
 def read_cells(path: Path) -> list[CellLine]:
-    """The lines of a ``cells.jsonl``; damaged ones are named on standard error and left out."""
-    lines = []
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
-        try:
-            line = json.loads(text)
-            lines.append(cast(CellLine, {key: line[key] for key in CellLine.__annotations__}))
-        except (ValueError, KeyError, TypeError):
-            print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
+    """The lines of a ``cells.jsonl``; damaged ones are counted on standard error and left out."""
+    lines, damaged = read_lines(path, CellLine)
+    if damaged:
+        print(f"{path}: {counted(damaged, 'line')} damaged and left out", file=sys.stderr)
     return lines
 
 

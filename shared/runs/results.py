@@ -3,7 +3,7 @@
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared.config.methods import METHODS
@@ -11,6 +11,7 @@ from shared.runs.deployment import advise
 from shared.runs.metrics import METRICS
 from shared.runs.text import aligned
 from shared.runtime.artifacts import Result, is_outdated, read_meta, write_atomically
+from shared.runtime.lock import SHORT, held
 
 
 def collect(run: Path) -> list[Result]:
@@ -41,9 +42,13 @@ def collect(run: Path) -> list[Result]:
     return rows
 
 
-def write_results(run: Path, rows: Iterable[Result]) -> None:
-    """Save the rows as JSON lines."""
-    write_atomically(run / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+def write_results(run: Path) -> list[Result]:
+    """`collect` the rows and save them as JSON lines, one process after the other."""
+    path = run / "results.jsonl"
+    with held(path, patience=SHORT):
+        rows = collect(run)
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
 
 
 def advice_text(run: Path, rows: Sequence[Result]) -> str:

@@ -14,18 +14,17 @@ the previous version. Everything is read with safetensors or json: nothing loade
 
 import hashlib
 import json
+import math
 import os
 import platform
-import shutil
 import subprocess
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast, overload
-from zipfile import BadZipFile
+from typing import Any, BinaryIO, Literal, NotRequired, TypedDict, cast, overload
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -34,7 +33,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from shared.runtime.distributed import refuse_together
 from shared.runtime.errors import CannotWriteError, UserError
+from shared.runtime.files import clean, into_place, open_regular, remove
+from shared.runtime.lock import BusyError, held, release, take
+from shared.runtime.records import damaged, mismatch, parse_json, read_json
 
 
 class HeadMeta(TypedDict):
@@ -152,6 +155,11 @@ class ClassifierMeta(Meta, ClassifierNetwork):
     result: NotRequired[Result]
 
 
+# Bounds of what a meta.json may describe: pixels, layers of a head, their width, classes.
+SIDE, LAYERS, WIDTH, CLASSES = 2**13, 16, 2**14, 2**20
+# Bounds in bytes: the arrays of a file; the header of a safetensors file.
+ARRAYS, HEADER = 2**32, 2**24
+
 # What it means that a setting which is a hash has changed.
 _HELD_OUT = " or which of them are held out for testing"
 HASHES = {
@@ -184,9 +192,23 @@ def made_with(path: Path) -> dict[str, Any] | None:
     """
     if (path / "meta.json").exists():
         return read_meta(path).get("settings", {})
-    if any((path / "state").glob("*.safetensors")):
-        return read_json(path / "settings.json")
-    return None
+    states = sorted((path / "state").glob("*.safetensors"))
+    if not states:
+        return None
+    # the checkpoint's own word; those of earlier versions do not say
+    with suppress(ValueError):  # a damaged one is said where it is read
+        if noted := _notes(states[-1]).get("settings"):
+            return parse_json(noted)
+    return read_json(path / "settings.json")
+
+
+def _notes(state: Path) -> dict[str, str]:
+    """The text notes of a checkpoint; none where it is damaged, as reading it will say."""
+    try:
+        with open_regular(state), safe_open(state, framework="pt") as file:
+            return file.metadata() or {}
+    except Exception:  # the library raises of many kinds
+        return {}
 
 
 def differences(
@@ -213,20 +235,14 @@ def differences(
 
 def write_atomically(path: Path, content: str) -> None:
     """Write a text file so that at any moment the old or the new one is there, whole."""
-    _into_place(path, lambda temporary: temporary.write_text(content))
+    _into_place(path, lambda file: file.write(content.encode()))
 
 
-def _into_place(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+def _into_place(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """`into_place`, with its errors as a UserError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        into_place(path, write)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):  # the folder itself may be what is missing
-            temporary.unlink(missing_ok=True)
         raise CannotWriteError(
             f"cannot write {path}: {error}; make room or choose another --output, then run the"
             " same command again (without --force): it goes on from the last checkpoint"
@@ -240,7 +256,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, 
         UserError: where the disk is full or not writable.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _into_place(path, lambda temporary: save_file(plain, temporary, dict(notes)))
+    _into_place(path, lambda file: save_file(plain, file.name, dict(notes)))
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -249,12 +265,28 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         UserError: where the disk is full or not writable.
     """
+    _into_place(path, lambda file: np.savez_compressed(file, **cast(Any, arrays)))
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # a file, because NumPy would add .npz to a name
-            np.savez_compressed(file, **cast(Any, arrays))
 
-    _into_place(path, write)
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what ``save_arrays`` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, no regular file, or its arrays take more than ``ARRAYS`` bytes.
+    """
+    try:
+        with open_regular(path) as file:
+            with ZipFile(file) as members:
+                if sum(member.file_size for member in members.infolist()) > ARRAYS:
+                    raise ValueError(f"its arrays take more than {ARRAYS:,} bytes")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of many kinds, by what is damaged
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -264,12 +296,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         UserError: where the file is missing, truncated or no safetensors file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_regular(path), safe_open(path, framework="pt") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; run the stage that makes it again") from error
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # of many kinds, by what is damaged
         raise UserError(
             f"{path} is truncated or not a safetensors file ({error});"
             " delete its folder and run the stage again"
@@ -371,11 +403,15 @@ class StageFolder:
         if (path / "meta.json").exists():
             self.meta = read_meta(path)
             self._compare(self.meta.get("settings", {}))
-        elif self._states():  # without a checkpoint nothing is there to lose
-            self._compare(read_json(path / "settings.json"))
+            self._forget_state()
+        elif (noted := made_with(path)) is not None:
+            self._compare(noted)
 
-    def _compare(self, made_with: dict[str, Any]) -> None:
-        changed = differences(made_with, self.settings, self.defaults, self.renamed)
+    def _changed(self, noted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        return differences(noted, self.settings, self.defaults, self.renamed)
+
+    def _compare(self, noted: Mapping[str, Any]) -> None:
+        changed = self._changed(noted)
         if self.done:  # what is finished may be read on other hardware
             changed.pop("precision", None)
         if changed and changed.keys() <= self.follows and changed.keys() != {"parent"}:
@@ -405,14 +441,53 @@ class StageFolder:
         return self.meta is not None
 
     def start(self, config: str) -> None:
-        """Make the folder and write its settings; the run's folder gets the configuration too."""
-        if self.main:
-            if self.force:
-                shutil.rmtree(self.path, ignore_errors=True)
-            write_atomically(self.path.parent / "config.yaml", config)
-            write_atomically(self.path / "config.yaml", config)
-            write_atomically(self.path / "settings.json", json.dumps(self.settings, indent=1))
-        self.accelerator.wait_for_everyone()
+        """Take the folder's lock and write its settings; the run's folder gets ``config`` too.
+
+        The lock is held until `finish`, or until the command ends.
+
+        Raises:
+            UserError: another process works in the folder, or has done so since this object was
+                made; or the folder cannot be written. All processes raise it.
+        """
+        refuse_together(partial(self._start, config), self.main)
+
+    def _start(self, config: str) -> None:
+        take(self.path)
+        if not self.force:
+            noted = made_with(self.path)
+            if (self.path / "meta.json").exists() or (noted and self._changed(noted)):
+                raise UserError(
+                    f"another process has worked in {self.path} since this one began; run the same"
+                    " command again"
+                )
+        if (self.path / "state").is_symlink():
+            raise UserError(f"{self.path / 'state'} is a link; remove it")
+        clean(self.path.parent)
+        for folder in (self.path, self.path / "state"):
+            clean(folder, alone=True)
+        if self.force:
+            self._clear()
+        write_atomically(self.path.parent / "config.yaml", config)
+        write_atomically(self.path / "config.yaml", config)
+        write_atomically(self.path / "settings.json", json.dumps(self.settings, indent=1))
+
+    def _clear(self) -> None:
+        """Delete what is in the folder; first what says that it is done."""
+        try:
+            (self.path / "meta.json").unlink(missing_ok=True)
+            for path in list(self.path.iterdir()) if self.path.exists() else ():
+                remove(path)
+        except OSError as error:
+            raise CannotWriteError(
+                f"cannot delete what is in {self.path}: {error}; delete it yourself, or choose"
+                " another --run"
+            ) from error
+
+    def _forget_state(self) -> None:
+        """Delete the checkpoint of a stage that is done, which a process killed just then left."""
+        if self.done and self.main and (self.path / "state").exists():
+            with suppress(BusyError, CannotWriteError, OSError), held(self.path):
+                remove(self.path / "state")
 
     def _states(self) -> list[Path]:
         return sorted((self.path / "state").glob("*.safetensors"))
@@ -426,28 +501,64 @@ class StageFolder:
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        notes = {
+            "step": str(step),
+            "seconds": str(seconds),
+            "settings": json.dumps(self.settings),
+        }
         older = self._states()
         path = self.path / "state" / f"{step:09d}.safetensors"
-        save_tensors(path, tensors, {"step": str(step), "seconds": str(seconds)})
+        save_tensors(path, tensors, {**notes, "sha256": digest(tensors, notes)})
         for old in older:
             if old != path:
                 old.unlink()
 
     def load_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-        """Continue from the last checkpoint: updates done and seconds spent, or 0, 0."""
+        """Continue from the last checkpoint: updates done and seconds spent, or 0, 0.
+
+        Raises:
+            UserError: the checkpoint is damaged, or belongs to other settings. Nothing is changed.
+        """
         states = self._states()
         if not states:
             return 0, 0.0
-        tensors, notes = load_tensors(states[-1])
+        file = states[-1]
+        try:
+            tensors, notes = load_tensors(file)
+            step, seconds = self._require_own(file, tensors, notes)
+            slots = _slots(tensors, model, optimizer)
+            if not slots and "sha256" not in notes:
+                raise UserError("the optimizer's state is missing")
+        except UserError as error:
+            older = f"delete it, then the same command goes on from {states[-2:][0].name}"
+            redo = f"redo the stage with --force {self.stage}"
+            raise UserError(
+                f"cannot go on from the checkpoint {file}: {error};"
+                f" {older if len(states) > 1 else redo}"
+            ) from error
         model.load_state_dict(_under(tensors, "model."))
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, "optimizer.").items():
-            index, slot = name.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = _with_strides_of(weights[int(index)], value)
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        return int(notes["step"]), float(notes["seconds"])
+        return step, seconds
+
+    def _require_own(
+        self, file: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]
+    ) -> tuple[int, float]:
+        """Step and seconds of a checkpoint; UserError where it is damaged or not this stage's."""
+        plain = {key: value for key, value in notes.items() if key != "sha256"}
+        if "sha256" in notes and notes["sha256"] != digest(tensors, plain):
+            raise UserError("it is damaged: its content does not have the hash that it notes")
+        try:
+            changed = self._changed(parse_json(notes["settings"])) if "settings" in notes else {}
+            step, seconds = int(notes["step"]), float(notes["seconds"])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"it does not note its step and seconds ({error})") from error
+        for key, (before, now) in changed.items():
+            raise UserError(f"it was made with {key}={before}, now it is {now}")
+        if step < 1 or file.stem != f"{step:09d}" or not 0 <= seconds < math.inf:
+            raise UserError(f"it notes step {step} and {seconds} seconds")
+        return step, seconds
 
     def last_checkpoint(self) -> str:
         """The last checkpoint's path, for messages."""
@@ -486,8 +597,76 @@ class StageFolder:
                 **provenance(),
             }
             write_atomically(self.path / "meta.json", json.dumps(complete, indent=1))
-            shutil.rmtree(self.path / "state", ignore_errors=True)
+            with suppress(OSError):
+                remove(self.path / "state")
+            release(self.path)
         self.accelerator.wait_for_everyone()
+
+
+def _slots(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's part of a checkpoint, by the number of the weight.
+
+    Raises:
+        UserError: this part, or the model's, does not fit.
+    """
+    require_fitting(_under(tensors, "model."), model.state_dict())
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under(tensors, "optimizer.").items():
+        index, _, slot = name.partition(".")
+        weight = weights[int(index)] if index.isdecimal() and int(index) < len(weights) else None
+        if weight is None or not (value.shape == weight.shape or value.numel() == 1):
+            raise UserError(f"optimizer.{name!r} {tuple(value.shape)} belongs to no weight")
+        slots.setdefault(int(index), {})[slot] = _with_strides_of(weight, value)
+    require_finite(tensors)
+    trained = {index for index, weight in enumerate(weights) if weight.requires_grad}
+    partly = len({frozenset(slot) for slot in slots.values()}) > 1
+    if slots and (partly or slots.keys() != trained):  # before the first update there is none
+        raise UserError(
+            f"it has the optimizer's state of {len(slots)} weights of {len(trained)}, or a part"
+        )
+    return slots
+
+
+class MisfitError(UserError):
+    """Tensors are not those of the network that they should be of."""
+
+
+def require_size(file: Path, expected: Mapping[str, Tensor]) -> None:
+    """MisfitError where a file is larger than these tensors and a header, before it is read."""
+    most = sum(value.nbytes for value in expected.values()) + HEADER
+    if file.is_file() and (size := file.stat().st_size) > most:
+        raise MisfitError(f"it has {size:,} bytes, at most {most:,} are needed")
+
+
+def require_fitting(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """MisfitError where names, shapes or dtypes are others than those of a network."""
+    for name in sorted(expected.keys() - tensors.keys()):
+        raise MisfitError(f"{name} is missing")
+    for name in sorted(tensors.keys() - expected.keys()):
+        raise MisfitError(f"{name[:100]!r} is not the network's")
+    for name, value in expected.items():
+        there, wanted = (f"{tuple(x.shape)} {x.dtype}" for x in (tensors[name], value))
+        if there != wanted:
+            raise MisfitError(f"{name} is {there}, needed is {wanted}")
+
+
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """MisfitError where a tensor of floating-point numbers has one that is not finite."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise MisfitError(f"{name!r} has numbers that are not finite")
+
+
+def digest(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
+    """Hash of named tensors on CPU and text notes, 64 hexadecimal digits."""
+    parts = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        parts.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        parts.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return parts.hexdigest()
 
 
 def _with_strides_of(weight: Tensor, value: Tensor) -> Tensor:
@@ -534,18 +713,44 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
         raise UserError(
             f"{path} holds no finished artifact (no meta.json); run its stage to the end first"
         )
-    meta = read_json(path / "meta.json")
+    file = path / "meta.json"
+    meta = read_json(file)
     missing = {"kind", "encoder", "image_size", "weights_sha256"} - meta.keys()
     if missing:
-        raise UserError(
-            f"{path / 'meta.json'} is not a stage's: it lacks {', '.join(sorted(missing))}"
-        )
+        raise UserError(f"{file} is not a stage's: it lacks {', '.join(sorted(missing))}")
+    wrong = mismatch(meta, ClassifierMeta, partial=True) or _unsound(meta)
+    if wrong := wrong or ("result" in meta and mismatch(meta["result"], Result)):
+        raise damaged(file, ValueError(wrong))
     if kind not in (None, meta["kind"]):
         unsaved = "; models of scikit-learn are not saved" * (meta["kind"] == "predictions")
         raise UserError(
             f"{path} holds an artifact of kind {meta['kind']}, needed is {kind}{unsaved}"
         )
+    needed = {"encoder": NetworkMeta, "classifier": ClassifierNetwork}.get(kind or "")
+    if needed and (wrong := mismatch(meta, needed)):
+        raise damaged(file, ValueError(wrong))
     return cast(ClassifierMeta, meta)
+
+
+def _unsound(meta: Mapping[str, Any]) -> str:
+    """What of a network's description no network can have; empty where all is well."""
+    head, classes = meta.get("head", {}), meta.get("classes", [])
+    bounds = [
+        ("image_size", meta["image_size"], 1, SIDE),
+        ("layers of the head", head.get("layers"), 0, LAYERS),
+        ("width of the head", head.get("width"), 0, WIDTH),
+        ("output of the head", head.get("out"), 0, WIDTH),
+        ("from_layer", meta.get("from_layer"), 0, LAYERS),
+        ("number of classes", len(classes) or None, 1, CLASSES),
+    ]
+    for name, value, low, high in bounds:
+        if value is not None and not low <= value <= high:
+            return f"{name} is {value}, needed is {low} to {high}"
+    for key in ("mean", "std"):
+        numbers = meta.get(key, [1.0] * 3)
+        if len(numbers) != 3 or not all(-SIDE < number < SIDE for number in numbers):
+            return f"{key} is {numbers!r:.60}, needed are three numbers"
+    return "" if min(meta.get("std", [1.0])) > 0 else "std is not greater than 0"
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray] | None:
@@ -561,12 +766,16 @@ def read_predictions(path: Path) -> dict[str, np.ndarray] | None:
     """
     file = path / "predictions.npz"
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("positions", "predictions", "targets")}
+        arrays = load_arrays(file)
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, KeyError, ValueError, BadZipFile, zlib.error) as error:
+    except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); redo the stage with --force") from error
+    rows = {name: arrays.get(name, np.zeros(0)) for name in ("positions", "predictions", "targets")}
+    whole = all(row.ndim == 1 and row.dtype == np.int64 for row in rows.values())
+    if not whole or len({row.shape for row in rows.values()}) > 1:
+        raise UserError(f"{file} is damaged (not three rows of int64); redo the stage with --force")
+    return rows
 
 
 def is_outdated(path: Path, meta: Meta) -> bool:
@@ -574,21 +783,13 @@ def is_outdated(path: Path, meta: Meta) -> bool:
 
     An artifact whose parent is no longer there is as good as it ever was.
     """
-    parent = meta.get("parent")
-    if not parent or not (path / parent / "meta.json").exists():
-        return False
-    parent_meta = read_meta(path / parent)
-    made_anew = parent_meta["weights_sha256"] != meta["settings"]["parent"]
-    return made_anew or is_outdated(path / parent, parent_meta)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file; UserError where it is damaged."""
-    try:
-        if isinstance(content := json.loads(path.read_text()), dict):
-            return content
-        raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); delete its folder, or redo the stage with --force"
-        ) from error
+    seen = {path.resolve()}
+    while parent := meta.get("parent"):
+        path = path / parent
+        if path.resolve() in seen or not (path / "meta.json").exists():
+            return False
+        seen.add(path.resolve())
+        noted, meta = meta.get("settings", {}).get("parent"), read_meta(path)
+        if meta["weights_sha256"] != noted:
+            return True
+    return False

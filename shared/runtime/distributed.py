@@ -1,8 +1,8 @@
 """What processes tell one another; every function also works without a process group.
 
 Only this file and `shared.networks.batchnorm` talk to torch.distributed. `gather_with_grad`,
-`mean_over_processes`, `agree` and `word_of_main` are collective: every process has to call them, in
-the same order.
+`mean_over_processes`, `agree`, `word_of_main` and `refuse_together` are collective: every process
+has to call them, in the same order.
 
 The rows of a global batch are divided as evenly as they can be: process r of W has the rows
 r B // W to (r + 1) B // W of B. The numbers of two processes differ by 1 at most.
@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -20,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from shared.runtime.errors import UserError
 
 # How long processes wait for one another. The main process works alone while it assesses, writes
 # or makes pages, and machines download their data at their own speed. torch's 10 minutes (nccl) and
@@ -150,6 +153,29 @@ def word_of_main(word: str) -> str:
     if rank() == 0:
         store.set(key, word)
     return store.get(key).decode()
+
+
+def refuse_together(act: Callable[[], object], main: bool) -> None:
+    """Let the main process act; where it is refused, all processes are, with its words.
+
+    Args:
+        act: what the main process does.
+        main: whether this process is the main one. All processes must call this.
+
+    Raises:
+        UserError: what ``act`` has raised; of the other processes with the same message.
+    """
+    refusal: UserError | None = None
+    if main:
+        try:
+            act()
+        except UserError as error:
+            refusal = error
+    words = gather_all([str(refusal or "")])
+    if refusal:
+        raise refusal
+    if word := next(filter(None, words), ""):
+        raise UserError(word)
 
 
 def fails_first(others_begin: float = 1.0) -> bool:

@@ -14,6 +14,7 @@ from shared.config.schema import Training
 from shared.runtime.artifacts import StageFolder, write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.progress import Progress
+from shared.runtime.records import read_lines
 
 T = TypeVar("T")
 
@@ -50,7 +51,10 @@ class RunLog:
         if accelerator.is_main_process:
             for tracker in self._wandb:
                 tracker.tracker.define_metric(f"{self.stage}/*", step_metric=f"{self.stage}/step")
-            kept = [line for line in _lines(self._path) if line["step"] <= start]
+            lines, damaged = read_log(folder.path)
+            if damaged:
+                print(f"{self._path}: dropped {damaged} unreadable lines", file=sys.stderr)
+            kept = [line for line in lines if line["step"] <= start]
             write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             if start:
                 print(f"{folder.stage}: goes on from step {start:,} of {total:,}", flush=True)
@@ -122,12 +126,15 @@ def _notes(line: Mapping[str, float], chance: float | None) -> str:
     return ", ".join(notes)
 
 
-def _lines(path: Path) -> list[dict]:
-    """The readable lines of a metrics file; the last may be half written."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            print(f"{path}: dropped a half-written line", file=sys.stderr)
-    return lines
+def read_log(folder: Path) -> tuple[list[dict[str, float]], int]:
+    """The lines of a stage's ``metrics.jsonl``, and the number of those that cannot be read.
+
+    A process that was killed leaves half a line. Without a file there are no lines.
+
+    Raises:
+        UserError: it is no regular file.
+    """
+    path = folder / "metrics.jsonl"
+    lines, damaged = read_lines(path, dict[str, float])
+    steps = [line for line in lines if isinstance(line.get("step"), int) and line["step"] >= 0]
+    return steps, damaged + len(lines) - len(steps)

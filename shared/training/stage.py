@@ -49,12 +49,12 @@ from shared.runtime.artifacts import (
     LabelsMeta,
     Result,
     StageFolder,
-    read_json,
     read_meta,
 )
 from shared.runtime.distributed import mean_over_processes
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import seed_torch
+from shared.runtime.records import read_json
 from shared.runtime.stop import Stopped, StopRequest
 from shared.training.evaluate import Predictions, classification_metrics, predict
 from shared.training.optim import build_optimizer, set_learning_rate

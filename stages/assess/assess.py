@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +27,10 @@ from shared.config.command_line import load_config
 from shared.config.schema import Config, dump
 from shared.runs.assessment import Assessment, read_arrays, read_assessment, save_assessment
 from shared.runtime.artifacts import provenance, write_atomically
-from shared.runtime.distributed import lost_contact
+from shared.runtime.distributed import lost_contact, refuse_together
 from shared.runtime.errors import UserError
+from shared.runtime.files import clean
+from shared.runtime.lock import release, take
 from shared.runtime.progress import Progress
 from shared.runtime.stop import Stopped, StopRequest
 from stages.assess.inputs import Arrays, Inputs, open_inputs
@@ -54,8 +57,13 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     wanted = wanted_parts(config, inputs)
     path = config.folder_of("assess")
     settings = settings_of_parts(inputs)
-    earlier, arrays = load(path, settings, wanted if config.forces("assess") else [])
+    again = wanted if config.forces("assess") else []
+    earlier, arrays = load(path, settings, again)
     todo = [part for part in wanted if earlier is None or part not in earlier]
+    if todo:
+        refuse_together(partial(take, path), accelerator.is_main_process)
+        earlier, arrays = load(path, settings, again)  # now nobody else writes it
+        todo = [part for part in wanted if earlier is None or part not in earlier]
     accelerator.wait_for_everyone()  # all have read before one writes
     if earlier is not None and not todo:
         accelerator.print(f"assess: already done, {path}\n\n{assessment_text(earlier)}")
@@ -67,6 +75,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     assessment["about"], assessment["failed"] = about, {}
     assessment.setdefault("seconds", {})  # the file of an earlier version may lack it
     if inputs.is_main:
+        clean(path, alone=True)
         with suppress(FileNotFoundError):
             (path / "meta.json").unlink()
         write_atomically(path / "config.yaml", dump(config))
@@ -92,6 +101,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         save_assessment(path, assessment, arrays)
         if not assessment["failed"]:
             write_meta(path, inputs, settings)
+        release(path)
         print(f"{assessment_text(assessment)}\n\nnumbers and arrays: {path / 'assess'}.json, .npz")
     if failed := assessment["failed"]:
         messages = "; ".join(f"{part}: {message}" for part, message in failed.items())

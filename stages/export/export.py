@@ -10,13 +10,15 @@ normalisation is in its config.json, softmax is left to the caller.
 """
 
 import math
-import tempfile
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.files import clean, temporary_folder
+from shared.runtime.lock import held
 from stages.export import onnx_file, timm_folder, torchscript
 from stages.export.images import Function, RealImages, accuracies, check, open_images
 from stages.export.network import Source, load
@@ -80,10 +82,17 @@ def export(
     out = path / form.name if out is None else out
     _require_free(out, to)
     images = open_images(source, where)
+    # no stage may make the artifact anew meanwhile
+    with held(path.resolve()) if out.parent == path else nullcontext(), held(out):
+        return _write(source, form, images, out, int8)
+
+
+def _write(source: Source, form: Format, images: RealImages, out: Path, int8: bool) -> list[str]:
+    """Write and check the file beside its name, and move it into place."""
+    clean(out.parent)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
-            new = Path(folder) / form.name
+        with temporary_folder(out.parent) as folder:
+            new = folder / form.name
             form.write(source, new)
             lines = [check(source, form.load(new), images)]
             if int8:
@@ -93,7 +102,7 @@ def export(
                 lines.append(f"{out.with_suffix('.int8.onnx')}: {_size(small)}")
             lines.insert(0, f"{out}: {_size(new)}, {_description(source)}")
             if out.is_dir():
-                out.replace(Path(folder) / "old")
+                out.replace(folder / "old")
             new.replace(out)
             if int8:
                 new.with_suffix(".int8.onnx").replace(out.with_suffix(".int8.onnx"))

@@ -9,6 +9,8 @@ from torch import nn
 
 from shared.runtime.artifacts import provenance, save_tensors, sha256, write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.files import clean
+from shared.runtime.lock import held
 
 
 def require_empty(out: Path) -> None:
@@ -30,7 +32,10 @@ def check_output(model: nn.Module, image_size: int) -> None:
 
 def write_artifact(out: Path, model: nn.Module, meta: Mapping[str, object]) -> None:
     """Write the weights, then ``meta.json``, which finishes it (as ``StageFolder.finish`` does)."""
-    weights = out / "model.safetensors"
-    save_tensors(weights, model.state_dict(), {})
-    complete = {**meta, "weights_sha256": sha256(weights), **provenance()}
-    write_atomically(out / "meta.json", json.dumps(complete, indent=1))
+    with held(out):
+        require_empty(out)  # another process may have made one meanwhile
+        clean(out, alone=True)
+        weights = out / "model.safetensors"
+        save_tensors(weights, model.state_dict(), {})
+        complete = {**meta, "weights_sha256": sha256(weights), **provenance()}
+        write_atomically(out / "meta.json", json.dumps(complete, indent=1))

@@ -22,8 +22,9 @@ from shared.config.schema import Data, Model
 from shared.networks.build import build_encoder, network_meta
 from shared.networks.encoders import FORMATS, fetch_weights, known_encoder
 from shared.networks.heads import ContrastiveModel, ProjectionHead
-from shared.runtime.artifacts import read_json, sha256
+from shared.runtime.artifacts import sha256
 from shared.runtime.errors import UserError
+from shared.runtime.records import read_json
 from stages.import_weights.artifact import check_output, require_empty, write_artifact
 
 PREFIX = "timm:"

@@ -1,7 +1,5 @@
 """What a run's folder holds: results, configuration, images, learning curves, assessments."""
 
-import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,24 +202,6 @@ def _read_assessments(folder: Path) -> dict[tuple[str, int], Assessment | str]:
         except UserError as error:
             assessments[key] = str(error)
     return assessments
-
-
-def read_metrics(folder: Path) -> tuple[list[dict[str, float]], int]:
-    """The learning curve of a stage.
-
-    Returns:
-        The lines of ``metrics.jsonl`` that can be read, none where there is no such file, and the
-        number of the other lines.
-    """
-    path = folder / "metrics.jsonl"
-    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
-    lines: list[dict[str, float]] = []
-    for text in texts:
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
-            line = {key: float(value) for key, value in json.loads(text).items()}
-            if "step" in line:
-                lines.append(line)
-    return lines, len(texts) - len(lines)
 
 
 def pretraining_views(run: Run, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 """The sections of the page: what each one shows of a run, as blocks."""
 
-import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from shared.runs.statistics import interval
 from shared.runs.text import blocks as table_parts
 from shared.runs.text import percent
 from shared.runtime.artifacts import ClassifierMeta, Meta
-from shared.runtime.errors import UserError
+from shared.runtime.records import read_record
+from shared.training.runlog import read_log
 from stages.page import pictures
 from stages.page.assessment import assessments
 from stages.page.blocks import (
@@ -41,7 +41,7 @@ from stages.page.facts import (
     plural,
 )
 from stages.page.pictures import Point, svg
-from stages.page.read import Run, pretraining_views, read_metrics
+from stages.page.read import Run, pretraining_views
 
 # --- summary -----------------------------------------------------------------------------------
 
@@ -230,11 +230,7 @@ def tables(run: Run) -> Iterator[Block]:
 
 
 def _table(folder: Path) -> Iterator[Block]:
-    path = folder / "summary.json"
-    try:
-        contents: TableSummary = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error})") from error
+    contents = read_record(folder / "summary.json", TableSummary, partial=True)
     yield Heading(contents["title"])
     for caption, (header, *rows) in table_parts(contents):
         yield Table(header, rows, f"{caption}.")
@@ -293,7 +289,7 @@ def learning(run: Run) -> Iterator[Block]:
         curves: dict[str, list[list[dict[str, float]]]] = {}
         n_damaged = 0
         for folder, labels in (folders or {name: None}).items():
-            lines, damaged = read_metrics(run.folder / folder)
+            lines, damaged = read_log(run.folder / folder)
             n_damaged += damaged
             if lines:
                 curves.setdefault(labels.title if labels else "", []).append(lines)

@@ -9,6 +9,8 @@ from markupsafe import Markup
 
 from shared.config.methods import METHODS
 from shared.runtime.artifacts import write_atomically
+from shared.runtime.files import clean
+from shared.runtime.lock import SHORT, held
 from shared.runtime.progress import Progress
 from stages.page.blocks import Block, Picture, or_missing, pictures_in
 from stages.page.read import Run, read_run
@@ -73,8 +75,11 @@ def write_page(folder: Path, pictures_folder: Path | None = None) -> Path:
     """
     page = compose(read_run(folder))
     path = folder / "page.html"
-    write_atomically(path, render(page))
-    if pictures_folder:
-        for picture in page.pictures:
-            write_atomically(pictures_folder / f"{picture.name}.svg", picture.svg)
+    html = render(page)
+    with held(path, patience=SHORT):
+        clean(folder)
+        write_atomically(path, html)
+        if pictures_folder:
+            for picture in page.pictures:
+                write_atomically(pictures_folder / f"{picture.name}.svg", picture.svg)
     return path

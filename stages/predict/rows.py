@@ -12,6 +12,7 @@ readers of labels take away. The other two formats keep names as they are.
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from shared.data.images import printable
-from shared.runtime.artifacts import read_json, write_atomically
+from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
+from shared.runtime.files import into_place
+from shared.runtime.records import damaged, mismatch, read_json
 
 # How a cell begins that spreadsheets compute; the last four are the wide forms.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -267,6 +270,9 @@ class RowFile:
             raise UserError(f"{path} is no regular file; choose another -o")
         if self.notes.exists():
             self.about = read_json(self.notes)
+            temperature = self.about.get("temperature", 1.0)
+            if mismatch(temperature, float) or not 0 < temperature < math.inf:
+                raise damaged(self.notes, ValueError(f"the temperature is {temperature!r:.40}"))
             self._require_same(made_with)
         elif any(file.stat().st_size for file in rows):
             raise UserError(
@@ -283,7 +289,8 @@ class RowFile:
         return np.sort(np.array(rest, dtype=np.int64))
 
     def _require_same(self, made_with: dict[str, Any]) -> None:
-        before = self.about.get("made_with", {})
+        before = self.about.get("made_with")
+        before = before if isinstance(before, dict) else {}
         changed = [key for key in made_with if before.get(key) != made_with[key]]
         if changed:
             key = changed[0]
@@ -359,15 +366,16 @@ class RowFile:
                 return
             (self._file or self._open()).close()
             if self.growing != self.path:
-                new = self.path.with_name(f"{self.path.name}.tmp")
-                with parquet.ParquetWriter(new, self.schema) as writer:
-                    for batch in _batches(self.growing):
-                        writer.write_batch(batch)
-                new.replace(self.path)
+                into_place(self.path, self._write_parquet)
                 self.growing.unlink()
             self._note()
         except OSError as error:
             raise self._cannot_write(error) from error
+
+    def _write_parquet(self, file: BinaryIO) -> None:
+        with parquet.ParquetWriter(file, self.schema) as writer:
+            for batch in _batches(self.growing):
+                writer.write_batch(batch)
 
     def _note(self) -> None:
         try:

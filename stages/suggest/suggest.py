@@ -41,10 +41,12 @@ from shared.data.label_files import csv_text, find_images, read_csv, read_text
 from shared.data.labels import draw_labels
 from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
-from shared.runtime.artifacts import read_json, read_meta, write_atomically
+from shared.runtime.artifacts import read_meta, write_atomically
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.lock import held
 from shared.runtime.progress import Progress, counted
 from shared.runtime.randomness import generator
+from shared.runtime.records import read_json
 from shared.training.device import to_device
 from shared.training.evaluate import over_images
 from stages.suggest.choose import WAYS, in_order_of_worth
@@ -194,7 +196,9 @@ def suggest(
     accelerator.print(rule(by, len(labeled.rows), classifier))
     chosen = ids[in_order_of_worth(rows, known, budget, by, config.seed, margin)]
     if accelerator.is_main_process:
-        write(folder, config, images, labeled, chosen)
+        with held(folder / f"{NAME}.csv"):
+            require_nothing_lost(folder / f"{NAME}.csv", labeled.rows)  # it may be another by now
+            write(folder, config, images, labeled, chosen)
     accelerator.print(next_command(config, folder, budget))
 
 

@@ -17,7 +17,7 @@ from shared.networks.build import (
     network_meta,
     require_same_input,
 )
-from shared.runtime.artifacts import save_tensors
+from shared.runtime.artifacts import save_tensors, sha256
 from shared.runtime.errors import UserError
 
 MODEL = Model(encoder="simclr_resnet8_1x_sk0", head_layers=2, head_width=16, head_out=8)
@@ -27,7 +27,7 @@ CLASSES = {"classes": ["cat", "dog", "owl"], "from_layer": 1}
 
 def artifact(folder, network, meta):
     save_tensors(folder / "model.safetensors", network.state_dict(), {})
-    complete = {**meta, "weights_sha256": "unknown"}
+    complete = {**meta, "weights_sha256": sha256(folder / "model.safetensors")}
     (folder / "meta.json").write_text(json.dumps(complete))
     return folder
 

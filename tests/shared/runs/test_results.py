@@ -126,7 +126,7 @@ def test_collect(run):
     keys = [(r["n_labels"], r["labels"], r["seed"], order.index(r["stage"])) for r in rows]
     assert keys == sorted(keys)
     assert len(rows) == 4 * len(CLASSIFIERS)
-    write_results(run, rows)
+    assert write_results(run) == rows
     lines = (run / "results.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows
 

@@ -6,7 +6,7 @@ import torch
 
 from shared.config.schema import Linear
 from shared.runtime.artifacts import StageFolder
-from shared.training.runlog import RunLog
+from shared.training.runlog import RunLog, read_log
 from tests.support.photos import process
 from tests.support.stage_folder import folder, message
 
@@ -32,7 +32,7 @@ def test_metrics_read_as_if_the_run_had_never_stopped(tmp_path, capsys):
     with (stage.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # killed here
     log = log_of(stage, 5)  # the last checkpoint
-    assert "dropped a half-written line" in capsys.readouterr().err
+    assert "dropped 1 unreadable line" in capsys.readouterr().err
     assert steps(stage) == [2, 4]
     log.write(6, loss=0.25)
     assert steps(stage) == [2, 4, 6]
@@ -59,6 +59,13 @@ def test_a_line_has_the_loss_beside_chance_and_is_not_logged(tmp_path, capsys, m
         "finetune: 4 of 9 steps, loss 1.25 (chance 2.3), top1 0.5, 0.2",
     ]
     assert "chance" not in (stage.path / "metrics.jsonl").read_text()
+
+
+def test_what_cannot_be_read_is_counted(tmp_path):
+    assert read_log(tmp_path) == ([], 0)
+    lines = ['{"step": 1, "loss": 2}', '{"loss": 2}', "[1]", '{"step": "x"}', '{"step": 15', ""]
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join([*lines, "\n"]).encode() + b'{"a\xff')
+    assert read_log(tmp_path) == ([{"step": 1, "loss": 2.0}], 7)
 
 
 class Wandb:

@@ -9,7 +9,7 @@ from shared.config.schema import Config
 from shared.runtime.errors import UserError
 from stages.page import sections
 from stages.page.blocks import Missing
-from stages.page.read import Assessment, pretraining_views, read_metrics, read_run
+from stages.page.read import Assessment, pretraining_views, read_run
 from tests.support.run_folder import assess
 
 
@@ -77,13 +77,6 @@ def test_parts_of_an_assessment(bare):
         assessment.part("nothing")
     with pytest.raises(UserError, match=r"assess.npz in assess-1pct-seed0 has no map/umap"):
         assessment.array("map/umap")
-
-
-def test_metrics(tmp_path):
-    assert read_metrics(tmp_path) == ([], 0)
-    lines = ['{"step": 1, "loss": 2}', '{"loss": 2}', "[1]", '{"step": "x"}', '{"step": 15', ""]
-    (tmp_path / "metrics.jsonl").write_bytes("\n".join([*lines, "\n"]).encode() + b'{"a\xff')
-    assert read_metrics(tmp_path) == ([{"step": 1.0, "loss": 2.0}], 7)
 
 
 def test_views_are_those_of_pretraining(bare, config):

@@ -1,0 +1,140 @@
+"""Files are made whole under a name that nobody can foresee, and read within bounds.
+
+A file is written beside its name and moved into place. So a process that is killed at any moment
+leaves the old file or the new one. The name in between is made for this one write, and only where
+nothing has it: a link that somebody put there is not followed.
+"""
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+import psutil
+
+# what is not there on Windows
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a named pipe would wait for its other end
+
+
+def into_place(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that at any moment the old or the new one is there, whole.
+
+    Args:
+        path: the file; its folders are made.
+        write: gets the new file, which is open. It may also write by the file's ``name``.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left of it then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / temporary_name()
+    try:
+        with new_file(temporary) as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            write(file)
+        with temporary.open("rb") as file:  # safetensors has put another in its place, of mode 600
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):  # the folder itself may be what is missing
+            temporary.unlink(missing_ok=True)
+
+
+def new_file(path: Path) -> BinaryIO:
+    """Make a file, open for writing; FileExistsError where anything has its name, also a link."""
+    return path.open("x+b")
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in another one, which goes at the end with what is in it."""
+    folder = parent / temporary_name()
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporary_name() -> str:
+    """A new name, which says whose file it is, so that `clean` knows what a crash has left."""
+    return f".{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+
+
+@cache
+def _machine() -> str:
+    """This machine, as other processes see its process ids: a container has its own."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        space = ""
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+
+
+def clean(folder: Path, alone: bool = False) -> None:
+    """Remove the unfinished files of processes that have died; what cannot be removed stays.
+
+    Args:
+        folder: is looked at itself, not those within it.
+        alone: nobody else writes there now, so that every ``*.tmp`` is a leftover.
+    """
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.name.endswith(".tmp") and (alone or _is_leftover(entry.name)):
+                remove(Path(entry.path))
+
+
+def _is_leftover(name: str) -> bool:
+    match = re.fullmatch(rf"\.{_machine()}-(\d{{1,9}})-[0-9a-f]{{16}}\.tmp", name)
+    return match is not None and not psutil.pid_exists(int(match[1]))
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (not what it leads to) or a folder, where there is one.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read; a pipe, a device or a folder is refused, where reading could never end.
+
+    Raises:
+        OSError: there is no such file, or it is no regular one.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # opening some devices does something
+        raise OSError(f"{path.name} is no regular file")
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | NO_WAIT))
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """What a regular file holds.
+
+    Args:
+        path: the file.
+        limit: largest number of bytes.
+
+    Raises:
+        OSError: there is no such file, it is no regular one, or it is larger.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(f"it is larger than {limit:,} bytes")
+    return content

@@ -1,0 +1,292 @@
+"""One process at a time works in a folder, and the others are told which one.
+
+The system's lock on the file ``.NAME.lock``, beside the folder, decides. The system gives it back
+when its process ends, however that ends, so nothing has to be cleaned up after a crash. (These are
+POSIX record locks: a forked worker that outlives its parent does not keep them, as it would keep
+those of flock.) The file says who has the lock.
+
+Two things are left to the file itself. Some file systems lock within each machine alone. So its
+holder touches the file every ``BEAT`` seconds, and who gets the lock of another machine's process
+first watches whether that goes on. Some cannot lock at all. There the file alone keeps processes
+apart, and a line says so.
+"""
+
+import errno
+import json
+import os
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from shared.runtime.errors import CannotWriteError, UserError
+from shared.runtime.files import NO_LINK, NO_WAIT
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+BEAT = 10.0  # seconds between two signs of life
+MISSED = 4  # so many beats later a process counts as dead
+SHORT = 30.0  # seconds of patience with a process that only writes what it has ready
+MOST = 4096  # bytes that are read of a lock file
+
+
+class BusyError(UserError):
+    """Another process works there now."""
+
+
+@dataclass
+class _Held:
+    """A lock of this process: its file, open where the system has locked it."""
+
+    file: Path
+    pid: int
+    descriptor: int | None
+
+
+_held: dict[Path, _Held] = {}
+
+
+@contextmanager
+def held(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """`take` the lock of a file or folder, and give it back; one that was held stays."""
+    taken = take(path, patience)
+    try:
+        yield
+    finally:
+        if taken:
+            release(path)
+
+
+def take(path: Path, patience: float = 0.0) -> bool:
+    """Take the lock of a file or folder until `release`, or the end of the process.
+
+    Args:
+        path: the file or folder; it need not be there. Its parent is made.
+        patience: seconds to wait for another process.
+
+    Returns:
+        Whether it is new; False where this process has it already.
+
+    Raises:
+        BusyError: another process has it; the message says which, since when, and what to do.
+        UserError: the path is a link, through which would be written elsewhere.
+        CannotWriteError: the lock file cannot be written.
+    """
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a link, and what is written there would land elsewhere; remove the link"
+        )
+    deadline = time.monotonic() + patience
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _file_of(path)
+        if file in _held and _held[file].pid == os.getpid():
+            return False
+        while (holder := _attempt(file, path)) is not None:
+            # what is empty is just being written
+            if time.monotonic() >= deadline + (0 if holder else 0.5):
+                raise BusyError(
+                    f"{path} is in use: {_who(holder)}; wait for its end or stop it, or choose"
+                    " another --run"
+                )
+            time.sleep(0.1)
+    except OSError as error:
+        raise CannotWriteError(
+            f"cannot write {path}: {error}; make it writable and make room, or choose another"
+            " --output"
+        ) from error
+    _beat()
+    return True
+
+
+def release(path: Path) -> None:
+    """Give a lock back and remove its file; nothing where this process does not have it."""
+    _release(_file_of(path))
+
+
+def release_all() -> None:
+    """Give back all locks of this process."""
+    for file in list(_held):
+        _release(file)
+
+
+def _file_of(path: Path) -> Path:
+    """The lock file; the folder that it lies in has one name alone."""
+    path = Path(os.path.abspath(path))
+    return path.parent.resolve() / f".{path.name}.lock"
+
+
+def _release(file: Path) -> None:
+    lock = _held.pop(file, None)
+    if lock is None or lock.pid != os.getpid():
+        return
+    with suppress(OSError):
+        if lock.descriptor is None or _is_open_at(file, lock.descriptor):
+            file.unlink()  # before the lock goes: what another process locks must be in its place
+    if lock.descriptor is not None:
+        os.close(lock.descriptor)
+
+
+# ------------------------------------------------------------------------------------ one attempt
+def _attempt(file: Path, path: Path) -> dict[str, Any] | None:
+    """Take a lock: None, or what its holder has noted."""
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | NO_LINK | NO_WAIT
+        descriptor = os.open(file, flags, 0o666)
+        keep = False
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(f"{file.name} is no regular file; remove it")
+            locked, reason = _lock(descriptor)
+            if locked is False:
+                return _note(descriptor)
+            if not _is_open_at(file, descriptor):
+                continue  # its holder has just finished and removed the file
+            note = _note(descriptor)
+            if note and _is_alive(note, locked is not None, file, path):
+                return note
+            written = _write_note(descriptor)
+            if locked is None:
+                print(
+                    f"note: the file system of {path} cannot lock ({reason}); {file.name} alone"
+                    " keeps two runs apart there",
+                    file=sys.stderr,
+                )
+                time.sleep(0.2)  # of two that write at once the last one has it
+                if (note := _note(descriptor)) != written:
+                    return note
+            keep = locked is not None
+            _held[file] = _Held(file, os.getpid(), descriptor if keep else None)
+            return None
+        finally:
+            if not keep:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> tuple[bool | None, str]:
+    """Whether the system has locked the file for this process; None and why where it cannot."""
+    if fcntl is None:
+        return None, "on this system"
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True, ""
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False, ""
+        return None, str(error)
+
+
+def _is_open_at(file: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(file, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+# ----------------------------------------------------------------------------------- who holds it
+def _own_note() -> dict[str, Any]:
+    """This process, as others can recognise it: process ids are used again."""
+    boot = space = ""
+    with suppress(OSError):  # not Linux
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = os.readlink("/proc/self/ns/pid")
+    host, pid = socket.gethostname(), os.getpid()
+    started = psutil.Process(pid).create_time()
+    return {"host": host, "boot": boot or host, "space": space, "pid": pid, "started": started}
+
+
+def _write_note(descriptor: int) -> dict[str, Any]:
+    note = {**_own_note(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps(note).encode())
+    return note
+
+
+def _note(descriptor: int) -> dict[str, Any]:
+    """What a lock file says; empty where it says nothing that can be understood."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with suppress(ValueError, RecursionError):
+        note = json.loads(os.read(descriptor, MOST))
+        if isinstance(note, dict):
+            return note
+    return {}
+
+
+def _who(note: dict[str, Any]) -> str:
+    """The holder in words; the file may hold anything."""
+    pid, host, since = note.get("pid"), note.get("host"), note.get("since")
+    if not isinstance(pid, int):
+        return "another process works there"
+    machine = "".join(c for c in str(host)[:64] if c.isascii() and (c.isalnum() or c in "-._"))
+    when = "".join(c for c in str(since)[:19] if c in "0123456789-: ")
+    return f"process {pid} on {machine} has worked there since {when}"
+
+
+def _is_alive(note: dict[str, Any], can_lock: bool, file: Path, path: Path) -> bool:
+    """Whether the process that a lock file names may still work, though it is not locked here."""
+    own = _own_note()
+    same_machine = note.get("boot") == own["boot"]
+    if can_lock and same_machine:
+        return False  # the system would have said so
+    if same_machine and note.get("space") == own["space"]:
+        return _runs(note)
+    print(
+        f"{path}: {_who(note)}; watching for {BEAT * MISSED:.0f} s whether it is still alive",
+        file=sys.stderr,
+    )
+    last, deadline = _touched(file), time.monotonic() + BEAT * MISSED
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, BEAT / 2))
+        if _touched(file) != last:
+            return True
+    return False
+
+
+def _runs(note: dict[str, Any]) -> bool:
+    """Whether the process of a note of this machine is there; another one may have its number."""
+    try:
+        started = psutil.Process(note["pid"]).create_time()
+        return abs(started - note["started"]) < 2
+    except (psutil.Error, KeyError, TypeError, ValueError, OverflowError):
+        return False
+
+
+def _touched(file: Path) -> int | None:
+    # by its name: closing a second descriptor of a file would give its lock back
+    try:
+        return os.stat(file, follow_symlinks=False).st_mtime_ns
+    except OSError:
+        return None
+
+
+# ---------------------------------------------------------------------------------- signs of life
+_pulse: threading.Thread | None = None
+
+
+def _beat() -> None:
+    """Touch the lock files of this process from now on, beside its work."""
+    global _pulse
+    if _pulse is None or not _pulse.is_alive():  # a forked process has none yet
+        _pulse = threading.Thread(target=_go_on_beating, name="lock", daemon=True)
+        _pulse.start()
+
+
+def _go_on_beating() -> None:
+    while True:
+        time.sleep(BEAT)
+        for lock in list(_held.values()):
+            if lock.pid == os.getpid():
+                with suppress(OSError):
+                    os.utime(lock.file, follow_symlinks=False)

@@ -1,0 +1,109 @@
+"""Files are made fresh, whole, with the usual mode, and never through a link; leftovers go."""
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shared.runtime import files
+from shared.runtime.artifacts import save_arrays, save_tensors, write_atomically
+from shared.runtime.files import clean, into_place, read_bytes, remove, temporary_name
+
+WRITERS = {
+    "text": lambda path: write_atomically(path, "new"),
+    "tensors": lambda path: save_tensors(path, {"x": torch.zeros(2)}, {}),
+    "arrays": lambda path: save_arrays(path, {"x": np.zeros(2)}),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_every_file_has_the_mode_that_the_user_asks_for(tmp_path, write):
+    before = os.umask(0o027)
+    try:
+        write(tmp_path / "file")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("planted", ["file", "file.tmp", "foreseen"])
+def test_no_link_is_followed(tmp_path, write, planted, monkeypatch):
+    """Also where somebody could foresee the new file's name."""
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious")
+    folder.mkdir()
+    if planted == "foreseen":
+        monkeypatch.setattr(files, "temporary_name", lambda: planted)
+        (folder / planted).symlink_to(victim)
+        with pytest.raises(ValueError, match="File exists"):
+            write(folder / "file")
+    else:
+        (folder / planted).symlink_to(victim)
+        write(folder / "file")
+        assert not (folder / "file").is_symlink()
+    assert victim.read_text() == "precious"
+
+
+def test_what_fails_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("old")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        into_place(tmp_path / "file", fail)
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_leftovers_of_dead_processes_go(tmp_path, monkeypatch):
+    child = os.fork()
+    if not child:
+        (tmp_path / temporary_name()).write_text("")
+        (tmp_path / temporary_name()).mkdir()
+        os._exit(0)
+    os.waitpid(child, 0)
+    own = temporary_name()
+    monkeypatch.setattr(files, "_machine", lambda: "01234567")
+    others = temporary_name()  # of another machine
+    monkeypatch.undo()
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    for name in (own, others, "notes.tmp", "keep"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "link.tmp").symlink_to(victim)
+    clean(tmp_path)
+    kept = {own, others, "notes.tmp", "link.tmp", "keep", "victim"}
+    assert set(os.listdir(tmp_path)) == kept
+    clean(tmp_path, alone=True)
+    assert set(os.listdir(tmp_path)) == {"keep", "victim"}
+    assert (victim / "file").read_text() == "precious"
+    clean(tmp_path / "not there")
+
+
+def test_removing(tmp_path):
+    (tmp_path / "folder/inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    remove(tmp_path / "link")
+    assert (tmp_path / "folder/inner").exists()
+    remove(tmp_path / "folder")
+    remove(tmp_path / "folder")
+    assert not os.listdir(tmp_path)
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_bytes(tmp_path / "file", 4)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="no regular file"):
+            read_bytes(path, 5)
