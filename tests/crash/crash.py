@@ -3,10 +3,10 @@
     python -m tests.crash.crash                    # all scenarios, all points, killed and torn
     python -m tests.crash.crash stages --every 7   # a sample of one
 
-`shim.c` numbers the operations: files opened for writing, writes, syncs, renames, removals, folders.
-A point is a number and what happens there (`MODES`). After it the same command is run again. It has
-to end with exit code 0 and the files of a run that was never killed, bit for bit. Only what a clock
-says may differ.
+`shim.c` numbers the operations: files opened for writing, writes, syncs, renames, removals, and
+folders. A point is a number and what happens there (`MODES`). After it the same command is run
+again. It has to end with exit code 0 and the files of a run that was never killed, bit for bit.
+Only what a clock says may differ.
 """
 
 import argparse
@@ -107,15 +107,19 @@ def student(work: Path) -> str:
     return f"{work}/runs/digits/distill-1pct-seed0"
 
 
-OWN_PHOTOS = ["--labels=4perclass", "--run=photos", "--data.image_size=16", "--config=configs/digits.yaml"]
+OWN_PHOTOS = [
+    "--labels=4perclass",
+    "--run=photos",
+    "--data.image_size=16",
+    "--config=configs/digits.yaml",
+]
 SCENARIOS = {
+    "pretrain": Scenario(lambda work: [["stages.pretrain", *TOY, f"--output={work}/runs"]]),
     "stages": Scenario(lambda work: [pipeline(work)]),
     "two": Scenario(lambda work: [pipeline(work)], processes=2),
     "table": Scenario(lambda work: [pipeline(work, f"--table={work}/mine.yaml")], with_table),
     "choice": Scenario(lambda work: [pipeline(work, "--labels=20suggested")], finished_run),
-    "classical": Scenario(
-        lambda work: [pipeline(work, "--classical.enabled=true")], finished_run
-    ),
+    "classical": Scenario(lambda work: [pipeline(work, "--classical.enabled=true")], finished_run),
     "force": Scenario(lambda work: [pipeline(work, "--force=finetune")], finished_run),
     "cache": Scenario(
         lambda work: [
@@ -163,9 +167,7 @@ SCENARIOS = {
         ],
         finished_and_photos,
     ),
-    "page": Scenario(
-        lambda work: [["stages.page.__main__", f"{work}/runs/digits"]], finished_run
-    ),
+    "page": Scenario(lambda work: [["stages.page.__main__", f"{work}/runs/digits"]], finished_run),
     "assess": Scenario(
         lambda work: [["stages.assess.assess", *pipeline(work)[1:-1]]], finished_run
     ),
@@ -276,13 +278,11 @@ class Crash:
             return f"run again: traceback: {again['err'][-500:]}"
         now = contents(work)
         wrong = [path for path in sorted({*whole, *now}) if whole.get(path) != now.get(path)]
-        kinds = [
-            f"{path} {'is left' if path not in whole else 'is missing' if path not in now else 'differs'}"
-            for path in wrong
-        ]
-        return "; ".join(kinds[:4])
+        return "; ".join(f"{path} {_fault(path, whole, now)}" for path in wrong[:4])
 
-    def campaign(self, name: str, modes: list[str], every: int = 1, first: int = 1) -> Iterator[Any]:
+    def campaign(
+        self, name: str, modes: list[str], every: int = 1, first: int = 1
+    ) -> Iterator[Any]:
         """Crash a scenario at every so many-th point.
 
         Yields:
@@ -298,6 +298,12 @@ class Crash:
             ]
             for operation in chosen[first - 1 :: every]:
                 yield mode, operation, self.crash(name, whole, mode, int(operation.split()[0]))
+
+
+def _fault(path: str, whole: dict[str, Any], now: dict[str, Any]) -> str:
+    if path not in whole:
+        return "is left"
+    return "differs" if path in now else "is missing"
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -22,6 +23,7 @@ from shared.runtime.artifacts import (
     sha256,
     write_atomically,
 )
+from shared.runtime.files import clean
 from shared.training.optim import build_optimizer, set_learning_rate
 from tests.support.photos import process
 from tests.support.stage_folder import SETTINGS, folder, message
@@ -440,3 +442,21 @@ def test_nothing_in_the_code_unpickles():
         text = source.read_text()
         for word in ("torch.load", "pickle.load", "allow_pickle=True", "joblib", "eval(", "exec("):
             assert not re.search(rf"\b{re.escape(word)}(?!\))", text), source
+
+
+def test_all_that_a_crash_leaves_of_a_file_of_tensors_is_cleaned(tmp_path, monkeypatch):
+    """safetensors writes under a name of its own; here it is killed before it takes that away."""
+
+    def killed(tensors, path, notes):
+        (Path(path).parent / ".tmpAbC123").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifacts, "save_file", killed)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # nor does anything else
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
+    monkeypatch.undo()
+    assert len(list(tmp_path.rglob("*"))) == 3
+    clean(tmp_path, alone=True)
+    assert list(tmp_path.iterdir()) == []
