@@ -276,7 +276,11 @@ class Crash:
             return f"run again: exit codes {again['codes']}: {again['err'][-500:]}"
         if "Traceback" in again["err"]:
             return f"run again: traceback: {again['err'][-500:]}"
-        now = contents(work)
+        return self.differences(whole)
+
+    def differences(self, whole: dict[str, Any]) -> str:
+        """What lies in the folder otherwise than at the end of a whole run."""
+        now = contents(self.folder / "work")
         wrong = [path for path in sorted({*whole, *now}) if whole.get(path) != now.get(path)]
         return "; ".join(f"{path} {_fault(path, whole, now)}" for path in wrong[:4])
 
