@@ -34,9 +34,15 @@ from shared.runtime.distributed import (
     rank,
     word_of_main,
 )
-from shared.runtime.errors import UserError
+from shared.runtime.errors import UserError, memory_text, out_of_memory
 from shared.runtime.lock import release_all
 from shared.runtime.stop import Stopped, StopRequest
+
+LESS_MEMORY = (
+    "--checkpoint_activations true and fewer --data.workers need less, and the run goes on with"
+    " them; so do, in another --run, a smaller --pretrain.micro_batch or batch_size,"
+    " --data.image_size and --model.encoder (docs/large.md)"
+)
 
 
 def device_type() -> str:
@@ -277,6 +283,10 @@ def run_command(stages: Callable[[Config, Accelerator], object], config: Config)
     except Exception as error:
         if not fails_first():
             return 1
+        if out_of_memory(error):
+            print(f"error: {memory_text(error, LESS_MEMORY)}", file=sys.stderr)
+            clear_frames(error.__traceback__)
+            return 2
         if not lost_contact(error):
             raise
         reason = str(error).strip().splitlines()[-1]

@@ -9,14 +9,17 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -80,23 +83,31 @@ def _open(
     if source and path.is_dir():
         return _open_folder(path.absolute(), source, on_error, progress)
     if path.suffix == ".parquet" and path.is_file():
-        return dict(_load(source, "parquet", data_files={"train": glob.escape(str(path))}))
+        files = {"train": glob.escape(str(path))}
+        return dict(_load(source, "parquet", data_files=files, progress=progress))
     hub = _HUB_NAME.fullmatch(source)
     if path.exists():
         raise UserError(f"{source} is not a .parquet file, a folder or a hub name")
     if path.suffix == ".parquet" or not hub:
         raise UserError(f"no such folder or file: {source}")
     name, config, split = hub["name"], hub["config"], hub["split"]
-    loaded = _load(source, name, config, split=split)
+    loaded = _load(source, name, config, split=split, progress=progress)
     return {split: loaded} if split else dict(loaded)
 
 
-def _load(source: str, *args: Any, **options: Any) -> Any:
+def _load(source: str, *args: Any, progress: bool, **options: Any) -> Any:
+    """What Hugging Face makes of a source; ``progress``: print where a new copy of it lies."""
+    began = time.time()
     logging.getLogger("huggingface_hub").setLevel(
         logging.ERROR
     )  # hides its eleven lines about retries
     try:
-        return datasets.load_dataset(*args, **options)
+        loaded = datasets.load_dataset(*args, **options)
+        if progress:
+            _print_new_copy(
+                source, loaded.values() if isinstance(loaded, dict) else [loaded], began
+            )
+        return loaded
     except ConnectionError as error:
         raise UserError(
             f"no folder or file is called {source!r}, and the hub cannot be reached"
@@ -104,6 +115,29 @@ def _load(source: str, *args: Any, **options: Any) -> Any:
     except Exception as error:  # its loaders raise all kinds of errors
         cause = error.__cause__ or error
         raise UserError(f"cannot load {source}: {' '.join(str(cause).split())[:300]}") from error
+
+
+def _print_new_copy(source: str, parts: Iterable[datasets.Dataset], began: float) -> None:
+    """That a source was copied into the user's cache since ``began``, and stays there."""
+    files = [Path(file["filename"]) for part in parts for file in part.cache_files]
+    new = {file: file.stat() for file in files if file.exists()}
+    size = sum(status.st_size for status in new.values() if status.st_mtime >= began)
+    if size:
+        print(
+            f"note: {source} is copied as Arrow files ({size / 1e6:,.1f} MB) into"
+            f" {files[0].parent}; they stay for later runs, until you delete that folder"
+        )
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Within the context the hub is not asked: only what lies in its cache can be opened."""
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    try:
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def _open_folder(
@@ -116,7 +150,7 @@ def _open_folder(
                 f"note: {source}: the parquet files there are read; of the image files beside them"
                 f" ({len(images):,}) only those that they name"
             )
-        return dict(_load(source, str(root)))
+        return dict(_load(source, str(root), progress=progress))
     return open_folder(root, source, on_error, progress)
 
 

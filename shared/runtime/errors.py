@@ -1,7 +1,9 @@
 """The one exception that is a message to the user rather than a defect of ours."""
 
 import argparse
+import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +11,11 @@ from functools import wraps
 from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
+_NO_MEMORY = re.compile(
+    "out of memory|not enough memory|can't allocate|cannot allocate|unable to allocate|bad_alloc",
+    re.I,
+)
+_NO_MEMORY_DETAIL = re.compile(r"tried to allocate [\d.]+ \w+|unable to allocate [\d.]+ \w+", re.I)
 SPOKEN_WITHIN = 5.0  # seconds between the start of a machine's last process and its first
 
 
@@ -22,6 +29,21 @@ class UserError(ValueError):
 
 class CannotWriteError(UserError):
     """The disk is full or not writable: whatever else a grid of runs would do meets it too."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of any library says that there is no memory left, the GPU's or the other."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    return known or isinstance(error, MemoryError)
+
+
+def memory_text(error: BaseException, advice: str) -> str:
+    """One line for `out_of_memory`: what was asked for, and what takes less."""
+    reason = _NO_MEMORY_DETAIL.search(str(error))
+    detail = f" ({' '.join(reason[0].split())})" if reason else ""
+    return f"there is not enough memory{detail}; {advice}"
 
 
 def refuse(message: str) -> int:
@@ -55,6 +77,10 @@ def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
             return main(*args, **kwargs)
         except UserError as error:
             return refuse(str(error))
+        except (MemoryError, OSError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            return refuse(memory_text(error, "smaller are the batches, the images and the network"))
         except KeyboardInterrupt:
             return 130  # 128 + SIGINT, as a shell says it
 

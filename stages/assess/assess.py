@@ -28,7 +28,7 @@ from shared.config.schema import Config, dump
 from shared.runs.assessment import Assessment, read_arrays, read_assessment, save_assessment
 from shared.runtime.artifacts import provenance, write_atomically
 from shared.runtime.distributed import lost_contact, refuse_together
-from shared.runtime.errors import UserError
+from shared.runtime.errors import UserError, out_of_memory
 from shared.runtime.files import clean
 from shared.runtime.lock import release, take
 from shared.runtime.progress import Progress
@@ -123,7 +123,7 @@ def measure(
     except Exception as error:  # the other parts are measured all the same
         if lost_contact(error):
             raise
-        if not isinstance(error, UserError):
+        if not (isinstance(error, UserError) or out_of_memory(error)):
             traceback.print_exc()
         assessment["failed"][part] = " ".join(f"{error or type(error).__name__}".split())
     inputs.accelerator.wait_for_everyone()

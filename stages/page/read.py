@@ -1,6 +1,6 @@
 """What a run's folder holds: results, configuration, images, learning curves, assessments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, overload
@@ -16,7 +16,7 @@ from shared.config.methods import METHODS
 from shared.config.schema import Config
 from shared.data.batches import Batches
 from shared.data.images import UNLABELED, Splits
-from shared.data.sources import open_data
+from shared.data.sources import offline, open_data
 from shared.runs.assessment import (
     About,
     Baselines,
@@ -169,7 +169,8 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"no finished classifier in {folder}; run pipeline.py first")
     metas = {path.parent.name: read_meta(path.parent) for path in folder.glob("*/meta.json")}
     config = _read_config(folder)
-    return Run(folder, rows, metas, config, _read_splits(config), _read_assessments(folder))
+    splits = _read_splits(config, metas.values())
+    return Run(folder, rows, metas, config, splits, _read_assessments(folder))
 
 
 def _read_config(folder: Path) -> Config | str:
@@ -182,13 +183,25 @@ def _read_config(folder: Path) -> Config | str:
         return str(error)
 
 
-def _read_splits(config: Config | str) -> Splits | str:
+def _read_splits(config: Config | str, metas: Iterable[Meta]) -> Splits | str:
+    """The images that the run was made from.
+
+    The run may be another's. So its configuration must not bring images of this machine into the
+    page that the run never saw: their hash has to be one that the run notes. Nor is anything
+    downloaded.
+    """
     if isinstance(config, str):
         return "the run's configuration could not be read"
+    source = config.data.train
     try:
-        return open_data(replace(config.data, workers=0), config.label_set, True)
+        with offline():
+            splits = open_data(replace(config.data, workers=0), config.label_set, True)
     except UserError as error:
         return str(error)
+    noted = {meta.get("settings", {}).get("images") for meta in metas}
+    if source != "digits" and splits.train.fingerprint not in noted:
+        return f"the images in {source} are not those that the run was made from"
+    return splits
 
 
 def _read_assessments(folder: Path) -> dict[tuple[str, int], Assessment | str]:
