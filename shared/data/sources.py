@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
+from datasets import config as datasets_config
 from datasets.table import InMemoryTable
+from huggingface_hub import constants as hub_constants
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -132,12 +133,12 @@ def _print_new_copy(source: str, parts: Iterable[datasets.Dataset], began: float
 @contextmanager
 def offline() -> Iterator[None]:
     """Within the context the hub is not asked: only what lies in its cache can be opened."""
-    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    before = datasets_config.HF_HUB_OFFLINE, hub_constants.HF_HUB_OFFLINE
     try:
-        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+        datasets_config.HF_HUB_OFFLINE = hub_constants.HF_HUB_OFFLINE = True
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
+        datasets_config.HF_HUB_OFFLINE, hub_constants.HF_HUB_OFFLINE = before
 
 
 def _open_folder(

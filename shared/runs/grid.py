@@ -35,7 +35,7 @@ from shared.config.schema import (
     hashed_settings,
 )
 from shared.data.sources import open_data
-from shared.runs.assessment import read_assessment
+from shared.runs.assessment import Baselines, read_assessment
 from shared.runs.statistics import BaselineResult, CellLine, Summary, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
@@ -44,7 +44,7 @@ from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean
 from shared.runtime.lock import SHORT, held, release_all
 from shared.runtime.progress import counted
-from shared.runtime.records import read_lines
+from shared.runtime.records import mismatch, read_lines
 from shared.runtime.stop import Stopped
 from shared.training.schedule import require_an_image_each
 from shared.training.stage import RunStage
@@ -380,13 +380,20 @@ def _read_result(job: Job) -> Result:
     require_made_so(job)
     if "result" not in meta:
         raise UserError(f"{job.path} was never evaluated")
+    if wrong := mismatch(meta["result"], Result, "its result"):
+        raise UserError(f"{job.path}: {wrong}; redo it with --force {job.method}")
     return meta["result"]
 
 
 def _read_baseline(name: str, job: Job) -> BaselineResult:
     """The result of a baseline, from ``assess.json``; UserError where it has none."""
     method, inputs = BASELINES[name]
-    baselines = read_assessment(job.path).get("baselines", {"rows": []})
+    assessment = read_assessment(job.path)
+    if reason := assessment["failed"].get("baselines"):
+        raise UserError(f"{job.path}: {reason}")
+    baselines = assessment.get("baselines", {"rows": []})
+    if wrong := mismatch(baselines, Baselines, "the baselines"):
+        raise UserError(f"{job.path} is damaged: {wrong}; run stages.assess again")
     for row in baselines["rows"]:
         if (row["method"], row["input"]) == (method, inputs):
             return {"n_labels": row["n_labels"], "top1": row["top1"]}

@@ -11,7 +11,9 @@ from shared.runs.deployment import advise
 from shared.runs.metrics import METRICS
 from shared.runs.text import aligned
 from shared.runtime.artifacts import Result, is_outdated, read_meta, write_atomically
+from shared.runtime.errors import UserError
 from shared.runtime.lock import SHORT, held
+from shared.runtime.records import mismatch
 
 
 def collect(run: Path) -> list[Result]:
@@ -65,6 +67,9 @@ def results_text(rows: Sequence[Result]) -> str:
     """The rows as text; several seeds of one row become mean ± standard deviation."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for row in rows:
+        if wrong := mismatch(row, Result, "its result"):
+            name = f"{row['stage']}, {row['labels']}, seed {row['seed']}"
+            raise UserError(f"{name}: {wrong}; redo it with --force {row['stage']}")
         groups.setdefault((row["labels"], row["stage"]), []).append(row)
     metrics = {key: metric for key, metric in METRICS.items() if any(key in row for row in rows)}
     several = any(len(group) > 1 for group in groups.values())

@@ -157,6 +157,7 @@ class ClassifierMeta(Meta, ClassifierNetwork):
 
 # Bounds of what a meta.json may describe: pixels, layers of a head, their width, classes.
 SIDE, LAYERS, WIDTH, CLASSES = 2**13, 16, 2**14, 2**20
+PLACE = {"stage", "labels", "n_labels", "seed"}  # of a result among the others
 # Bounds in bytes: the arrays of a file; the header of a safetensors file.
 ARRAYS, HEADER = 2**32, 2**24
 
@@ -725,8 +726,7 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
     missing = {"kind", "encoder", "image_size", "weights_sha256"} - meta.keys()
     if missing:
         raise UserError(f"{file} is not a stage's: it lacks {', '.join(sorted(missing))}")
-    wrong = mismatch(meta, ClassifierMeta, partial=True) or _unsound(meta)
-    if wrong := wrong or ("result" in meta and mismatch(meta["result"], Result)):
+    if wrong := mismatch(meta, ClassifierMeta, partial=True) or _unsound(meta):
         raise damaged(file, ValueError(wrong))
     if kind not in (None, meta["kind"]):
         unsaved = "; models of scikit-learn are not saved" * (meta["kind"] == "predictions")
@@ -757,7 +757,10 @@ def _unsound(meta: Mapping[str, Any]) -> str:
         numbers = meta.get(key, [1.0] * 3)
         if len(numbers) != 3 or not all(-SIDE < number < SIDE for number in numbers):
             return f"{key} is {numbers!r:.60}, needed are three numbers"
-    return "" if min(meta.get("std", [1.0])) > 0 else "std is not greater than 0"
+    if min(meta.get("std", [1.0])) <= 0:
+        return "std is not greater than 0"
+    lacks = PLACE - meta.get("result", dict.fromkeys(PLACE)).keys()
+    return f"result lacks {', '.join(sorted(lacks))}" if lacks else ""
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray] | None:

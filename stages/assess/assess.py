@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from accelerate import Accelerator
 
@@ -32,6 +32,7 @@ from shared.runtime.errors import UserError, out_of_memory
 from shared.runtime.files import clean
 from shared.runtime.lock import release, take
 from shared.runtime.progress import Progress
+from shared.runtime.records import mismatch
 from shared.runtime.stop import Stopped, StopRequest
 from stages.assess.inputs import Arrays, Inputs, open_inputs
 from stages.assess.parts import PARTS, settings_of_parts, wanted_parts
@@ -173,14 +174,23 @@ def load(
         made_from = assessment["made_from"]
         outdated = {part for part, setting in made_from.items() if setting != settings[part]}
         outdated |= made_from.keys() & set(again)
+        outdated |= {
+            part for part in made_from if part not in assessment or _damaged(assessment, part)
+        }
         for part in outdated:
-            del cast(dict[str, Any], assessment)[part], made_from[part]
+            cast(dict[str, Any], assessment).pop(part, None)
+            del made_from[part]
     except (UserError, KeyError, AttributeError) as error:
         reason = error.__cause__ or error
         print(f"{path} is damaged ({reason}); all of it is measured again", file=sys.stderr)
         return None, {}
     kept = {name: array for name, array in arrays.items() if name.partition("/")[0] not in outdated}
     return assessment, kept
+
+
+def _damaged(assessment: Assessment, part: str) -> str:
+    """Why a part cannot be used, empty where it can."""
+    return mismatch(cast(dict[str, Any], assessment)[part], get_type_hints(Assessment)[part], part)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
