@@ -75,8 +75,7 @@ def weights(folder) -> str:
     return hashlib.sha256((folder / "digits/pretrain/model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("micro_batch", [None, 16])
-@pytest.mark.parametrize("made", [0, 1, 3])
+@pytest.mark.parametrize(("made", "micro_batch"), [(0, None), (1, 16), (3, None)])
 def test_what_was_learned_is_saved_where_a_batch_cannot_be_made(
     made, micro_batch, tmp_path, monkeypatch, capsys
 ):
