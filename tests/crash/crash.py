@@ -206,6 +206,7 @@ class Crash:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._points: dict[str, tuple[dict[str, Any], list[str]]] = {}
         shim = folder / "shim.so"
         source = HERE / "shim.c"
         subprocess.run(["gcc", "-shared", "-fPIC", "-O1", source, "-o", shim, "-ldl"], check=True)
@@ -240,6 +241,8 @@ class Crash:
     # ------------------------------------------------------------------------------------ a point
     def points(self, name: str) -> tuple[dict[str, Any], list[str]]:
         """Run a scenario without a crash: its files, and its operations in order."""
+        if name in self._points:
+            return self._points[name]
         scenario, work = SCENARIOS[name], self.folder / "work"
         before = self.folder / name.replace(" ", "-")
         if not before.exists():
@@ -250,7 +253,8 @@ class Crash:
         self._begin(name)
         log = self.folder / "operations"
         self.must_run(work, scenario.commands(work), log=str(log), processes=scenario.processes)
-        return contents(work), log.read_text().splitlines()
+        self._points[name] = contents(work), log.read_text().splitlines()
+        return self._points[name]
 
     def _begin(self, name: str) -> Path:
         work = self.folder / "work"

@@ -31,7 +31,7 @@ def faults(crash: Crash, name: str, modes: list[str], every: int, first: int = 1
 @pytest.mark.parametrize("mode", ["kill", "torn", "full"])
 def test_a_sample_of_stage_1(mode, crash):
     """A few of its points; which ones differs from mode to mode."""
-    every = {"kill": 13, "torn": 7, "full": 17}[mode]
+    every = {"kill": 22, "torn": 10, "full": 20}[mode]
     assert faults(crash, "pretrain", [mode], every, first=every // 2) == []
 
 
