@@ -203,6 +203,7 @@ def with_workers(photos: Path, output: Path, steps: int = 40) -> subprocess.Pope
         f"--data.train={photos}",
         "--run=digits",
         "--data.loading=workers",
+        "--data.cache=null",  # else small copies are made, and no workers
         "--data.workers=2",
         f"--pretrain.steps={steps}",
         f"--output={output}",
@@ -247,6 +248,27 @@ def test_a_signal_to_workers_too_saves_and_goes_on(number, photos, tmp_path):
     assert members(process.pid) == []
     outputs = tmp_path / "stopped", tmp_path / "whole"
     for again in [with_workers(photos, output) for output in outputs]:
+        assert again.wait() == 0, again.communicate()[1]
+    assert weights(outputs[0]) == weights(outputs[1])
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_in_a_line_and_nothing_is_lost(photos, tmp_path):
+    process = with_workers(photos, tmp_path / "ended", steps=200)
+    wait_for_step(process, tmp_path / "ended", "pretrain", 5)
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
+    workers[0].kill()
+    _, stderr = process.communicate()
+    assert process.returncode == 2
+    (line,) = [x for x in stderr.splitlines() if x.startswith("error: ")]
+    assert "a process that reads images was ended from outside" in line
+    assert "Traceback" not in stderr
+    folder = tmp_path / "ended/digits/pretrain"
+    logged = len((folder / "metrics.jsonl").read_text().splitlines())
+    assert [int(file.stem) for file in (folder / "state").iterdir()] == [logged]
+    outputs = tmp_path / "ended", tmp_path / "whole"
+    for again in [with_workers(photos, output, steps=200) for output in outputs]:
         assert again.wait() == 0, again.communicate()[1]
     assert weights(outputs[0]) == weights(outputs[1])
 

@@ -15,6 +15,7 @@ way a view is made from the same numbers, under the same keys:
 """
 
 import os
+import re
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, multiprocessing
 from torch.utils.data import DataLoader
 
 from shared.config.schema import Augmentation, Data
@@ -38,7 +39,7 @@ from shared.runtime.distributed import rows_of
 from shared.runtime.errors import UserError
 from shared.runtime.media import say
 from shared.runtime.randomness import generator
-from shared.runtime.stop import leave_signals_to_parent, signals_held
+from shared.runtime.stop import deaths_unnoticed, leave_signals_to_parent, signals_held
 
 T = TypeVar("T")
 LONGEST_ORDER = 2**24  # images; a pass over more is not stored: this many take 128 MiB
@@ -401,20 +402,70 @@ def _ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> I
             yield pending.popleft().result()
 
 
+# What the system says where it has ended a worker.
+_ENDED = re.compile("worker .*(exited unexpectedly|killed by signal)")
+# And where it has no room for what workers hand over.
+_NO_ROOM = re.compile("shared memory|too many open files|ancdata|allocate memory|no space", re.I)
+
+
 def _from_workers(loader: DataLoader) -> Iterator[Any]:
-    """What workers make, who start at once; a UserError of theirs loses its traceback."""
-    with signals_held():
-        loaded = iter(loader)
+    """What workers make, who start at once; their errors lose the traceback.
+
+    Raises:
+        UserError: an image cannot be read, or the system takes the workers away.
+    """
+    try:
+        _require_room_for(loader.num_workers)
+        with signals_held(), deaths_unnoticed():
+            loaded = iter(loader)
+    except OSError as error:
+        raise _without_workers(error) from error
     return _without_traceback(loaded)
+
+
+def _require_room_for(workers: int) -> None:
+    """OSError where so many workers have nothing to talk through.
+
+    The loader finds that out too, but as it is half made then, it adds a traceback at its end.
+    """
+    for queue in [multiprocessing.Queue() for _ in range(workers + 2 * bool(workers))]:
+        queue.close()
 
 
 def _without_traceback(loaded: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from loaded
-    except UserError as error:
+    except (UserError, OSError, RuntimeError, MemoryError) as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
         traceback.clear_frames(error.__traceback__)
         del loaded  # the frames of both errors would keep the workers alive
-        raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
+        raise refusal from None
+
+
+def _refusal(error: Exception) -> UserError | None:
+    """What an error of the workers says to the user; None where it is a defect."""
+    text = str(error).strip()
+    if isinstance(error, UserError):
+        return UserError(text.splitlines()[-1].rpartition("UserError: ")[2])
+    if _ENDED.search(text):
+        return UserError(
+            "a process that reads images was ended from outside, most often because memory is"
+            " short; run the same command again to go on, with fewer --data.workers if it happens"
+            " again (with 0 the run itself reads the images)"
+        )
+    if isinstance(error, OSError | MemoryError) or _NO_ROOM.search(text):
+        return _without_workers(error)
+    return None
+
+
+def _without_workers(error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1].partition(". ")[0]
+    return UserError(
+        f"the processes that read images cannot work here ({reason}); run the same command again"
+        " with --data.workers 0, and the run itself reads the images"
+    )
 
 
 class _Decode(torch.utils.data.Dataset):

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from shared.runtime.distributed import refuse_together
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import clean, into_place, open_regular, remove
+from shared.runtime.files import clean, into_place, open_regular, remove, temporary_folder
 from shared.runtime.lock import BusyError, held, release, take
 from shared.runtime.records import damaged, mismatch, parse_json, read_json
 
@@ -257,7 +257,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, 
         UserError: where the disk is full or not writable.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _into_place(path, lambda file: save_file(plain, file.name, dict(notes)))
+
+    def write(file: BinaryIO) -> None:
+        # safetensors writes under a name of its own first, which `clean` does not know
+        with temporary_folder(path.parent) as folder:
+            save_file(plain, folder / path.name, dict(notes))
+            (folder / path.name).replace(file.name)
+
+    _into_place(path, write)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

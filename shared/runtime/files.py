@@ -36,6 +36,7 @@ def into_place(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: the file cannot be written; nothing is left of it then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clean_once(path.parent, os.getpid())
     temporary = path.parent / temporary_name()
     try:
         with new_file(temporary) as file:
@@ -93,6 +94,12 @@ def clean(folder: Path, alone: bool = False) -> None:
         for entry in os.scandir(folder):
             if entry.name.endswith(".tmp") and (alone or _is_leftover(entry.name)):
                 remove(Path(entry.path))
+
+
+@cache
+def _clean_once(folder: Path, process: int) -> None:
+    """`clean` a folder where this process writes for the first time."""
+    clean(folder)
 
 
 def _is_leftover(name: str) -> bool:

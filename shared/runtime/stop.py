@@ -5,6 +5,7 @@ passes the signal on to this process, and the worker processes, which have to le
 """
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,23 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def deaths_unnoticed() -> Iterator[None]:
+    """Keep what is started within the context from asking for a signal when a worker dies.
+
+    A DataLoader's handler of SIGCHLD raises at any line of the main thread, also in the middle of
+    an update. Without it the loader notices when it waits for that worker, within 5 seconds.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() != threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def leave_signals_to_parent(worker: int = 0) -> None:

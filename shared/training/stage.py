@@ -21,6 +21,7 @@ step itself stays in the stage's file.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -249,13 +250,28 @@ class Stage:
         return self._around(batches.steps_in_parts(self.start, self.schedule.steps, parts))
 
     def _around(self, batches: Iterator[B]) -> Iterator[tuple[int, B]]:
-        for step, batch in enumerate(self._log.waiting(batches), self.start):
+        kept = self._keeping(batches)
+        for step, batch in enumerate(self._log.waiting(kept), self.start):
             self.step, self.learning_rate = step, self.schedule.learning_rate(step)
             set_learning_rate(self.optimizer, self.learning_rate)
             seed_torch(self.seed, self.method, step, self.accelerator.process_index)
             yield step, batch
             self.checkpoint(step + 1)
         self._log.close()
+
+    def _keeping(self, batches: Iterator[B]) -> Iterator[B]:
+        """Pass the batches on; where one cannot be made, what was learned so far is saved."""
+        done = self.start
+        try:
+            for done, batch in enumerate(batches, self.start):
+                yield batch
+                done += 1
+        except UserError:
+            if done > self.start:
+                with suppress(UserError):  # the first error is the one to tell
+                    self._require_finite_state(done)
+                    self.folder.save_state(done, self.seconds, self.state, self.optimizer)
+            raise
 
     def require_finite(self, loss: Callable[[], float]) -> None:
         """Stop before the update where the loss, as ``read_later`` gives it, is not a number.
@@ -299,12 +315,7 @@ class Stage:
         stop = StopRequest.agreed(step)
         if not (stop or step % self.training.checkpoint_every_steps == 0 or step == total):
             return
-        if not all(tensor.isfinite().all() for tensor in self.state.state_dict().values()):
-            raise UserError(
-                f"weights are not finite after step {step} of {self.method}; start another --run"
-                " with a lower learning rate or a longer warmup; last good checkpoint:"
-                f" {self.folder.last_checkpoint()}"
-            )
+        self._require_finite_state(step)
         if stop or step < total:
             self.folder.save_state(step, self.seconds, self.state, self.optimizer)
         if stop:
@@ -312,6 +323,14 @@ class Stage:
             raise Stopped(
                 f"stopped as asked after step {step} of {total} of {self.method}; the state is"
                 f" saved: {self.folder.go_on} to go on"
+            )
+
+    def _require_finite_state(self, step: int) -> None:
+        if not all(tensor.isfinite().all() for tensor in self.state.state_dict().values()):
+            raise UserError(
+                f"weights are not finite after step {step} of {self.method}; start another --run"
+                " with a lower learning rate or a longer warmup; last good checkpoint:"
+                f" {self.folder.last_checkpoint()}"
             )
 
     @property

@@ -1,8 +1,13 @@
 """Batches are a function of (seed, stage, step): resuming, processes, passes, views, loading."""
 
+import errno
 import multiprocessing
+import os
 import pickle
 import shutil
+import signal
+import time
+import traceback
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Augmentation, Data
@@ -503,3 +509,89 @@ def test_workers_end_without_an_error(folder):
     for worker in workers:
         worker.join(10)
     assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+# ---------------------------------------------------------------------- what the system takes away
+def no_room():
+    raise RuntimeError("unable to open shared memory object </torch_1> in read-write mode")
+
+
+def too_many_files():
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def left():
+    os._exit(3)
+
+
+def defect():
+    raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+TAKEN = {killed: "ended from outside", left: "ended from outside"}
+NOT_THERE = {no_room: "shared memory object", too_many_files: "Too many open files"}
+
+
+def with_a_worker_that(act, folder, monkeypatch) -> tuple[ImageSet, Data]:
+    """Images whose fifth cannot be decoded, for no fault of its own."""
+    train, data = images_of(folder, "workers")
+    decode = ImageSet.decode
+    parent = os.getpid()
+
+    def decoded(self, index):
+        if index == 4 and os.getpid() != parent:
+            act()
+        return decode(self, index)
+
+    monkeypatch.setattr(ImageSet, "decode", decoded)
+    return train, replace(data, workers=1)
+
+
+@pytest.mark.parametrize("act", [*TAKEN, *NOT_THERE])
+def test_what_the_system_takes_away_is_one_line_and_no_bad_image(act, folder, monkeypatch):
+    train, data = with_a_worker_that(act, folder, monkeypatch)
+    with pytest.raises(UserError, match={**TAKEN, **NOT_THERE}[act]) as error:
+        list(plain_batches(train, np.arange(len(train)), data, 4, "cpu"))
+    message = str(error.value)
+    assert "\n" not in message
+    assert "--data.workers" in message
+    assert ".png" not in message
+
+
+def test_a_defect_in_a_worker_keeps_its_traceback(folder, monkeypatch):
+    train, data = with_a_worker_that(defect, folder, monkeypatch)
+    with pytest.raises(RuntimeError, match="Traceback") as error:
+        list(plain_batches(train, np.arange(len(train)), data, 4, "cpu"))
+    traceback.clear_frames(error.tb)  # they keep the worker alive
+
+
+def test_a_worker_that_dies_does_not_interrupt_the_main_thread(folder):
+    """An update would be cut in half. The loader's own handler raises at any line."""
+    batches = batches_of(folder, "workers", batch_size=2)
+    batches.data = replace(batches.data, workers=1)
+    steps = batches.steps(0, 15)
+    next(steps)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(20)
+    assert worker.exitcode == -signal.SIGKILL
+    for _ in range(1000):
+        time.sleep(0)  # a line at which the handler would raise
+    with pytest.raises(UserError, match="ended from outside"):
+        list(steps)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.ENOSYS])
+def test_workers_that_cannot_start_are_one_line(code, folder, monkeypatch):
+    train, data = images_of(folder, "workers")
+
+    def refuse(self):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(DataLoader, "__iter__", refuse)
+    with pytest.raises(UserError, match=f"{os.strerror(code)}.*--data.workers 0"):
+        list(plain_batches(train, np.arange(4), data, 4, "cpu"))

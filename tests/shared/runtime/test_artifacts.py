@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -25,6 +26,7 @@ from shared.runtime.artifacts import (
     sha256,
     write_atomically,
 )
+from shared.runtime.files import clean
 from shared.training.optim import build_optimizer, set_learning_rate
 from tests.support.photos import process
 from tests.support.stage_folder import SETTINGS, folder, message
@@ -664,3 +666,21 @@ def test_damaged_predictions(tmp_path, rows, monkeypatch):
     assert read_predictions(tmp_path).keys() == good.keys()
     monkeypatch.setattr(artifacts, "ARRAYS", 100)
     assert "take more than 100 bytes" in message(read_predictions, tmp_path)
+
+
+def test_all_that_a_crash_leaves_of_a_file_of_tensors_is_cleaned(tmp_path, monkeypatch):
+    """safetensors writes under a name of its own; here it is killed before it takes that away."""
+
+    def killed(tensors, path, notes):
+        (Path(path).parent / ".tmpAbC123").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifacts, "save_file", killed)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # nor does anything else
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
+    monkeypatch.undo()
+    assert len(list(tmp_path.rglob("*"))) == 3
+    clean(tmp_path, alone=True)
+    assert list(tmp_path.iterdir()) == []

@@ -88,6 +88,22 @@ def test_leftovers_of_dead_processes_go(tmp_path, monkeypatch):
     clean(tmp_path / "not there")
 
 
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_who_writes_cleans_what_a_crash_has_left_there(tmp_path, write):
+    """Commands without a folder of their own too: suggest, page, tables, results."""
+    child = os.fork()
+    if not child:
+        (tmp_path / temporary_name()).write_text("half")
+        (tmp_path / temporary_name()).mkdir()
+        os._exit(0)
+    os.waitpid(child, 0)
+    alive = temporary_name()
+    (tmp_path / alive).write_text("of a process that works")
+    assert len(os.listdir(tmp_path)) == 3
+    write(tmp_path / "file")
+    assert sorted(os.listdir(tmp_path)) == sorted([alive, "file"])
+
+
 def test_removing(tmp_path):
     (tmp_path / "folder/inner").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "folder")

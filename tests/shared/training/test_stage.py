@@ -1,5 +1,7 @@
 """What a stage does around its step: what may be saved, and how a stopped run goes on."""
 
+import hashlib
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from shared.config.schema import Finetune
+from shared.data.batches import Batches
 from shared.runtime.errors import UserError
 from shared.training.device import read_later
 from shared.training.stage import Stage
@@ -66,6 +69,36 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rate():
             stage.require_finite(read_later(loss * value))
         assert f"the loss is {value} at step 7 of finetune (learning rate 0.1)" in str(error.value)
         assert "last good checkpoint: state/2.safetensors" in str(error.value)
+
+
+def weights(folder) -> str:
+    return hashlib.sha256((folder / "digits/pretrain/model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(("made", "micro_batch"), [(0, None), (1, 16), (3, None)])
+def test_what_was_learned_is_saved_where_a_batch_cannot_be_made(
+    made, micro_batch, tmp_path, monkeypatch, capsys
+):
+    """An unreadable image, or a worker that the system has ended."""
+    options = [f"--pretrain.micro_batch={micro_batch or 'null'}", "--pretrain.log_every_steps=1"]
+    assert call(pretrain.main, tmp_path / "whole", *options) == 0
+    name = "steps_in_parts" if micro_batch else "steps"
+    steps = getattr(Batches, name)
+
+    def steps_until(self, *arguments):
+        yield from itertools.islice(steps(self, *arguments), made)
+        raise UserError("cannot read a.png")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, name, steps_until)
+        assert call(pretrain.main, tmp_path / "ended", *options) == 2
+    assert capsys.readouterr().err.count("error: cannot read a.png\n") == 1
+    states = [int(file.stem) for file in tmp_path.glob("ended/digits/pretrain/state/*.safetensors")]
+    assert states == [made] * bool(made)
+    assert call(pretrain.main, tmp_path / "ended", *options) == 0
+    assert weights(tmp_path / "ended") == weights(tmp_path / "whole")
+    log = (tmp_path / "ended/digits/pretrain/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4, 5, 6]
 
 
 # ------------------------------------------------------------------------------- earlier versions

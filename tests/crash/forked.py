@@ -1,0 +1,134 @@
+"""The program that the crash test starts once: it imports torch, and forks a process for each run.
+
+It is started with ``shim.c`` in LD_PRELOAD. Requests are JSON lines on standard input, answers are
+JSON lines on standard output.
+"""
+
+import atexit
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pipeline
+
+SHIM = ctypes.CDLL(os.environ["LD_PRELOAD"])
+SHIM.crash_watch.argtypes = [ctypes.c_char_p, ctypes.c_int]
+SHIM.crash_at.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_int]
+MODES = {"kill": 1, "torn": 2, "full": 3, "other": 4, "fail": 5}
+PATIENCE = 600.0  # seconds; the machine may be busy
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Run the commands in one or several forked processes, and wait for them.
+
+    Args:
+        request: ``commands``, a list of module and arguments; ``watch``, a folder; ``processes``;
+            ``mode`` and ``point``, what happens at which file operation, and ``rank``, in which
+            process; ``seconds``, after which all are killed; ``log``, a file of all operations;
+            ``files``, a limit on open files; ``environ``, further variables.
+
+    Returns:
+        ``codes`` of the processes, negative where a signal ended them, and what they printed.
+    """
+    processes = request.get("processes", 1)
+    folder = Path(request["output"])
+    port = _free_port() if processes > 1 else 0
+    children: dict[int, int] = {}  # rank -> its process
+    for rank in reversed(range(processes)):  # rank 0 knows the others
+        sys.stdout.flush()
+        child = os.fork()
+        if not child:
+            _be(rank, port, request, folder, other=children.get(1, 0))
+        children[rank] = child
+    codes = _wait(children, request.get("seconds", PATIENCE))
+    texts = [(folder / f"{stream}{rank}").read_text() for stream in "oe" for rank in children]
+    return {"codes": codes, "out": "".join(texts[:processes]), "err": "".join(texts[processes:])}
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def _wait(children: dict[int, int], seconds: float) -> list[int]:
+    """Exit codes in the order of ranks; what still runs after so many seconds is killed."""
+    deadline, codes = time.monotonic() + seconds, dict[int, int]()
+    while len(codes) < len(children):
+        for rank, child in children.items():
+            if rank in codes:
+                continue
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[rank] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+    return [codes[rank] for rank in sorted(codes)]
+
+
+def _be(rank: int, port: int, request: dict[str, Any], folder: Path, other: int) -> None:
+    """Be one of the processes, to its end."""
+    code = 1
+    try:
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        for number, stream in ((1, "o"), (2, "e")):
+            file = os.open(folder / f"{stream}{rank}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            os.dup2(file, number)
+        if port:
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(request["processes"]),
+                "LOCAL_WORLD_SIZE": str(request["processes"]),
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": str(port),
+            }
+        log = -1
+        if "log" in request:
+            log = os.open(f"{request['log']}{rank or ''}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        if "files" in request:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"],) * 2)
+        os.environ |= request.get("environ", {})
+        SHIM.crash_watch(os.fsencode(request["watch"]), log)
+        if request.get("mode") and rank == request.get("rank", 0):
+            SHIM.crash_at(request["point"], MODES[request["mode"]], other)
+        for module, *arguments in request["commands"]:
+            main = pipeline.main if module == "pipeline" else import_module(module).main
+            code = main(arguments)
+            if code:
+                break
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+
+
+def main() -> None:
+    """Answer requests until there are none."""
+    pipeline.stages()
+    for module in ("export.export", "suggest.suggest", "import_weights.command", "page.__main__"):
+        import_module(f"stages.{module}")
+    for module in ("stages.predict.command", "stages.assess.assess", "shared.config.command"):
+        import_module(module)
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

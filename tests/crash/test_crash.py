@@ -1,0 +1,70 @@
+"""Killed at any of its file operations, a run ends with the same bits (see ``crash.py``)."""
+
+import shutil
+import sys
+
+import pytest
+
+from tests.crash.crash import SCENARIOS, Crash
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("gcc") is None,
+    reason="the operations are numbered by a library for LD_PRELOAD, which gcc builds",
+)
+# Every so many-th point in the slow test, 600 in all. `python -m tests.crash.crash` takes all.
+EVERY = {"stages": 3, "two": 12, "table": 24, "choice": 8, "cache": 8, "assess": 16, "classical": 6}
+
+
+@pytest.fixture(scope="module")
+def crash(tmp_path_factory):
+    crash = Crash(tmp_path_factory.mktemp("crash"))
+    yield crash
+    crash.close()
+
+
+def faults(crash: Crash, name: str, modes: list[str], every: int, first: int = 1) -> list[str]:
+    points = list(crash.campaign(name, modes, every, first))
+    assert points
+    return [f"{mode} at {operation}: {fault}" for mode, operation, fault in points if fault]
+
+
+@pytest.mark.parametrize("mode", ["kill", "torn", "full"])
+def test_a_sample_of_stage_1(mode, crash):
+    """A few of its points; which ones differs from mode to mode."""
+    every = {"kill": 22, "torn": 10, "full": 20}[mode]
+    assert faults(crash, "pretrain", [mode], every, first=every // 2) == []
+
+
+def test_few_open_files_suffice(crash):
+    whole, _ = crash.points("pretrain")
+    work = crash.folder / "work"
+    shutil.rmtree(work)
+    work.mkdir()
+    crash.must_run(work, SCENARIOS["pretrain"].commands(work), files=64)
+    assert crash.differences(whole) == ""
+
+
+def test_the_operations_are_all_numbered(crash):
+    """What lies there at the end was opened, written and moved under the eyes of the library."""
+    whole, operations = crash.points("pretrain")
+    seen = {tuple(operation.split()[1:]) for operation in operations}
+    for name in whole:
+        path = f"{crash.folder}/work/{name}"
+        kinds = ("mkdir",) if whole[name] == "folder" else ("rename",)
+        assert any((kind, path) in seen for kind in kinds), name
+    kinds = {kind for kind, _ in seen}
+    assert kinds >= {"open", "write", "fsync", "rename", "unlink", "mkdir", "rmdir"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["kill", "torn", "full"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_command(name, mode, crash):
+    every = EVERY.get(name, 1)
+    assert faults(crash, name, [mode], every, first=(every + 1) // 2) == []
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_is_killed(crash):
+    """The one that does not write; the writer is killed in the test above."""
+    assert faults(crash, "two", ["other"], 24) == []
