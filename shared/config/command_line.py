@@ -212,6 +212,7 @@ def read_command_line(
         if not recipe:
             recipe, place, options, origin = _usual_recipe(given)
             asked, flags = [*options, *asked], [*options, *flags]
+            parser.recipe = recipe[-1]  # what is wrong now is in it
             given = parser.parse_args(asked, defaults=False)
         parser.recipe = recipe[-1].removeprefix("--config=")
         _require_sections(parser.parse_args([*recipe, *place]))
@@ -358,7 +359,7 @@ def _usual_recipe(
     if not kept.is_file():
         return usual, place, [], "open"
     if options := _of_stage_1(kept):
-        return usual, place, options, "begun"
+        return [*usual, "--config", str(kept)], place, options, "begun"
     return ["--config", str(kept)], place, [], "kept"
 
 
