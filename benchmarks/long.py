@@ -90,12 +90,15 @@ def readings(steps: int, workers: int, folder: Path, between: int) -> Iterator[R
         [sys.executable, "-m", "stages.pretrain", *options], stdout=subprocess.DEVNULL
     )
     process, due = psutil.Process(program.pid), between
-    while program.poll() is None:
-        reading = read(process, folder / "long/pretrain")
-        if reading and reading.step >= due:
-            yield reading
-            due = reading.step // between * between + between
-        time.sleep(0.05)
+    try:
+        while program.poll() is None:
+            reading = read(process, folder / "long/pretrain")
+            if reading and reading.step >= due:
+                yield reading
+                due = reading.step // between * between + between
+            time.sleep(0.05)
+    finally:
+        program.terminate()  # where this program is interrupted
     if program.returncode:
         raise SystemExit(program.returncode)
 
