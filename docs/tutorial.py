@@ -27,7 +27,8 @@ FENCED = re.compile(r"^```(bash|python|text)\n(.*?)^```\n", re.MULTILINE | re.DO
 PROGRESS = re.compile(r".*: [\d,]+ of [\d,]+ \w+, .* left")  # a line of shared.runtime.progress
 # A notebook is opened in its own folder, and a kernel need not be the first Python on the path.
 BEGIN = """\
-import os, sys
+import os
+import sys
 from pathlib import Path
 
 here = Path.cwd()
