@@ -141,6 +141,7 @@ def train(
     from shared.data.labels import draw_labels
     from shared.data.sources import open_run
     from shared.runs.cost import Counts
+    from shared.runs.deployment import advise
     from shared.runs.fit import warnings_for
     from shared.runs.metrics import legend
     from shared.runs.redo import all_to_redo, require_same_options
@@ -190,7 +191,9 @@ def train(
             say_block(f"\non {tested:,} test images{seen}; {legend()}")
         say_block(f"\n{results_text(own)}\n\n{advice_text(config.folder, own)}")
         say_block(f"\nrows of all label sets: {config.folder / 'results.jsonl'}")
-        say_block(next_commands(config))
+        advice = advise(config.folder, own)
+        method = advice.method if advice and METHODS[advice.method].saved else DEPLOYED
+        say_block(next_commands(config, method))
 
 
 def train_alone(
@@ -238,13 +241,13 @@ def require_schedules(
         raise UserError("; ".join(refused))
 
 
-def next_commands(config: Config) -> str:
-    """What to do with a finished run, one command a line."""
+def next_commands(config: Config, deployed: str) -> str:
+    """What to do with a finished run and the method to deploy, one command a line."""
     folder, label_set = shlex.quote(str(config.folder)), config.label_set
-    student = config.folder / label_set.folder(DEPLOYED, config.seed)
+    model = config.folder / label_set.folder(deployed, config.seed)
     recipe = f"--config {shlex.quote(str(config.folder / 'config.yaml'))}"
     commands = {
-        "classes of new images": f"stages.predict {shlex.quote(str(student))} IMAGE ...",
+        "classes of new images": f"stages.predict {shlex.quote(str(model))} IMAGE ...",
         "a page with pictures": f"stages.page {folder}",
         "this table again, of all label sets": f"stages.report {folder}",
         "how good features and classifiers are": f"stages.assess {recipe}",

@@ -18,7 +18,8 @@ PAGE = ROOT / "docs/your-images.md"
 CODE = ("pipeline.py", "shared", "stages", "configs", "docs")
 # What depends on the networks, which differ from machine to machine: the choice, and its reasons.
 JUDGED = re.compile(
-    r"\w+: Deploy: |Undecided: |Whether pretraining|Pretraining (paid|did)|note: |.*not clearly"
+    r"\w+: (Deploy|For now, deploy): |Undecided: |Whether pretraining|Pretraining (paid|did)|note: "
+    "|.*not clearly"
 )
 
 

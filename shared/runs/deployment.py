@@ -98,20 +98,22 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
     method = next(m for m in as_good if m == best or not gains[m].clear)
     reasons = [_why_not(best, gains[method], method)] if method != best else []
     tested = _test_images(run, by_method[method])
-    if tested is not None and tested < FEW:
-        reasons.append(_too_few(run, by_method[method][0], tested))
+    undecided = tested is not None and tested < FEW
+    if undecided:
+        reasons.insert(0, _too_few(run, by_method[method][0], tested))
     reasons += _pretraining(run, by_method, ranked, method, tested)
-    return Advice(method, _deploy(run, by_method, method), reasons)
+    return Advice(method, _deploy(run, by_method, method, undecided), reasons)
 
 
-def _deploy(run: Path, rows: Rows, method: str) -> str:
+def _deploy(run: Path, rows: Rows, method: str, undecided: bool) -> str:
+    verb = "For now, deploy" if undecided else "Deploy"
     labels = LabelSet.of_tag(rows[method][0]["labels"])
     folder = run / labels.folder(method, rows[method][0]["seed"])
     share = f"{100 * _accuracy(rows[method]):.1f}% of the test images right"
     if METHODS[method].saved:
-        return f"Deploy: {METHODS[method].title} ({folder}), {share}."
+        return f"{verb}: {METHODS[method].title} ({folder}), {share}."
     return (
-        f"Deploy: {METHODS[method].title}, {share}; its model is not saved: fit it with the"
+        f"{verb}: {METHODS[method].title}, {share}; its model is not saved: fit it with the"
         f" hyper-parameters in {folder / 'meta.json'}."
     )
 

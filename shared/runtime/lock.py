@@ -97,8 +97,8 @@ def take(path: Path, patience: float = 0.0) -> bool:
             # what is empty is just being written
             if time.monotonic() >= deadline + (0 if holder else 0.5):
                 raise BusyError(
-                    f"{path} is in use: {_who(holder)}; wait for its end or stop it, or choose"
-                    " another --run"
+                    f"{path} is in use: {_who(holder)}; wait for its end or stop it, or write"
+                    " elsewhere (--run, -o)"
                 )
             time.sleep(0.1)
     except OSError as error:

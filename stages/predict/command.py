@@ -11,7 +11,7 @@ the rows are written block by block, and the same command goes on where it was s
 import re
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from traceback import clear_frames
@@ -29,6 +29,7 @@ from shared.data.labels import draw_labels
 from shared.data.sources import open_data, open_images
 from shared.runtime.artifacts import ClassifierMeta, provenance
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.lock import held
 from shared.runtime.media import abbreviated, printable, say
 from shared.runtime.progress import Progress, counted
 from shared.runtime.stop import Stopped, StopRequest
@@ -372,7 +373,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _require_values(arguments)
     StopRequest.listen()
     try:
-        _run(arguments)
+        with held(arguments.out) if arguments.out else nullcontext():  # two would mix their rows
+            _run(arguments)
     except UserError as error:
         raise UserError(_as_here(str(error))) from error
     except Stopped as stopped:

@@ -20,6 +20,7 @@ from shared.data.label_files import read_csv
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data
 from shared.networks.build import build_classifier
+from shared.runtime import lock
 from shared.runtime.artifacts import StageFolder
 from shared.training.evaluate import over_images
 from shared.training.predictor import Predictor
@@ -295,6 +296,23 @@ def test_goes_on_after_a_signal(here, capsys, monkeypatch, name):
     assert main(call) == 0
     assert sum(map(len, seen)) == len(NEW)
     assert f"{len(NEW)} rows in {name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.parquet"])
+def test_two_at_a_time_do_not_mix_their_rows(here, capsys, monkeypatch, name):
+    def busy(path, patience=0.0):
+        raise lock.BusyError(f"{path} is in use")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "take", busy)
+        assert main(["classifier", "new", "-o", name]) == 2
+    assert f"{name} is in use" in capsys.readouterr().err
+    assert not (here / name).exists()
+    (here / name).symlink_to(here / "elsewhere.csv")
+    assert main(["classifier", "new", "-o", name]) == 2
+    assert "is a link" in capsys.readouterr().err
+    assert not (here / "elsewhere.csv").exists()
+    (here / name).unlink()
 
 
 # --------------------------------------------------------------------------------------- abstaining
