@@ -99,7 +99,7 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
     reasons = [_why_not(best, gains[method], method)] if method != best else []
     tested = _test_images(run, by_method[method])
     undecided = tested is not None and tested < FEW
-    if undecided:
+    if tested is not None and undecided:
         reasons.insert(0, _too_few(run, by_method[method][0], tested))
     reasons += _pretraining(run, by_method, ranked, method, tested)
     return Advice(method, _deploy(run, by_method, method, undecided), reasons)
