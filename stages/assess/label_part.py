@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from shared.config.schema import Config
-from shared.data.images import UNLABELED, ImageSet, printable
+from shared.data.images import UNLABELED, ImageSet
 from shared.data.label_files import can_be_listed, csv_text, find_images, marked, read_csv
 from shared.runs.assessment import LabelCheck, Outlier, Suspect, Twin
 from shared.runtime.artifacts import write_atomically
+from shared.runtime.media import printable, say
 from stages.assess import doubts
 from stages.assess.inputs import Arrays, Inputs
 
@@ -188,7 +189,7 @@ def _write(inputs: Inputs, numbers: LabelCheck, ids: np.ndarray, judgement: doub
     rows = _label_rows(inputs, ids, judgement)
     kept = [row for row in rows if can_be_listed(row[0])]
     if len(kept) < len(rows):
-        print(
+        say(
             f"note: not in {printable(to_check)}: {len(rows) - len(kept):,} labels of images whose"
             " names have spaces at their ends; no CSV file keeps these"
         )
@@ -213,7 +214,7 @@ def _write_csv(path: Path, rows: list[tuple[str, ...]], columns: tuple[str, ...]
         numbered = (path.with_suffix(f".{number}.csv") for number in itertools.count(1))
         copy = next(other for other in numbered if not other.exists())
         path.rename(copy)
-        print(f"note: {printable(path)} was there with other content; kept as {copy.name}")
+        say(f"note: {printable(path)} was there with other content; kept as {copy.name}")
     write_atomically(path, text)
 
 

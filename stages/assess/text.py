@@ -3,7 +3,6 @@
 import numpy as np
 
 from shared.config.methods import METHODS
-from shared.data.images import printable
 from shared.runs.assessment import (
     Assessment,
     Baselines,
@@ -18,6 +17,7 @@ from shared.runs.assessment import (
     twins_line,
 )
 from shared.runs.text import aligned, percent
+from shared.runtime.media import printable
 
 LISTED = 10  # images of each list, at most
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS
-from shared.data.images import printable
 from shared.runs.assessment import Choice, outliers_line, suspects_line, twins_line
 from shared.runs.text import percent
+from shared.runtime.media import printable
 from stages.page import pictures
 from stages.page.blocks import (
     Block,
