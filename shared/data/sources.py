@@ -471,7 +471,7 @@ def _open_splits(
         test = None if test is None else decoded(test)
     by_name = by_name and test is None
     if test is not None:
-        test = same_classes(test, train)
+        test, train = same_classes(test, train)
     splits = hold_out(Splits(train, test), data, by_name)
     if progress:
         column = None if labels else _label_column(sources[name], data, data.train, False)

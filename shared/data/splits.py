@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
@@ -21,6 +22,9 @@ from shared.data.label_files import (
 )
 from shared.runtime.errors import UserError
 from shared.runtime.media import abbreviated, printable
+from shared.runtime.progress import counted
+
+LISTED = 30  # classes whose numbers of labels stand in one line
 
 
 # ------------------------------------------------------------------------------ labels of a file
@@ -145,23 +149,34 @@ def _draw_of_names(images: ImageSet, data: Data) -> np.ndarray:
     return np.array([int.from_bytes(digest[:6]) / 2**48 for digest in digests])
 
 
-def same_classes(test: ImageSet, train: ImageSet) -> ImageSet:
-    """The test images with the training images' class numbers; classes are matched by name.
+def same_classes(test: ImageSet, train: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Test and training images with the same class numbers; classes are matched by name.
+
+    A file of labels may lack a class that test images have, because nobody has labeled one yet.
+    Then the class is there without a label, and its test images count as wrong.
 
     Raises:
-        UserError: the training images lack a class.
+        UserError: class folders or a data set of training images lack a class.
     """
     if not train.classes or test.classes == train.classes:
-        return test
-    number = {class_text(name): index for index, name in enumerate(train.classes)}
-    unknown = [name for name in test.classes if class_text(name) not in number]
-    if unknown:
+        return test, train
+    known = {class_text(name) for name in train.classes}
+    unknown = [name for name in test.classes if class_text(name) not in known]
+    if unknown and not train.edited:
         raise UserError(
-            f"the test images have classes that the training images lack: {abbreviated(unknown)}"
+            f"the test images have classes that the training images lack: {abbreviated(unknown)};"
+            " move images of them to the training images, or take them out"
         )
-    numbers = np.array([number[class_text(name)] for name in test.classes])
-    labels = np.where(test.labels == UNLABELED, UNLABELED, numbers[test.labels])
-    return replace(test, labels=labels, classes=train.classes)
+    classes = tuple(sorted({*train.classes, *unknown})) if unknown else train.classes
+    return _numbered(test, classes), _numbered(train, classes)
+
+
+def _numbered(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
+    """The images with the numbers of these classes, which hold all of theirs."""
+    number = {class_text(name): index for index, name in enumerate(classes)}
+    numbers = np.array([number[class_text(name)] for name in images.classes], dtype=np.int64)
+    labels = np.where(images.labels == UNLABELED, UNLABELED, numbers[images.labels])
+    return replace(images, labels=labels, classes=classes)
 
 
 # ------------------------------------------------------------------------- what is said about it
@@ -179,16 +194,19 @@ def column_line(column: str, columns: int, images: ImageSet) -> str:
 def table_line(table: LabelTable, splits: Splits) -> str:
     """What a CSV file gave: labels, rows without one, labels of images that are for testing."""
     ids = find_images(splits, [name for name, _ in table.labeled], table.file)
-    classes = sorted({label for _, label in table.labeled})
+    images_of = Counter(label for _, label in table.labeled)
+    classes = sorted(images_of)
     image, label = map(printable, table.columns)
     line = (
-        f"labels: {table.file}, columns {image} and {label}, {len(ids):,} labels of"
-        f" {len(classes)} classes"
+        f"labels: {table.file}, columns {image} and {label}, {counted(len(ids), 'label')} of"
+        f" {counted(len(classes), 'class', 'classes')}"
     )
     if without := len(table.rows) - len(ids):
         line += f", {without:,} rows without a label"
     if held_out := int((ids < 0).sum()):
-        line += f"; {held_out:,} of them are of test images or skipped ones"
+        line += f"; {held_out:,} of them are of images for testing, or of unreadable ones"
+    if 1 < len(classes) <= LISTED:  # a misspelt class shows here
+        line += f"; {abbreviated((f'{name} {images_of[name]:,}' for name in classes), LISTED)}"
     return line + na_note(classes) + encoding_note(table)
 
 

@@ -105,6 +105,7 @@ def _out_of_sample(
     probabilities = np.zeros((len(judged), classes))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         warnings.simplefilter("ignore", ConvergenceWarning)
         for kept, held in parts.split(judged, numbers[judged]):
             train = np.concatenate([judged[kept], alone])

@@ -154,7 +154,7 @@ def test_the_line_on_a_file():
     held_out = len(splits.test)
     assert line == (
         "labels: l.csv, columns file and label, 50 labels of 2 classes, 1 rows without a label;"
-        f" {held_out} of them are of test images or skipped ones"
+        f" {held_out} of them are of images for testing, or of unreadable ones; a 25, b 25"
     )
 
 
@@ -172,9 +172,21 @@ def test_the_line_on_a_column():
 def test_classes_are_matched_by_their_composed_names():
     train = images([0, 1], classes=("a", "e\u0301"))
     test = replace(images([0, -1]), classes=("é",))
-    assert same_classes(test, train).labels.tolist() == [1, UNLABELED]
+    assert same_classes(test, train)[0].labels.tolist() == [1, UNLABELED]
     with pytest.raises(UserError, match="the training images lack: z"):
         same_classes(replace(test, classes=("z",)), train)
+
+
+@pytest.mark.parametrize("extra", [("b",), ("b", "z"), ("0", "a")])
+def test_a_class_that_only_test_images_have_so_far_counts_as_wrong(extra):
+    """Nobody has labeled one for training yet; the file of labels grows."""
+    train = replace(images([0, 1, -1], classes=("a", "c")), edited=True)
+    test = images([0, -1, len(extra) - 1], classes=extra)
+    tested, trained = same_classes(test, train)
+    assert tested.classes == trained.classes == tuple(sorted({"a", "c", *extra}))
+    assert [trained.classes[k] for k in trained.labels[:2]] == ["a", "c"]
+    assert trained.labels[2] == tested.labels[1] == UNLABELED
+    assert [tested.classes[tested.labels[i]] for i in (0, 2)] == [extra[0], extra[-1]]
 
 
 # --------------------------------------------------------------------- test images from a CSV file
