@@ -44,12 +44,13 @@ def _answers(logits: Tensor, targets: Tensor) -> Tensor:
     confidence = logits.softmax(1).amax(1)
     among_five = (ranked == targets[:, None]).any(1)
     nll = F.cross_entropy(logits, targets, reduction="none")
-    return torch.stack([ranked[:, 0].float(), confidence, among_five.float(), nll], dim=1)
+    columns = [ranked[:, 0].float(), confidence, among_five.float(), nll]
+    return torch.stack(columns, dim=1)
 
 
 def _summary(answers: Tensor, targets: Tensor, classes: int) -> dict[str, float]:
     """The metrics of (N, 4) answers."""
-    predictions, confidence, among_five, nll = answers.unbind(1)
+    predictions, confidence, among_five, nll = answers.unbind(1)[:4]
     hit = (predictions == targets).float()
     bins = (confidence * 15).long().clamp_(0, 14)  # also of NaN, which has no bin
     # sum over bins of |right predictions - confidence| / N
