@@ -386,7 +386,7 @@ def test_output_below_a_file(capfd, tmp_path, photos):
     message = refused(
         capfd, pipeline.main, f"--output={tmp_path / 'file/x'}", f"--data.train={photos}"
     )
-    assert f"cannot write {tmp_path / 'file/x/r/config.yaml'}" in message
+    assert f"cannot write {tmp_path / 'file/x/r'}" in message
     assert "choose another --output" in message
     assert (tmp_path / "file").read_text() == "not a folder"
 

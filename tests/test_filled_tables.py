@@ -125,7 +125,7 @@ def test_report_trains_nothing_and_names_what_is_wrong(filled, capsys):
         for name, file in metas.items():
             file.write_text(kept[name])
     printed = capsys.readouterr()
-    assert "line 17 is damaged" in printed.err
+    assert "1 line damaged and left out" in printed.err
     places = {(line["row"], line["column"], line["seed"]): line for line in cells(filled)}
     assert places["supervised", "1%", 0]["status"] == "missing"
     assert "supervised.steps=5, now it is 2" in places["supervised", "10%", 1]["message"]

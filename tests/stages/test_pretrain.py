@@ -59,7 +59,7 @@ def test_one_part_is_the_whole_batch_bit_for_bit(tmp_path):
 
 
 def test_non_finite_loss_stops_before_the_update(tmp_path, capsys):
-    arguments = ["--pretrain.learning_rate=1e30", "--pretrain.checkpoint_every_steps=1"]
+    arguments = ["--pretrain.learning_rate=1e9", "--pretrain.checkpoint_every_steps=1"]
     assert call(pretrain.main, tmp_path, *arguments) == 2
     message = capsys.readouterr().err
     assert "the loss is nan at step" in message

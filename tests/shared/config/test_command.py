@@ -84,7 +84,7 @@ def test_a_command_sets_up_its_gpu(device, precision, monkeypatch):
     precisions = []
     accelerator = MagicMock(num_processes=1)
     monkeypatch.setattr(command, "device_type", lambda: device)
-    monkeypatch.setattr(command, "Accelerator", lambda **_: accelerator)
+    monkeypatch.setattr(command, "_Accelerator", lambda **_: accelerator)
     monkeypatch.setattr(command, "set_up_gpu", precisions.append)
     monkeypatch.setattr(command.StopRequest, "listen", lambda: None)
     assert command.run_command(lambda *_: None, Config(precision=precision)) == 0
@@ -215,7 +215,7 @@ def test_what_accelerate_itself_refuses_is_one_line(error, monkeypatch, capsys):
     def refuse(**_):
         raise error("set NCCL_P2P_DISABLE\nand NCCL_IB_DISABLE")
 
-    monkeypatch.setattr(command, "Accelerator", refuse)
+    monkeypatch.setattr(command, "_Accelerator", refuse)
     assert command.run_command(lambda *_: pytest.fail("ran"), Config()) == 2
     says = "error: accelerate cannot start: set NCCL_P2P_DISABLE and NCCL_IB_DISABLE\n"
     assert capsys.readouterr().err == says

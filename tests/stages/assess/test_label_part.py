@@ -181,7 +181,7 @@ def test_one_label_per_class_by_the_command(copy, photos, capfd):
     ("content", "words"),
     [
         ("file,label\na/0.png,a\na/1.png,a\n", "none of the classes b, c"),
-        ("file,label\na/0.png,\n", "has 0 labels of images that training may see"),
+        ("file,label\na/0.png,\n", "has no label yet"),
         ("file,score\na/0.png,0.5\n", "has no column called label"),
     ],
 )
