@@ -39,6 +39,7 @@ from shared.runs.table import load_table
 from shared.runs.text import render
 from shared.runtime.artifacts import StageFolder, read_meta, read_predictions
 from shared.runtime.errors import UserError
+from shared.runtime.media import printable_lines
 from shared.training.predictor import Predictor
 from shared.training.runlog import read_log
 from stages.import_weights.recognise import sort_variables, trace_linear_input
@@ -429,7 +430,7 @@ def table_text(rng: Random, folder: Path) -> None:
 
     texts = render(summarize(replace(TOY, rows=own, against=row, worth=row), lines), lines)
     for kind in ("txt", "md", "tex"):
-        assert all(line.isprintable() for line in texts[kind].split("\n"))
+        assert printable_lines(texts[kind]) == texts[kind]
     assert "<img" not in texts["md"]
     assert "\\input{" not in texts["tex"]
 

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.runtime.errors import UserError
-from shared.runtime.media import one_line
+from shared.runtime.media import one_line, printable
 from tests.fuzz.readers import READERS, encoded
 
 FEW, MANY = 12, 90  # cases of each reader: in the default run, and of all
@@ -88,7 +88,7 @@ def judge(reader: str, rng: Random, base: Path) -> str | None:
             warnings.simplefilter("ignore")  # those of decoders, on damaged files
             READERS[reader](rng, folder)
     except UserError as error:
-        if not (line := one_line(error)).isprintable() or len(line) > 2100 or not line:
+        if printable(line := one_line(error)) != line or len(line) > 2100 or not line:
             return f"not one line: {line!r}"
     except SystemExit as left:
         if left.code != 2:
