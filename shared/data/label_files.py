@@ -34,6 +34,9 @@ NA_WORDS = {"na", "n/a", "none", "null", "nan"}
 LONGEST_CLASS = 1000  # characters
 MOST_BYTES = 2**28  # of a label file: some millions of lines
 WORD = r"[^\W\d_]+"  # letters alone
+# Bytes that are the same letter in Windows-1252 and in the code pages of Central Europe, Turkey and
+# the Baltic. All others may be another letter: 0xE8 is è or č, 0xF0 is ð or ğ.
+_ONE_LETTER = frozenset("ÄÉÓÖÜßäéóöü".encode("cp1252"))
 _MARKS = {  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -173,11 +176,11 @@ def read_encoded(file: Path) -> tuple[str, bool]:
 def is_western(content: bytes) -> bool:
     """Whether bytes that are no UTF-8 are plainly Windows-1252, as Excel writes it in the West.
 
-    All that is not ASCII is an accented letter from 0xC0 on, where Latin-1 is the same, and every
-    word has a plain letter too. Cyrillic or Greek words have none; those of Mac OS Roman, DOS and
-    of encodings with two bytes a letter have other bytes.
+    All that is not ASCII is a letter of ``ÄÉÓÖÜßäéóöü``, which is the same in the other Windows
+    code pages of the Latin alphabet, and every word has a plain letter too. Cyrillic or Greek words
+    have none; those of Mac OS Roman, DOS and of encodings with two bytes a letter have other bytes.
     """
-    if set(content) & {*range(0x80, 0xC0), 0xD7, 0xF7, 0}:
+    if set(content) - _ONE_LETTER - {*range(1, 0x80)}:
         return False
     words = re.findall(WORD, content.decode("latin-1"))
     accented = [word for word in words if len(word) > 1 and not word.isascii()]
