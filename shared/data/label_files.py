@@ -24,7 +24,7 @@ import numpy as np
 
 from shared.data.images import UNLABELED, Splits
 from shared.runtime.errors import UserError
-from shared.runtime.files import read_bytes
+from shared.runtime.files import open_regular, read_bytes
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 
 IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
@@ -32,7 +32,7 @@ IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
 LONGEST_CLASS = 1000  # characters
-MOST_BYTES = 2**28  # of a label file: some millions of lines
+MOST_BYTES = 2**32  # of a label file; that of ImageNet-21k has a tenth of it
 WORD = r"[^\W\d_]+"  # letters alone
 # Bytes that are the same letter in Windows-1252 and in the code pages of Central Europe, Turkey and
 # the Baltic. All others may be another letter: 0xE8 is è or č, 0xF0 is ð or ğ.
@@ -171,6 +171,25 @@ def read_encoded(file: Path) -> tuple[str, bool]:
             f"cannot read the label file {file}: line {line} has a NUL character; save it as UTF-8"
         )
     return text, False
+
+
+def begin_of_utf8(file: Path) -> str:
+    """The first 65,536 characters of a file that is UTF-8 to its end; empty where it is not.
+
+    It is read in parts, so that other programs can read a large file without a copy of it here.
+    """
+    decoder, begin = codecs.getincrementaldecoder("utf-8-sig")(), ""
+    try:
+        with open_regular(file) as content:
+            while part := content.read(2**20):
+                text = decoder.decode(part)
+                begin = begin or text[: 2**16]
+                if "\0" in text or content.tell() > MOST_BYTES:
+                    return ""
+        decoder.decode(b"", final=True)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return begin
 
 
 def is_western(content: bytes) -> bool:

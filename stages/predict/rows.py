@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO, cast
+from typing import Any, BinaryIO, NamedTuple, NotRequired, TextIO, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,14 @@ from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import into_place
 from shared.runtime.media import csv_cell, csv_lines, csv_value, printable
-from shared.runtime.records import damaged, mismatch, read_json
+from shared.runtime.records import damaged, mismatch, parse_json, read_json
+
+
+class _Row(TypedDict):
+    """What is read again of a line of JSON; it has further keys."""
+
+    file: str
+    label: NotRequired[str | None]
 
 
 class Made(NamedTuple):
@@ -114,13 +121,15 @@ def _read_json_lines(path: Path, schema: pa.Schema) -> Iterator[Made]:
         for line in file:
             place += len(line)
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = parse_json(line)
+            except ValueError:  # cut off, or damaged
                 return
             if not line.endswith(b"\n"):
                 return
-            if not isinstance(row, dict) or list(row) != schema.names:
-                raise UserError(f"{path} has other columns: {printable(line.decode()[:100])}")
+            if list(row) != schema.names:
+                raise UserError(f"{path} has other columns: {', '.join(row)[:100]}")
+            if wrong := mismatch(row, _Row):
+                raise UserError(f"{path} is damaged ({wrong}); remove it or choose another -o")
             yield Made(place, [row["file"]], [row.get("label")])
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from shared.data.images import Splits
 from shared.data.label_files import (
     LABEL_COLUMNS,
+    MOST_BYTES,
     ImageIndex,
     can_be_listed,
     choose_column,
@@ -420,6 +421,10 @@ def test_hostile_tables_are_one_line_that_echoes_no_control(content, says, tmp_p
         read_csv(written(tmp_path, content))
     assert says in str(caught.value)
     assert one_line(caught.value).isprintable()
+
+
+def test_a_label_file_may_have_as_many_rows_as_imagenet_21k():
+    assert 14_197_122 * len("n01440764/n01440764_10026.JPEG,n01440764\n") < MOST_BYTES
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "loop", "folder"])
