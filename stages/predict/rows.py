@@ -299,8 +299,7 @@ class RowFile:
                 self._done.update(files)
                 self.unlabeled += sum(not label for label in labels) if files else 0
         except (OSError, pa.ArrowException, KeyError) as error:
-            reason = printable(" ".join(str(error).split())[:200])
-            raise UserError(f"cannot read {self.path}: {reason}; choose another -o") from error
+            raise self._cannot_read(error) from error
 
     def _open(self) -> BinaryIO:
         """The file behind its last whole row; before that, what it is made with is noted."""
@@ -314,11 +313,19 @@ class RowFile:
             if not self._end:
                 file.write(self.form.head(self.schema))
             if complete:  # further rows for a parquet file
-                for batch in parquet.ParquetFile(self.path).iter_batches():
+                for batch in self._complete_rows():
                     file.write(self.form.rows(batch))
             return file
         except OSError as error:
             raise self._cannot_write(error) from error
+
+    def _complete_rows(self) -> Iterator[pa.RecordBatch]:
+        """The rows of a complete parquet file; columns may be damaged that nobody has read yet."""
+        try:
+            yield from parquet.ParquetFile(self.path).iter_batches()
+        except (OSError, pa.ArrowException) as error:
+            self.growing.unlink()  # it would take the place of the rows that can be read
+            raise self._cannot_read(error) from error
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Write a block of rows.
@@ -364,6 +371,10 @@ class RowFile:
             write_atomically(self.notes, json.dumps(self.about, indent=1))
         except CannotWriteError as error:
             raise self._cannot_write(cast(OSError, error.__cause__)) from error
+
+    def _cannot_read(self, error: Exception) -> UserError:
+        reason = printable(" ".join(str(error).split())[:200])
+        return UserError(f"cannot read {self.path}: {reason}; choose another -o")
 
     def _cannot_write(self, error: OSError) -> UserError:
         return UserError(

@@ -162,6 +162,22 @@ def test_a_line_with_another_type_is_refused_and_stays(tmp_path, change):
     assert path.read_bytes() == before
 
 
+def test_a_parquet_file_that_is_damaged_in_another_column_stays(tmp_path):
+    path = tmp_path / "p.parquet"
+    write(path, ["a", "b"])
+    column = parquet.ParquetFile(path).metadata.row_group(0).column(2)
+    begin = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[begin : begin + 12] = b"\xff" * 12
+    path.write_bytes(content)
+    rows = opened(path)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"cannot read .*p.parquet: .*; choose another -o"):
+            rows.append(block(["c"]))
+    assert path.read_bytes() == content
+    assert opened(path).number == 2
+
+
 @pytest.mark.parametrize("suffix", FORMS)
 def test_a_file_of_another_table_is_refused(tmp_path, suffix):
     path = tmp_path / f"p{suffix}"
