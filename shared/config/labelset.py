@@ -11,9 +11,10 @@ ALLOWED = (
     "1pct, 10pct, 100pct, <x>pct, <n>perclass, <n>random, <n>suggested, or a .txt, .csv"
     " or .tsv file"
 )
-_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,12})?)pct")
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,20})?)pct")
 _PER_CLASS = re.compile(r"(\d{1,12})perclass")
 _NUMBER = re.compile(r"(\d{1,12})(random|suggested)")
+_LONG = re.compile(r"\d+(?:\.\d+)?pct|\d+(?:perclass|random|suggested)")
 _FILE = re.compile(r".+\.(?:csv|tsv|txt)", re.IGNORECASE)
 LONGEST_TAG = 150  # bytes: folders are called so, with the stage and the seed
 
@@ -77,6 +78,11 @@ class LabelSet:
                     " are called so; rename the file"
                 )
             return cls(text, tag, file=Path(text))
+        if _LONG.fullmatch(text):
+            raise UserError(
+                f"labels={text[:60]}: the number is too long; a share has at most 3 digits and 20"
+                " decimals, the others have at most 12 digits"
+            )
         raise ValueError(f"labels must be {ALLOWED}, got {text!r}")
 
     @classmethod

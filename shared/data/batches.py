@@ -14,6 +14,7 @@ way a view is made from the same numbers, under the same keys:
     (seed, stage, "look", step, view)    all else that is drawn for it
 """
 
+import errno
 import os
 import re
 import traceback
@@ -405,6 +406,7 @@ def _ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> I
 # What the system says where it has ended a worker.
 _ENDED = re.compile("worker .*(exited unexpectedly|killed by signal)")
 # And where it has no room for what workers hand over.
+_NO_ROOM_CODES = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EAGAIN}
 _NO_ROOM = re.compile("shared memory|too many open files|ancdata|allocate memory|no space", re.I)
 
 
@@ -455,9 +457,12 @@ def _refusal(error: Exception) -> UserError | None:
             " short; run the same command again to go on, with fewer --data.workers if it happens"
             " again (with 0 the run itself reads the images)"
         )
-    if isinstance(error, OSError | MemoryError) or _NO_ROOM.search(text):
-        return _without_workers(error)
-    return None
+    if isinstance(error, OSError):  # one of a worker comes as text alone
+        number = re.search(r"\[Errno (\d+)\]", text.rpartition("\n")[2])
+        no_room = number is not None and int(number[1]) in _NO_ROOM_CODES
+    else:
+        no_room = isinstance(error, MemoryError) or _NO_ROOM.search(text) is not None
+    return _without_workers(error) if no_room else None
 
 
 def _without_workers(error: Exception) -> UserError:

@@ -23,6 +23,7 @@ from shared.data.images import UNLABELED
 from shared.data.label_files import (
     LABEL_COLUMNS,
     WORD,
+    begin_of_utf8,
     columns_called,
     read_encoded,
     separator_of,
@@ -399,6 +400,8 @@ def _read_table(path: Path, file: str, notes: list[str]) -> list[dict[str, Any]]
             return None
         values = [name for name in table.column_names if not pa.types.is_nested(table[name].type)]
         return table.select(values).to_pylist()
+    except UserError:
+        raise
     except Exception as error:  # of many kinds: text that is no UTF-8, times beyond the calendar
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:300]}") from error
 
@@ -406,11 +409,14 @@ def _read_table(path: Path, file: str, notes: list[str]) -> list[dict[str, Any]]
 def _table(path: Path, file: str, notes: list[str]) -> pa.Table:
     if path.suffix != ".csv":
         return json.read_json(path) if path.suffix == ".jsonl" else parquet.read_table(path)
-    text, western = read_encoded(path)
-    if western:
-        notes.append(f"{file}{western_note(re.findall(WORD, text))}")
+    content: Path | pa.BufferReader = path
+    text = begin_of_utf8(path)
+    if not text:
+        text, western = read_encoded(path)
+        content = pa.BufferReader(text.encode())
+        if western:
+            notes.append(f"{file}{western_note(re.findall(WORD, text))}")
     # empty text is null, but NA and None may be names
     options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
     layout = csv.ParseOptions(delimiter=separator_of(text), newlines_in_values=True)
-    content = pa.BufferReader(text.encode())
     return csv.read_csv(content, parse_options=layout, convert_options=options)

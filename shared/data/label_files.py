@@ -24,7 +24,7 @@ import numpy as np
 
 from shared.data.images import UNLABELED, Splits
 from shared.runtime.errors import UserError
-from shared.runtime.files import read_bytes
+from shared.runtime.files import open_regular, read_bytes
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 
 IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
@@ -32,8 +32,11 @@ IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
 LONGEST_CLASS = 1000  # characters
-MOST_BYTES = 2**28  # of a label file: some millions of lines
+MOST_BYTES = 2**32  # of a label file; that of ImageNet-21k has a tenth of it
 WORD = r"[^\W\d_]+"  # letters alone
+# Bytes that are the same letter in Windows-1252 and in the code pages of Central Europe, Turkey and
+# the Baltic. All others may be another letter: 0xE8 is è or č, 0xF0 is ð or ğ.
+_ONE_LETTER = frozenset("ÄÉÓÖÜßäéóöü".encode("cp1252"))
 _MARKS = {  # at the beginning of a file; that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -170,14 +173,33 @@ def read_encoded(file: Path) -> tuple[str, bool]:
     return text, False
 
 
+def begin_of_utf8(file: Path) -> str:
+    """The first 65,536 characters of a file that is UTF-8 to its end; empty where it is not.
+
+    It is read in parts, so that other programs can read a large file without a copy of it here.
+    """
+    decoder, begin = codecs.getincrementaldecoder("utf-8-sig")(), ""
+    try:
+        with open_regular(file) as content:
+            while part := content.read(2**20):
+                text = decoder.decode(part)
+                begin = begin or text[: 2**16]
+                if "\0" in text or content.tell() > MOST_BYTES:
+                    return ""
+        decoder.decode(b"", final=True)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return begin
+
+
 def is_western(content: bytes) -> bool:
     """Whether bytes that are no UTF-8 are plainly Windows-1252, as Excel writes it in the West.
 
-    All that is not ASCII is an accented letter from 0xC0 on, where Latin-1 is the same, and every
-    word has a plain letter too. Cyrillic or Greek words have none; those of Mac OS Roman, DOS and
-    of encodings with two bytes a letter have other bytes.
+    All that is not ASCII is a letter of ``ÄÉÓÖÜßäéóöü``, which is the same in the other Windows
+    code pages of the Latin alphabet, and every word has a plain letter too. Cyrillic or Greek words
+    have none; those of Mac OS Roman, DOS and of encodings with two bytes a letter have other bytes.
     """
-    if set(content) & {*range(0x80, 0xC0), 0xD7, 0xF7, 0}:
+    if set(content) - _ONE_LETTER - {*range(1, 0x80)}:
         return False
     words = re.findall(WORD, content.decode("latin-1"))
     accented = [word for word in words if len(word) > 1 and not word.isascii()]

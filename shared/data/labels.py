@@ -2,7 +2,9 @@
 
 import csv
 import hashlib
+import io
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -12,6 +14,7 @@ import numpy as np
 from shared.config.labelset import LabelSet
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.label_files import (
+    MOST_BYTES,
     class_text,
     csv_text,
     find_images,
@@ -21,6 +24,7 @@ from shared.data.label_files import (
 )
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.files import open_regular
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 from shared.runtime.randomness import generator
 from shared.runtime.records import read_record
@@ -232,6 +236,26 @@ def write_names(path: Path, images: ImageSet) -> None:
 
 
 def read_names(path: Path) -> list[str]:
-    """The names that `write_names` saved."""
-    with path.open(newline="") as file:
-        return [csv_value(name) for (name,) in csv.reader(file)][1:]
+    """The names that `write_names` saved.
+
+    Raises:
+        UserError: it is damaged, no regular file, or larger than a label file may be.
+    """
+    names: list[str] = []
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            for row in csv.reader(text, strict=True):
+                if len(row) != 1 or "\0" in row[0] or (not names and row[0] != "file"):
+                    raise ValueError(f"row {len(names) + 1} is {printable(row)[:60]}")
+                names.append(csv_value(row[0]))
+        if not names:
+            raise ValueError("it is empty")
+    except (OSError, ValueError, csv.Error) as error:
+        reason = printable(error)[:200]
+        raise UserError(
+            f"cannot read {path}: {reason}; remove it to go on with the images that are there now"
+        ) from error
+    return names[1:]

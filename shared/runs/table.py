@@ -20,6 +20,7 @@ from shared.config.schema import RECIPES, SECTIONS, Config, hashed_settings
 from shared.config.yaml_files import read_yaml
 from shared.runs.metrics import METRICS
 from shared.runtime.errors import UserError
+from shared.runtime.media import printable
 
 # Rows that scikit-learn makes of the same labels: name -> method and input, as assess.json has them
 BASELINES = {
@@ -127,7 +128,7 @@ def _table(name: str, content: Any) -> Table:
     parts = {key: value for key, value in content.items() if value is not None}
     if missing := {"title", "rows", "columns"} - parts.keys():
         raise ValueError(f"{', '.join(sorted(missing))} missing")
-    if not isinstance(parts["title"], str) or not parts["title"].isprintable():
+    if not isinstance(parts["title"], str) or printable(parts["title"]) != parts["title"]:
         raise ValueError(f"title must be one line of text, got {parts['title']!r}")
     for key in ("rows", "columns"):
         if not isinstance(parts[key], dict) or not parts[key]:

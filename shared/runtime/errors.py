@@ -72,7 +72,10 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # overloaded there
         """As argparse does, where every argument may be a path, which has its bounds."""
         for argument in sys.argv[1:] if args is None else args:
-            parts = str(argument).encode(errors="surrogatepass").split(b"/")
+            try:
+                parts = os.fsencode(argument).split(b"/")
+            except UnicodeEncodeError:  # no command line can hold it
+                self.error(f"{argument[:40]!a} is no text")
             if b"\0" in b"".join(parts) or max(map(len, parts)) > 255 or len(argument) > 3000:
                 self.error(f"{argument[:40]}... is too long for a path, or has a NUL character")
         return super().parse_known_args(args, namespace)
@@ -90,7 +93,7 @@ def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
         except (MemoryError, OSError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            return refuse(memory_text(error, "smaller are the batches, the images and the network"))
+            return refuse(memory_text(error, "give a smaller --batch_size or smaller images"))
         except KeyboardInterrupt:
             return 130  # 128 + SIGINT, as a shell says it
 

@@ -18,10 +18,13 @@ import re
 import sys
 from collections.abc import Iterable
 from typing import Any
+from unicodedata import category
 
 from markupsafe import Markup, escape
 
 LONGEST_MESSAGE = 2000  # characters; a longer one is cut in its middle
+# Invisible ones that words and emoji are joined with, and signs that stand under Arabic numbers.
+_NEEDED = {"\u200c", "\u200d", "\u06dd", "\u08e2", *map(chr, range(0x600, 0x606))}
 
 # ---------------------------------------------------------------------------------- the terminal
 
@@ -29,12 +32,22 @@ LONGEST_MESSAGE = 2000  # characters; a longer one is cut in its middle
 def printable(text: object) -> str:
     """Text on one line, with escapes for what would move the cursor or is no text.
 
-    These are all control characters, line breaks too, marks that turn the direction of writing, and
-    bytes that are no UTF-8, as Python keeps them in the names of files.
+    These are all control characters, line breaks too, marks that turn the direction of writing,
+    other invisible marks, characters that Unicode does not define, and bytes that are no UTF-8, as
+    Python keeps them in the names of files. All kinds of spaces stay, and what joins letters.
     """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)
-    ).replace("\\udc", "\\x")
+    line = str(text)
+    return line if line.isprintable() else "".join(map(_shown, line))
+
+
+def _shown(character: str) -> str:
+    """One character, or its escape."""
+    kind = category(character)
+    if character.isprintable() or kind == "Zs" or character in _NEEDED:
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte
+        return f"\\x{ord(character) - 0xDC00:x}"
+    return character.encode("unicode_escape").decode()
 
 
 def printable_lines(text: str) -> str:

@@ -145,14 +145,15 @@ def _temperature(folder: Path, predictor: Predictor) -> float:
     ids = ids[np.linspace(0, len(ids) - 1, min(len(ids), CALIBRATED)).astype(int)]
     batches = list(predictor.over(images, ids))
     if not batches:
-        _say(
-            "temperature 1, not fitted: the run has no labeled images that it has not learned from"
+        say(
+            "temperature 1, not fitted: the run has no labeled images that it has not learned from",
+            error=True,
         )
         return 1.0
     logits = torch.cat([cast(Tensor, batch.logits) for batch in batches])
     positions = np.concatenate([batch.positions for batch in batches])
     temperature = fit_temperature(logits, torch.from_numpy(images.labels[positions]))
-    _say(f"temperature {temperature:.3f}, fitted on {len(positions):,} {what}")
+    say(f"temperature {temperature:.3f}, fitted on {len(positions):,} {what}", error=True)
     return temperature
 
 
@@ -174,10 +175,6 @@ def _not_learned(
             rest = np.setdiff1d(np.flatnonzero(train.labels != UNLABELED), labels.ids)
             return train, rest, "images of the run whose labels it has not seen"
     return train, np.zeros(0, np.int64), ""
-
-
-def _say(line: str) -> None:
-    say(*line.split("\n"), error=True)
 
 
 def _as_here(message: str) -> str:
@@ -356,14 +353,14 @@ def _report(
     if unreadable:
         what = f"skipped {len(unreadable):,} of {counted(number, 'image')}"
         if isinstance(out, RowFile):
-            _say(f"{what}: {'; '.join(unreadable[:3])}; all are listed in {out.notes}")
+            say(f"{what}: {'; '.join(unreadable[:3])}; all are listed in {out.notes}", error=True)
         else:
-            _say("\n".join([f"{what}:", *unreadable]))
+            say(f"{what}:", *unreadable, error=True)
     if wanted.abstain:
         share = f"{out.unlabeled:,} of {counted(out.number, 'row')}"
-        _say(f"no label in {share}: the probability is below {wanted.abstain:g}")
+        say(f"no label in {share}: the probability is below {wanted.abstain:g}", error=True)
     if path is not None:
-        _say(f"{counted(out.number, 'row')} in {printable(path)}")
+        say(f"{counted(out.number, 'row')} in {printable(path)}", error=True)
 
 
 @exit_code_2
@@ -378,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         raise UserError(_as_here(str(error))) from error
     except Stopped as stopped:
-        _say(stopped.args[0])
+        say(stopped.args[0], error=True)
         clear_frames(stopped.__traceback__)  # they keep workers alive
         return 128 + (StopRequest.received or 0)
     return 0

@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO, cast
+from typing import Any, BinaryIO, NamedTuple, NotRequired, TextIO, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,14 @@ from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import into_place
 from shared.runtime.media import csv_cell, csv_lines, csv_value, printable
-from shared.runtime.records import damaged, mismatch, read_json
+from shared.runtime.records import damaged, mismatch, parse_json, read_json
+
+
+class _Row(TypedDict):
+    """What is read again of a line of JSON; it has further keys."""
+
+    file: str
+    label: NotRequired[str | None]
 
 
 class Made(NamedTuple):
@@ -114,13 +121,15 @@ def _read_json_lines(path: Path, schema: pa.Schema) -> Iterator[Made]:
         for line in file:
             place += len(line)
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = parse_json(line)
+            except ValueError:  # cut off, or damaged
                 return
             if not line.endswith(b"\n"):
                 return
-            if not isinstance(row, dict) or list(row) != schema.names:
-                raise UserError(f"{path} has other columns: {printable(line.decode()[:100])}")
+            if list(row) != schema.names:
+                raise UserError(f"{path} has other columns: {', '.join(row)[:100]}")
+            if wrong := mismatch(row, _Row):
+                raise UserError(f"{path} is damaged ({wrong}); remove it or choose another -o")
             yield Made(place, [row["file"]], [row.get("label")])
 
 
@@ -290,8 +299,7 @@ class RowFile:
                 self._done.update(files)
                 self.unlabeled += sum(not label for label in labels) if files else 0
         except (OSError, pa.ArrowException, KeyError) as error:
-            reason = printable(" ".join(str(error).split())[:200])
-            raise UserError(f"cannot read {self.path}: {reason}; choose another -o") from error
+            raise self._cannot_read(error) from error
 
     def _open(self) -> BinaryIO:
         """The file behind its last whole row; before that, what it is made with is noted."""
@@ -305,11 +313,19 @@ class RowFile:
             if not self._end:
                 file.write(self.form.head(self.schema))
             if complete:  # further rows for a parquet file
-                for batch in parquet.ParquetFile(self.path).iter_batches():
+                for batch in self._complete_rows():
                     file.write(self.form.rows(batch))
             return file
         except OSError as error:
             raise self._cannot_write(error) from error
+
+    def _complete_rows(self) -> Iterator[pa.RecordBatch]:
+        """The rows of a complete parquet file; columns may be damaged that nobody has read yet."""
+        try:
+            yield from parquet.ParquetFile(self.path).iter_batches()
+        except (OSError, pa.ArrowException) as error:
+            self.growing.unlink()  # it would take the place of the rows that can be read
+            raise self._cannot_read(error) from error
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Write a block of rows.
@@ -355,6 +371,10 @@ class RowFile:
             write_atomically(self.notes, json.dumps(self.about, indent=1))
         except CannotWriteError as error:
             raise self._cannot_write(cast(OSError, error.__cause__)) from error
+
+    def _cannot_read(self, error: Exception) -> UserError:
+        reason = printable(" ".join(str(error).split())[:200])
+        return UserError(f"cannot read {self.path}: {reason}; choose another -o")
 
     def _cannot_write(self, error: OSError) -> UserError:
         return UserError(

@@ -29,6 +29,7 @@ from shared.config.schema import RECIPES, Config, Data, dump
 from shared.config.yaml_files import read_yaml
 from shared.data.images import Splits
 from shared.data.label_files import read_csv, read_text
+from shared.data.labels import read_names, write_names
 from shared.data.sources import OPENED, open_data, open_images
 from shared.networks.build import build_encoder
 from shared.runs.assessment import read_arrays, read_assessment
@@ -39,6 +40,7 @@ from shared.runs.table import load_table
 from shared.runs.text import render
 from shared.runtime.artifacts import StageFolder, read_meta, read_predictions
 from shared.runtime.errors import UserError
+from shared.runtime.media import printable_lines
 from shared.training.predictor import Predictor
 from shared.training.runlog import read_log
 from stages.import_weights.recognise import sort_variables, trace_linear_input
@@ -140,6 +142,23 @@ def labels_of_photos(rng: Random, folder: Path) -> None:
         read_text(file)
     else:
         check_splits(opened(rng, folder / "p", str(file)))
+
+
+def image_names(rng: Random, folder: Path) -> None:
+    """The file of a run that names its images."""
+    photos(folder / "p")
+    images = opened(rng, folder / "p").train
+    write_names(folder / "images.csv", images)
+    content = (folder / "images.csv").read_bytes()
+    kind = rng.randrange(8)
+    if kind == 0:
+        (folder / "images.csv").unlink()
+        os.mkfifo(folder / "images.csv")
+    elif kind == 1:
+        (folder / "images.csv").write_bytes(hostile.csv_bytes(rng, [*images.names]))
+    elif kind < 7:
+        (folder / "images.csv").write_bytes(hostile.damaged(rng, content))
+    assert all(isinstance(name, str) for name in read_names(folder / "images.csv"))
 
 
 def metadata(rng: Random, folder: Path) -> None:
@@ -429,7 +448,7 @@ def table_text(rng: Random, folder: Path) -> None:
 
     texts = render(summarize(replace(TOY, rows=own, against=row, worth=row), lines), lines)
     for kind in ("txt", "md", "tex"):
-        assert all(line.isprintable() for line in texts[kind].split("\n"))
+        assert printable_lines(texts[kind]) == texts[kind]
     assert "<img" not in texts["md"]
     assert "\\input{" not in texts["tex"]
 
@@ -540,7 +559,17 @@ def predictions(rng: Random, folder: Path) -> None:
 READERS = {
     reader.__name__: reader
     for reader in (
-        *(recipe, flags, table, labels_csv, labels_of_photos, metadata, damaged_image, tree),
+        *(
+            recipe,
+            flags,
+            table,
+            labels_csv,
+            labels_of_photos,
+            image_names,
+            metadata,
+            damaged_image,
+            tree,
+        ),
         *(predicted_image, parquet_file, meta, weights, state, results, metrics, assessment, page),
         *(cells, table_text, table_report, tensorflow, graph, timm, published, predictions),
     )

@@ -9,6 +9,7 @@ exception, five seconds of computing, twenty of waiting, or a file that was writ
 """
 
 import hashlib
+import json
 import os
 import signal
 import warnings
@@ -18,11 +19,14 @@ from random import Random
 from shutil import rmtree
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shared.config.labelset import LabelSet
 from shared.runtime.errors import UserError
-from shared.runtime.media import one_line
+from shared.runtime.media import one_line, printable
+from tests.fuzz import hostile
 from tests.fuzz.readers import READERS, encoded
 
 FEW, MANY = 12, 90  # cases of each reader: in the default run, and of all
@@ -74,8 +78,12 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def judge(reader: str, rng: Random, base: Path) -> str | None:
-    """What is wrong with the answer to one case; None where nothing is."""
+ACCEPTED, REFUSED = "accepted", "refused"
+
+
+def judge(reader: str, rng: Random, base: Path) -> str:
+    """``ACCEPTED`` or ``REFUSED``; else what is wrong with the answer to one case."""
+    answer = ACCEPTED
     folder, outside = base / "in", base / "outside"
     rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -88,9 +96,11 @@ def judge(reader: str, rng: Random, base: Path) -> str | None:
             warnings.simplefilter("ignore")  # those of decoders, on damaged files
             READERS[reader](rng, folder)
     except UserError as error:
-        if not (line := one_line(error)).isprintable() or len(line) > 2100 or not line:
+        answer = REFUSED
+        if printable(line := one_line(error)) != line or len(line) > 2100 or not line:
             return f"not one line: {line!r}"
     except SystemExit as left:
+        answer = REFUSED
         if left.code != 2:
             return f"exit code {left.code}"
     except (Exception, Hang) as error:
@@ -99,29 +109,73 @@ def judge(reader: str, rng: Random, base: Path) -> str | None:
         os.chdir(here)
     if hashes(outside) != before:
         return "a file outside was written"
-    return None
+    return answer
 
 
-def faults(reader: str, seeds, base: Path) -> dict[int, str]:
-    judged = {seed: judge(reader, Random(f"{reader} {seed}"), base) for seed in seeds}
-    return {seed: fault for seed, fault in judged.items() if fault}
+def answers(reader: str, seeds, base: Path) -> dict[int, str]:
+    return {seed: judge(reader, Random(f"{reader} {seed}"), base) for seed in seeds}
+
+
+def faults(judged: dict[int, str]) -> dict[int, str]:
+    return {seed: answer for seed, answer in judged.items() if answer not in (ACCEPTED, REFUSED)}
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_sane_result_or_one_line(reader, tmp_path):
-    assert faults(reader, range(FEW), tmp_path) == {}
+    judged = answers(reader, range(FEW), tmp_path)
+    assert faults(judged) == {}
+
+
+def plain_csv(rng: Random, names: list[str]) -> bytes:
+    return "".join(
+        ["file,label\n", *(f"{x},{'ab'[i % 2]}\n" for i, x in enumerate(names))]
+    ).encode()
+
+
+def plain_entry(rng: Random, folder: Path, at: bytes, content: bytes) -> None:
+    (folder / os.fsdecode(at)).write_bytes(encoded("PNG"))
+
+
+HARMLESS = {
+    "text": lambda rng: "1",
+    "value": lambda rng, depth=3: 1,
+    "changed": lambda rng, whole: whole,
+    "json_text": lambda rng, whole: json.dumps(whole).encode(),
+    "damaged": lambda rng, data: data,
+    "yaml_text": lambda rng, whole: yaml.safe_dump(whole).encode(),
+    "csv_bytes": plain_csv,
+    "name": lambda rng: b"%d.png" % rng.randrange(10**6),
+    "odd_entry": plain_entry,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_not_damaged_is_accepted(reader, tmp_path, monkeypatch):
+    """A reader that refuses everything would pass all other tests."""
+    for name, function in HARMLESS.items():
+        monkeypatch.setattr(hostile, name, function)
+    judged: dict[int, str] = {}
+    for seed in range(FEW):  # some readers also change what hostile.py does not
+        judged |= answers(reader, [seed], tmp_path)
+        if [*judged.values()].count(ACCEPTED) == 2:
+            break
+    else:
+        pytest.fail(f"of {FEW} files without damage, fewer than two were read: {judged}")
+    assert faults(judged) == {}
 
 
 @pytest.mark.parametrize("reader", FOUND)
 def test_what_was_found_once(reader, tmp_path):
-    assert faults(reader, FOUND[reader], tmp_path) == {}
+    assert faults(answers(reader, FOUND[reader], tmp_path)) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_more_cases(reader, tmp_path):
     first, last = map(int, os.environ.get("FUZZ_SEEDS", f"{FEW}:{MANY}").split(":"))
-    assert faults(reader, range(first, last), tmp_path) == {}
+    judged = answers(reader, range(first, last), tmp_path)
+    assert faults(judged) == {}
+    assert reader == "weights" or ACCEPTED in judged.values()  # a hash refuses all of those
 
 
 @pytest.mark.parametrize("reader", ["recipe", "table", "labels_csv", "table_text", "cells"])
@@ -129,22 +183,26 @@ def test_hypothesis_finds_nothing_smaller(reader, tmp_path):
     @settings(deadline=None, max_examples=15, suppress_health_check=[*HealthCheck], database=None)
     @given(st.randoms(use_true_random=False))
     def search(rng):
-        assert judge(reader, rng, tmp_path) is None
+        assert judge(reader, rng, tmp_path) in (ACCEPTED, REFUSED)
 
     search()
 
 
 def test_the_judge_refuses_what_it_should(tmp_path, monkeypatch):
-    answers = {
+    readers = {
+        "nothing": lambda rng, folder: None,
+        "refusal": lambda rng, folder: LabelSet.parse("0pct"),
         "hang": lambda rng, folder: next(x for x in iter(int, 1) if x),
         "outside": lambda rng, folder: (folder / "../outside/x").write_text("x"),
         "defect": lambda rng, folder: [][0],
         "endless": lambda rng, folder: (_ for _ in ()).throw(SystemExit(1)),
     }
-    for name, answer in answers.items():
-        monkeypatch.setitem(READERS, name, answer)
+    for name, reader in readers.items():
+        monkeypatch.setitem(READERS, name, reader)
+    assert judge("nothing", Random(0), tmp_path) == ACCEPTED
+    assert judge("refusal", Random(0), tmp_path) == REFUSED
     assert judge("outside", Random(0), tmp_path / "a") == "a file outside was written"
     assert judge("defect", Random(0), tmp_path / "b").startswith("IndexError")
     assert judge("endless", Random(0), tmp_path / "c") == "exit code 1"
     with pytest.raises(Hang), patience(computing=0.2):
-        answers["hang"](None, None)
+        readers["hang"](None, None)

@@ -5,12 +5,27 @@ from pathlib import Path
 import pytest
 
 from shared.config.labelset import LabelSet, parse_folder
+from shared.runtime.errors import UserError
 
 
 def test_shares():
     labels = LabelSet.parse("12.5pct")
     assert (labels.tag, labels.share, labels.title) == ("12.5pct", 0.125, "12.5%")
     assert (labels.per_class, labels.file, labels.csv_file) == (None, None, None)
+
+
+@pytest.mark.parametrize("number", [100 / 3, 0.1 + 0.2, 1 / 7, 5e-5 / 3])
+def test_shares_as_python_prints_them(number):
+    text = f"{number:.20f}".rstrip("0") + "pct" if number < 1e-4 else f"{number!r}pct"
+    assert LabelSet.parse(text).share == pytest.approx(number / 100, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "bad", [f"1.{'3' * 21}pct", "1000pct", f"{'9' * 13}random", "1" * 5000 + "perclass"]
+)
+def test_a_number_that_is_too_long_is_said_to_be(bad):
+    with pytest.raises(UserError, match="the number is too long; a share has at most 3 digits"):
+        LabelSet.parse(bad)
 
 
 def test_numbers_per_class():

@@ -562,9 +562,22 @@ def test_what_the_system_takes_away_is_one_line_and_no_bad_image(act, folder, mo
     assert ".png" not in message
 
 
-def test_a_defect_in_a_worker_keeps_its_traceback(folder, monkeypatch):
-    train, data = with_a_worker_that(defect, folder, monkeypatch)
-    with pytest.raises(RuntimeError, match="Traceback") as error:
+def missing():
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "no space/shared memory")
+
+
+def broken():
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def without_code():
+    raise OSError("too many open files, says a library of ours")
+
+
+@pytest.mark.parametrize("act", [defect, missing, broken, without_code])
+def test_a_defect_in_a_worker_keeps_its_traceback(act, folder, monkeypatch):
+    train, data = with_a_worker_that(act, folder, monkeypatch)
+    with pytest.raises((RuntimeError, OSError), match="Traceback") as error:
         list(plain_batches(train, np.arange(len(train)), data, 4, "cpu"))
     traceback.clear_frames(error.tb)  # they keep the worker alive
 

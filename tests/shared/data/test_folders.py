@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tracemalloc
 
 import datasets
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
-from shared.data.folders import walk
+from shared.data.folders import _table, walk
 from shared.data.images import UNLABELED
 from shared.data.sources import OPENED, open_data
 from tests.support.photos import class_folders, make_folder
@@ -404,6 +405,25 @@ def test_metadata_as_excel_writes_it(tmp_path, capsys, encoding, separator):
     assert splits.train.classes == ("Bär", "Löwe")
     said = "metadata.csv; it is no UTF-8 and is read as Windows-1252: Löwe, Bär"
     assert (said in printed) == (encoding == "cp1252")
+
+
+def test_a_large_metadata_file_is_not_copied_into_memory(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,label\n" + "Löwe 1.png,Löwe\n" * 500_000)
+    tracemalloc.start()
+    try:
+        assert _table(tmp_path / "metadata.csv", "metadata.csv", []).num_rows == 500_000
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000  # the file has 9 million bytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", "file_name,label\n0.png,ağaç\n".encode("cp1254"), b"a,b\n\0"]
+)
+def test_metadata_that_is_no_text_is_said_once(tmp_path, content):
+    make_folder(tmp_path, [f"{i}.png" for i in range(20)])
+    (tmp_path / "metadata.csv").write_bytes(content)
+    assert error_of(tmp_path).count("cannot read") == 1
 
 
 def test_metadata_values_keep_their_text(tmp_path):

@@ -1,6 +1,7 @@
 """Which images may be labeled: draws, published lists, CSV files, and what is refused."""
 
 import csv
+import os
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.label_files import find_images
-from shared.data.labels import Labels, draw_labels, write_labels
+from shared.data.labels import Labels, draw_labels, read_names, write_labels, write_names
 from shared.data.sources import open_data
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
@@ -32,6 +33,40 @@ def refusal(splits, labels) -> str:
         draw(splits, str(labels), 0)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_names_of_images_come_back(tmp_path):
+    names = ["a.png", "é,ü.png", '"q".png', "a\nb.png", "cr\rx.png", "=1.png", " x"]
+    write_names(tmp_path / "images.csv", images([0] * len(names), names))
+    assert read_names(tmp_path / "images.csv") == names
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"file\na.png,cat\n",
+        b"file\na.png\n\nb.png\n",
+        b"file\n\xff.png\n",
+        b"file\na\0.png\n",
+        b'file\n"a.png\n',
+        b"file\n" + b"x" * 140_000,
+        b"a.png\nb.png\n",
+        b"",
+        "pipe",
+        "folder",
+    ],
+)
+def test_a_damaged_list_of_images_is_one_line(tmp_path, content):
+    file = tmp_path / "images.csv"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        {"pipe": os.mkfifo, "folder": os.mkdir}[content](file)
+    with pytest.raises(
+        UserError, match=r"cannot read .*images.csv: .*; remove it to go on"
+    ) as error:
+        read_names(file)
+    assert str(error.value).isprintable()
 
 
 class_sizes = st.lists(st.integers(1, 60), min_size=2, max_size=12)

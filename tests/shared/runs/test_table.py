@@ -58,6 +58,11 @@ def test_bad_tables(table, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_title_may_have_any_space(tmp_path):
+    title = "\u624b\u672c\u3000\u4e00 of 10\u202f000"
+    assert load_table(write(tmp_path, title=title)).title == title
+
+
 def test_unknown_table(tmp_path):
     with pytest.raises(UserError, match=r"no table 'nowhere'; there are .*label_efficiency"):
         load_table("nowhere")

@@ -8,7 +8,7 @@ import pytest
 
 from shared.runs.statistics import summarize
 from shared.runs.text import aligned, latex, markdown, percent, render
-from shared.runtime.media import csv_value
+from shared.runtime.media import csv_value, printable_lines
 from tests.support.tables import TOY, toy_line, toy_lines
 
 
@@ -91,7 +91,7 @@ def test_no_name_is_a_command_in_any_form(name, lines):
     table = replace(TOY, title=name, rows=rows, against=name, worth=name)
     texts = render(summarize(table, lines), lines)
     for kind in ("txt", "md", "tex"):
-        assert all(line.isprintable() for line in texts[kind].split("\n"))
+        assert printable_lines(texts[kind]) == texts[kind]
     assert "<img" not in texts["md"]
     assert "](" not in texts["md"]
     assert "\\input" not in texts["tex"]

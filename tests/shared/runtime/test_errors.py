@@ -1,5 +1,7 @@
 """What a main that uses no Accelerator makes of errors."""
 
+import os
+
 import pytest
 
 from shared.runtime import errors
@@ -73,6 +75,25 @@ def test_what_no_file_system_takes_is_a_bad_call(argument, capsys):
     assert out == ""
     assert "is too long for a path, or has a NUL character (see --help)" in err
     assert err[:-1].isprintable()
+
+
+@pytest.mark.parametrize("byte", [b"\xff", b"\xe9", b"\x80"])
+def test_a_name_that_is_no_utf8_counts_its_bytes(byte, capsys):
+    assert command(os.fsdecode(byte * 255)) == 2
+    assert "invalid int value" in capsys.readouterr().err
+    assert command(os.fsdecode(byte * 256)) == 2
+    assert "is too long for a path" in capsys.readouterr().err
+
+
+def test_a_surrogate_that_stands_for_no_byte_is_a_bad_call(capsys):
+    assert command("a\ud800") == 2
+    assert capsys.readouterr().err == "error: 'a\\ud800' is no text (see --help)\n"
+
+
+def test_too_little_memory_says_what_takes_less(capsys):
+    assert main(MemoryError()) == 2
+    line = "error: there is not enough memory; give a smaller --batch_size or smaller images\n"
+    assert capsys.readouterr().err == line
 
 
 def test_help_is_no_error(capsys):

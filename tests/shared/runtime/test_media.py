@@ -5,6 +5,7 @@ import io
 import json
 import re
 import subprocess
+import unicodedata
 import xml.etree.ElementTree as ET
 from shutil import which
 
@@ -48,6 +49,41 @@ def test_a_terminal_gets_one_line_without_controls(text):
     line = printable(text)
     assert line.isprintable()
     line.encode()
+
+
+HARMLESS = [
+    "a\u3000b",  # the space of Japanese
+    "12\xa0000 k\u202fm",  # no-break spaces
+    "\u06a9\u062a\u0627\u0628\u200c\u0647\u0627",  # Persian: a word of two parts
+    "\u0915\u094d\u200d\u0937",  # Hindi
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",  # a family
+    "\u0601\u0662",
+    "\\udc1 of C:\\udc",  # no escape of ours
+]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_spaces_and_joiners_stay_in_every_medium(text):
+    plain = text.replace("\\", "/")  # which LaTeX and Markdown spell in another way
+    assert printable(text) == one_line(text) == html_text(text) == figure_text(text) == text
+    assert markdown_text(plain) == latex_text(plain.replace("_", "")) == plain
+
+
+@given(st.characters())
+def test_whatever_hides_or_moves_text_is_escaped(character):
+    kind = unicodedata.category(character)
+    hides = kind in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
+    turns = unicodedata.bidirectional(character) in (
+        *("LRE", "RLE", "LRO", "RLO", "PDF"),
+        *("LRI", "RLI", "FSI", "PDI"),
+    )
+    assert (printable(character) != character) >= (hides or turns)
+    assert printable(character) == character or kind.startswith(("C", "Zl", "Zp"))
+
+
+@pytest.mark.parametrize("mark", "\u200e\u200f\u061c\u202e\u2066\u2069\ufeff\u200b\U000e0041")
+def test_marks_that_turn_or_hide_text_are_escaped(mark):
+    assert printable(f"a{mark}b").isascii()
 
 
 def test_what_is_readable_stays():

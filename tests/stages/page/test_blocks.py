@@ -29,11 +29,14 @@ def test_a_part_that_fails_half_way(error, why):
     assert or_missing("Part", part) == [Missing("Part", why)]
 
 
-def test_a_defect_is_not_hidden():
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError, AssertionError, RuntimeError, MemoryError, RecursionError]
+)
+def test_a_defect_is_not_hidden(error):
     def part():
-        raise ZeroDivisionError
+        raise error
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(error):
         or_missing("Part", part)
 
 

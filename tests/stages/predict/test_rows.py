@@ -133,6 +133,51 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path, suffix):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"file": ' + "[" * 100 + "]" * 100 + "}",
+        '{"file": ' + "9" * 5000 + "}",
+        "[1]",
+        "null",
+        "\0\0",
+    ],
+)
+def test_what_is_no_line_ends_the_rows(tmp_path, line):
+    path = tmp_path / "p.jsonl"
+    write(path, ["a", "b"])
+    path.write_text(path.read_text() + line + "\n")
+    assert opened(path).missing(["a", "b", "c"]).tolist() == [2]
+
+
+@pytest.mark.parametrize("change", [{"file": [1]}, {"file": {}}, {"file": None}, {"label": 3}])
+def test_a_line_with_another_type_is_refused_and_stays(tmp_path, change):
+    path = tmp_path / "p.jsonl"
+    write(path, ["a"])
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"is damaged \((file|label) is .*; remove it or choose"):
+        opened(path)
+    assert path.read_bytes() == before
+
+
+def test_a_parquet_file_that_is_damaged_in_another_column_stays(tmp_path):
+    path = tmp_path / "p.parquet"
+    write(path, ["a", "b"])
+    column = parquet.ParquetFile(path).metadata.row_group(0).column(2)
+    begin = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[begin : begin + 12] = b"\xff" * 12
+    path.write_bytes(content)
+    rows = opened(path)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"cannot read .*p.parquet: .*; choose another -o"):
+            rows.append(block(["c"]))
+    assert path.read_bytes() == content
+    assert opened(path).number == 2
+
+
 @pytest.mark.parametrize("suffix", FORMS)
 def test_a_file_of_another_table_is_refused(tmp_path, suffix):
     path = tmp_path / f"p{suffix}"
