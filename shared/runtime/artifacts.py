@@ -37,7 +37,7 @@ from shared.runtime.bounds import CLASSES, LAYERS, LEVEL, SIDE, WIDTH
 from shared.runtime.distributed import refuse_together
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, into_place, open_regular, remove, temporary_folder
-from shared.runtime.lock import BusyError, held, release, take
+from shared.runtime.lock import held, release, require_held, take
 from shared.runtime.records import REDO, damaged, mismatch, parse_json, read_json
 
 
@@ -493,7 +493,7 @@ class StageFolder:
     def _forget_state(self) -> None:
         """Delete the checkpoint of a stage that is done, which a process killed just then left."""
         if self.done and self.main and (self.path / "state").exists():
-            with suppress(BusyError, CannotWriteError, OSError), held(self.path):
+            with suppress(UserError, OSError), held(self.path):
                 remove(self.path / "state")
 
     def _states(self) -> list[Path]:
@@ -505,6 +505,7 @@ class StageFolder:
         """Checkpoint after ``step`` updates; the previous one goes once this one is there."""
         if not self.main:
             return
+        require_held(self.path)
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
@@ -589,6 +590,7 @@ class StageFolder:
             predictions: what a classifier says of the test images; see ``read_predictions``.
         """
         if self.main:
+            require_held(self.path)
             weights = self.path / ("predictions.npz" if model is None else "model.safetensors")
             if predictions is not None:
                 save_arrays(self.path / "predictions.npz", predictions)
