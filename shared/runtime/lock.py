@@ -268,9 +268,13 @@ def _write_note(descriptor: int) -> dict[str, Any]:
 
 def _note(descriptor: int) -> dict[str, Any]:
     """What a lock file says; empty where it says nothing that can be understood."""
-    os.lseek(descriptor, 0, os.SEEK_SET)
+    if hasattr(os, "pread"):  # the signs of life read by the same descriptor
+        text = os.pread(descriptor, MOST, 0)
+    else:  # Windows, where each has its own
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        text = os.read(descriptor, MOST)
     with suppress(ValueError, RecursionError):
-        note = json.loads(os.read(descriptor, MOST))
+        note = json.loads(text)
         if isinstance(note, dict):
             return note
     return {}
@@ -289,9 +293,9 @@ def _who(note: dict[str, Any]) -> str:
     pid, host, since = note.get("pid"), note.get("host"), note.get("since")
     if not isinstance(pid, int):
         return "another process works there"
-    machine = "".join(c for c in str(host)[:64] if c.isascii() and (c.isalnum() or c in "-._"))
+    place = "".join(c for c in str(host)[:64] if c.isascii() and (c.isalnum() or c in "-._"))
     when = "".join(c for c in str(since)[:19] if c in "0123456789-: ")
-    return f"process {pid} on {machine} has worked there since {when}"
+    return f"process {pid} on {place} has worked there since {when}"
 
 
 def _is_alive(note: dict[str, Any], can_lock: bool, file: Path, path: Path) -> bool:

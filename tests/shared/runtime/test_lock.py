@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -209,6 +210,14 @@ def test_a_lost_lock_gets_no_sign_of_life(tmp_path, monkeypatch):
     os.utime(file, (1, 1))
     time.sleep(0.2)
     assert file.stat().st_mtime == 1
+
+
+def test_the_sign_of_life_does_not_disturb_who_asks(tmp_path):
+    """Both read the note by one descriptor, at the same time."""
+    take(tmp_path / "pretrain")
+    (own,) = lock._held.values()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda _: lock._is_ours(own), range(2000)))
 
 
 def test_who_comes_while_the_first_writes_its_note(tmp_path, cannot_lock, monkeypatch):
