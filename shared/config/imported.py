@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.config.schema import Config
 from shared.runtime.errors import UserError
-from shared.runtime.records import read_json
+from shared.runtime.records import REDO, read_json
 
 INPUT = ("image_size", "mean", "std", "antialias")  # of the section data
 NAMED_BY = ("finetune.init", "linear.init", "classical.init", "distill.teacher")
@@ -20,7 +20,7 @@ NAMED_BY = ("finetune.init", "linear.init", "classical.init", "distill.teacher")
 def imported(folder: Path) -> dict[str, Any] | None:
     """``meta.json`` of an imported network; None where the folder holds none."""
     try:
-        meta = read_json(folder / "meta.json")
+        meta = read_json(folder / "meta.json", REDO)
     except UserError:  # the stage that needs the artifact says what is wrong with it
         return None
     return meta if meta.get("stage") == "import" else None

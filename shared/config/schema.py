@@ -18,6 +18,7 @@ import yaml
 from shared.config.labelset import LabelSet
 from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
+from shared.runtime.bounds import LAYERS, LEVEL, SIDE, WIDTH
 
 RECIPES = Path(__file__).parents[2] / "configs"
 MAX_PIXELS = 178_956_970  # Pillow's limit, against small files that decode to huge images
@@ -26,8 +27,10 @@ VARIANTS = "variants"  # in a run's folder: artifacts of a table with other opti
 MOST = 10**9
 MOST_OF = {
     **dict.fromkeys(("threads", "workers"), 1024),
-    **dict.fromkeys(("image_size", "cache"), 2**14),
-    **dict.fromkeys(("head_width", "head_out"), 2**15),
+    **dict.fromkeys(("image_size", "cache"), SIDE),
+    **dict.fromkeys(("head_width", "head_out"), WIDTH),
+    **dict.fromkeys(("mean", "std"), LEVEL),
+    "from_layer": LAYERS,
     **dict.fromkeys(("batch_size", "micro_batch", "labeled_batch_size", "memory"), 2**24),
     "max_pixels": 2**40,
 }

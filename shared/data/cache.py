@@ -55,17 +55,19 @@ def shrunk(images: ImageSet, data: Data, progress: bool) -> ImageSet:
         return images
     folder = Path(data.cache_folder).expanduser()
     path = folder / f"{_key(images, data.cache)}.images"
+    advice = "give another --data.cache_folder"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with held(path, patience=math.inf):  # of several processes one shrinks
-            copies = _read(path, len(images))
-            if copies is None:
-                _write(path, images, data, progress)
+        copies = _read(path, len(images))  # one that is ready may lie where nobody can write
+        if copies is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with held(path, math.inf, advice):  # of several processes one shrinks
                 copies = _read(path, len(images))
+                if copies is None:
+                    _write(path, images, data, progress)
+                    copies = _read(path, len(images))
     except OSError as error:
         raise CannotWriteError(
-            f"cannot write the shrunk images to {path}: {error}; make room, or give another"
-            " --data.cache_folder"
+            f"cannot write the shrunk images to {path}: {error}; make room, or {advice}"
         ) from error
     assert copies is not None
     unreadable = np.flatnonzero([copy.numel() == 0 for copy in copies])

@@ -29,6 +29,8 @@ from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 from shared.runtime.randomness import generator
 from shared.runtime.records import read_record
 
+CHOOSE_AGAIN = "delete it; pipeline.py with the same options chooses again"  # a damaged `Choice`
+
 
 class Choice(TypedDict):
     """Names of the images that were chosen to be labeled, as the file of a choice has them."""
@@ -101,7 +103,8 @@ def _by_number(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> 
                 f"labels={labels.text}: no images are chosen yet; pipeline.py with the same options"
                 " chooses them after its pretraining"
             )
-        ids = np.sort(find_names(list(images.names), read_record(choice, Choice)["files"], choice))
+        files = read_record(choice, Choice, CHOOSE_AGAIN)["files"]
+        ids = np.sort(find_names(list(images.names), files, choice))
     if len(classes := np.unique(images.labels[ids])) < 2:
         raise UserError(
             f"labels={labels.text}: all of these images are of one class,"

@@ -41,7 +41,7 @@ from shared.runs.table import BASELINES, Table, dump_table, load_table, settable
 from shared.runs.text import render
 from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import clean
+from shared.runtime.files import clean, require_no_link
 from shared.runtime.lock import SHORT, held, release_all
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import counted
@@ -189,7 +189,9 @@ def _alone(method: str, config: Config, base: Config) -> Config:
         section, name = option.split(".")
         sections.setdefault(section, {})[name] = value
     changed = {name: replace(getattr(base, name), **part) for name, part in sections.items()}
-    return replace(base, **changed, output=str(base.folder / VARIANTS), run=_slug(changes))
+    slug = _slug(changes)
+    require_no_link(base.folder / VARIANTS / slug, base.folder)
+    return replace(base, **changed, output=str(base.folder / VARIANTS), run=slug)
 
 
 def _with_parent(config: Config, method: str, parent: Job) -> Config:
@@ -476,6 +478,7 @@ def write_table(
     summary = summarize(table, lines)
     texts = render(summary, lines)
     folder = config.folder / "tables" / table.name
+    require_no_link(folder, config.folder)
     with held(folder, patience=SHORT):
         clean(folder, alone=True)
         _write_table(folder, config, table, lines, summary, texts)

@@ -33,11 +33,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from shared.runtime.bounds import CLASSES, LAYERS, LEVEL, SIDE, WIDTH
 from shared.runtime.distributed import refuse_together
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, into_place, open_regular, remove, temporary_folder
-from shared.runtime.lock import BusyError, held, release, take
-from shared.runtime.records import damaged, mismatch, parse_json, read_json
+from shared.runtime.lock import held, release, require_held, take
+from shared.runtime.records import REDO, damaged, mismatch, parse_json, read_json
 
 
 class HeadMeta(TypedDict):
@@ -155,8 +156,6 @@ class ClassifierMeta(Meta, ClassifierNetwork):
     result: NotRequired[Result]
 
 
-# Bounds of what a meta.json may describe: pixels, layers of a head, their width, classes.
-SIDE, LAYERS, WIDTH, CLASSES = 2**13, 16, 2**14, 2**20
 PLACE = {"stage", "labels", "n_labels", "seed"}  # of a result among the others
 # Bounds in bytes: the arrays of a file; the header of a safetensors file.
 ARRAYS, HEADER = 2**32, 2**24
@@ -200,7 +199,7 @@ def made_with(path: Path) -> dict[str, Any] | None:
     with suppress(ValueError):  # a damaged one is said where it is read
         if noted := _notes(states[-1]).get("settings"):
             return parse_json(noted)
-    return read_json(path / "settings.json")
+    return read_json(path / "settings.json", REDO)
 
 
 def _notes(state: Path) -> dict[str, str]:
@@ -494,7 +493,7 @@ class StageFolder:
     def _forget_state(self) -> None:
         """Delete the checkpoint of a stage that is done, which a process killed just then left."""
         if self.done and self.main and (self.path / "state").exists():
-            with suppress(BusyError, CannotWriteError, OSError), held(self.path):
+            with suppress(UserError, OSError), held(self.path):
                 remove(self.path / "state")
 
     def _states(self) -> list[Path]:
@@ -506,6 +505,7 @@ class StageFolder:
         """Checkpoint after ``step`` updates; the previous one goes once this one is there."""
         if not self.main:
             return
+        require_held(self.path)
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
@@ -590,6 +590,7 @@ class StageFolder:
             predictions: what a classifier says of the test images; see ``read_predictions``.
         """
         if self.main:
+            require_held(self.path)
             weights = self.path / ("predictions.npz" if model is None else "model.safetensors")
             if predictions is not None:
                 save_arrays(self.path / "predictions.npz", predictions)
@@ -722,12 +723,12 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
             f"{path} holds no finished artifact (no meta.json); run its stage to the end first"
         )
     file = path / "meta.json"
-    meta = read_json(file)
+    meta = read_json(file, REDO)
     missing = {"kind", "encoder", "image_size", "weights_sha256"} - meta.keys()
     if missing:
         raise UserError(f"{file} is not a stage's: it lacks {', '.join(sorted(missing))}")
     if wrong := mismatch(meta, ClassifierMeta, partial=True) or _unsound(meta):
-        raise damaged(file, ValueError(wrong))
+        raise damaged(file, ValueError(wrong), REDO)
     if kind not in (None, meta["kind"]):
         unsaved = "; models of scikit-learn are not saved" * (meta["kind"] == "predictions")
         raise UserError(
@@ -735,7 +736,7 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
         )
     needed = {"encoder": NetworkMeta, "classifier": ClassifierNetwork}.get(kind or "")
     if needed and (wrong := mismatch(meta, needed)):
-        raise damaged(file, ValueError(wrong))
+        raise damaged(file, ValueError(wrong), REDO)
     return cast(ClassifierMeta, meta)
 
 
@@ -755,7 +756,7 @@ def _unsound(meta: Mapping[str, Any]) -> str:
             return f"{name} is {value}, needed is {low} to {high}"
     for key in ("mean", "std"):
         numbers = meta.get(key, [1.0] * 3)
-        if len(numbers) != 3 or not all(-SIDE < number < SIDE for number in numbers):
+        if len(numbers) != 3 or not all(abs(number) <= LEVEL for number in numbers):
             return f"{key} is {numbers!r:.60}, needed are three numbers"
     if min(meta.get("std", [1.0])) <= 0:
         return "std is not greater than 0"

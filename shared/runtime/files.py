@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import psutil
+
+from shared.runtime.errors import UserError
 
 # what is not there on Windows
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -73,23 +75,45 @@ def temporary_name() -> str:
     return f".{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
 
 
+class Machine(NamedTuple):
+    """Where the number of a process means something.
+
+    Attributes:
+        host: name, which other machines may have too.
+        boot: id of its last start, or its name again.
+        space: the numbers of processes that are seen; a container has its own.
+    """
+
+    host: str
+    boot: str
+    space: str
+
+
 @cache
-def _machine() -> str:
-    """This machine, as other processes see its process ids: a container has its own."""
-    try:
+def machine() -> Machine:
+    """This machine."""
+    host, boot, space = socket.gethostname(), "", ""
+    with suppress(OSError):  # not Linux
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         space = os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux
-        space = ""
-    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+    return Machine(host, boot or host, space)
+
+
+def _machine() -> str:
+    return hashlib.sha256(" ".join(machine()).encode()).hexdigest()[:8]
 
 
 def clean(folder: Path, alone: bool = False) -> None:
     """Remove the unfinished files of processes that have died; what cannot be removed stays.
 
+    What a machine left before its last start is told from nobody's and stays, unless ``alone``.
+
     Args:
-        folder: is looked at itself, not those within it.
+        folder: is looked at itself, not those within it; a link is not followed.
         alone: nobody else writes there now, so that every ``*.tmp`` is a leftover.
     """
+    if folder.is_symlink():
+        return
     with suppress(OSError):
         for entry in os.scandir(folder):
             if entry.name.endswith(".tmp") and (alone or _is_leftover(entry.name)):
@@ -117,6 +141,17 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def require_no_link(path: Path, root: Path) -> None:
+    """UserError where a part of a path below a folder is a link, which leads elsewhere."""
+    for part in (path, *path.parents):
+        if part == root:
+            return
+        if part.is_symlink():
+            raise UserError(
+                f"{part} is a link, and what is written there would land elsewhere; remove the link"
+            )
 
 
 def open_regular(path: Path) -> BinaryIO:

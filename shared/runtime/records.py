@@ -26,14 +26,17 @@ from shared.runtime.files import open_regular, read_bytes
 # Bounds: bytes of a file and of a line of one, lists and objects in one another, whole numbers.
 LARGEST, LONGEST, DEPTH, GREATEST = 2**26, 2**20, 40, 2**63
 
+REDO = "delete its folder, or redo the stage with --force"  # the remedy for a stage's own file
+
 R = TypeVar("R")
 
 
-def read_json(path: Path, limit: int = LARGEST) -> dict[str, Any]:
+def read_json(path: Path, remedy: str, limit: int = LARGEST) -> dict[str, Any]:
     """An object from a JSON file.
 
     Args:
         path: the file.
+        remedy: what the user can do where it is damaged, for the message.
         limit: largest number of bytes.
 
     Raises:
@@ -42,21 +45,24 @@ def read_json(path: Path, limit: int = LARGEST) -> dict[str, Any]:
     try:
         return parse_json(read_bytes(path, limit))
     except (OSError, ValueError) as error:
-        raise damaged(path, error) from error
+        raise damaged(path, error, remedy) from error
 
 
-def read_record(path: Path, kind: type[R], limit: int = LARGEST, partial: bool = False) -> R:
+def read_record(
+    path: Path, kind: type[R], remedy: str, limit: int = LARGEST, partial: bool = False
+) -> R:
     """The record of a JSON file; UserError also where it is not of that kind.
 
     Args:
         path: the file.
         kind: a TypedDict.
+        remedy: as of `read_json`.
         limit: largest number of bytes.
         partial: keys may be missing, as in files of earlier versions.
     """
-    content = read_json(path, limit)
+    content = read_json(path, remedy, limit)
     if wrong := mismatch(content, kind, partial=partial):
-        raise damaged(path, ValueError(wrong))
+        raise damaged(path, ValueError(wrong), remedy)
     return cast(R, content)
 
 
@@ -117,12 +123,10 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
     raise ValueError(f"nested more than {DEPTH} deep")
 
 
-def damaged(path: Path, error: Exception) -> UserError:
-    """What to say of a file that cannot be used."""
+def damaged(path: Path, error: Exception, remedy: str) -> UserError:
+    """What to say of a file that cannot be used, and what to do about it."""
     reason = " ".join(str(error).split())[:200]
-    return UserError(
-        f"{path} is damaged ({reason}); delete its folder, or redo the stage with --force"
-    )
+    return UserError(f"{path} is damaged ({reason}); {remedy}")
 
 
 def mismatch(value: object, kind: Any, place: str = "it", partial: bool = False) -> str:

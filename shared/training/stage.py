@@ -54,7 +54,7 @@ from shared.runtime.artifacts import (
 from shared.runtime.distributed import mean_over_processes
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import seed_torch
-from shared.runtime.records import read_json
+from shared.runtime.records import REDO, read_json
 from shared.runtime.stop import Stopped, StopRequest
 from shared.training.evaluate import Predictions, predict
 from shared.training.optim import build_optimizer, set_learning_rate
@@ -487,5 +487,5 @@ def images_then(folder: Path, images: ImageSet, data: Data) -> ImageSet:
     # a new image of another size keeps all of them out of memory
     if images.pixels is None and data.loading == "auto":
         then = then.loaded(data.loading, data.workers, False)
-    made_with = read_json(folder / "settings.json")
+    made_with = read_json(folder / "settings.json", REDO)
     return then if then.fingerprint == made_with.get("images") else images

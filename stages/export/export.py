@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 from shared.runtime.files import clean, temporary_folder
 from shared.runtime.lock import held
@@ -75,16 +76,20 @@ def export(
     """
     form = FORMATS[to]
     form.require()
-    source = load(path, layer)
-    if int8 and not source.classes:
-        raise UserError(
-            "--int8 is measured by its predictions: it needs a classifier's, not --layer"
-        )
+    read_meta(path)  # before a lock is made beside what is no artifact
     out = path / form.name if out is None else out
+    advice = "choose another -o"
     _require_free(out, to)
-    images = open_images(source, where)
     # no stage may make the artifact anew meanwhile
-    with held(path.resolve()) if out.parent == path else nullcontext(), held(out):
+    stage = held(path.resolve(), advice=advice) if out.parent == path else nullcontext()
+    with stage, held(out, advice=advice):
+        _require_free(out, to)  # another export may have ended just now
+        source = load(path, layer)
+        if int8 and not source.classes:
+            raise UserError(
+                "--int8 is measured by its predictions: it needs a classifier's, not --layer"
+            )
+        images = open_images(source, where)
         return _write(source, form, images, out, int8)
 
 

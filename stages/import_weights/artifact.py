@@ -56,7 +56,7 @@ def check_output(model: nn.Module, image_size: int) -> None:
 
 def write_artifact(out: Path, model: nn.Module, meta: Mapping[str, object]) -> None:
     """Write the weights, then ``meta.json``, which finishes it (as ``StageFolder.finish`` does)."""
-    with held(out):
+    with held(out, advice="choose another folder"):
         require_empty(out)  # another process may have made one meanwhile
         clean(out, alone=True)
         weights = out / "model.safetensors"

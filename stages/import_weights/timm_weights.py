@@ -173,7 +173,8 @@ def _file_in(path: Path) -> Path:
 def _notes_beside(file: Path) -> dict[str, Any]:
     """What ``config.json`` beside the weights says, as timm writes it; nothing where it is none."""
     notes = file.with_name("config.json")
-    return read_json(notes) if notes.is_file() else {}
+    remedy = f"fetch the model's folder again, or remove {notes.name} and give timm:NAME={file}"
+    return read_json(notes, remedy) if notes.is_file() else {}
 
 
 def _side(config: PretrainedCfg) -> int:

@@ -16,7 +16,7 @@ from shared.config.methods import METHODS
 from shared.config.schema import Config
 from shared.data.batches import Batches
 from shared.data.images import UNLABELED, Splits
-from shared.data.sources import offline, open_data
+from shared.data.sources import look_at, offline, open_data
 from shared.runs.assessment import (
     About,
     Baselines,
@@ -191,20 +191,26 @@ def _read_splits(config: Config | str, metas: Iterable[Meta]) -> Splits | str:
 
     The run may be another's. So its configuration must not bring images of this machine into the
     page that the run never saw: their hash has to be one that the run notes. Nor is anything
-    downloaded.
+    downloaded, or written where ``data.cache_folder`` says. Images are looked at first. They are
+    decoded after their hash has matched, or where only their pixels can tell it.
     """
     if isinstance(config, str):
         return "the run's configuration could not be read"
-    source = config.data.train
+    data = replace(config.data, workers=0)
+    if data.cache is not None:  # its images are never held in memory whole
+        data = replace(data, cache=None, loading="workers")
+    noted = {meta.get("settings", {}).get("images") for meta in metas}
+    sources = " and ".join(filter(None, (data.train, data.unlabeled)))
+    other = f"the images in {sources} are not those that the run was made from"
     try:
         with offline():
-            splits = open_data(replace(config.data, workers=0), config.label_set, True)
+            matched = look_at(data, config.label_set).train.fingerprint in noted
+            if not matched and data.loading == "workers" and data.on_error == "stop":
+                return other
+            splits = open_data(data, config.label_set, True)
     except UserError as error:
         return str(error)
-    noted = {meta.get("settings", {}).get("images") for meta in metas}
-    if source != "digits" and splits.train.fingerprint not in noted:
-        return f"the images in {source} are not those that the run was made from"
-    return splits
+    return splits if matched or splits.train.fingerprint in noted else other
 
 
 def _read_assessments(folder: Path) -> dict[tuple[str, int], Assessment | str]:

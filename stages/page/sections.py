@@ -233,7 +233,9 @@ def tables(run: Run) -> Iterator[Block]:
 
 
 def _table(folder: Path) -> Iterator[Block]:
-    contents = read_record(folder / "summary.json", TableSummary, partial=True)
+    run = shlex.quote(str(folder.parents[1]))
+    remedy = f"python -m stages.report {run} --table {shlex.quote(folder.name)} writes it again"
+    contents = read_record(folder / "summary.json", TableSummary, remedy, partial=True)
     yield Heading(contents["title"])
     for caption, (header, *rows) in table_parts(contents):
         yield Table(header, rows, f"{caption}.")

@@ -370,7 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _require_values(arguments)
     StopRequest.listen()
     try:
-        with held(arguments.out) if arguments.out else nullcontext():  # two would mix their rows
+        out, advice = arguments.out, "choose another -o"
+        with held(out, advice=advice) if out else nullcontext():  # two would mix their rows
             _run(arguments)
     except UserError as error:
         raise UserError(_as_here(str(error))) from error

@@ -251,10 +251,12 @@ class RowFile:
         if any(not file.is_file() for file in rows):
             raise UserError(f"{path} is no regular file; choose another -o")
         if self.notes.exists():
-            self.about = read_json(self.notes)
+            remedy = f"choose another -o, or remove {path} and {self.notes.name}"
+            self.about = read_json(self.notes, remedy)
             temperature = self.about.get("temperature", 1.0)
             if mismatch(temperature, float) or not 0 < temperature < math.inf:
-                raise damaged(self.notes, ValueError(f"the temperature is {temperature!r:.40}"))
+                wrong = ValueError(f"the temperature is {temperature!r:.40}")
+                raise damaged(self.notes, wrong, remedy)
             self._require_same(made_with)
         elif any(file.stat().st_size for file in rows):
             raise UserError(

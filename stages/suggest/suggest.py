@@ -50,7 +50,7 @@ from shared.data.label_files import (
     read_csv,
     read_text,
 )
-from shared.data.labels import draw_labels
+from shared.data.labels import CHOOSE_AGAIN, draw_labels
 from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.runs.redo import same_run
@@ -316,7 +316,7 @@ def choose(config: Config, accelerator: Accelerator) -> None:
     weights = read_meta(source, "encoder")["weights_sha256"]
     images = open_run(config, accelerator).train
     made_from = {"weights": weights, "images": images.fingerprint}
-    if file.is_file() and read_json(file).get("made_from") == made_from:
+    if file.is_file() and read_json(file, CHOOSE_AGAIN).get("made_from") == made_from:
         return
     ids = np.flatnonzero(images.labels != UNLABELED)
     if label_set.suggested > len(ids):

@@ -1,12 +1,14 @@
 """A run's folder as the stages leave it, with made-up numbers: what the page is tested on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from shared.config.methods import CLASSIFIERS
 from shared.config.schema import Config, dump
+from shared.data.sources import open_data
 from shared.runs.statistics import summarize
 from shared.runs.table import Table
 
@@ -17,6 +19,9 @@ def make_run(folder: Path, config: Config, *, draws: int = 3, labels=("1pct", "1
     """All methods at some label sets: ``meta.json``, ``metrics.jsonl``, ``config.yaml``."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump(config))
+    data = replace(config.data, workers=0)  # as the page opens them, which are kept then
+    digits = data.train == "digits"
+    images = open_data(data, config.label_set).train.fingerprint if digits else "none"
     encoder = {
         "kind": "encoder",
         "stage": "pretrain",
@@ -26,7 +31,7 @@ def make_run(folder: Path, config: Config, *, draws: int = 3, labels=("1pct", "1
         "seconds": 60.0,
         "git": "abc123",
         "versions": {"torch": "2.15.0"},
-        "settings": {"precision": "no"},
+        "settings": {"precision": "no", "images": images},
     }
     lines = [
         {

@@ -10,7 +10,7 @@ from PIL import Image
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Augmentation, Data
-from shared.data import images
+from shared.data import cache, images
 from shared.data.batches import Batches, plain_batches
 from shared.data.cache import shrink, smallest_side
 from shared.data.sources import OPENED, open_data
@@ -192,3 +192,16 @@ def test_evaluation_sees_the_middle_of_every_copy(photos, antialias):
     small = [i for i, name in enumerate(train.names) if min(train.shrunk[i].shape[1:]) < 16]
     assert small
     assert (views[small] - larger[small]).abs().max() < 0.003
+
+
+def test_a_ready_file_needs_no_lock(photos, monkeypatch):
+    """A colleague's cache may be readable alone."""
+    opened(data_of(photos))
+
+    def refuse(*_):
+        raise PermissionError("denied")
+
+    monkeypatch.setattr(cache, "held", refuse)
+    assert opened(data_of(photos)).train.shrunk is not None
+    with pytest.raises(UserError, match=r"cannot write the shrunk .* --data\.cache_folder"):
+        opened(data_of(photos, side=12))

@@ -146,7 +146,7 @@ def test_the_suggested_images_are_those_of_the_file(tmp_path):
     for content, message in (
         ('{"files": ["0/0.png", "0/1.png"]}', "are of one class, class0"),
         ('{"files": ["none.png"]}', "unknown images: none.png"),
-        ("{", "is damaged"),
+        ("{", r"is damaged \(.*\); delete it; pipeline.py .* chooses again"),
     ):
         choice.write_text(content)
         with pytest.raises(UserError, match=message):

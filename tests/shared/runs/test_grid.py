@@ -9,6 +9,7 @@ import pytest
 
 from shared.config.command_line import load_config
 from shared.config.schema import RECIPES
+from shared.runs import grid
 from shared.runs.grid import (
     Cell,
     expand,
@@ -197,3 +198,22 @@ def test_what_the_table_makes_itself_is_not_looked_for(config, tmp_path):
     jobs = in_order(expand(load_table(write(tmp_path, rows=rows, seeds=1)), config))
     for job in jobs:
         require_published(job, {other.path for other in jobs})
+
+
+@pytest.mark.parametrize("linked", ["tables", "tables/label_efficiency"])
+def test_no_table_is_written_through_a_link(config, tmp_path, linked, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "label_efficiency").mkdir(parents=True)
+    (elsewhere / "notes.tmp").write_text("precious")
+    config = replace(config, output=str(tmp_path), run="r")
+    link = config.folder / linked
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    table = load_table("label_efficiency")
+    monkeypatch.setattr(grid, "read_cell", lambda *_: {"status": "done", "message": ""})
+    monkeypatch.setattr(grid, "_refuse_other_images", lambda *_: None)
+    monkeypatch.setattr(grid, "summarize", lambda *_: {})
+    monkeypatch.setattr(grid, "render", lambda *_: {})
+    with pytest.raises(UserError, match=r"is a link, and what is written there"):
+        grid.write_table(config, table, [None], {})
+    assert sorted(f.name for f in elsewhere.iterdir()) == ["label_efficiency", "notes.tmp"]

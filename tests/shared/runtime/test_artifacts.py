@@ -27,6 +27,7 @@ from shared.runtime.artifacts import (
     write_atomically,
 )
 from shared.runtime.files import clean
+from shared.runtime.lock import BusyError
 from shared.training.optim import build_optimizer, set_learning_rate
 from tests.support.photos import process
 from tests.support.stage_folder import SETTINGS, folder, message
@@ -77,6 +78,31 @@ def test_a_stage_from_start_to_end(tmp_path):
     tensors, _ = load_tensors(again.path / "model.safetensors")
     assert tensors.keys() == model.state_dict().keys()
     assert all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("linked", ["finetune", "run"])
+def test_a_finished_artifact_is_read_through_a_link(tmp_path, linked):
+    """Also where a process that was killed has left its last checkpoint."""
+    stage = folder(tmp_path / "first")
+    stage.start("")
+    stage.finish(network(), META)
+    (stage.path / "state").mkdir()
+    there = tmp_path / "first/run" / ("" if linked == "run" else linked)
+    here = tmp_path / "second/run" / ("" if linked == "run" else linked)
+    here.parent.mkdir(parents=True)
+    here.symlink_to(there)
+    assert folder(tmp_path / "second").done
+
+
+def test_who_lost_the_folder_writes_nothing_more(tmp_path):
+    stage, model = folder(tmp_path), network()
+    stage.start("")
+    optimizer = build_optimizer("lars", model, 0.1)
+    (tmp_path / "run/.finetune.lock").write_text('{"pid": 7}')  # it was suspended meanwhile
+    before = files(tmp_path)
+    assert "another process took over" in message(stage.save_state, 1, 0.5, model, optimizer)
+    assert "another process took over" in message(stage.finish, model, META)
+    assert files(tmp_path) == before
 
 
 def test_meta_is_written_last(tmp_path, monkeypatch):
@@ -373,7 +399,7 @@ def test_folder_that_cannot_be_written(tmp_path):
     stage = folder(tmp_path)
     says = message(stage.start, "")
     assert says.startswith("cannot write")
-    assert "choose another --output" in says
+    assert "choose another --run or --output" in says
 
 
 # ------------------------------------------------------------------------ damaged or hostile files
@@ -568,7 +594,7 @@ def test_who_comes_second_changes_nothing(tmp_path, monkeypatch):
     before = files(tmp_path)
 
     def busy(path):
-        raise artifacts.BusyError(f"{path} is in use")
+        raise BusyError(f"{path} is in use")
 
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "take", busy)

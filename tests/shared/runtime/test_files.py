@@ -10,7 +10,16 @@ import torch
 
 from shared.runtime import files
 from shared.runtime.artifacts import save_arrays, save_tensors, write_atomically
-from shared.runtime.files import clean, into_place, read_bytes, remove, temporary_name
+from shared.runtime.errors import UserError
+from shared.runtime.files import (
+    clean,
+    into_place,
+    machine,
+    read_bytes,
+    remove,
+    require_no_link,
+    temporary_name,
+)
 
 WRITERS = {
     "text": lambda path: write_atomically(path, "new"),
@@ -123,3 +132,27 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         with pytest.raises(OSError, match="no regular file"):
             read_bytes(path, 5)
+
+
+def test_cleaning_and_writing_stop_at_a_link(tmp_path):
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
+    (elsewhere / "table").mkdir(parents=True)
+    (elsewhere / "notes.tmp").write_text("precious")
+    run.mkdir()
+    (run / "tables").symlink_to(elsewhere)
+    clean(run / "tables", alone=True)
+    assert (elsewhere / "notes.tmp").exists()
+    for path in (run / "tables", run / "tables/table", run / "tables/none/deeper"):
+        with pytest.raises(UserError, match="tables is a link"):
+            require_no_link(path, run)
+    require_no_link(run / "none", run)
+    (tmp_path / "linked").symlink_to(run)
+    require_no_link(tmp_path / "linked/x", tmp_path / "linked")  # the user's own
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_two_machines_of_one_name_or_numbers_are_two(part, monkeypatch):
+    own, name = machine(), temporary_name()
+    other = own._replace(**{own._fields[part]: "another"})
+    monkeypatch.setattr(files, "machine", lambda: other)
+    assert temporary_name().split("-")[0] != name.split("-")[0]

@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -15,7 +17,7 @@ import pytest
 
 from shared.runtime import lock
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.lock import BusyError, held, release, release_all, take
+from shared.runtime.lock import BusyError, held, release, release_all, require_held, take
 
 HOLD = """
 import sys, time
@@ -160,6 +162,118 @@ def test_a_file_system_that_cannot_lock(tmp_path, reason, monkeypatch, capsys):
     assert "cannot lock" in capsys.readouterr().err
     release(tmp_path / "pretrain")
     assert not file.exists()
+
+
+@pytest.fixture
+def cannot_lock(monkeypatch):
+    """A file system that cannot lock."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.fcntl, "lockf", refuse)
+
+
+def test_only_an_own_note_is_removed(tmp_path, cannot_lock):
+    path = tmp_path / "pretrain"
+    take(path)
+    file = lock_file(tmp_path, note())  # another process took over
+    release(path)
+    assert file.read_text() == note()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.parametrize("loss", ["overwritten", "another file", "gone"])
+def test_a_process_that_was_silent_learns_that_it_lost_the_lock(tmp_path, loss, locks, request):
+    if not locks:
+        request.getfixturevalue("cannot_lock")
+    path = tmp_path / "pretrain"
+    take(path)
+    require_held(path)
+    file = tmp_path / ".pretrain.lock"
+    if loss != "overwritten":
+        file.unlink()
+    if loss != "gone":
+        file.write_text(note())
+    with pytest.raises(UserError, match="another process took over"):
+        require_held(path)
+    release(path)
+    assert file.exists() == (loss != "gone")
+    require_held(path)  # what was never taken, or given back, is not asked for
+
+
+def test_a_lost_lock_gets_no_sign_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.01)
+    monkeypatch.setattr(lock, "_pulse", None)
+    take(tmp_path / "pretrain")
+    file = lock_file(tmp_path, note())
+    os.utime(file, (1, 1))
+    time.sleep(0.2)
+    assert file.stat().st_mtime == 1
+
+
+def test_the_sign_of_life_does_not_disturb_who_asks(tmp_path, monkeypatch):
+    """Both read the note by one descriptor, at the same time."""
+    take(tmp_path / "pretrain")
+    (own,) = lock._held.values()
+    seek = os.lseek
+    monkeypatch.setattr(os, "lseek", lambda *where: (seek(*where), time.sleep(0.001)))
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda _: lock._is_ours(own), range(50)))
+
+
+def test_who_comes_while_the_first_writes_its_note(tmp_path, cannot_lock, monkeypatch):
+    """The first one made the file; it is empty, and so nobody's yet."""
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    file = lock_file(tmp_path, "")
+    parent = psutil.Process(os.getppid())
+    alive = {**lock._own_note(), "pid": parent.pid, "started": parent.create_time()}
+    writer = threading.Timer(0.1, file.write_text, [note(**alive)])
+    writer.start()
+    with pytest.raises(BusyError, match=f"process {parent.pid}"):
+        take(tmp_path / "pretrain")
+    writer.join()
+
+
+@pytest.mark.parametrize("text", ["", note(boot=lock._own_note()["boot"])])
+def test_what_a_colleague_left_can_be_read_alone(tmp_path, text, monkeypatch):
+    file, real = lock_file(tmp_path, text), os.open
+    inode = file.stat().st_ino
+
+    def refuse(name, flags, *mode):
+        if flags & os.O_RDWR and os.path.exists(name) and os.stat(name).st_ino == inode:
+            raise FileExistsError if flags & os.O_EXCL else PermissionError(errno.EACCES, "denied")
+        return real(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with file.open():  # so that the new file has another number
+        assert take(tmp_path / "pretrain")
+    assert json.loads(file.read_text())["pid"] == os.getpid()
+    assert file.stat().st_ino != inode
+
+
+def test_a_colleague_who_is_alive_is_not_robbed(tmp_path, other, monkeypatch):
+    real = os.open
+
+    def refuse(name, flags, *mode):
+        if flags & os.O_RDWR and not flags & os.O_EXCL:
+            raise PermissionError(errno.EACCES, "denied")
+        return real(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(BusyError, match=f"process {other.pid}"):
+        take(tmp_path / "run/pretrain", advice="choose another -o")
+    assert (tmp_path / "run/.pretrain.lock").exists()
+
+
+def test_the_advice_is_the_callers_and_waiting_is_said(tmp_path, other, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "QUIET", 0.0)
+    with pytest.raises(BusyError, match=r"or choose another -o$"):
+        take(tmp_path / "run/pretrain", 0.3, "choose another -o")
+    assert capsys.readouterr().err.count("waiting for ") == 1
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWriteError, match=r"or choose another -o$"):
+        take(tmp_path / "file/x", advice="choose another -o")
 
 
 def test_a_link_a_pipe_and_a_folder_are_refused(tmp_path):

@@ -49,10 +49,10 @@ GOOD = {"name": "n", "size": 3, "points": [{"x": 1}], "by_name": {"a": None, "b"
 def test_what_is_of_another_kind_is_named(tmp_path, change, says):
     file = tmp_path / "file.json"
     file.write_text(json.dumps(GOOD))
-    assert read_record(file, Record) == GOOD
+    assert read_record(file, Record, "do this") == GOOD
     file.write_text(json.dumps({**GOOD, **change}))
-    with pytest.raises(UserError, match=rf"file.json is damaged \({says}"):
-        read_record(file, Record)
+    with pytest.raises(UserError, match=rf"file.json is damaged \({says}.*\); do this$"):
+        read_record(file, Record, "do this")
 
 
 def test_keys_that_are_missing():
@@ -78,8 +78,8 @@ def test_keys_that_are_missing():
 def test_damaged_deep_and_large_files_are_refused_in_a_line(tmp_path, content):
     file = tmp_path / "file.json"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"file.json is damaged \(.+\); delete") as refused:
-        read_json(file, 4000 if len(content) == 5009 else records.LARGEST)
+    with pytest.raises(UserError, match=r"file.json is damaged \(.+\); do this$") as refused:
+        read_json(file, "do this", 4000 if len(content) == 5009 else records.LARGEST)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
 
@@ -91,7 +91,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "zero", "folder"):
         with pytest.raises(UserError, match="no regular file"):
-            read_json(tmp_path / name)
+            read_json(tmp_path / name, "do this")
         with pytest.raises(UserError, match="no regular file"):
             read_lines(tmp_path / name, Point)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from shared.runtime.errors import UserError
+from shared.runtime.lock import BusyError
 from stages.export import export as module
 from tests.support.exported import DIGITS, artifact, refused, run
 from tests.support.photo_run import files
@@ -40,6 +41,18 @@ def test_what_is_no_artifact(tmp_path, capfd):
     file = tmp_path / "model.onnx"
     file.write_text("")
     assert "no such artifact folder" in refused(capfd, file, "--to", "timm")
+
+
+@pytest.mark.parametrize("format_", ["torchscript", "timm", "onnx"])
+def test_another_process_is_told_of_before_the_network_is_loaded(
+    student, monkeypatch, capfd, format_
+):
+    def busy(path, advice):
+        raise BusyError(f"busy; {advice}")
+
+    monkeypatch.setattr(module, "held", busy)
+    monkeypatch.setattr(module, "load", None)
+    assert "busy; choose another -o" in refused(capfd, student, "--to", format_)
 
 
 @pytest.mark.parametrize("format_", ["torchscript", "timm"])

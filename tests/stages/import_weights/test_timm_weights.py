@@ -201,7 +201,11 @@ def test_notes_that_cannot_be(seen, named, tmp_path, capsys):
 
 def test_damaged_notes(tmp_path, capsys):
     publish(BYOB, tmp_path / "model.safetensors")
-    for text in ("{", "[]", '{"architecture": 3}', '{"architecture": "\\u001b[31m"}'):
+    (tmp_path / "config.json").write_text("{")
+    line = fails(capsys, f"timm:{tmp_path}", tmp_path / "out")
+    assert "fetch the model's folder again, or remove config.json" in line
+    assert "--force" not in line
+    for text in ("[]", '{"architecture": 3}', '{"architecture": "\\u001b[31m"}'):
         (tmp_path / "config.json").write_text(text)
         line = fails(capsys, f"timm:{tmp_path}", tmp_path / "out")
         assert "\u001b" not in line

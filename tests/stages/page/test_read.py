@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from shared.config.schema import Config
+from shared.config.schema import Config, dump
+from shared.data.images import Splits
+from shared.data.sources import open_data
 from shared.runtime.errors import UserError
 from stages.page import sections
 from stages.page.blocks import Missing
 from stages.page.read import Assessment, pretraining_views, read_run
+from tests.support.photos import class_folders, make_folder
 from tests.support.run_folder import assess
 
 
@@ -100,3 +103,44 @@ def test_unknown_configuration(bare):
         pretraining_views(run, 6)
     (bare / "config.yaml").unlink()
     assert read_run(bare).config == f"{bare / 'config.yaml'} does not exist"
+
+
+@pytest.mark.parametrize("loading", ["auto", "workers"])
+@pytest.mark.parametrize("field", ["unlabeled", "train"])
+def test_images_that_the_run_never_saw_stay_out(bare, config, tmp_path, field, loading):
+    """A run of somebody else may name any folder of this machine, as any of its images."""
+    private = make_folder(tmp_path / "private", ["a/1.png", "b/2.png"])
+    named = {field: str(private), "cache": 8, "cache_folder": str(tmp_path / "planted")}
+    if loading == "auto":
+        named |= {"cache": None}
+    data = replace(config.data, loading=loading, **named)
+    (bare / "config.yaml").write_text(dump(replace(config, data=data)))
+    run = read_run(bare)
+    assert "are not those that the run was made from" in str(run.splits)
+    assert str(private) in str(run.splits)
+    assert not (tmp_path / "planted").exists()
+    with pytest.raises(UserError, match="are not those"):
+        pretraining_views(run, 6)
+
+
+def test_digits_too_must_be_those_of_the_run(bare):
+    for file in bare.glob("*/meta.json"):
+        meta = json.loads(file.read_text())
+        meta["settings"]["images"] = "0" * 16
+        file.write_text(json.dumps(meta))
+    assert "the images in digits are not those" in str(read_run(bare).splits)
+
+
+@pytest.mark.parametrize("changes", [{}, {"loading": "workers"}, {"cache": 8}])
+def test_images_of_the_run_are_shown(bare, config, tmp_path, changes):
+    photos = class_folders(tmp_path / "photos", 4)
+    data = replace(config.data, train=str(photos), cache_folder=str(tmp_path / "c"), **changes)
+    config = replace(config, data=data)
+    (bare / "config.yaml").write_text(dump(config))
+    file = bare / "pretrain/meta.json"
+    meta = json.loads(file.read_text())
+    meta["settings"]["images"] = open_data(config.data, config.label_set).train.fingerprint
+    file.write_text(json.dumps(meta))
+    run = read_run(bare)
+    assert isinstance(run.splits, Splits)
+    assert len(pretraining_views(run, 3)[0]) == 3

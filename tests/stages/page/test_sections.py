@@ -139,6 +139,7 @@ def test_tables(bare):
     broken, heading, table, *_ = sections.tables(run)
     assert isinstance(broken, Missing)
     assert "damaged" in broken.why
+    assert f"stages.report {bare} --table broken writes it again" in broken.why
     assert heading.text == "A small table"
     assert isinstance(table, Table)
     contents = json.loads((folder / "summary.json").read_text())

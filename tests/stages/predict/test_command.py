@@ -300,13 +300,13 @@ def test_goes_on_after_a_signal(here, capsys, monkeypatch, name):
 
 @pytest.mark.parametrize("name", ["p.csv", "p.jsonl", "p.parquet"])
 def test_two_at_a_time_do_not_mix_their_rows(here, capsys, monkeypatch, name):
-    def busy(path, patience=0.0):
-        raise lock.BusyError(f"{path} is in use")
+    def busy(path, patience, advice):
+        raise lock.BusyError(f"{path} is in use; {advice}")
 
     with monkeypatch.context() as patch:
         patch.setattr(lock, "take", busy)
         assert main(["classifier", "new", "-o", name]) == 2
-    assert f"{name} is in use" in capsys.readouterr().err
+    assert f"{name} is in use; choose another -o" in capsys.readouterr().err
     assert not (here / name).exists()
     (here / name).symlink_to(here / "elsewhere.csv")
     assert main(["classifier", "new", "-o", name]) == 2

@@ -254,3 +254,11 @@ def test_a_pipe_gets_the_names(capsys):
     printed.finish()
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))
     assert [csv_value(row[0]) for row in rows] == ODD[3:]
+
+
+@pytest.mark.parametrize("notes", ["{", "[]", '{"temperature": "hot"}', '{"temperature": 0}'])
+def test_damaged_notes_cost_no_folder_of_the_user(tmp_path, notes):
+    path = tmp_path / "p.csv"
+    path.with_name("p.csv.meta.json").write_text(notes)
+    with pytest.raises(UserError, match=r"choose another -o, or remove .*p\.csv and p\.csv\.meta"):
+        opened(path)
