@@ -152,9 +152,7 @@ def test_wrong_type_in_a_flag(capsys):
 
 @pytest.mark.parametrize("text", ["", "- a\n- b", "just words", "a: [1", "\t: x", "pretrain:"])
 def test_what_is_no_recipe(capsys, tmp_path, text):
-    assert "the recipe is not YAML of the form" in refusal(
-        capsys, "--config", recipe(tmp_path, text)
-    )
+    assert "not YAML of the form" in refusal(capsys, "--config", recipe(tmp_path, text))
 
 
 @pytest.mark.parametrize(
