@@ -161,11 +161,13 @@ def load_config(
     Settings that nothing was fitted to yet are taken as they are, and a line says so.
 
     Raises:
-        SystemExit: also with code 2 for ``--budget``, which only the pipeline can keep.
+        SystemExit: also with code 2 for ``--budget`` and ``--plan``, which are not for it.
     """
     line = read_command_line(argv, program, description, sections)
     if line.config.budget:
         _parser(program, description).error("--budget is for pipeline.py, which runs all stages")
+    if line.config.plan:
+        _parser(program, description).error("--plan is for pipeline.py and stages.pretrain")
     if line.origin in ("open", "begun"):
         _say(
             f"settings: {UNFITTED.name} as it is; pipeline.py fits them to the images, the machine"

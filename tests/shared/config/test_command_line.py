@@ -210,6 +210,8 @@ def test_own_images_keep_the_recipe_of_their_run(capsys, tmp_path, output):
 
 def test_a_budget_is_for_the_pipeline(capsys):
     assert "--budget is for pipeline.py" in refusal(capsys, "--data.train=x", "--budget=2h")
+    assert "--plan is for pipeline.py" in refusal(capsys, "--plan")
+    assert "--plan is for pipeline.py" in refusal(capsys, "--data.train=x", "--plan=true")
 
 
 @pytest.mark.parametrize(
