@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.config.command_line import KEPT, CommandLine, read_command_line
+from shared.config.command_line import CommandLine, read_command_line
 from shared.config.imported import pretraining_is_imported
 from shared.config.methods import CLASSIFIERS, DEPLOYED, METHODS
 from shared.config.schema import Config
@@ -63,11 +63,14 @@ def to_train(line: CommandLine) -> dict[str, "RunStage"]:
 
 
 def lacks_labels(line: CommandLine) -> bool:
-    """Whether there are own images, no label of any, and no column or option that may give them."""
+    """Whether there are own images, no label of any, and no column or option that may give them.
+
+    A recipe that the line names says itself which labels there are; without them it is refused.
+    """
     from shared.data.sources import look_at
 
     config = line.config
-    if "labels" in line.flags or config.label_set.file or config.table:
+    if line.origin == "recipe" or "labels" in line.flags or config.label_set.file or config.table:
         return False
     if not Path(config.data.train).expanduser().exists():  # the hub's, and the digits
         return False
@@ -85,7 +88,7 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         began: when the command was called, in seconds since 1970.
     """
     from shared.networks.build import require_weights
-    from shared.runs.fit import fit
+    from shared.runs.fit import fit, settings_as_before
     from shared.runs.forecast import forecast
     from shared.runs.grid import fill
     from shared.runtime.artifacts import read_meta
@@ -103,8 +106,7 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         to_fit = {name: stage for name, stage in every.items() if not (done and name == "pretrain")}
         config, pace = fit(line, accelerator, to_fit, began)
     elif line.origin != "recipe":
-        also = "; --budget was for that choice" if config.budget else ""
-        accelerator.print(f"settings as chosen before: {config.folder / KEPT}{also}")
+        accelerator.print(settings_as_before(config))
     if config.table:
         return fill(
             config,

@@ -44,7 +44,8 @@ from shared.networks.build import (
     weights_setting,
 )
 from shared.networks.negatives_queue import Memory
-from shared.runs.fit import fit
+from shared.runs.fit import fit, settings_as_before
+from shared.runs.forecast import forecast
 from shared.runtime.artifacts import read_meta
 from shared.runtime.distributed import gather_with_grad, own_rows, weight_of_own_rows
 from shared.runtime.errors import UserError
@@ -311,15 +312,20 @@ def run_fitted(config: Config, accelerator: Accelerator, line: CommandLine, bega
     """`run`, with settings that are fitted to own images first, where nothing else says them.
 
     Raises:
-        UserError: also where there is a budget, and the settings are chosen already.
+        UserError: also where there is a budget, and a recipe or imported weights leave no choice.
     """
-    if line.origin == "open" and not pretraining_is_imported(config):
+    imported = pretraining_is_imported(config)
+    if line.origin in ("begun", "kept"):
+        accelerator.print(settings_as_before(config))
+    elif line.origin == "open" and not imported:
         config, _ = fit(line, accelerator, {"pretrain": run}, began)
     elif config.budget:
         raise UserError(
             "--budget chooses the length of a pretraining on own images, without --config, in a new"
             " --run"
         )
+    if config.plan and not imported:
+        return forecast(config, accelerator, {"pretrain": run})
     run(config, accelerator)
 
 

@@ -19,7 +19,7 @@ from shared.config.imported import NAMED_BY, imported_options, named_folders
 from shared.config.methods import CLASSIFIERS, FORCEABLE, made_by
 from shared.config.optimizers import OPTIMIZERS
 from shared.config.schema import RECIPES, RENAMED, SECTIONS, Config, as_yaml, dump
-from shared.config.yaml_files import LONGEST_SCALAR, require_bounded, require_bounded_file
+from shared.config.yaml_files import LONGEST_SCALAR, read_yaml, require_bounded
 from shared.runtime.errors import UserError, refuse
 from shared.runtime.media import say, say_block
 
@@ -161,11 +161,13 @@ def load_config(
     Settings that nothing was fitted to yet are taken as they are, and a line says so.
 
     Raises:
-        SystemExit: also with code 2 for ``--budget``, which only the pipeline can keep.
+        SystemExit: also with code 2 for ``--budget`` and ``--plan``, which are not for it.
     """
     line = read_command_line(argv, program, description, sections)
     if line.config.budget:
         _parser(program, description).error("--budget is for pipeline.py, which runs all stages")
+    if line.config.plan:
+        _parser(program, description).error("--plan is for pipeline.py and stages.pretrain")
     if line.origin in ("open", "begun"):
         _say(
             f"settings: {UNFITTED.name} as it is; pipeline.py fits them to the images, the machine"
@@ -208,25 +210,26 @@ def read_command_line(
         # Only the parser can tell a flag from a value: it names those that stand on the line.
         asked = [flag for flag in flags if not flag.startswith("--print_config")]  # which leaves
         given = parser.parse_args(asked, defaults=False)
-        origin, place = "recipe", []
+        origin, place, options = "recipe", [], []
         if not recipe:
             recipe, place, options, origin = _usual_recipe(given)
-            asked, flags = [*options, *asked], [*options, *flags]
-            parser.recipe = recipe[-1]  # what is wrong now is in it
-            given = parser.parse_args(asked, defaults=False)
-        parser.recipe = recipe[-1].removeprefix("--config=")
+            _require_bounded(recipe, options)
+        parser.recipe = recipe[-1].removeprefix("--config=")  # what is wrong now is in it
         _require_sections(parser.parse_args([*recipe, *place]))
+        if options:
+            asked, flags = [*options, *asked], [*options, *flags]
+            given = parser.parse_args(asked, defaults=False)
         parser.recipe = ""
         fixed = frozenset(given.keys())
         config = _config(parser, parser.parse_args([*recipe, *place, *asked]), fixed)
         folders = [*named_folders(config), config.folder_of("pretrain")]
         renamed = {new for new, old in RENAMED.items() if old in fixed}
-        options = imported_options(config, folders, fixed | renamed)
-        flags += [f"--{option}={_as_text(value)}" for option, value in options.items()]
+        imported = imported_options(config, folders, fixed | renamed)
+        flags += [f"--{option}={_as_text(value)}" for option, value in imported.items()]
         if flags != asked:
-            fixed |= options.keys()
+            fixed |= imported.keys()
             config = _config(parser, parser.parse_args([*recipe, *place, *flags]), fixed)
-        _say_imported(options)
+        _say_imported(imported)
         return CommandLine(config, fixed, tuple(flags), origin)
     except (ValueError, OverflowError) as error:
         parser.error(str(error))
@@ -236,7 +239,7 @@ def _require_bounded(recipe: Sequence[str], flags: Sequence[str]) -> None:
     """ValueError where a recipe or a flag stands for more than options can hold."""
     for name in (argument.removeprefix("--config=") for argument in recipe):
         if os.path.lexists(name) and not os.path.isdir(name):  # else the parser says so
-            require_bounded_file(Path(name))
+            read_yaml(Path(name))
     for flag in flags:
         if len(flag) > LONGEST_SCALAR:
             raise ValueError(f"{flag[:40]}... has {len(flag):,} characters; at most 4,096")
@@ -271,7 +274,7 @@ def read_config(recipe: Path) -> Config:
             a value out of range.
     """
     parser = _strict_parser()
-    require_bounded_file(recipe)
+    read_yaml(recipe)
     try:
         return _config(parser, parser.parse_args(["--config", str(recipe)]))
     except (ValueError, OverflowError) as error:
@@ -356,28 +359,39 @@ def _usual_recipe(
     run = given.get("run") or run_name(train)
     kept = Path(given.get("output") or Config.output) / run / KEPT
     place, usual = ["--run", run], ["--config", str(UNFITTED)]
+    origin, options = kept_origin(kept)
+    recipe = {"open": usual, "begun": [*usual, "--config", str(kept)]}
+    return recipe.get(origin, ["--config", str(kept)]), place, options, origin
+
+
+def kept_origin(kept: Path) -> tuple[Origin, list[str]]:
+    """What a run's own recipe is now: "open" where there is none, "begun" or "kept".
+
+    Args:
+        kept: the file.
+
+    Returns:
+        The origin, and the flags that a recipe stands for which was fitted to stage 1 alone.
+
+    Raises:
+        UserError: the file is no YAML, or goes beyond the bounds.
+    """
     if not kept.is_file():
-        return usual, place, [], "open"
-    if options := _of_stage_1(kept):
-        return [*usual, "--config", str(kept)], place, options, "begun"
-    return ["--config", str(kept)], place, [], "kept"
-
-
-def _of_stage_1(kept: Path) -> list[str]:
-    """The flags that a recipe stands for which was fitted to stage 1 alone; none of a whole one."""
-    try:
-        plain = yaml.safe_load(kept.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return []  # the parser says what is wrong
+        return "open", []
+    plain = read_yaml(kept)
     if not isinstance(plain, dict) or "labels" in plain:
-        return []
+        return "kept", []
     options = {}
     for name, value in plain.items():
         section = value if isinstance(value, dict) else None
         options |= (
             {name: value} if section is None else {f"{name}.{k}": section[k] for k in section}
         )
-    return [f"--{key}={_as_text(value)}" for key, value in options.items() if key != "run"]
+    try:
+        flags = [f"--{key}={_as_text(value)}" for key, value in options.items() if key != "run"]
+    except TypeError as error:  # YAML has dates and sets
+        raise UserError(f"{kept}: a value that no option takes: {error}") from error
+    return ("begun", flags) if flags else ("kept", [])
 
 
 def run_name(source: str) -> str:

@@ -676,8 +676,8 @@ class Config:
         compile: torch.compile for the network that is trained; its first steps take minutes.
         threads: CPU threads of each process; 0 leaves the choice to torch.
         tracker: also log to an experiment tracker that accelerate knows.
-        plan: pipeline.py only measures for half a minute and prints what each stage would take:
-            steps, FLOPs, time, memory, disk.
+        plan: pipeline.py and stages.pretrain only measure for half a minute and print what each
+            stage would take: steps, FLOPs, time, memory, disk.
         budget: about how long pipeline.py may take in all on own images: 30min, 1.5h, 90s.
         table: pipeline.py only fills this grid of runs and prints its table: a name in
             configs/tables, or a YAML file of that form.

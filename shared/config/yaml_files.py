@@ -31,8 +31,11 @@ def read_yaml(file: Path) -> Any:
         return yaml.load(text, Loader)  # a safe loader, which makes no objects
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{file}: not YAML of the form 'name: value': {reason}") from error
     except Exception as error:  # a tag such as !!float on what is none has its own
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{file}: {' '.join(str(error).split())[:300]}") from error
 
 
 def require_bounded(text: str) -> None:
@@ -69,21 +72,3 @@ def require_bounded(text: str) -> None:
                 anchored[anchor] = 1
         if count > MOST_VALUES:
             raise ValueError(f"it stands for more than {MOST_VALUES:,} values")
-
-
-def require_bounded_file(file: Path) -> None:
-    """`require_bounded` for a file that somebody else parses, who says what its syntax lacks.
-
-    Raises:
-        UserError: the file is no regular one, is too large, or stands for too much.
-    """
-    try:
-        text = read_bytes(file, MOST_BYTES).decode("utf-8-sig", "replace")
-        require_bounded(text)
-        yaml.load(text, Loader)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
-    except yaml.YAMLError:
-        pass
-    except Exception as error:  # a tag such as !!float on what is none has its own
-        raise UserError(f"{file}: {' '.join(str(error).split())[:300]}") from error

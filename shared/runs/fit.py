@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from shared.config.command_line import KEPT, CommandLine, recipe_of
+from shared.config.command_line import KEPT, CommandLine, kept_origin, recipe_of
 from shared.config.imported import pretraining_is_imported
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import RECIPES, Config, Training
@@ -32,6 +32,7 @@ from shared.runs.cost import Counts, cost_of
 from shared.runs.forecast import LONG, StagePlan, free_bytes, measure, warnings_of
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.lock import SHORT, held
 from shared.runtime.progress import counted, duration
 from shared.training.schedule import schedule_of
 from shared.training.stage import RunStage
@@ -82,8 +83,8 @@ def fit(
         The configuration, and with a budget what keeps to it.
 
     Raises:
-        UserError: the data cannot be opened, the budget is too short, or it is asked for on several
-            processes.
+        UserError: the data cannot be opened, the budget is too short, it is asked for on several
+            processes, or another process has chosen for this run meanwhile.
     """
     if line.config.budget and accelerator.num_processes > 1:
         raise UserError(
@@ -122,9 +123,35 @@ def fit(
         notes.append("The time was not measured.")
     if accelerator.num_processes > 1:  # memory that is free differs from process to process
         (config,) = broadcast_object_list([config])
-    keep(config, look.labels, flags, accelerator)
+    keep_first(line, config, look.labels, accelerator)
     accelerator.print(_reasons(config, flags, look, on_cpu, wanted), *notes, sep="\n")
     return config, pace
+
+
+def settings_as_before(config: Config) -> str:
+    """One line for a run whose settings were chosen by an earlier call."""
+    also = "; --budget was for that choice" if config.budget else ""
+    return f"settings as chosen before: {config.folder / KEPT}{also}"
+
+
+def keep_first(
+    line: CommandLine, config: Config, labels: str | None, accelerator: Accelerator
+) -> None:
+    """`keep` a first choice, unless another process was first.
+
+    Raises:
+        UserError: it was. Its choice stays.
+    """
+    if not accelerator.is_main_process or config.plan:
+        return
+    kept = config.folder / KEPT
+    with held(kept, patience=SHORT):
+        if kept_origin(kept)[0] != line.origin:
+            raise UserError(
+                f"another process has chosen the settings of this run meanwhile: {kept}; wait for"
+                " its end, then the same command goes on with them, or give another --run"
+            )
+        keep(config, labels, line.flags, accelerator)
 
 
 def keep(
@@ -325,7 +352,11 @@ def fit_lengths(
 
 
 def share_out(
-    plans: Sequence[StagePlan], flags: Collection[str], room: float, longest: float
+    plans: Sequence[StagePlan],
+    flags: Collection[str],
+    room: float,
+    longest: float,
+    room_of_few: float = 0.0,
 ) -> dict[str, float]:
     """By how much the length of each stage is multiplied, so that all take ``room`` seconds.
 
@@ -336,6 +367,7 @@ def share_out(
         longest: the largest factor. Only stages on all images get one above 1: a few labels are
             learned by heart soon. Stages on the labels take seconds and decide what the others were
             good for: they shrink only where they would take more than ``FEW_LABELS`` of the time.
+        room_of_few: seconds that stages on the labels may take at least, even beyond the room.
     """
     free = [plan for plan in plans if is_free(METHODS[plan.stage].section, flags)]
     room -= sum(plan.seconds for plan in plans) - sum(map(_moving, free))
@@ -344,8 +376,9 @@ def share_out(
     many = [plan for plan in free if METHODS[plan.stage].all_images]
     of_few, of_many = sum(map(_moving, few)), sum(map(_moving, many))
     least = room / (of_few + of_many) if of_few + of_many else 1.0
-    factor_few = min(1.0, max(least, FEW_LABELS * room / of_few)) if of_few else 1.0
-    factor_many = (room - factor_few * of_few) / of_many if of_many else 1.0
+    room_of_few = max(room_of_few, FEW_LABELS * room)
+    factor_few = min(1.0, max(least, room_of_few / of_few)) if of_few else 1.0
+    factor_many = max(0.0, room - factor_few * of_few) / of_many if of_many else 1.0
     return {plan.stage: factor_few for plan in few} | {
         plan.stage: min(longest, factor_many) for plan in many
     }
@@ -386,7 +419,8 @@ class Pace:
     """Keeps a run within its budget: after each stage it looks at the clock.
 
     A stage that has not begun becomes shorter where those before took longer than was measured; the
-    last one also uses up what they left.
+    last one also uses up what they left. Stages on the labels are spared as by `share_out`, by the
+    whole budget: however slow the pretraining was, fine-tuning in a few steps would waste it.
 
     Args:
         plans: of the stages, in their order.
@@ -402,6 +436,7 @@ class Pace:
         self.deadline, self.flags, self.look = deadline, flags, look
         self._planned = self._spent = 0.0  # seconds of the stages that are done
         self._running, self._since = "", time.time()
+        self._room_of_few = FEW_LABELS * (deadline - self._since)
 
     def before(self, method: str, config: Config, accelerator: Accelerator) -> Config:
         """The configuration for a stage and those after it."""
@@ -409,6 +444,8 @@ class Pace:
         if self._running in self.plans:
             self._planned += self.plans[self._running].seconds
             self._spent += now - self._since
+            if not METHODS[self._running].all_images:
+                self._room_of_few -= now - self._since
         self._running, self._since = method, now
         if method not in self.plans:
             return config
@@ -425,9 +462,9 @@ class Pace:
         if begun or not is_free(section, self.flags):
             return config
         spare = 3.0 if len(rest) > 1 else 1.0  # the table, and the end of the process
-        room = self.deadline - now - spare - slowness * sum(p.fixed_seconds for p in rest)
-        factor = room / max(slowness * sum(map(_moving, rest)), 1e-9)
-        factor = min(max(factor, SHORTEST), 2.0 if len(rest) == 1 else 1.0)
+        room, few = (self.deadline - now - spare) / slowness, self._room_of_few / slowness
+        longest = 2.0 if len(rest) == 1 else 1.0
+        factor = max(share_out(rest, self.flags, room, longest, few)[method], SHORTEST)
         if 0.95 < factor < 1.1:
             return config
         config = lengthen(config, self.flags, {method: factor})

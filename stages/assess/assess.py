@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 from accelerate import Accelerator
 
@@ -33,7 +33,6 @@ from shared.runtime.files import clean
 from shared.runtime.lock import release, take
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import Progress
-from shared.runtime.records import mismatch
 from shared.runtime.stop import Stopped, StopRequest
 from stages.assess import label_part
 from stages.assess.inputs import Arrays, Inputs, open_inputs
@@ -185,9 +184,7 @@ def load(
         made_from = assessment["made_from"]
         outdated = {part for part, setting in made_from.items() if setting != settings[part]}
         outdated |= made_from.keys() & set(again)
-        outdated |= {
-            part for part in made_from if part not in assessment or _damaged(assessment, part)
-        }
+        outdated |= {part for part in made_from if part not in assessment}  # also damaged ones
         for part in outdated:
             cast(dict[str, Any], assessment).pop(part, None)
             del made_from[part]
@@ -197,11 +194,6 @@ def load(
         return None, {}
     kept = {name: array for name, array in arrays.items() if name.partition("/")[0] not in outdated}
     return assessment, kept
-
-
-def _damaged(assessment: Assessment, part: str) -> str:
-    """Why a part cannot be used, empty where it can."""
-    return mismatch(cast(dict[str, Any], assessment)[part], get_type_hints(Assessment)[part], part)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -101,6 +101,17 @@ def recipe(rng: Random, folder: Path) -> None:
     check_config(read_config(folder / "r.yaml"))
 
 
+def own_recipe(rng: Random, folder: Path) -> None:
+    """What a run keeps of its choice; without labels it is for stage 1 alone."""
+    kept = {**rng.choice(recipes())}
+    if rng.random() < 0.7:
+        kept.pop("labels", None)
+    file = folder / "runs/own/recipe.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(hostile.yaml_text(rng, kept))
+    check_config(load_config(["--data.train=own"], "p", "d")[0])
+
+
 def flags(rng: Random, folder: Path) -> None:
     options = ["seed", "labels", "run", "output", "threads", "force", "method", "budget", "table"]
     options += ["data.train", "data.test", "data.mean", "data.image_size", "data.workers", "config"]
@@ -559,18 +570,9 @@ def predictions(rng: Random, folder: Path) -> None:
 READERS = {
     reader.__name__: reader
     for reader in (
-        *(
-            recipe,
-            flags,
-            table,
-            labels_csv,
-            labels_of_photos,
-            image_names,
-            metadata,
-            damaged_image,
-            tree,
-        ),
-        *(predicted_image, parquet_file, meta, weights, state, results, metrics, assessment, page),
+        *(recipe, own_recipe, flags, table, labels_csv, labels_of_photos, image_names, metadata),
+        *(damaged_image, tree, predicted_image, parquet_file, meta, weights, state, results),
+        *(metrics, assessment, page),
         *(cells, table_text, table_report, tensorflow, graph, timm, published, predictions),
     )
 }

@@ -152,9 +152,7 @@ def test_wrong_type_in_a_flag(capsys):
 
 @pytest.mark.parametrize("text", ["", "- a\n- b", "just words", "a: [1", "\t: x", "pretrain:"])
 def test_what_is_no_recipe(capsys, tmp_path, text):
-    assert "the recipe is not YAML of the form" in refusal(
-        capsys, "--config", recipe(tmp_path, text)
-    )
+    assert "not YAML of the form" in refusal(capsys, "--config", recipe(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -212,6 +210,8 @@ def test_own_images_keep_the_recipe_of_their_run(capsys, tmp_path, output):
 
 def test_a_budget_is_for_the_pipeline(capsys):
     assert "--budget is for pipeline.py" in refusal(capsys, "--data.train=x", "--budget=2h")
+    assert "--plan is for pipeline.py" in refusal(capsys, "--plan")
+    assert "--plan is for pipeline.py" in refusal(capsys, "--data.train=x", "--plan=true")
 
 
 @pytest.mark.parametrize(

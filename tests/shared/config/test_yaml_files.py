@@ -72,6 +72,34 @@ def test_what_is_no_recipe_is_refused(text, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "executed").exists()
 
 
+OWN = {
+    **{kind: text for kind, (text, _) in HOSTILE.items()},
+    **{text: text for text in WRONG},
+    "very deep": "seed: " + "[" * 3000,
+    "an anchor in itself, as a text": 'data:\n  train: "&a [*a]"\n  test: "&a [*a]"\n',
+    "a date": "pretrain:\n  epochs: 2020-01-01\n",
+    "a set": "labels_of: !!set {a, b}\n",
+    "another file": "config: other.yaml\n",
+    "help": "help: 1\n",
+    "no UTF-8": "run: caf\udce9\n",
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_recipe_of_a_run_has_the_same_bounds(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.yaml").write_text("data: " + "{a: " * 500 + "}" * 500)
+    file = tmp_path / "runs/own/recipe.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(OWN[kind], errors="surrogateescape")
+    with pytest.raises(SystemExit) as left:
+        read_command_line(["--data.train=own"], "p", "d")
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "runs/own/recipe.yaml" in line
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "bytes"])
 def test_what_is_no_regular_file_is_refused(kind, tmp_path):
     file = tmp_path / "r.yaml"

@@ -156,8 +156,20 @@ def test_stages_share_the_room_and_never_exceed_it(seconds, room, kept, longest)
     if factors and room > least:  # all of it is used, unless the longest length is reached
         full = all(factors.get(name, longest) == longest for name in ("pretrain", "distill"))
         assert spent == pytest.approx(room) or full
-    if max(factors.values(), default=0) > 1:
-        assert factors.keys() <= {"pretrain", "distill"}
+    assert {name for name in factors if factors[name] > 1} <= {"pretrain", "distill"}
+
+
+@pytest.mark.parametrize(
+    ("room", "factor"), [(1000, 1), (170, 1), (166, 1), (86, 0.5), (46, 0.25), (0, 0)]
+)
+def test_stages_on_few_labels_keep_their_length_in_a_quarter_of_the_time(room, factor):
+    """They take 40 s, the others 4,000 s; all have 6 s that do not depend on the length."""
+    few = {"supervised": 10, "linear": 10, "finetune": 20}
+    plans = [plan("pretrain", 3000), *(plan(*each) for each in few.items()), plan("distill", 1000)]
+    factors = share_out(plans, [], room, 5.0)
+    for name in few:
+        assert factors[name] == pytest.approx(factor, abs=0.03)
+    assert factors["pretrain"] == factors["distill"] < 0.3
 
 
 @pytest.mark.parametrize(
@@ -204,6 +216,35 @@ def test_the_last_stage_keeps_the_budget(tmp_path, monkeypatch, capsys, budget, 
     if changed:
         kept = yaml.safe_load((last.folder / "recipe.yaml").read_text())
         assert kept["distill"]["epochs"] == last.distill.epochs
+
+
+@pytest.mark.parametrize(
+    ("budget", "took", "steps"),
+    [
+        (300, 270, 100),  # 20 s of 300 are left
+        (300, 100, 100),
+        (90, 100, 77),  # none is left; a quarter is 22.5 s
+        (300, 400, 64),  # four times as slow: a quarter is worth 18.75 s
+        (60, 400, 12),
+    ],
+)
+def test_a_slow_pretraining_spares_the_stages_on_few_labels(
+    tmp_path, monkeypatch, budget, took, steps
+):
+    """Pretraining was planned for 100 s, fine-tuning for 29 s, distillation for 100 s."""
+    now = SimpleNamespace(time=1000.0)
+    monkeypatch.setattr(fitting.time, "time", lambda: now.time)
+    command = line(f"--output={tmp_path}", "--finetune.steps=100")
+    plans = [plan("pretrain", 99), plan("finetune", 29), plan("distill", 99)]
+    pace = Pace(plans, 1000.0 + budget, {"pretrain.steps"}, look())
+    first = pace.before("pretrain", command.config, process())
+    now.time += took
+    then = pace.before("finetune", first, process())
+    assert then.finetune.steps == pytest.approx(steps, abs=2)
+    now.time += 30
+    last = pace.before("distill", then, process())
+    assert last.finetune == then.finetune
+    assert last.distill.epochs < (20 if took > 100 else 400)
 
 
 @pytest.mark.parametrize("reason", ["flag", "begun", "another method"])
@@ -309,6 +350,70 @@ def test_images_without_labels_are_pretrained_alone(unlabeled, capsys, monkeypat
     assert config.distill.student == "simclr_resnet14_1x_sk0"
     assert yaml.safe_load((run / "recipe.yaml").read_text())["labels"] == "10pct"
     assert (run / "pretrain/meta.json").stat().st_mtime_ns == made
+
+
+def test_a_stopped_pretraining_goes_on_by_the_same_command(unlabeled, capsys, monkeypatch):
+    flags = [f"--data.train={unlabeled}", f"--output={unlabeled.parent / 'out'}", *SHORT[:5]]
+    flags += ["--data.workers=0", f"--data.cache_folder={unlabeled.parent}", "--budget=5min"]
+    monkeypatch.setattr(fitting, "fit_threads", lambda config, *_: config)
+    monkeypatch.setattr(fitting, "fit_lengths", lambda config, *_: (config, [plan("pretrain", 9)]))
+    monkeypatch.setattr(pretrain, "forecast", lambda *_: print("a forecast"))
+
+    assert pretrain.main([*flags, "--plan"]) == 0
+    printed = capsys.readouterr().out
+    assert "not kept, as it is a plan" in printed
+    assert printed.rstrip().endswith("a forecast")
+    run = unlabeled.parent / "out/new"
+    assert not run.exists()
+
+    monkeypatch.setattr(pretrain, "run", lambda *_: print("it trains"))
+    said = "settings fitted to"
+    for _ in range(3):  # then after a stop, then when it is done
+        assert pretrain.main(flags) == 0
+        printed = capsys.readouterr().out
+        assert said in printed
+        assert "it trains" in printed
+        said = f"settings as chosen before: {run}/recipe.yaml; --budget was for that choice"
+    assert pretrain.main([*flags, "--plan"]) == 0
+    assert "it trains" not in capsys.readouterr().out
+    assert pretrain.main([*flags, f"--config={run / 'recipe.yaml'}"]) == 2
+    assert "without --config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("origin", ["open", "begun"])
+def test_of_two_first_choices_one_is_kept(tmp_path, origin):
+    first, second = "labels: 5pct\n", "pretrain:\n  epochs: 7\n"
+    kept = tmp_path / "own/recipe.yaml"
+    kept.parent.mkdir()
+    if origin == "begun":
+        kept.write_text(second)
+    command = line(f"--output={tmp_path}")
+    assert command.origin == origin
+    fitting.keep_first(command, replace(command.config, plan=True), "10pct", process())
+    assert kept.exists() == (origin == "begun")
+    for other in [first] if origin == "begun" else [first, second]:
+        kept.write_text(other)  # meanwhile
+        with pytest.raises(UserError, match="another process has chosen the settings of this run"):
+            fitting.keep_first(command, command.config, "10pct", process())
+        assert kept.read_text() == other
+    kept.unlink()
+    command = line(f"--output={tmp_path}")
+    fitting.keep_first(command, command.config, None, process())
+    again = line(f"--output={tmp_path}")
+    assert again.origin == "begun"
+    fitting.keep_first(again, again.config, "10pct", process())
+    assert line(f"--output={tmp_path}").origin == "kept"
+    assert [file.name for file in kept.parent.iterdir()] == ["recipe.yaml"]
+
+
+def test_only_without_a_recipe_missing_labels_mean_stage_1_alone(unlabeled, tmp_path, monkeypatch):
+    own = [f"--data.train={unlabeled}", f"--output={tmp_path}"]
+    assert pipeline.lacks_labels(read_command_line(own, "", ""))
+    monkeypatch.setattr("shared.data.sources.look_at", lambda *_: pytest.fail("the folder is read"))
+    recipe = tmp_path / "r.yaml"
+    for text in ("labels: 10pct\n", "seed: 1\n", f"data:\n  train: {unlabeled}\n"):
+        recipe.write_text(text)
+        assert not pipeline.lacks_labels(read_command_line([*own, f"--config={recipe}"], "", ""))
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_unknown_table(tmp_path):
     with pytest.raises(UserError, match=r"no table 'nowhere'; there are .*label_efficiency"):
         load_table("nowhere")
     (tmp_path / "broken.yaml").write_text("rows: [")
-    with pytest.raises(UserError, match=r"broken\.yaml is not YAML"):
+    with pytest.raises(UserError, match=r"broken\.yaml: not YAML of the form"):
         load_table(str(tmp_path / "broken.yaml"))
 
 
