@@ -352,6 +352,26 @@ def test_images_without_labels_are_pretrained_alone(unlabeled, capsys, monkeypat
     assert (run / "pretrain/meta.json").stat().st_mtime_ns == made
 
 
+@pytest.mark.parametrize("main", [pipeline.main, pretrain.main])
+@pytest.mark.parametrize("theirs", ["labels: 5pct\n", "pretrain:\n  epochs: 7\n"])
+def test_a_choice_of_another_process_meanwhile_stays(unlabeled, capsys, monkeypatch, main, theirs):
+    kept = unlabeled.parent / "out/new/recipe.yaml"
+    flags = [f"--data.train={unlabeled}", f"--output={kept.parents[1]}", *SHORT[:5]]
+
+    def measured(config, *_):
+        kept.parent.mkdir(parents=True)
+        kept.write_text(theirs)
+        return config, [plan("pretrain", 9)]
+
+    monkeypatch.setattr(fitting, "fit_lengths", measured)
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "another process has chosen the settings of this run" in error
+    assert kept.read_text() == theirs
+    assert [file.name for file in kept.parent.iterdir()] == ["recipe.yaml"]
+
+
 def test_a_stopped_pretraining_goes_on_by_the_same_command(unlabeled, capsys, monkeypatch):
     flags = [f"--data.train={unlabeled}", f"--output={unlabeled.parent / 'out'}", *SHORT[:5]]
     flags += ["--data.workers=0", f"--data.cache_folder={unlabeled.parent}", "--budget=5min"]
