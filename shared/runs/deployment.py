@@ -53,11 +53,13 @@ class Advice:
 
     Attributes:
         method: its name.
+        ready: the most accurate method whose network is saved; None where there is none.
         deploy: what to deploy, in a sentence.
         reasons: why not the most accurate one; whether pretraining paid.
     """
 
     method: str
+    ready: str | None
     deploy: str
     reasons: list[str]
 
@@ -92,17 +94,20 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
     ranked = sorted(by_method, key=order, reverse=True)
     best = ranked[0]
     ready = [method for method in ranked if METHODS[method].saved][:1]
-    candidates = [*([DEPLOYED] if DEPLOYED in by_method else []), *ready, best]
+    tested = _test_images(run, by_method[best])
+    undecided = tested is not None and tested < FEW
+    # few images cannot show that the student is worse
+    small = [DEPLOYED] if DEPLOYED in by_method and not undecided else []
+    candidates = [*small, *ready, best]
     gains = {method: gain(run, by_method[best], by_method[method]) for method in candidates}
     as_good = (m for m in candidates if m == best or gains[m].half is not None)
     method = next(m for m in as_good if m == best or not gains[m].clear)
     reasons = [_why_not(best, gains[method], method)] if method != best else []
-    tested = _test_images(run, by_method[method])
-    undecided = tested is not None and tested < FEW
     if tested is not None and undecided:
         reasons.insert(0, _too_few(run, by_method[method][0], tested))
     reasons += _pretraining(run, by_method, ranked, method, tested)
-    return Advice(method, _deploy(run, by_method, method, undecided), reasons)
+    ready_one = ready[0] if ready else None
+    return Advice(method, ready_one, _deploy(run, by_method, method, undecided), reasons)
 
 
 def _deploy(run: Path, rows: Rows, method: str, undecided: bool) -> str:
@@ -147,7 +152,9 @@ def _pretraining(
     best = f"{METHODS[without].title}, {100 * _accuracy(rows[without]):.1f}%"
     of_ours = "" if ours == deployed else f" of {METHODS[ours].title}"
     against = f"{difference}{of_ours} over the best row without it ({best})"
-    if not difference.clear or (tested is not None and tested < FEW):
+    if tested is not None and tested < FEW:
+        return [f"Whether pretraining paid is undecided, for want of test images: {against}."]
+    if not difference.clear:
         return [f"Whether pretraining paid is undecided: {against}."]
     return [f"Pretraining {'paid' if difference.points > 0 else 'did not pay here'}: {against}."]
 

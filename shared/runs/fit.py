@@ -463,7 +463,9 @@ class Pace:
             return config
         spare = 3.0 if len(rest) > 1 else 1.0  # the table, and the end of the process
         room, few = (self.deadline - now - spare) / slowness, self._room_of_few / slowness
-        longest = 2.0 if len(rest) == 1 else 1.0
+        longest = 1.0
+        if len(rest) == 1:  # it grows into what the others left, but for what clocks tremble
+            longest, room = 2.0, max((1 - SPARED) * room, min(room, rest[0].seconds))
         factor = max(share_out(rest, self.flags, room, longest, few)[method], SHORTEST)
         if 0.95 < factor < 1.1:
             return config

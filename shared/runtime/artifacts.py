@@ -202,6 +202,18 @@ def made_with(path: Path) -> dict[str, Any] | None:
     return read_json(path / "settings.json", REDO)
 
 
+def _whole(state: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and notes of a checkpoint; UserError where it is damaged.
+
+    Those of earlier versions note no hash.
+    """
+    tensors, notes = load_tensors(state)
+    plain = {key: value for key, value in notes.items() if key != "sha256"}
+    if "sha256" in notes and notes["sha256"] != digest(tensors, plain):
+        raise UserError("it is damaged: its content does not have the hash that it notes")
+    return tensors, notes
+
+
 def _notes(state: Path) -> dict[str, str]:
     """The text notes of a checkpoint; none where it is damaged, as reading it will say."""
     try:
@@ -412,6 +424,8 @@ class StageFolder:
             self._compare(self.meta.get("settings", {}))
             self._forget_state()
         elif (noted := made_with(path)) is not None:
+            if self._changed(noted):  # or the checkpoint's word is damaged
+                self._require_whole()
             self._compare(noted)
 
     def _changed(self, noted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -533,30 +547,37 @@ class StageFolder:
             return 0, 0.0
         file = states[-1]
         try:
-            tensors, notes = load_tensors(file)
-            step, seconds = self._require_own(file, tensors, notes)
+            tensors, notes = _whole(file)
+            step, seconds = self._require_own(file, notes)
             slots = _slots(tensors, model, optimizer)
             if not slots and "sha256" not in notes:
                 raise UserError("the optimizer's state is missing")
         except UserError as error:
-            older = f"delete it, then the same command goes on from {states[-2:][0].name}"
-            redo = f"redo the stage with --force {self.stage}"
-            raise UserError(
-                f"cannot go on from the checkpoint {file}: {error};"
-                f" {older if len(states) > 1 else redo}"
-            ) from error
+            raise self._useless(states, error) from error
         model.load_state_dict(_under(tensors, "model."))
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": slots, "param_groups": groups})
         return step, seconds
 
-    def _require_own(
-        self, file: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]
-    ) -> tuple[int, float]:
-        """Step and seconds of a checkpoint; UserError where it is damaged or not this stage's."""
-        plain = {key: value for key, value in notes.items() if key != "sha256"}
-        if "sha256" in notes and notes["sha256"] != digest(tensors, plain):
-            raise UserError("it is damaged: its content does not have the hash that it notes")
+    def _require_whole(self) -> None:
+        """UserError where the last checkpoint is damaged."""
+        if states := self._states():
+            try:
+                _whole(states[-1])
+            except UserError as error:
+                raise self._useless(states, error) from error
+
+    def _useless(self, states: Sequence[Path], error: UserError) -> UserError:
+        """What to say where the last of the checkpoints cannot be used."""
+        older = f"delete it, then the same command goes on from {states[-2:][0].name}"
+        redo = f"redo the stage with --force {self.stage}"
+        return UserError(
+            f"cannot go on from the checkpoint {states[-1]}: {error};"
+            f" {older if len(states) > 1 else redo}"
+        )
+
+    def _require_own(self, file: Path, notes: Mapping[str, str]) -> tuple[int, float]:
+        """Step and seconds of a checkpoint; UserError where it is not this stage's."""
         try:
             changed = self._changed(parse_json(notes["settings"])) if "settings" in notes else {}
             step, seconds = int(notes["step"]), float(notes["seconds"])

@@ -73,6 +73,11 @@ def test_few_test_images_decide_nothing(tmp_path, n):
     assert any(s.startswith("Whether pretraining paid is undecided") for s in sentences)
 
 
+def test_few_test_images_do_not_prefer_a_worse_student(tmp_path):
+    advice = advise(tmp_path, rows(tmp_path, {"distill": 0, "finetune": 0.25}, n=4))
+    assert (advice.method, advice.ready) == ("finetune", "finetune")
+
+
 @pytest.mark.parametrize("labels", ["to_label", "30suggested", "1pct"])
 def test_who_gives_labels_in_a_file_may_draw_more_to_test_with(tmp_path, labels):
     run = tmp_path / "my photos"
