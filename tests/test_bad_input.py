@@ -387,7 +387,7 @@ def test_output_below_a_file(capfd, tmp_path, photos):
         capfd, pipeline.main, f"--output={tmp_path / 'file/x'}", f"--data.train={photos}"
     )
     assert f"cannot write {tmp_path / 'file/x/r'}" in message
-    assert "choose another --output" in message
+    assert "choose another --run or --output" in message
     assert (tmp_path / "file").read_text() == "not a folder"
 
 

@@ -413,7 +413,7 @@ def test_the_export_runs(extended):
     [
         ("ruff", ("check", "--no-cache", "shared", "stages", "pipeline.py")),
         ("ruff", ("format", "--check", "--no-cache", "shared", "stages", "pipeline.py")),
-        ("basedpyright", ("--pythonpath", sys.executable)),
+        pytest.param("basedpyright", ("--pythonpath", sys.executable), marks=pytest.mark.slow),
     ],
 )
 def test_the_tools_pass_the_extended_code(extended, tool, arguments):

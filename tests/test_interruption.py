@@ -68,6 +68,7 @@ def uninterrupted(tmp_path_factory):
     return output
 
 
+@pytest.mark.slow  # tests/crash has a sample for each run
 def test_sigkill_at_random_steps_changes_no_bit(uninterrupted, tmp_path):
     seed = random.randrange(2**32)
     print("seed", seed)  # shown when the test fails

@@ -422,11 +422,23 @@ class StageFolder:
         if (path / "meta.json").exists():
             self.meta = read_meta(path)
             self._compare(self.meta.get("settings", {}))
+            self._require_result()
             self._forget_state()
         elif (noted := made_with(path)) is not None:
             if self._changed(noted):  # or the checkpoint's word is damaged
                 self._require_whole()
             self._compare(noted)
+
+    def _require_result(self) -> None:
+        """UserError where the network of a finished stage is gone, which others would need."""
+        if self.meta is None or self.meta["kind"] not in ("encoder", "classifier"):
+            return
+        weights = self.path / "model.safetensors"
+        if not weights.exists():
+            raise UserError(
+                f"{weights} is missing, although {self.stage} is done; put it back, or redo the"
+                f" stage with --force {self.stage}"
+            )
 
     def _changed(self, noted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         return differences(noted, self.settings, self.defaults, self.renamed)

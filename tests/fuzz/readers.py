@@ -40,6 +40,7 @@ from shared.runs.table import load_table
 from shared.runs.text import render
 from shared.runtime.artifacts import StageFolder, read_meta, read_predictions
 from shared.runtime.errors import UserError
+from shared.runtime.lock import release_all
 from shared.runtime.media import printable_lines
 from shared.training.predictor import Predictor
 from shared.training.runlog import read_log
@@ -358,6 +359,7 @@ def damaged_tensors(rng: Random, whole: bytes) -> bytes:
 
 
 def state(rng: Random, folder: Path) -> None:
+    release_all()  # of the case before, whose folder is gone
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()

@@ -4,7 +4,8 @@ COMMANDS is a JSON file: a list of objects as the fields of ``Command``. RESULTS
 per command and process, as soon as the command has ended.
 
 Numbers on the null GPU mean nothing, so four things that read them are replaced: whether losses and
-weights are finite, what the processes gather of the test images, and the hash of frozen weights.
+weights are finite, also those of files; what the processes gather of the test images; and the hash
+of frozen weights.
 NCCL's barrier waits for nobody here, so processes wait for one another by gloo.
 cuDNN's kernels cannot be answered for, so cuDNN is off and convolutions are matrix products.
 """
@@ -28,6 +29,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from shared.data import batches
+from shared.networks import build
+from shared.runtime import artifacts
 from shared.training import stage
 from shared.training.stage import Stage
 from stages import finetune
@@ -165,6 +168,8 @@ def ignore_numbers() -> None:
     torch.backends.cudnn.enabled = False
     stage.all = lambda finite: len(list(finite)) > 0  # whether weights are; they are still read
     Stage.require_finite = lambda self, loss: loss()
+    for reader in (artifacts, build):  # of checkpoints and of weights
+        reader.require_finite = lambda tensors: None
     finetune.state_hash = lambda model: ""
     gather = Accelerator.gather
 

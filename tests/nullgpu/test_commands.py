@@ -208,7 +208,7 @@ def ended(request, tmp_path_factory, null_gpu, photos):
 def require_success(commands: list[Command], errors: dict[str, str], printed: str) -> None:
     for command in commands:
         assert command.name in errors, f"{command.name} did not end:\n{printed[-3000:]}"
-        assert not errors[command.name], errors[command.name]
+        assert not errors[command.name], f"{errors[command.name]}\n{printed[-3000:]}"
 
 
 def test_a_wait_is_noticed_and_kernels_do_nothing(null_gpu):

@@ -623,6 +623,17 @@ def test_what_a_kill_has_left_goes(tmp_path):
     assert not (stage.path / "state").exists()
 
 
+def test_a_finished_stage_without_its_network_is_said(tmp_path):
+    stage, _ = checkpointed(tmp_path)
+    stage.finish(network(), META)
+    assert folder(tmp_path).done
+    (stage.path / "model.safetensors").unlink()
+    says = message(folder, tmp_path)
+    assert "model.safetensors is missing" in says
+    assert "--force finetune" in says
+    assert not folder(tmp_path, force=True).done
+
+
 def test_force_deletes_nothing_behind_a_link(tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
