@@ -194,8 +194,7 @@ def train(
         say_block(f"\n{results_text(own)}\n\n{advice_text(config.folder, own)}")
         say_block(f"\nrows of all label sets: {config.folder / 'results.jsonl'}")
         advice = advise(config.folder, own)
-        ready = advice.method if advice and METHODS[advice.method].saved else None
-        say_block(next_commands(config, ready or (advice and advice.ready) or DEPLOYED))
+        say_block(next_commands(config, (advice and advice.ready) or DEPLOYED))
 
 
 def train_alone(

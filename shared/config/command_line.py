@@ -213,8 +213,8 @@ def read_command_line(
         origin, place, options = "recipe", [], []
         if not recipe:
             recipe, place, options, origin = _usual_recipe(given)
-            _require_bounded(recipe, options)
         parser.recipe = recipe[-1].removeprefix("--config=")  # what is wrong now is in it
+        _require_bounded([], options)  # `kept_origin` has read the recipe itself within bounds
         _require_sections(parser.parse_args([*recipe, *place]))
         if options:
             asked, flags = [*options, *asked], [*options, *flags]

@@ -53,7 +53,8 @@ class Advice:
 
     Attributes:
         method: its name.
-        ready: the most accurate method whose network is saved; None where there is none.
+        ready: the same, or where its model is not saved the most accurate one that is; None where
+            there is none.
         deploy: what to deploy, in a sentence.
         reasons: why not the most accurate one; whether pretraining paid.
     """
@@ -105,9 +106,9 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
     reasons = [_why_not(best, gains[method], method)] if method != best else []
     if tested is not None and undecided:
         reasons.insert(0, _too_few(run, by_method[method][0], tested))
-    reasons += _pretraining(run, by_method, ranked, method, tested)
-    ready_one = ready[0] if ready else None
-    return Advice(method, ready_one, _deploy(run, by_method, method, undecided), reasons)
+    reasons += _pretraining(run, by_method, ranked, method, undecided)
+    asked = method if METHODS[method].saved else next(iter(ready), None)
+    return Advice(method, asked, _deploy(run, by_method, method, undecided), reasons)
 
 
 def _deploy(run: Path, rows: Rows, method: str, undecided: bool) -> str:
@@ -139,7 +140,7 @@ def _why_not(best: str, more: Gain, deployed: str) -> str:
 
 
 def _pretraining(
-    run: Path, rows: Rows, ranked: Sequence[str], deployed: str, tested: int | None
+    run: Path, rows: Rows, ranked: Sequence[str], deployed: str, undecided: bool
 ) -> list[str]:
     """Whether pretraining paid; nothing where there are only rows with, or without."""
     pretrained = [method for method in ranked if "pretrain" in ancestors(method)]
@@ -152,7 +153,7 @@ def _pretraining(
     best = f"{METHODS[without].title}, {100 * _accuracy(rows[without]):.1f}%"
     of_ours = "" if ours == deployed else f" of {METHODS[ours].title}"
     against = f"{difference}{of_ours} over the best row without it ({best})"
-    if tested is not None and tested < FEW:
+    if undecided:
         return [f"Whether pretraining paid is undecided, for want of test images: {against}."]
     if not difference.clear:
         return [f"Whether pretraining paid is undecided: {against}."]

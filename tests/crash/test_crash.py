@@ -49,7 +49,7 @@ def test_the_operations_are_all_numbered(crash):
     whole, operations = crash.points("pretrain")
     seen = {tuple(operation.split()[1:]) for operation in operations}
     for name in whole:
-        path = f"{crash.folder}/work/{name}"
+        path = str(crash.folder / "work" / name)
         kinds = ("mkdir",) if whole[name] == "folder" else ("rename",)
         assert any((kind, path) in seen for kind in kinds), name
     kinds = {kind for kind, _ in seen}

@@ -1,6 +1,5 @@
 """Stage 1: its losses as options, batches in parts, what it warns of and where it stops."""
 
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -60,10 +59,10 @@ def test_one_part_is_the_whole_batch_bit_for_bit(tmp_path):
 
 
 def test_non_finite_loss_stops_before_the_update(tmp_path, capsys):
-    arguments = ["--pretrain.learning_rate=1e9", "--pretrain.checkpoint_every_steps=1"]
+    arguments = ["--pretrain.learning_rate=1e8", "--pretrain.checkpoint_every_steps=1"]
     assert call(pretrain.main, tmp_path, *arguments) == 2
     message = capsys.readouterr().err
-    assert re.search("the loss is (nan|inf) at step|not finite after step", message)
+    assert "the loss is nan at step" in message
     assert "learning rate" in message
     assert ".safetensors" in message  # the last good checkpoint
 
