@@ -18,7 +18,16 @@ import yaml
 from shared.config.imported import NAMED_BY, imported_options, named_folders
 from shared.config.methods import CLASSIFIERS, FORCEABLE, made_by
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.schema import RECIPES, RENAMED, SECTIONS, Config, as_yaml, dump
+from shared.config.pretext import TASKS
+from shared.config.schema import (
+    RECIPES,
+    RENAMED,
+    SECTIONS,
+    Config,
+    as_yaml,
+    dump,
+    without_other_tasks,
+)
 from shared.config.yaml_files import LONGEST_SCALAR, read_yaml, require_bounded
 from shared.runtime.errors import UserError, refuse
 from shared.runtime.media import say, say_block
@@ -113,6 +122,8 @@ def _parser(program: str, description: str) -> _Parser:
             action.metavar = _choices(made_by("finetune"))
         elif action.dest.endswith(".optimizer"):
             action.metavar = _choices(OPTIMIZERS)
+        elif action.dest == "pretrain.task":
+            action.metavar = _choices(TASKS)
         elif action.dest == "force":
             action.help = f"{action.help}: {', '.join(FORCEABLE)} or all"
     return parser
@@ -412,7 +423,8 @@ def recipe_of(config: Config, labels: str | None, flags: Collection[str]) -> str
     """
     wishes = {"run", "output", "labels", "seed", "method", "force", "tracker", "plan", "budget"}
     wishes.add("table")
-    plain = {name: value for name, value in asdict(config).items() if name not in wishes}
+    plain = without_other_tasks(config, asdict(config))
+    plain = {name: value for name, value in plain.items() if name not in wishes}
     if labels is not None:
         return as_yaml({"run": config.run, "labels": labels, **plain, "table": None})
     for section in {method.section for method in CLASSIFIERS.values()}:

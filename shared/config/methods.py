@@ -8,6 +8,8 @@ on, and the lines of ``--plan``. A new row to compare with is one line here, and
 from dataclasses import dataclass
 from typing import Literal
 
+from shared.config.pretext import TASK_SECTIONS
+
 
 @dataclass(frozen=True)
 class Method:
@@ -99,7 +101,7 @@ METHODS = {
             "o",
             stage="pretrain",
             section="pretrain",
-            depends=("data", "augment", "model", "pretrain"),
+            depends=("data", "augment", "model", "pretrain", *TASK_SECTIONS),
             weights="model.pretrained",
             all_images=True,
         ),

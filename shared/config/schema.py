@@ -5,9 +5,9 @@ flags win over the recipe. Without ``--config`` the embedded recipe ``configs/di
 This file imports neither torch nor the configuration library: the command line answers at once.
 """
 
+import math
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import yaml
 
+from shared.config.checks import not_hashed, require, require_one_of
 from shared.config.labelset import LabelSet
 from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
+from shared.config.pretext import TASK_SECTIONS, TASKS, Instances
 from shared.runtime.bounds import LAYERS, LEVEL, SIDE, WIDTH
 
 RECIPES = Path(__file__).parents[2] / "configs"
@@ -38,21 +40,6 @@ LONGEST_TEXT, LONGEST_NAME = 3000, 255  # bytes: of a path, and of each name in 
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
-def not_hashed(default: Any) -> Any:
-    """A field that changes how a run proceeds but not what it computes: left out of the hash."""
-    return field(default=default, metadata={"hashed": False})
-
-
-def _require(condition: bool, key: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{key} must be {allowed}, got {value!r}")
-
-
-def _require_one_of(names: Iterable[str], key: str, value: str) -> None:
-    names = list(names)
-    _require(value in names, key, value, "one of " + ", ".join(map(repr, names)))
-
-
 def _require_bounded(section: Any, prefix: str = "") -> None:
     """Refuse numbers that no machine takes, and text that no file system takes as a path."""
     for f in fields(section):
@@ -62,7 +49,7 @@ def _require_bounded(section: Any, prefix: str = "") -> None:
                 _require_path(key, part)
             elif isinstance(part, int | float) and not f.name.endswith("seed"):
                 most = MOST_OF.get(f.name, MOST)
-                _require(abs(part) <= most, key, value, f"at most {most:,}")
+                require(abs(part) <= most, key, value, f"at most {most:,}")
 
 
 def _require_path(key: str, text: str) -> None:
@@ -83,7 +70,7 @@ def _require_path(key: str, text: str) -> None:
 
 
 def _require_seed(key: str, value: int) -> None:
-    _require(0 <= value < 2**32, key, value, "0 to 2**32 - 1")  # what NumPy takes
+    require(0 <= value < 2**32, key, value, "0 to 2**32 - 1")  # what NumPy takes
 
 
 @dataclass(frozen=True)
@@ -143,12 +130,12 @@ class Data:
     cache_folder: str = not_hashed("~/.cache/few-labels")
 
     def __post_init__(self) -> None:
-        _require(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
-        _require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "in (0, 1)")
-        _require(min(self.std) > 0, "data.std", self.std, "greater than 0")
-        _require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "1 or more")
-        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
-        _require((self.cache or 4) >= 4, "data.cache", self.cache, "at least 4 pixels, or null")
+        require(self.image_size >= 4, "data.image_size", self.image_size, "at least 4 pixels")
+        require(0 < self.test_fraction < 1, "data.test_fraction", self.test_fraction, "in (0, 1)")
+        require(min(self.std) > 0, "data.std", self.std, "greater than 0")
+        require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "1 or more")
+        require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        require((self.cache or 4) >= 4, "data.cache", self.cache, "at least 4 pixels, or null")
         _require_seed("data.split_seed", self.split_seed)
 
 
@@ -248,14 +235,14 @@ class Model:
     head_out: int = 128
 
     def __post_init__(self) -> None:
-        _require(1 <= self.head_layers <= 4, "model.head_layers", self.head_layers, "1 to 4")
-        _require(
+        require(1 <= self.head_layers <= 4, "model.head_layers", self.head_layers, "1 to 4")
+        require(
             self.head_width is None or self.head_width >= 1,
             "model.head_width",
             self.head_width,
             "1 or more, or null",
         )
-        _require(self.head_out >= 1, "model.head_out", self.head_out, "1 or more")
+        require(self.head_out >= 1, "model.head_out", self.head_out, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -277,7 +264,6 @@ class Training:
     """
 
     section: ClassVar[str]
-    views: ClassVar[int] = 1  # of each image, in one update
     has_teacher: ClassVar[bool] = False  # whether a teacher sees each image too
 
     epochs: float = 100
@@ -301,15 +287,20 @@ class Training:
         ):
             value = getattr(self, key)
             if value is not None:
-                _require(value >= at_least, f"{self.section}.{key}", value, f"{at_least} or more")
+                require(value >= at_least, f"{self.section}.{key}", value, f"{at_least} or more")
         for key in ("epochs", "learning_rate"):
             value = getattr(self, key)
-            _require(value > 0, f"{self.section}.{key}", value, "greater than 0")
+            require(value > 0, f"{self.section}.{key}", value, "greater than 0")
         for key in ("warmup_epochs", "weight_decay"):
             value = getattr(self, key)
-            _require(value >= 0, f"{self.section}.{key}", value, "0 or more")
-        _require(0 <= self.momentum < 1, f"{self.section}.momentum", self.momentum, "in [0, 1)")
-        _require_one_of(OPTIMIZERS, f"{self.section}.optimizer", self.optimizer)
+            require(value >= 0, f"{self.section}.{key}", value, "0 or more")
+        require(0 <= self.momentum < 1, f"{self.section}.momentum", self.momentum, "in [0, 1)")
+        require_one_of(OPTIMIZERS, f"{self.section}.optimizer", self.optimizer)
+
+    @property
+    def views(self) -> int:
+        """Views of each image, in one update."""
+        return 1
 
     @property
     def images_at_once(self) -> int:
@@ -333,12 +324,13 @@ class Training:
         """The same training with another batch size, a multiple of ``batch_unit``."""
         return replace(self, batch_size=size)
 
-    def kept_layers(self, labels: int, images: int) -> int:
+    def kept_layers(self, labels: int, images: int, head_layers: int) -> int:
         """Layers of the projection head in the classifier that is trained.
 
         Args:
             labels: number of labeled images.
             images: number of training images.
+            head_layers: that there are.
         """
         return 0
 
@@ -348,7 +340,11 @@ class Pretrain(Training):
     """Stage 1, pretraining: all images, no labels (SimCLRv2, section 2; appendix B.1).
 
     Args:
-        batch_size: images per update over all processes; each gives two views.
+        task: what the network learns to tell; contrastive is the paper's. The options from loss to
+            negatives are of that one; other tasks have a section of their own name.
+        augmentation: auto takes the views that are usual for the task: contrastive, instances and
+            exemplar all of the section augment (full), the others without colours and blur (crop).
+        batch_size: images per update over all processes; a contrastive one gives two views each.
         micro_batch: images per forward pass over all processes, where batch_size does not fit into
             memory: the gradient is that of the whole batch, batch norm sees a micro-batch, a step
             takes a third longer or more (docs/large.md). Unset: all in one pass.
@@ -370,8 +366,9 @@ class Pretrain(Training):
     """
 
     section: ClassVar[str] = "pretrain"
-    views: ClassVar[int] = 2
 
+    task: str = "contrastive"
+    augmentation: Literal["auto", "full", "crop", "none"] = "auto"
     epochs: float = 800
     batch_size: int = 4096
     warmup_epochs: float = 40
@@ -389,49 +386,55 @@ class Pretrain(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
+        require_one_of(TASKS, "pretrain.task", self.task)
+        require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
         memory, momentum, size = self.memory, self.memory_momentum, self.batch_size
-        _require(
+        require(
             memory >= 0 and memory % size == 0,
             "pretrain.memory",
             memory,
             f"0 or a multiple of pretrain.batch_size={size}",
         )
-        _require(0 <= momentum < 1, "pretrain.memory_momentum", momentum, "in [0, 1)")
+        require(0 <= momentum < 1, "pretrain.memory_momentum", momentum, "in [0, 1)")
         micro = self.micro_batch
-        _require(
+        require(
             micro is None or (micro > 0 and size % micro == 0),
             "pretrain.micro_batch",
             micro,
             f"a divisor of pretrain.batch_size={size}, or null",
         )
-        _require(self.margin >= 0, "pretrain.margin", self.margin, "0 or more")
+        require(self.margin >= 0, "pretrain.margin", self.margin, "0 or more")
         other = self.loss != "nt_xent"
-        _require(
+        require(
             not (other and memory),
             "pretrain.memory",
             memory,
             f"0 with pretrain.loss={self.loss}: the memory is for nt_xent alone",
         )
-        _require(
+        require(
             other or not self.semi_hard,
             "pretrain.semi_hard",
             self.semi_hard,
             "false with pretrain.loss=nt_xent, which weighs all negatives",
         )
-        _require(
-            size > 1 or memory > 0,
+        require(
+            size > 1 or memory > 0 or self.task != "contrastive",
             "pretrain.batch_size",
             size,
             "2 or more without pretrain.memory, because one image has no negatives",
         )
-        _require(
+        require(
             memory > 0 or self.negatives != "memory",
             "pretrain.memory",
             memory,
             "greater than 0 with pretrain.negatives=memory",
         )
         _require_seed("pretrain.seed", self.seed)
+
+    @property
+    def views(self) -> int:
+        """Views of each image, in one update."""
+        return TASKS[self.task].views
 
     @property
     def images_at_once(self) -> int:
@@ -451,9 +454,12 @@ class Pretrain(Training):
         memory the averaged network embeds as many views as the trained one. In parts, each view is
         embedded twice.
         """
-        trained_views = 1 if self.negatives == "memory" else 2
         in_parts = self.images_at_once < self.batch_size
-        return trained_views * (3 + (self.memory > 0) + in_parts)
+        inputs = TASKS[self.task].inputs
+        if self.task != "contrastive":
+            return math.ceil(inputs * (3 + in_parts))
+        inputs = 1 if self.negatives == "memory" else 2
+        return inputs * (3 + (self.memory > 0) + in_parts)
 
     def with_batch(self, size: int) -> Self:
         """The same training with another batch size, and about the same memory."""
@@ -495,17 +501,17 @@ class Finetune(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         key = f"{self.section}.encoder_rate"
-        _require(self.encoder_rate >= 0, key, self.encoder_rate, "0 or more")
+        require(self.encoder_rate >= 0, key, self.encoder_rate, "0 or more")
         key = f"{self.section}.freeze_after_block"
-        _require((self.freeze_after_block or 0) >= 0, key, self.freeze_after_block, "0 or more")
+        require((self.freeze_after_block or 0) >= 0, key, self.freeze_after_block, "0 or more")
         key = f"{self.section}.from_layer"
-        _require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
+        require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
 
-    def kept_layers(self, labels: int, images: int) -> int:
+    def kept_layers(self, labels: int, images: int, head_layers: int) -> int:
         """``from_layer``; where it is unset, 1 for up to 10% of the labels and 0 for more."""
         if self.from_layer is not None:
             return self.from_layer
-        return int(labels <= round(0.1 * images))
+        return min(head_layers, int(labels <= round(0.1 * images)))
 
 
 @dataclass(frozen=True)
@@ -601,10 +607,10 @@ class Distill(Training):
         super().__post_init__()
         for key in ("temperature", "self_temperature"):
             value = getattr(self, key)
-            _require(value > 0, f"distill.{key}", value, "greater than 0")
+            require(value > 0, f"distill.{key}", value, "greater than 0")
         weight, size = self.labeled_weight, self.labeled_batch_size
-        _require(0 <= weight < 1, "distill.labeled_weight", weight, "in [0, 1)")
-        _require(size >= 1, "distill.labeled_batch_size", size, "1 or more")
+        require(0 <= weight < 1, "distill.labeled_weight", weight, "in [0, 1)")
+        require(size >= 1, "distill.labeled_batch_size", size, "1 or more")
 
 
 # What stages.assess can measure, in its order.
@@ -646,14 +652,14 @@ class Assess:
 
     def __post_init__(self) -> None:
         for part in self.parts.split(","):
-            _require(
+            require(
                 part in ("all", *ASSESSMENTS),
                 "assess.parts",
                 part,
                 "all or of " + ", ".join(ASSESSMENTS),
             )
-        _require(self.map_points >= 10, "assess.map_points", self.map_points, "10 or more")
-        _require(self.max_images >= 10, "assess.max_images", self.max_images, "10 or more")
+        require(self.map_points >= 10, "assess.map_points", self.map_points, "10 or more")
+        require(self.max_images >= 10, "assess.max_images", self.max_images, "10 or more")
 
 
 @dataclass(frozen=True)
@@ -685,6 +691,7 @@ class Config:
         augment: the random views of an image.
         model: the networks of stages 1 and 2.
         pretrain: stage 1.
+        instances: of stage 1 with pretrain.task=instances.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -712,6 +719,7 @@ class Config:
     augment: Augmentation = field(default_factory=Augmentation)
     model: Model = field(default_factory=Model)
     pretrain: Pretrain = field(default_factory=Pretrain)
+    instances: Instances = field(default_factory=Instances)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)
@@ -723,30 +731,61 @@ class Config:
         _require_bounded(self)
         for name in SECTIONS:
             _require_bounded(getattr(self, name), f"{name}.")
-        _require(
+        require(
             re.fullmatch(r"[^\W_][\w.-]*", self.run) is not None,
             "run",
             self.run,
             "letters, digits, '.', '_' or '-', with a letter or digit first",
         )
         _ = self.label_set  # parsed once, here
-        _require_one_of(made_by("finetune"), "method", self.method)
+        require_one_of(made_by("finetune"), "method", self.method)
         _require_seed("seed", self.seed)
-        _require(self.threads >= 0, "threads", self.threads, "0 or more")
+        require(self.threads >= 0, "threads", self.threads, "0 or more")
         seconds = self.budget_seconds
-        _require(seconds is None or seconds > 0, "budget", self.budget, "like 30min, 1.5h or 90s")
+        require(seconds is None or seconds > 0, "budget", self.budget, "like 30min, 1.5h or 90s")
         for stage in filter(None, self.force.split(",")):
             allowed = (*FORCEABLE, "all")
-            _require(stage in allowed, "force", stage, "of " + ", ".join(allowed))
+            require(stage in allowed, "force", stage, "of " + ", ".join(allowed))
+        self._require_task()
         for stage in (self.finetune, self.linear, self.supervised):
-            layers = self.model.head_layers
+            layers = self.head_layers
+            decides = "model.head_layers" if layers else f"pretrain.task={self.pretrain.task}"
             if stage.from_layer and not stage.init:  # else the artifact's head decides
-                _require(
+                require(
                     stage.from_layer <= layers,
                     f"{stage.section}.from_layer",
                     stage.from_layer,
-                    f"0 to {layers} (model.head_layers)",
+                    f"0 to {layers} ({decides})",
                 )
+
+    def _require_task(self) -> None:
+        """ValueError where images are too small for a task, or options are of a task not chosen."""
+        for task in self.tasks:
+            size, smallest = self.data.image_size, TASKS[task].smallest
+            allowed = f"at least {smallest} pixels with pretrain.task={task}"
+            require(size >= smallest, "data.image_size", size, allowed)
+        for kind in TASKS.values():
+            section = getattr(self, kind.section) if kind.section in TASK_SECTIONS else None
+            if section is None or kind.name in self.tasks:
+                continue
+            for f in fields(section):
+                if (value := getattr(section, f.name)) != f.default:
+                    raise ValueError(
+                        f"{kind.section}.{f.name}={value!r} is an option of the task {kind.name},"
+                        f" and pretrain.task is {self.pretrain.task}; leave it out, or give"
+                        f" --pretrain.task {kind.name}"
+                    )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The pretext tasks of stage 1."""
+        return (self.pretrain.task,)
+
+    @property
+    def head_layers(self) -> int:
+        """Layers of the projection head that stage 1 leaves: none where no task answers by it."""
+        embeds = any(TASKS[task].embeds for task in self.tasks)
+        return self.model.head_layers if embeds else 0
 
     @property
     def folder(self) -> Path:
@@ -844,7 +883,14 @@ def defaults() -> dict[str, Any]:
 def dump(config: Config) -> str:
     """The resolved configuration as YAML, readable by ``--config``."""
     wishes = {"force": "", "plan": False, "table": None, "budget": None}  # for one call
-    return as_yaml(asdict(config) | wishes)
+    return as_yaml(without_other_tasks(config, asdict(config)) | wishes)
+
+
+def without_other_tasks(config: Config, plain: dict[str, Any]) -> dict[str, Any]:
+    """Options without the sections of tasks that are not chosen, which are at their defaults."""
+    chosen = {TASKS[task].section for task in config.tasks}
+    others = TASK_SECTIONS.keys() - chosen
+    return {name: value for name, value in plain.items() if name not in others}
 
 
 def as_yaml(plain: dict[str, Any]) -> str:

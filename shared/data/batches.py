@@ -12,6 +12,7 @@ way a view is made from the same numbers, under the same keys:
     (seed, stage, "order", pass)         order of the images
     (seed, stage, "crop", step, view)    crops of the global batch
     (seed, stage, "look", step, view)    all else that is drawn for it
+    (seed, stage, "task", step)          what a pretext task draws for it
 """
 
 import errno
@@ -43,6 +44,7 @@ from shared.runtime.randomness import generator
 from shared.runtime.stop import deaths_unnoticed, leave_signals_to_parent, signals_held
 
 T = TypeVar("T")
+Draw = Callable[[np.random.Generator, int], tuple[Tensor, ...]]
 LONGEST_ORDER = 2**24  # images; a pass over more is not stored: this many take 128 MiB
 
 
@@ -86,11 +88,13 @@ class Batch(NamedTuple):
         images: (V * b, 3, S, S) float32, all first views, then all second ones.
         ids: (b,) int64 positions in the image set, on the CPU.
         clean: (b, 3, S, S) float32, the same images as in evaluation; None unless requested.
+        drawn: (b, ...) each, what a pretext task drew for these images, on the CPU.
     """
 
     images: Tensor
     ids: Tensor
     clean: Tensor | None
+    drawn: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class Batches:
         batch_size: images over all processes.
         views: views per image.
         clean: also give the image as in evaluation.
+        draw: makes what a pretext task draws, (B, ...) each, for a global batch of B images.
 
     Raises:
         UserError: the batch has fewer images than there are processes.
@@ -146,6 +151,7 @@ class Batches:
         batch_size: int,
         views: int = 1,
         clean: bool = False,
+        draw: Draw | None = None,
     ):
         self.processes = world = accelerator.num_processes
         if batch_size < world:
@@ -153,6 +159,7 @@ class Batches:
         self.images, self.ids, self.data, self.augmentation = images, ids, data, augmentation
         self.seed, self.stage, self.batch_size = seed, stage, batch_size
         self.views, self.clean, self.device = views, clean, accelerator.device
+        self.draw = draw
         self.rows = rows_of(accelerator.process_index, world, batch_size)
         self._pixels = None if images.pixels is None else images.pixels.to(self.device)
         self._sizes = np.array([copy.shape[1:] for copy in images.shrunk or ()])  # (n, 2)
@@ -293,7 +300,15 @@ class Batches:
             for view in range(self.views):
                 views[view] = self.look(views[view], step, view, rows or self.rows)
         clean = normalize(views.pop(), self.data) if self.clean else None
-        return Batch(normalize(torch.cat(views), self.data), ids, clean)
+        drawn = self._drawn(step, rows or self.rows)
+        return Batch(normalize(torch.cat(views), self.data), ids, clean, drawn)
+
+    def _drawn(self, step: int, rows: slice) -> tuple[Tensor, ...]:
+        """What the pretext task draws for these rows of the global batch."""
+        if self.draw is None:
+            return ()
+        rng = generator(self.seed, self.stage, "task", step)
+        return tuple(values[rows] for values in self.draw(rng, self.batch_size))
 
     def boxes(
         self,

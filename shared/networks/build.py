@@ -28,11 +28,18 @@ from shared.runtime.errors import UserError
 M = TypeVar("M", bound=nn.Module)
 
 
-def network_meta(model: Model, data: Data) -> NetworkMeta:
-    """What ``meta.json`` says of a network, enough to build it again and to feed it."""
+def network_meta(model: Model, data: Data, head_layers: int | None = None) -> NetworkMeta:
+    """What ``meta.json`` says of a network, enough to build it again and to feed it.
+
+    Args:
+        model: names the encoder and the sizes of the projection head.
+        data: the images that it sees.
+        head_layers: in place of the model's, where a task of stage 1 leaves no projection head.
+    """
+    layers = model.head_layers if head_layers is None else head_layers
     return {
         "encoder": model.encoder,
-        "head": {"layers": model.head_layers, "width": model.head_width, "out": model.head_out},
+        "head": {"layers": layers, "width": model.head_width, "out": model.head_out},
         "image_size": data.image_size,
         "mean": list(data.mean),
         "std": list(data.std),

@@ -90,7 +90,7 @@ def cost_of(method: str, config: Config, counts: Counts, precision: str) -> Cost
 def network_size(method: str, config: Config, counts: Counts, precision: str) -> Size:
     """Of the network that a method trains."""
     model = replace(config.model, encoder=config.encoder_of(method))
-    meta = network_meta(model, config.data)
+    meta = network_meta(model, config.data, config.head_layers)
     if method not in CLASSIFIERS:
         return measure_size(lambda: build_contrastive(meta), config.data.image_size, precision)
     classifier: ClassifierNetwork = {
@@ -106,4 +106,4 @@ def _kept_layers(method: str, config: Config, counts: Counts) -> int:
     teacher = config.parent_of(method)
     if METHODS[method].copies_teacher and teacher:
         return _kept_layers(teacher, config, counts)
-    return config.training_of(method).kept_layers(counts.labeled, counts.train)
+    return config.training_of(method).kept_layers(counts.labeled, counts.train, config.head_layers)

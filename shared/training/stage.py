@@ -31,6 +31,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.config.methods import CLASSIFIERS, METHODS
+from shared.config.pretext import TASK_SECTIONS, TASKS
 from shared.config.schema import (
     RENAMED,
     Augmentation,
@@ -41,7 +42,7 @@ from shared.config.schema import (
     dump,
     hashed_settings,
 )
-from shared.data.batches import Batch, Batches, Parts
+from shared.data.batches import Batch, Batches, Draw, Parts
 from shared.data.images import ImageSet, Splits
 from shared.data.labels import Labels, read_names
 from shared.runtime.artifacts import (
@@ -80,6 +81,9 @@ def options_of(config: Config, method: str) -> dict[str, Any]:
         **hashed_settings(config.augment, "augment"),
         **hashed_settings(training, training.section),
     }
+    if method == "pretrain":
+        for section in {TASKS[task].section for task in config.tasks} & TASK_SECTIONS.keys():
+            options |= hashed_settings(getattr(config, section), section)
     independent = METHODS[method].independent
     return {key: value for key, value in options.items() if key not in independent}
 
@@ -208,6 +212,7 @@ class Stage:
         clean: bool = False,
         purpose: str = "",
         batch_size: int | None = None,
+        draw: Draw | None = None,
     ) -> Batches:
         """Batches of this stage, as ``Batches`` makes them.
 
@@ -219,6 +224,7 @@ class Stage:
             clean: also give the image as in evaluation.
             purpose: of batches beside the main ones, which then see other draws.
             batch_size: of these; unset: the stage's own.
+            draw: makes what a pretext task draws for a batch.
         """
         return Batches(
             images,
@@ -231,6 +237,7 @@ class Stage:
             batch_size=batch_size or self.training.batch_size,
             views=views,
             clean=clean,
+            draw=draw,
         )
 
     def steps(self, batches: Batches) -> Iterator[tuple[int, Batch]]:
@@ -343,6 +350,7 @@ class Stage:
         meta: Mapping[str, object],
         parent: Path | None = None,
         predictions: Predictions | None = None,
+        model: nn.Module | None = None,
     ) -> Path:
         """Save the trained model and what it is; the stage is done.
 
@@ -350,12 +358,13 @@ class Stage:
             meta: what the artifact is: keys of ``shared.runtime.artifacts.Meta``.
             parent: folder of the artifact that it was made from.
             predictions: of a classifier, where there are test images.
+            model: the part of the trained model that is kept; unset: all of it.
 
         Returns:
             The artifact folder.
         """
         run = {"stage": self.method, "seed": self.seed, "seconds": self.seconds}
-        return finish(self.folder, self.model, {**meta, **run}, parent, predictions)
+        return finish(self.folder, model or self.model, {**meta, **run}, parent, predictions)
 
     def finish_classifier(
         self,

@@ -1,0 +1,91 @@
+"""The pretext tasks of stage 1, as the command line knows them: one record each, and their options.
+
+What a task does stands in ``shared/pretext/<task>.py``. This file needs no torch, so the command
+line can check a name and an option at once. A new task is one record here, with the section of its
+options where it has some, its class, and the line of that class in ``shared/pretext/build.py``.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.config.checks import require
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """What the code knows of a pretext task before any image is opened.
+
+    Attributes:
+        name: as ``--pretrain.task`` gives it.
+        title: what it asks of the network.
+        views: random views of each image that its inputs are made of.
+        inputs: cost of an image's inputs, in whole images that pass the encoder.
+        embeds: whether it answers by the projection head, whose layers the artifact then keeps, so
+            that fine-tuning may start from one of them; else the artifact has the encoder alone.
+        augmentation: the usual kind of its views: full, or crop, without colours and blur.
+        smallest: pixels per side that its images have at least.
+    """
+
+    name: str
+    title: str
+    views: int = 1
+    inputs: float = 1.0
+    embeds: bool = False
+    augmentation: Literal["full", "crop"] = "crop"
+    smallest: int = 4
+
+    @property
+    def section(self) -> str:
+        """The name that the section of its options has, where there is one."""
+        return self.name.replace("-", "_")
+
+
+TASKS = {
+    kind.name: kind
+    for kind in (
+        TaskKind(
+            "contrastive",
+            "which other view is of the same image (SimCLRv2)",
+            views=2,
+            inputs=2,
+            embeds=True,
+            augmentation="full",
+        ),
+        TaskKind("rotation", "by which quarter turn is the image rotated", inputs=4),
+        TaskKind(
+            "instances",
+            "which image of all is this (a class for each)",
+            embeds=True,
+            augmentation="full",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Options of pretrain.task=instances (Wu et al. 2018, arXiv 1805.01978).
+
+    Args:
+        temperature: of the softmax over all images; the original takes 0.07 on ImageNet and 0.1
+            on CIFAR-10.
+        momentum: share of the old vector in an image's new vector of the memory bank.
+        negatives: images that each one is told apart from, drawn anew in each step, by
+            noise-contrastive estimation; unset: all images, by an exact softmax.
+        neighbours: how many of the bank vote in the nearest-neighbour accuracy of the log.
+    """
+
+    temperature: float = 0.1
+    momentum: float = 0.5
+    negatives: int | None = None
+    neighbours: int = 200
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "instances.temperature", self.temperature, "greater than 0")
+        require(0 <= self.momentum < 1, "instances.momentum", self.momentum, "in [0, 1)")
+        require((self.negatives or 1) >= 1, "instances.negatives", self.negatives, "1 or more")
+        require(self.neighbours >= 1, "instances.neighbours", self.neighbours, "1 or more")
+
+
+# The sections of options, by their name; a task without options has none.
+TASK_SECTIONS = {"instances": Instances}

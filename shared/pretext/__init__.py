@@ -1,0 +1,1 @@
+"""The pretext tasks of stage 1: what each shows the network, and what it asks."""

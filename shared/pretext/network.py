@@ -1,0 +1,47 @@
+"""The network of tasks that do not answer by the projection head."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from shared.networks.heads import ContrastiveModel
+
+
+class PretextModel(nn.Module):
+    """One encoder, and a head for each input; the heads are thrown away after pretraining.
+
+    Args:
+        model: encoder and projection head, which are kept.
+        heads: for each input its own layers on the encoder's features (B, F) or, where the head
+            has ``takes_map``, on its last feature map; None answers by the projection head.
+    """
+
+    def __init__(self, model: ContrastiveModel, heads: Sequence[nn.Module | None]) -> None:
+        super().__init__()
+        self.encoder, self.head = model.encoder, model.head
+        self.heads = nn.ModuleList(head if head is not None else nn.Identity() for head in heads)
+        self.projects = [head is None for head in heads]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Images (k B, 3, s, s) for each head -> its answers (m B, ...)."""
+        outputs = []
+        for x, head, projects in zip(inputs, self.heads, self.projects, strict=True):
+            if getattr(head, "takes_map", False):
+                outputs.append(head(self.encoder.forward_features(x)))
+            else:
+                features = self.encoder(x)
+                outputs.append(self.head(features)[-1] if projects else head(features))
+        return tuple(outputs)
+
+
+def kept_part(model: nn.Module) -> ContrastiveModel:
+    """Encoder and projection head of a trained network: the artifact of stage 1."""
+    if isinstance(model, ContrastiveModel):
+        return model
+    assert isinstance(model, PretextModel)
+    return ContrastiveModel(model.encoder, model.head)
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The outputs of a network, one or several, as a tuple."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
