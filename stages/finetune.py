@@ -77,9 +77,9 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     splits = open_run(config, accelerator)
     images, classes = splits.train, splits.train.classes
     labels = draw_labels(splits, config.label_set, config.seed)
-    # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
-    from_layer = cfg.kept_layers(len(labels.ids), len(images))
     source, network, origin = starting_point(config, method)
+    # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
+    from_layer = cfg.kept_layers(len(labels.ids), len(images), network["head"]["layers"])
     settings = {
         **origin,
         "from_layer": from_layer,

@@ -1,18 +1,17 @@
 """Stage 1: learn from all images without labels (SimCLRv2, section 2, eq. 1).
 
-Two random views of each image go through the encoder and a deep projection head; the contrastive
-loss asks each view to pick out its partner among all views of the batch. What is kept is the
-encoder and the *whole* head, because fine-tuning starts from a middle layer of it.
+A pretext task (``shared/pretext``) makes inputs of the images, and asks the network something that
+it can answer only if it has learned to see. The paper's is the contrastive one: two random views of
+each image pick each other out. Whatever the task, what is kept is the encoder, with the projection
+head where the task answers by it: all later stages are the same.
 
-With ``--pretrain.memory`` a moving average of the network embeds the views that the anchors are
-compared with, and what it made of earlier batches is kept as further negatives. With
-``--pretrain.micro_batch`` the batch passes in parts, with the gradient of the whole.
+With ``--pretrain.micro_batch`` the batch passes in parts, with the gradient of the whole.
 
     accelerate launch -m stages.pretrain                             # the embedded digits
     accelerate launch -m stages.pretrain --config configs/cifar10.yaml
+    accelerate launch -m stages.pretrain --pretrain.task rotation
 """
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -21,15 +20,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from shared.config.command import run_command
 from shared.config.command_line import CommandLine, read_command_line
 from shared.config.imported import pretraining_is_imported
 from shared.config.methods import method_of
-from shared.config.schema import Config, Pretrain, hashed_settings
+from shared.config.schema import Config, hashed_settings
 from shared.data.batches import Parts
 from shared.data.images import ImageSet
 from shared.data.labels import write_names
@@ -43,23 +41,15 @@ from shared.networks.build import (
     require_weights,
     weights_setting,
 )
-from shared.networks.negatives_queue import Memory
+from shared.pretext.build import make_task
+from shared.pretext.gradient_cache import backward_in_parts
+from shared.pretext.network import as_tuple, kept_part
 from shared.runs.fit import fit, settings_as_before
 from shared.runs.forecast import forecast
 from shared.runtime.artifacts import read_meta
-from shared.runtime.distributed import gather_with_grad, own_rows, weight_of_own_rows
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device
-from shared.training.gradient_cache import Contrast, Embedded, backward_in_parts
-from shared.training.losses import (
-    Pairs,
-    contrastive_metrics,
-    info_nce,
-    margin_triplet,
-    nt_logistic,
-    nt_xent,
-)
 from shared.training.stage import Stage, images_then
 
 
@@ -87,6 +77,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     require_weights(config, method)
     images = open_run(config, accelerator).train
     images = those_begun_with(images, config, accelerator)
+    task = make_task(config, accelerator)
     source = starting_folder(config)
     settings = {
         **hashed_settings(config.model, "model"),
@@ -97,69 +88,57 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     stage = Stage(config, accelerator, method, settings, cfg.seed)
     if stage.done:
         return stage.path
+    task.require(images)
 
     stage.seed_initial_weights()
-    network = network_meta(config.model, config.data)
+    network = network_meta(config.model, config.data, config.head_layers)
     if source:
         require_same_input(read_meta(source, "encoder"), config.data, source)
-        model = fill(build_contrastive(network), source, "--model and --data describe")
+        kept = fill(build_contrastive(network), source, "--model and --data describe")
     else:
-        model = build_contrastive(network, config.model.pretrained)
+        kept = build_contrastive(network, config.model.pretrained)
+    model = task.network(kept)
     to_device(model, config, accelerator)
     parts = cfg.batch_size // cfg.images_at_once
     if parts > 1:
         stretch_memory(model, parts)
-    memory, state = None, None
-    if cfg.memory:
-        memory = Memory(model, cfg.memory, config.model.head_out, cfg.memory_momentum)
-        state = nn.ModuleDict({"model": model, "memory": memory})
+    task.start(model, images)
+    state = nn.ModuleDict({"model": model, "memory": task.memory}) if task.memory else None
     net = stage.prepare(model, len(images), state=state)
     if accelerator.is_main_process:
         write_names(stage.path / "images.csv", images)
-    batches = stage.batches(images, np.arange(len(images)), config.augment, views=cfg.views)
-    negatives, chance = without_learning(cfg)
-    stage.chance = chance
+    everything = np.arange(len(images))
+    batches = stage.batches(images, everything, task.augmentation, views=task.views, draw=task.draw)
+    stage.chance = task.chance
     accelerator.print(
         f"{method}: {counted(len(images), 'image')}, {counted(stage.schedule.steps, 'step')} of"
         f" {cfg.batch_size} images{f' in {parts} parts' if parts > 1 else ''},"
-        f" learning rate {stage.schedule.peak:.4g}, negatives per anchor: {negatives}",
+        f" learning rate {stage.schedule.peak:.4g}, {task.facts}",
         *warnings_for(config, images),
         sep="\n",
     )
-    embed_views = partial(embed, net, memory, cfg=cfg, accelerator=accelerator)
-    embed_again = partial(embed_anchors, net, cfg=cfg)
-    contrast_views = partial(contrast, memory=memory, cfg=cfg)
-    weight = weight_of_own_rows(cfg.batch_size)
 
     net.train()
     steps = stage.steps(batches) if parts == 1 else stage.steps_in_parts(batches, parts)
     for step, batch in steps:
         if isinstance(batch, Parts):
             key = (cfg.seed, method, step, accelerator.process_index)
-            loss, pairs, keys = backward_in_parts(
-                net, batch, embed_views, embed_again, contrast_views, accelerator, key
-            )
-            loss_value = read_later(loss)
+            answer = backward_in_parts(net, batch, task, accelerator, key)
+            loss_value = read_later(answer.loss)
         else:
-            loss, pairs, keys = contrast_views(*embed_views(batch.images))
-            loss_value = read_later(loss)
-            accelerator.backward(loss)
+            outputs = as_tuple(net(*task.inputs(batch)))
+            answer = task.loss(outputs, task.targets(batch))
+            loss_value = read_later(answer.loss)
+            accelerator.backward(answer.loss)
         stage.require_finite(loss_value)
         stage.optimizer.step()
         stage.optimizer.zero_grad()
-        if memory is not None:
-            memory.update(model, keys)
+        task.update(model, answer)
 
         if stage.log_is_due:
-            accuracy, entropy = contrastive_metrics(pairs, cfg.temperature)
-            stage.log(
-                loss=loss,
-                contrastive_top1=weight * accuracy,
-                contrastive_entropy=weight * entropy,
-                loss_of_chance=chance,
-                negatives_per_anchor=negatives,
-            )
-    return stage.finish({"kind": "encoder", **network, "images": len(images)})
+            stage.log(loss=answer.loss, **answer.metrics(), loss_of_chance=task.chance)
+    meta = {"kind": "encoder", **network, "task": cfg.task, "images": len(images)}
+    return stage.finish(meta, model=kept_part(model))
 
 
 def kept_import(config: Config) -> str:
@@ -200,7 +179,7 @@ def starting_folder(config: Config) -> Path | None:
 def warnings_for(config: Config, images: ImageSet) -> list[str]:
     """One line for each setting of pretraining that is allowed but hardly meant."""
     cfg, size, warnings = config.pretrain, config.data.image_size, []
-    if cfg.batch_size > len(images):
+    if cfg.batch_size > len(images) and cfg.task == "contrastive":
         warnings.append(
             f"note: a batch of {cfg.batch_size} has some of the {len(images)} images more than"
             " once, as negatives of themselves; a smaller --pretrain.batch_size?"
@@ -213,91 +192,6 @@ def warnings_for(config: Config, images: ImageSet) -> list[str]:
                 f" {size} x {size}; another recipe (--config, see configs/) or --data.image_size?"
             )
     return warnings
-
-
-def without_learning(cfg: Pretrain) -> tuple[int, float]:
-    """Negatives per anchor, and the loss of a network that cannot tell any two images apart."""
-    if cfg.negatives == "memory":  # one direction; all others are the sum of two
-        return cfg.memory, math.log(cfg.memory + 1)
-    if cfg.loss == "nt_xent":
-        negatives = cfg.memory + 2 * cfg.batch_size - 2
-        return negatives, 2 * math.log(negatives + 1)
-    chance = {
-        "nt_logistic": 4 * math.log(2),  # where the similarities of all pairs are 0
-        "margin_triplet": 2 * cfg.margin,
-    }
-    return (1 if cfg.semi_hard else cfg.batch_size - 1), chance[cfg.loss]
-
-
-def embed_anchors(net: nn.Module, images: Tensor, cfg: Pretrain) -> Tensor:
-    """What the trained network makes of both views of each image or, as MoCo, of the first."""
-    return net(images.chunk(2)[0] if cfg.negatives == "memory" else images)
-
-
-def embed(
-    net: nn.Module,
-    memory: Memory | None,
-    images: Tensor,
-    cfg: Pretrain,
-    accelerator: Accelerator,
-) -> Embedded:
-    """Embeddings of the views; with a memory also their keys, by the averaged network.
-
-    Args:
-        net: the trained network.
-        memory: has the averaged network; only batch norm's counts of it change.
-        images: (2b, 3, S, S), all first views, then all second ones.
-        cfg: with ``negatives=memory``, as MoCo, each network sees one of the views.
-        accelerator: precision of the averaged network.
-
-    Returns:
-        (2b, D) embeddings with gradient, and (2b, D) keys without or None; (b, D) each, of the
-        first and of the second views, as MoCo.
-    """
-    z = embed_anchors(net, images, cfg)
-    if memory is None:
-        return z, None
-    with torch.no_grad(), accelerator.autocast():
-        return z, memory.network(images.chunk(2)[1] if cfg.negatives == "memory" else images)
-
-
-def contrast(z: Tensor, keys: Tensor | None, memory: Memory | None, cfg: Pretrain) -> Contrast:
-    """The loss of the embeddings against those of all processes, or against keys.
-
-    Args:
-        z: embeddings, as `embed` returns them.
-        keys: what `embed` returns with a memory. They are the candidates then, together with the
-            memory's keys of earlier batches.
-        memory: has the keys of earlier batches.
-        cfg: which loss and its numbers.
-
-    Returns:
-        The loss with the weight of this process's rows, the pairs that it compares, and the
-        candidates' second views of all processes.
-
-    Raises:
-        ValueError: the loss has no branch here.
-    """
-    first, weight = own_rows(cfg.batch_size).start, weight_of_own_rows(cfg.batch_size)
-    queue = None if memory is None else memory.queue
-    if queue is not None and keys is not None and cfg.negatives == "memory":
-        keys_all = gather_with_grad(keys, cfg.batch_size)  # (B, D)
-        pairs = Pairs.of_queries(z, keys_all, queue, first)
-        return Contrast(weight * info_nce(pairs, cfg.temperature), pairs, keys_all)
-
-    z1, z2 = z.chunk(2)  # (b, D) each
-    c1, c2 = (z1, z2) if keys is None else keys.chunk(2)
-    c1_all, c2_all = (gather_with_grad(c, cfg.batch_size) for c in (c1, c2))  # (B, D) each
-    pairs = Pairs.of_views(z1, z2, c1_all, c2_all, first, memory=queue)
-    if cfg.loss == "nt_logistic":
-        loss = nt_logistic(pairs, cfg.temperature, cfg.semi_hard)
-    elif cfg.loss == "margin_triplet":
-        loss = margin_triplet(pairs, cfg.margin, cfg.semi_hard)
-    elif cfg.loss == "nt_xent":
-        loss = nt_xent(pairs, cfg.temperature)
-    else:
-        raise ValueError(f"pretrain.loss={cfg.loss} has no branch here")
-    return Contrast(weight * loss, pairs, c2_all)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

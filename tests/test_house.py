@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# runtime <- config <- {data, networks} <- training <- runs <- stages <- pipeline
+# runtime <- config <- {data, networks} <- training <- pretext <- runs <- stages <- pipeline
 FLOORS = (
     ("shared.runtime",),
     ("shared.config",),
     ("shared.data", "shared.networks"),
     ("shared.training",),
+    ("shared.pretext",),
     ("shared.runs",),
     ("stages",),
     ("pipeline",),

@@ -69,6 +69,11 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
 
+    @property
+    def features(self) -> int:
+        """Width of the encoder's features."""
+        return self.head.widths[0]
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> projections (B, D), not normalised to unit length."""
         return self.head(self.encoder(images))[-1]

@@ -10,90 +10,76 @@ Both passes see the same views and the same dropout, and batch norm counts each 
 statistics are those of the part (ghost batch norm): only this differs from the batch in one piece.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from shared.data.batches import Parts
+from shared.data.batches import Batch, Parts
+from shared.pretext.network import as_tuple
+from shared.pretext.task import Answer, Task, Tensors
 from shared.runtime.randomness import seed_torch
-from shared.training.losses import Pairs
-
-Embedded = tuple[Tensor, Tensor | None]
-
-
-class Contrast(NamedTuple):
-    """A contrastive loss, and what it was computed of.
-
-    Attributes:
-        loss: scalar, weighted such that its average over processes is the loss of the batch.
-        pairs: the embeddings that it compares.
-        keys: (B, D), of all processes' second views: embeddings or, with a memory, keys.
-    """
-
-    loss: Tensor
-    pairs: Pairs
-    keys: Tensor
 
 
 def backward_in_parts(
     net: nn.Module,
     batch: Parts,
-    embed: Callable[[Tensor], Embedded],
-    embed_again: Callable[[Tensor], Tensor],
-    contrast: Callable[[Tensor, Tensor | None], Contrast],
+    task: Task,
     accelerator: Accelerator,
     key: tuple[str | int, ...],
-) -> Contrast:
+) -> Answer:
     """Add the gradient of the whole batch's loss to the network's gradients.
 
     Args:
         net: the trained network.
         batch: this process's part of the batch, in smaller parts.
-        embed: images of a part -> embeddings, and keys or None.
-        embed_again: images of a part -> embeddings alone, with gradient.
-        contrast: all embeddings and keys of this process -> the loss.
+        task: what the network sees of a part, and the loss of all outputs of this process.
         accelerator: averages the gradient over processes, once.
         key: of the randomness of this step.
 
     Returns:
-        What ``contrast`` returns; loss and keys without gradient.
+        What the task answers; its loss without gradient.
     """
 
-    def seeded_parts() -> Iterator[Tensor]:
+    def seeded_parts() -> Iterator[Batch]:
         for number, part in enumerate(batch):
             seed_torch(*key, number)
-            yield part.images
+            yield part
 
     statistics = [buffer.clone() for buffer in net.buffers()]
+    outputs, targets = [], []
     with torch.no_grad():
-        embedded = [embed(images) for images in seeded_parts()]
+        for part in seeded_parts():
+            outputs.append(as_tuple(net(*task.inputs(part))))
+            targets.append(task.targets(part))
         for buffer, value in zip(net.buffers(), statistics, strict=True):
             buffer.copy_(value)  # the second pass counts the batch
-    z = in_order([z for z, _ in embedded], batch).requires_grad_()
-    keys = [keys for _, keys in embedded if keys is not None]
-    result = contrast(z, in_order(keys, batch) if keys else None)
+    whole = tuple(output.requires_grad_() for output in in_order(outputs, batch))
+    answer = task.loss(whole, in_order(targets, batch))
 
-    (grad,) = torch.autograd.grad(result.loss, z)  # collective: of the losses of all processes
-    for number, images in enumerate(seeded_parts()):
+    grads = torch.autograd.grad(answer.loss, whole)  # collective: of the losses of all processes
+    for number, part in enumerate(seeded_parts()):
         last = number == len(batch.rows) - 1
         with nullcontext() if last else accelerator.no_sync(net):
-            embed_again(images).backward(_rows_of_part(grad, batch, number).flatten(0, 1))
-    return Contrast(result.loss.detach(), result.pairs, result.keys.detach())
+            own = [_rows_of_part(grad, batch, number).flatten(0, 1) for grad in grads]
+            torch.autograd.backward(as_tuple(net(*task.inputs(part))), own)
+    return answer._replace(loss=answer.loss.detach())
 
 
-def in_order(parts: list[Tensor], batch: Parts) -> Tensor:
-    """(V b, D) in the order of this process's b images, from (V b_i, D) of each part, V views."""
-    whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
-    for number, part in enumerate(parts):
-        rows = _rows_of_part(whole, batch, number)
-        rows.copy_(part.view_as(rows))
-    return whole
+def in_order(parts: Sequence[Tensors], batch: Parts) -> Tensors:
+    """(k b, ...) in the order of this process's b images, from (k b_i, ...) of each part."""
+    wholes = []
+    for pieces in zip(*parts, strict=True):
+        whole = pieces[0].new_empty(sum(map(len, pieces)), *pieces[0].shape[1:])
+        for number, piece in enumerate(pieces):
+            rows = _rows_of_part(whole, batch, number)
+            rows.copy_(piece.view_as(rows))
+        wholes.append(whole)
+    return tuple(wholes)
 
 
 def _rows_of_part(whole: Tensor, batch: Parts, number: int) -> Tensor:
-    """A part's rows of (V b, D), as a view: (V, b_i, D)."""
+    """A part's rows of (k b, ...), as a view: (k, b_i, ...)."""
     return whole.unflatten(0, (-1, batch.images))[:, batch.rows[number]]

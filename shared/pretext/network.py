@@ -1,6 +1,7 @@
 """The network of tasks that do not answer by the projection head."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ class PretextModel(nn.Module):
         outputs = []
         for x, head, projects in zip(inputs, self.heads, self.projects, strict=True):
             if getattr(head, "takes_map", False):
-                outputs.append(head(self.encoder.forward_features(x)))
+                outputs.append(head(cast(Any, self.encoder).forward_features(x)))
             else:
                 features = self.encoder(x)
                 outputs.append(self.head(features)[-1] if projects else head(features))

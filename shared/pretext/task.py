@@ -57,13 +57,11 @@ class Task:
 
     Attributes:
         chance: the loss of a network that has learned nothing.
-        memory: what a checkpoint holds besides the trained network; set by `start`.
         weight: of this process's rows, for means that are averaged over processes.
     """
 
     name: ClassVar[str]
     chance: float
-    memory: nn.Module | None = None
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
@@ -87,6 +85,11 @@ class Task:
         """What the line at the start says of the task, with its numbers."""
         return TASKS[self.name].title
 
+    @property
+    def memory(self) -> nn.Module | None:
+        """What a checkpoint holds besides the trained network, after `start`."""
+        return None
+
     def require(self, images: ImageSet) -> None:
         """Refuse images that the task cannot learn from, before anything is trained.
 
@@ -107,7 +110,7 @@ class Task:
         return model
 
     def start(self, model: nn.Module, images: ImageSet) -> None:
-        """Make ``memory``, where the task has one.
+        """Make `memory`, where the task has one.
 
         Args:
             model: the network to be trained, on its device, not yet wrapped.
@@ -126,7 +129,7 @@ class Task:
         """What the loss compares the outputs with, without gradient: (k b, ...) each."""
         return ()
 
-    def loss(self, outputs: Tensor | Tensors, targets: Tensors) -> Answer:
+    def loss(self, outputs: Tensors, targets: Tensors) -> Answer:
         """The loss of this process's rows.
 
         Args:
@@ -136,7 +139,7 @@ class Task:
         raise NotImplementedError
 
     def update(self, model: nn.Module, answer: Answer) -> None:
-        """Renew ``memory`` after an update of the network.
+        """Renew `memory` after an update of the network.
 
         Args:
             model: the trained network, without wrapper.

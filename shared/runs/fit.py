@@ -29,11 +29,12 @@ from shared.data.cache import sample_sizes, smallest_side
 from shared.data.images import MEMORY_LIMIT, UNLABELED
 from shared.data.labels import draw_labels
 from shared.runs.cost import Counts, cost_of
-from shared.runs.forecast import LONG, StagePlan, free_bytes, measure, warnings_of
+from shared.runs.forecast import LONG, StagePlan, measure, warnings_of
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.lock import SHORT, held
 from shared.runtime.progress import counted, duration
+from shared.training.device import free_bytes
 from shared.training.schedule import schedule_of
 from shared.training.stage import RunStage
 

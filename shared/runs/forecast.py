@@ -44,6 +44,7 @@ from shared.runtime.errors import UserError
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import Progress, duration
 from shared.runtime.randomness import generator
+from shared.training.device import free_bytes
 from shared.training.schedule import schedule_of
 from shared.training.stage import RunStage
 
@@ -336,13 +337,6 @@ def _stage_plan(method: str, config: Config, counts: Counts, cost: Cost, probe: 
         disk_bytes=4 * cost.parameters * (2 + OPTIMIZERS[training.optimizer].slots),
         probed_batch_size=probe.batch_size,
     )
-
-
-def free_bytes(accelerator: Accelerator) -> int:
-    """Memory that is free where the networks are trained."""
-    if accelerator.device.type == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available
 
 
 def _peak_bytes() -> float:

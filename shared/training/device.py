@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -66,6 +67,13 @@ def let_gradients_lie_as_weights(model: nn.Module) -> None:
     for weight in model.parameters():
         if weight.requires_grad and 1 in weight.shape:
             weight.register_hook(partial(as_weight, shape=weight.shape, strides=weight.stride()))
+
+
+def free_bytes(accelerator: Accelerator) -> int:
+    """Memory that is free where the networks are trained."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
 
 
 def require_compiler() -> None:

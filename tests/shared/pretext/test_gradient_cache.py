@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator
+from shared.training.gradient_cache import backward_in_parts, in_order
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,7 +17,6 @@ from shared.networks.batchnorm import BatchNorm, synchronize
 from shared.networks.negatives_queue import Memory
 from shared.runtime import distributed
 from shared.runtime.randomness import seed_torch
-from shared.training.gradient_cache import backward_in_parts, in_order
 from stages import pretrain
 from tests.support.gloo import join
 from tests.support.toy_run import run_pretrain

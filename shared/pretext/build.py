@@ -1,0 +1,18 @@
+"""Pretext tasks by their names."""
+
+from accelerate import Accelerator
+
+from shared.config.schema import Config
+from shared.pretext.contrastive import Contrastive
+from shared.pretext.instances import Instances
+from shared.pretext.rotation import Rotation
+from shared.pretext.task import Task
+
+TASK_CLASSES: dict[str, type[Task]] = {
+    task.name: task for task in (Contrastive, Rotation, Instances)
+}
+
+
+def make_task(config: Config, accelerator: Accelerator) -> Task:
+    """The task that ``pretrain.task`` names."""
+    return TASK_CLASSES[config.pretrain.task](config, accelerator)
