@@ -50,11 +50,11 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
             )
         ],
         "shared/config/schema.py": [after('    loss: Literal["nt_xent", ', '"alignment", ')],
-        "stages/pretrain.py": [
+        "shared/pretext/contrastive.py": [
             after("from shared.training.losses import (\n    Pairs,\n", "    alignment,\n"),
             before(
-                '    elif cfg.loss == "margin_triplet":\n',
-                '    elif cfg.loss == "alignment":\n        loss = alignment(pairs)\n',
+                '    if cfg.loss == "margin_triplet":\n',
+                '    if cfg.loss == "alignment":\n        return alignment(pairs)\n',
             ),
             after("    chance = {\n", '        "alignment": 2.0,  # of two orthogonal vectors\n'),
         ],

@@ -18,7 +18,7 @@ import yaml
 from shared.config.imported import NAMED_BY, imported_options, named_folders
 from shared.config.methods import CLASSIFIERS, FORCEABLE, made_by
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.pretext import TASKS
+from shared.config.pretext import TASK_SECTIONS, TASKS
 from shared.config.schema import (
     RECIPES,
     RENAMED,
@@ -443,7 +443,8 @@ def _print_help(parser: _Parser, sections: Sequence[str], alone: bool = False) -
         section = next((name for name in SECTIONS if name in destinations), None)
         group._group_actions = [a for a in group._group_actions if a.dest not in SECTIONS]
         if section and section not in sections:
-            hidden.append(f"  --{section}.*  {group.title}")
+            if section not in TASK_SECTIONS:
+                hidden.append(f"  --{section}.*  {group.title}")
             group._group_actions = []
             group.title = None
         elif alone and not section:
@@ -454,5 +455,6 @@ def _print_help(parser: _Parser, sections: Sequence[str], alone: bool = False) -
     parser.epilog = None
     say_block(parser.format_help())
     if hidden and not alone:
+        hidden.append(f"  of a task of stage 1, one section each: {', '.join(TASK_SECTIONS)}")
         say_block("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))
         say_block(AFTERWARDS)

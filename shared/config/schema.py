@@ -340,11 +340,10 @@ class Pretrain(Training):
     """Stage 1, pretraining: all images, no labels (SimCLRv2, section 2; appendix B.1).
 
     Args:
-        task: what the network learns to tell; contrastive is the paper's. The options from loss to
-            negatives are of that one; other tasks have a section of their own name.
-        augmentation: auto takes the views that are usual for the task: contrastive, instances and
-            exemplar all of the section augment (full), the others without colours and blur (crop).
-        batch_size: images per update over all processes; a contrastive one gives two views each.
+        task: what the network learns to tell; contrastive is the paper's, and the options from
+            loss to negatives are for it. Others have a section of their name.
+        augmentation: of the views; auto is what is usual for the task.
+        batch_size: images per update over all processes.
         micro_batch: images per forward pass over all processes, where batch_size does not fit into
             memory: the gradient is that of the whole batch, batch norm sees a micro-batch, a step
             takes a third longer or more (docs/large.md). Unset: all in one pass.
@@ -677,16 +676,15 @@ class Config:
             commas
         precision: bf16 is mixed precision, no is float32; auto takes bf16 where it is fast.
         channels_last: memory layout of images; auto uses it together with mixed precision.
-        checkpoint_activations: keep only what enters each block of the network that is trained, and
-            compute the rest again in the backward pass: the same result in less memory, slower.
+        checkpoint_activations: keep only what enters each block of the trained network, and compute
+            the rest again: the same result in less memory, slower.
         compile: torch.compile for the network that is trained; its first steps take minutes.
         threads: CPU threads of each process; 0 leaves the choice to torch.
-        tracker: also log to an experiment tracker that accelerate knows.
-        plan: pipeline.py and stages.pretrain only measure for half a minute and print what each
-            stage would take: steps, FLOPs, time, memory, disk.
+        tracker: also log to this experiment tracker.
+        plan: only measure for half a minute what each stage would take: steps, FLOPs, time, memory,
+            disk (pipeline.py and stages.pretrain).
         budget: about how long pipeline.py may take in all on own images: 30min, 1.5h, 90s.
-        table: pipeline.py only fills this grid of runs and prints its table: a name in
-            configs/tables, or a YAML file of that form.
+        table: pipeline.py only fills this grid of runs: a name in configs/tables, or a YAML file.
         data: the images.
         augment: the random views of an image.
         model: the networks of stages 1 and 2.

@@ -7,6 +7,7 @@ import pytest
 
 import pipeline
 from shared.config.command_line import override, read_command_line
+from shared.config.pretext import TASK_SECTIONS
 from shared.config.schema import SECTIONS, Config, dump
 from stages import distill, finetune, pretrain
 from tests.support.command_line import load, refusal
@@ -240,7 +241,8 @@ def test_help_is_grouped(main, capsys):
     text = capsys.readouterr().out
     assert text.startswith("usage: ")
     assert "[--config RECIPE.yaml]" in text
-    for section in SECTIONS:  # spelt out, or named in one line
+    assert f"one section each: {', '.join(TASK_SECTIONS)}" in text
+    for section in set(SECTIONS) - set(TASK_SECTIONS):  # spelt out, or named in one line
         assert text.count(f"\n  --{section}.*") + text.count(f"\n--{section}.*") == 1
     assert "type: " not in text
     assert len(text.splitlines()) < 150

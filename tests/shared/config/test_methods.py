@@ -12,6 +12,7 @@ from shared.config.methods import (
     made_by,
     method_of,
 )
+from shared.config.pretext import TASK_SECTIONS
 from shared.config.schema import SECTIONS, Classical, Config
 
 
@@ -66,7 +67,7 @@ def test_what_is_fitted_at_once_and_what_is_not_saved():
 
 
 def test_what_an_artifact_depends_on():
-    pretrained = ("data", "augment", "model", "pretrain")
+    pretrained = ("data", "augment", "model", "pretrain", *TASK_SECTIONS)
     assert depends_on("pretrain") == pretrained
     assert depends_on("linear") == (*pretrained, "linear")
     assert (

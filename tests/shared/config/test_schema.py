@@ -165,9 +165,14 @@ def test_content_is_what_decides_the_result():
 
 
 def test_kept_layers_are_the_papers_unless_set():
-    assert [Finetune().kept_layers(labels, 1000) for labels in (10, 100, 101)] == [1, 1, 0]
-    assert Finetune(from_layer=2).kept_layers(1000, 1000) == 2
-    assert Config().linear.kept_layers(10, 1000) == Config().supervised.kept_layers(10, 1000) == 0
+    assert [Finetune().kept_layers(labels, 1000, 3) for labels in (10, 100, 101)] == [1, 1, 0]
+    assert Finetune(from_layer=2).kept_layers(1000, 1000, 3) == 2
+    assert Finetune().kept_layers(10, 1000, 0) == 0  # a task that leaves no projection head
+    assert (
+        Config().linear.kept_layers(10, 1000, 3)
+        == Config().supervised.kept_layers(10, 1000, 3)
+        == 0
+    )
 
 
 def test_facts_of_a_training():
@@ -180,7 +185,7 @@ def test_facts_of_a_training():
     moco = dataclasses.replace(plain, memory=1024, negatives="memory")
     assert (moco.passes, moco.views) == (4, 2)
     assert dataclasses.replace(plain, micro_batch=256).passes == 6
-    assert (Distill().has_teacher, Distill().kept_layers(10, 1000)) == (True, 0)
+    assert (Distill().has_teacher, Distill().kept_layers(10, 1000, 3)) == (True, 0)
     assert not tuned.has_teacher
 
 

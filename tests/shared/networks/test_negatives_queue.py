@@ -18,11 +18,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.config.command_line import load_config
-from shared.config.schema import Pretrain, hashed_settings
-from shared.data.batches import Batches
+from shared.config.schema import Config, Model, Pretrain, hashed_settings
+from shared.data.batches import Batch, Batches
 from shared.data.sources import open_data
 from shared.networks.build import build_contrastive, network_meta
 from shared.networks.negatives_queue import Memory
+from shared.pretext import contrastive
+from shared.pretext.contrastive import Contrastive
 from shared.runtime import distributed
 from shared.runtime.randomness import seed_torch
 from shared.training.losses import (
@@ -38,6 +40,7 @@ from shared.training.schedule import schedule_of
 from shared.training.stage import Stage
 from stages import pretrain
 from tests.support.gloo import join
+from tests.support.sources import images
 
 BOTH, ALONE = "batch+memory", "memory"
 TINY = [
@@ -311,7 +314,7 @@ def test_the_state_dict_holds_it_all():
 @pytest.mark.parametrize("negatives", [BOTH, ALONE])
 def test_the_stage_is_the_method_written_by_hand(negatives, tmp_path, monkeypatch):
     """Five updates; memory alone with the two-layer head is MoCo v2's step."""
-    monkeypatch.setattr(pretrain, "Memory", Recorder)
+    monkeypatch.setattr(contrastive, "Memory", Recorder)
     folder = run(tmp_path, "--pretrain.steps=5", f"--pretrain.negatives={negatives}")
 
     config = load_config([*TINY, "--pretrain.steps=5"], "", "")[0]
@@ -373,7 +376,7 @@ def test_the_stage_is_the_method_written_by_hand(negatives, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("negatives", [BOTH, ALONE])
 def test_an_interrupted_run_goes_on_to_the_same_bits(negatives, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "Memory", Recorder)
+    monkeypatch.setattr(contrastive, "Memory", Recorder)
     arguments = [
         "--pretrain.steps=10",
         "--pretrain.checkpoint_every_steps=5",
@@ -464,24 +467,26 @@ def steps_in_float64(wrap, mode):
     """Losses, last gradients and queue of a few updates, as the stage makes them."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 5)).double()
-    memory = Memory(model, K, 5, 0.9).double()
-    net, own = wrap(model), distributed.own_rows(B_ALL)
-    cfg = Pretrain(batch_size=B_ALL, memory=K, negatives=mode, temperature=0.2)
+    own = distributed.own_rows(B_ALL)
+    cfg = Pretrain(batch_size=B_ALL, memory=K, memory_momentum=0.9, negatives=mode, temperature=0.2)
+    task = Contrastive(Config(model=Model(head_out=5), pretrain=cfg), Accelerator())
+    task.start(model, images([0]))
+    memory = task.memory.double()
+    net = wrap(model)
     losses, gradients = [], torch.empty(0)
     for step in range(STEPS):
         views = random_rows(2, B_ALL, 6, seed=step)
         views[1] = views[0] + 0.3 * views[1]
-        images = views[:, own].flatten(0, 1)
-        z, keys = pretrain.embed(net, memory, images, cfg, Accelerator())
-        loss, _, keys = pretrain.contrast(z, keys, memory, cfg)
-        loss.backward()
-        losses.append(distributed.mean_over_processes(loss).item())
+        batch = Batch(views[:, own].flatten(0, 1), torch.arange(0), None)
+        answer = task.loss((net(*task.inputs(batch)),), task.targets(batch))
+        answer.loss.backward()
+        losses.append(distributed.mean_over_processes(answer.loss).item())
         gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
         with torch.no_grad():
             for p in model.parameters():
                 p -= 0.1 * p.grad
         model.zero_grad()
-        memory.update(model, keys)
+        task.update(model, answer)
     return {"losses": torch.tensor(losses), "gradients": gradients, "queue": memory.queue}
 
 
@@ -521,7 +526,7 @@ def work(rank, processes, folder):
 @pytest.mark.slow
 def test_three_processes_equal_one(tmp_path, monkeypatch):
     """They have 2, 3 and 3 of 8 rows; 10, 11 and 11 of 32 in the stage."""
-    monkeypatch.setattr(pretrain, "Memory", Recorder)
+    monkeypatch.setattr(contrastive, "Memory", Recorder)
     mp.spawn(work, (3, str(tmp_path)), nprocs=3)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(3)]
     for mode in (BOTH, ALONE):

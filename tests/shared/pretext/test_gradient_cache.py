@@ -1,24 +1,22 @@
 """Batches that pass in parts, through the functions of pretraining."""
 
-from functools import partial
-
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from shared.training.gradient_cache import backward_in_parts, in_order
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.config.schema import Pretrain
+from shared.config.schema import Config, Model, Pretrain
 from shared.data.batches import Batch, Parts
 from shared.networks.batchnorm import BatchNorm, synchronize
-from shared.networks.negatives_queue import Memory
+from shared.pretext.contrastive import Contrastive
+from shared.pretext.gradient_cache import backward_in_parts, in_order
 from shared.runtime import distributed
 from shared.runtime.randomness import seed_torch
-from stages import pretrain
 from tests.support.gloo import join
+from tests.support.sources import images
 from tests.support.toy_run import run_pretrain
 
 B_ALL, K, D = 14, 28, 5
@@ -65,44 +63,43 @@ def gradients(model) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def two_passes(net, memory, batch, cfg, accelerator):
+def contrastive(cfg, model) -> Contrastive:
+    """The task, on a network that is no picture's; the averaged network is in float64 too."""
+    config = Config(model=Model(head_out=D), pretrain=cfg)
+    task = Contrastive(config, Accelerator(cpu=True))
+    torch.manual_seed(2)
+    task.start(model, images([0]))
+    if task.memory:
+        task.memory.double()
+    return task
+
+
+def two_passes(net, task, batch, accelerator):
     """The step of the stage whose batch passes in parts."""
-    return backward_in_parts(
-        net,
-        batch,
-        partial(pretrain.embed, net, memory, cfg=cfg, accelerator=accelerator),
-        partial(pretrain.embed_anchors, net, cfg=cfg),
-        partial(pretrain.contrast, memory=memory, cfg=cfg),
-        accelerator,
-        (cfg.seed, "pretrain", 7, accelerator.process_index),
-    )
+    key = (0, "pretrain", 7, accelerator.process_index)
+    return backward_in_parts(net, batch, task, accelerator, key)
 
 
-def by_parts(cfg, number, model, images, wrap=lambda model: model):
-    torch.manual_seed(2)
-    memory = Memory(model, K, D).double() if cfg.memory else None
+def by_parts(cfg, number, model, rows, wrap=lambda model: model):
+    task = contrastive(cfg, model)
     net = wrap(model)
-    batch = in_parts(images, number)
-    loss, _, keys = two_passes(net, memory, batch, cfg, Accelerator(cpu=True))
-    return loss, gradients(model), keys, dict(model.named_buffers())
+    answer = two_passes(net, task, in_parts(rows, number), Accelerator(cpu=True))
+    return answer.loss, gradients(model), answer.kept[0].detach(), dict(model.named_buffers())
 
 
-def by_one_graph(cfg, number, model, images):
+def by_one_graph(cfg, number, model, rows):
     """All parts' activations kept until the one backward pass: the definition."""
-    torch.manual_seed(2)
-    memory = Memory(model, K, D).double() if cfg.memory else None
-    rows, key_rows = [], []
-    batch = in_parts(images, number)
+    task = contrastive(cfg, model)
+    outputs, targets = [], []
+    batch = in_parts(rows, number)
     for i, part in enumerate(batch):
         seed_torch(cfg.seed, "pretrain", 7, 0, i)
-        z, keys = pretrain.embed(model, memory, part.images, cfg, Accelerator(cpu=True))
-        rows.append(z)
-        key_rows.append(keys)
-    z = in_order(rows, batch)
-    keys = in_order(key_rows, batch) if memory else None
-    loss, _, keys = pretrain.contrast(z, keys, memory, cfg)
-    loss.backward()
-    return loss.detach(), gradients(model), keys.detach(), dict(model.named_buffers())
+        outputs.append((model(*task.inputs(part)),))
+        targets.append(task.targets(part))
+    answer = task.loss(in_order(outputs, batch), in_order(targets, batch))
+    answer.loss.backward()
+    keys = answer.kept[0].detach()
+    return answer.loss.detach(), gradients(model), keys, dict(model.named_buffers())
 
 
 @pytest.mark.parametrize("number", [1, 2, 7])
@@ -136,7 +133,7 @@ def test_bfloat16_reaches_the_weights_in_both_passes():
     net.forward = torch.autocast("cpu", dtype=torch.bfloat16)(net.forward)
     cfg = Pretrain(batch_size=B_ALL, temperature=0.3)
     batch = in_parts(views().float(), 2)
-    two_passes(net, None, batch, cfg, accelerator)
+    two_passes(net, contrastive(cfg, model), batch, accelerator)
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 

@@ -1,0 +1,37 @@
+"""The contrastive task; its gradients are tested with parts, its memory with the queue."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from shared.config.schema import Config, Pretrain
+from shared.pretext.contrastive import Contrastive, contrastive_loss, without_learning
+from shared.training.losses import Pairs
+
+
+def test_chance_is_what_equal_embeddings_give():
+    for options in ({}, {"loss": "nt_logistic"}, {"loss": "margin_triplet"}):
+        cfg = Pretrain(batch_size=6, temperature=1.0, **options)
+        _, chance = without_learning(cfg)
+        z = torch.eye(12)[:6] if options else torch.ones(6, 3)
+        other = torch.eye(12)[6:] if options else torch.ones(6, 3)
+        assert contrastive_loss(Pairs.of_views(z, other), cfg).item() == pytest.approx(chance)
+
+
+def test_negatives_and_what_the_first_line_says():
+    cfg = Pretrain(batch_size=6)
+    assert without_learning(cfg) == (10, 2 * math.log(11))
+    moco = dataclasses.replace(cfg, memory=12, negatives="memory")
+    assert without_learning(moco) == (12, math.log(13))
+    task = Contrastive(Config(pretrain=cfg), Accelerator(cpu=True))
+    assert (task.facts, task.views, task.memory) == ("negatives per anchor: 10", 2, None)
+
+
+def test_a_loss_without_a_branch_is_a_defect():
+    cfg = dataclasses.replace(Pretrain(batch_size=6))
+    object.__setattr__(cfg, "loss", "other")
+    with pytest.raises(ValueError, match=r"pretrain\.loss=other has no branch"):
+        contrastive_loss(Pairs.of_views(torch.ones(6, 3), torch.ones(6, 3)), cfg)

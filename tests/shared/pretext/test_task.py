@@ -1,0 +1,125 @@
+"""What holds of every pretext task: it resumes, passes in parts, and is shared by processes."""
+
+import json
+import signal
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from shared.config.command_line import load_config
+from shared.config.pretext import TASK_SECTIONS, TASKS
+from shared.config.schema import Config
+from shared.pretext.build import TASK_CLASSES
+from shared.runtime.stop import StopRequest
+from shared.training.stage import Stage
+from stages import pretrain
+from tests.support.gloo import join
+from tests.support.pretext import VARIANTS, options_of
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def run(output, variant, *options, accelerator=None):
+    """Log and weights of stage 1; by default in the precision and layout of this machine."""
+    arguments = [*options_of(variant), f"--output={output}", "--pretrain.steps=4", *options]
+    if accelerator is None:
+        assert pretrain.main(arguments) == 0
+        folder = output / "digits/pretrain"
+    else:
+        folder = pretrain.run(load_config(arguments, "", "")[0], accelerator)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return lines, load_file(folder / "model.safetensors")
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_every_task_has_a_record_a_class_and_variants():
+    assert set(TASK_CLASSES) == set(TASKS)
+    assert {options[0].rpartition("=")[2] for options in VARIANTS.values()} == set(TASKS)
+    for name in TASKS:
+        section = TASK_SECTIONS.get(TASKS[name].section)
+        assert section is None or isinstance(getattr(Config(), TASKS[name].section), section)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_interrupted_task_goes_on_to_the_same_bits(variant, tmp_path, monkeypatch):
+    """In the default precision; bank, averaged network and second optimizer are part of it."""
+    monkeypatch.setattr(StopRequest, "received", None)
+    default = ["--precision=auto"]
+    lines, whole = run(tmp_path / "whole", variant, *default)
+    assert all(line["loss"] > 0 and "loss_of_chance" in line for line in lines)
+    checkpoint = Stage.checkpoint
+
+    def stop(self, step):
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        checkpoint(self, step)
+
+    arguments = [*options_of(variant), f"--output={tmp_path}", "--pretrain.steps=4", *default]
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "checkpoint", stop)
+        assert pretrain.main(arguments) == 128 + signal.SIGTERM
+    assert not (tmp_path / "digits/pretrain/meta.json").exists()
+    monkeypatch.setattr(StopRequest, "received", None)
+    again, resumed = run(tmp_path, variant, *default)
+    assert same(whole, resumed)
+    assert [line["loss"] for line in again] == [line["loss"] for line in lines]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_part_is_the_whole_batch_and_four_are_allowed(variant, tmp_path):
+    _, plain = run(tmp_path / "plain", variant)
+    parts = "--pretrain.micro_batch"
+    _, one = run(tmp_path / "one", variant, f"{parts}=8")
+    assert same(plain, one)
+    lines, four = run(tmp_path / "four", variant, f"{parts}=2")
+    assert all(tensor.isfinite().all() for tensor in four.values())
+    assert len(lines) == 4
+
+
+def work(rank, processes, folder):
+    join(rank, processes, folder)
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    for variant in VARIANTS:
+        torch.save(
+            run(folder, variant, f"--run={variant}", accelerator=accelerator),
+            f"{folder}/{variant}-rank{rank}.pt",
+        )
+    dist.destroy_process_group()
+
+
+def test_processes_together_equal_one(tmp_path):
+    """Three processes have 2, 3 and 3 of 8 images."""
+    mp.spawn(work, (3, str(tmp_path)), nprocs=3)
+    one = Accelerator(cpu=True, mixed_precision="no")
+    for variant in VARIANTS:
+        lines, weights = run(tmp_path / "one", variant, f"--run={variant}", accelerator=one)
+        for rank in range(3):
+            others, theirs = torch.load(tmp_path / f"{variant}-rank{rank}.pt")
+            for a, b in zip(lines, others, strict=True):
+                for key in a.keys() - {"images_per_second", "seconds", "wait", "learning_rate"}:
+                    if isinstance(a[key], float) and "second" not in key and "wait" not in key:
+                        assert b[key] == pytest.approx(a[key], rel=1e-2, abs=2e-2), (variant, key)
+            for name, tensor in weights.items():
+                assert torch.allclose(theirs[name], tensor, rtol=2e-3, atol=2e-3), (variant, name)
+
+
+def test_another_task_does_not_go_on_from_a_checkpoint(tmp_path, capsys):
+    run(tmp_path, "rotation")
+    arguments = [*options_of("instances"), f"--output={tmp_path}", "--pretrain.steps=4"]
+    assert pretrain.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "pretrain.task=rotation, now it is instances" in error
+    assert error.count("\n") == 1
