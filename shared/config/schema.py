@@ -346,7 +346,7 @@ class Pretrain(Training):
         batch_size: images per update over all processes.
         micro_batch: images per forward pass over all processes, where batch_size does not fit into
             memory: the gradient is that of the whole batch, batch norm sees a micro-batch, a step
-            takes a third longer or more (docs/large.md). Unset: all in one pass.
+            takes a third longer or more. Unset: all in one pass.
         loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet.
         temperature: of nt_xent and nt_logistic; the paper takes 0.1 on ImageNet.
         margin: of margin_triplet.
