@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from shared.runtime import files
-from shared.runtime.artifacts import save_arrays, save_tensors, write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.files import (
     clean,
@@ -19,7 +18,12 @@ from shared.runtime.files import (
     remove,
     require_no_link,
     temporary_name,
+    write_atomically,
 )
+from shared.runtime.tensors import save_arrays, save_tensors
+from tests.support.disk import fill_the_disk
+from tests.support.stage_folder import files as files_below
+from tests.support.stage_folder import message
 
 WRITERS = {
     "text": lambda path: write_atomically(path, "new"),
@@ -156,3 +160,16 @@ def test_two_machines_of_one_name_or_numbers_are_two(part, monkeypatch):
     other = own._replace(**{own._fields[part]: "another"})
     monkeypatch.setattr(files, "machine", lambda: other)
     assert temporary_name().split("-")[0] != name.split("-")[0]
+
+
+def test_full_disk_leaves_the_previous_version(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        says = message(write_atomically, path, "new and longer")
+    assert says.startswith(f"cannot write {path}")
+    assert "No space left on device" in says
+    assert "make room or choose another --output, then run the same command again" in says
+    assert path.read_text() == "old"
+    assert files_below(tmp_path).keys() == {"a.json"}
