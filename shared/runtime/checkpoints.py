@@ -133,16 +133,17 @@ def _slots(
         UserError: this part, or the model's, does not fit.
     """
     require_fitting(_under(tensors, "model."), model.state_dict())
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    params = [weight for group in optimizer.param_groups for weight in group["params"]]
+    weights = {str(number): weight for number, weight in enumerate(params)}
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, "optimizer.").items():
         index, _, slot = name.partition(".")
-        weight = weights[int(index)] if index.isdecimal() and int(index) < len(weights) else None
+        weight = weights.get(index)
         if weight is None or not (value.shape == weight.shape or value.numel() == 1):
             raise UserError(f"optimizer.{name!r} {tuple(value.shape)} belongs to no weight")
         slots.setdefault(int(index), {})[slot] = _with_strides_of(weight, value)
     require_finite(tensors)
-    trained = {index for index, weight in enumerate(weights) if weight.requires_grad}
+    trained = {int(index) for index, weight in weights.items() if weight.requires_grad}
     partly = len({frozenset(slot) for slot in slots.values()}) > 1
     if slots and (partly or slots.keys() != trained):  # before the first update there is none
         raise UserError(

@@ -148,7 +148,7 @@ def _clean_once(folder: Path, process: int) -> None:
 
 
 def _is_leftover(name: str) -> bool:
-    match = re.fullmatch(rf"\.{_machine()}-(\d{{1,9}})-[0-9a-f]{{16}}\.tmp", name)
+    match = re.fullmatch(rf"\.{_machine()}-([0-9]{{1,9}})-[0-9a-f]{{16}}\.tmp", name)
     return match is not None and not psutil.pid_exists(int(match[1]))
 
 

@@ -172,6 +172,8 @@ def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path, damage):
         (lambda t: {**t, "optimizer.-1.exp_avg": torch.zeros(3)}, {}),
         (lambda t: {**t, "optimizer.99.exp_avg": torch.zeros(3)}, {}),
         (lambda t: {**t, "optimizer.x": torch.zeros(3)}, {}),
+        (lambda t: {**t, "optimizer.١.exp_avg": t["optimizer.1.exp_avg"] + 1}, {}),
+        (lambda t: {**t, "optimizer.01.exp_avg": t["optimizer.1.exp_avg"] + 1}, {}),
         (lambda t: {k: v * float("nan") if v.is_floating_point() else v for k, v in t.items()}, {}),
         (lambda t: {k: v.half() if v.is_floating_point() else v for k, v in t.items()}, {}),
         (dict, {"step": "-1"}),
