@@ -22,8 +22,7 @@ import pipeline
 
 SHIM = ctypes.CDLL(os.environ["LD_PRELOAD"])
 SHIM.crash_watch.argtypes = [ctypes.c_char_p, ctypes.c_int]
-SHIM.crash_at.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_int]
-MODES = {"kill": 1, "torn": 2, "full": 3, "other": 4, "fail": 5}
+SHIM.crash_at.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
 PATIENCE = 600.0  # seconds; the machine may be busy
 
 
@@ -32,9 +31,10 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: ``commands``, a list of module and arguments; ``watch``, a folder; ``processes``;
-            ``mode`` and ``point``, what happens at which file operation, and ``rank``, in which
-            process; ``seconds``, after which all are killed; ``log``, a file of all operations;
-            ``files``, a limit on open files; ``environ``, further variables.
+            ``event`` and ``point``, what happens at which file operation, ``code``, the errno of
+            what fails, and ``rank``, in which process; ``seconds``, after which all are killed;
+            ``log``, a file of all operations; ``files``, a limit on open files; ``environ``,
+            further variables.
 
     Returns:
         ``codes`` of the processes, negative where a signal ended them, and what they printed.
@@ -100,8 +100,8 @@ def _be(rank: int, port: int, request: dict[str, Any], folder: Path, other: int)
             resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"],) * 2)
         os.environ |= request.get("environ", {})
         SHIM.crash_watch(os.fsencode(request["watch"]), log)
-        if request.get("mode") and rank == request.get("rank", 0):
-            SHIM.crash_at(request["point"], MODES[request["mode"]], other)
+        if "event" in request and rank == request.get("rank", 0):
+            SHIM.crash_at(request["point"], request["event"], request["code"], other)
         for module, *arguments in request["commands"]:
             main = pipeline.main if module == "pipeline" else import_module(module).main
             code = main(arguments)
