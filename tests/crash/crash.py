@@ -10,7 +10,9 @@ Only what a clock says may differ.
 """
 
 import argparse
+import csv
 import errno
+import io
 import json
 import os
 import shutil
@@ -30,6 +32,11 @@ from tests.support.published import publish
 from tests.support.tables import write
 
 HERE = Path(__file__).parent
+RECORDS: dict[str, Callable[[str], Any]] = {  # files in which a clock may have written
+    ".json": json.loads,
+    ".jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
+    ".csv": lambda text: list(csv.DictReader(io.StringIO(text))),
+}
 SECONDS = ("seconds", "images_per_second", "waiting_for_data", "git")  # clock, and commit
 TOY = [
     "--model.encoder=simclr_resnet8_1x_sk0",
@@ -208,10 +215,10 @@ def contents(folder: Path) -> dict[str, Any]:
             found[name] = str(path.readlink()) if path.is_symlink() else "folder"
             continue
         whole = path.read_bytes()
-        if path.suffix in (".json", ".jsonl"):
-            lines = whole.splitlines() if path.suffix == ".jsonl" else [whole]
-            with suppress(ValueError):  # it is torn
-                whole = json.dumps([_without_clock(json.loads(line)) for line in lines]).encode()
+        with suppress(ValueError):  # it is torn
+            if path.suffix in RECORDS:
+                records = RECORDS[path.suffix](whole.decode())
+                whole = json.dumps(_without_clock(records)).encode()
         found[name] = sha256(whole).hexdigest()
     return found
 

@@ -5,18 +5,21 @@ JSON lines on standard output.
 """
 
 import atexit
+import contextlib
 import ctypes
 import json
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 import traceback
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 import pipeline
 
@@ -41,7 +44,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """
     processes = request.get("processes", 1)
     folder = Path(request["output"])
-    port = _free_port() if processes > 1 else 0
+    launcher, port = _launcher(processes) if processes > 1 else (0, 0)
     children: dict[int, int] = {}  # rank -> its process
     for rank in reversed(range(processes)):  # rank 0 knows the others
         sys.stdout.flush()
@@ -50,14 +53,30 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             _be(rank, port, request, folder, other=children.get(1, 0))
         children[rank] = child
     codes = _wait(children, request.get("seconds", PATIENCE))
+    if launcher:
+        os.kill(launcher, signal.SIGKILL)
+        os.waitpid(launcher, 0)
     texts = [(folder / f"{stream}{rank}").read_text() for stream in "oe" for rank in children]
     return {"codes": codes, "out": "".join(texts[:processes]), "err": "".join(texts[processes:])}
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
+def _launcher(processes: int) -> tuple[int, int]:
+    """A process that holds the store where the others meet, as torchrun does, and its port."""
+    here, there = os.pipe()
+    launcher = os.fork()
+    if not launcher:
+        with contextlib.suppress(BaseException):
+            wait = timedelta(seconds=PATIENCE)
+            store = TCPStore(
+                "localhost", 0, processes, is_master=True, timeout=wait, wait_for_workers=False
+            )
+            os.write(there, str(store.port).encode())
+            signal.pause()
+        os._exit(1)
+    port = int(os.read(here, 9))
+    os.close(here)
+    os.close(there)
+    return launcher, port
 
 
 def _wait(children: dict[int, int], seconds: float) -> list[int]:
@@ -92,6 +111,8 @@ def _be(rank: int, port: int, request: dict[str, Any], folder: Path, other: int)
                 "LOCAL_WORLD_SIZE": str(request["processes"]),
                 "MASTER_ADDR": "localhost",
                 "MASTER_PORT": str(port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "0",
             }
         log = -1
         if "log" in request:
