@@ -148,8 +148,8 @@ def train(
     from shared.runs.metrics import legend
     from shared.runs.redo import all_to_redo, require_same_options
     from shared.runs.results import advice_text, results_text, write_results
-    from shared.runtime.artifacts import OtherSettingsError
     from shared.runtime.progress import counted
+    from shared.runtime.stage_folder import OtherSettingsError
     from shared.training.stage import to_follow
 
     require_same_options(config)

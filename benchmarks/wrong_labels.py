@@ -22,7 +22,8 @@ from shared.config.command_line import read_config
 from shared.config.labelset import LabelSet
 from shared.data.sources import open_data
 from shared.runs.text import markdown
-from shared.runtime.artifacts import hardware, write_atomically
+from shared.runtime.files import write_atomically
+from shared.runtime.provenance import hardware
 from shared.runtime.randomness import generator
 from shared.training.predictor import Predictor
 from stages.assess.doubts import doubts

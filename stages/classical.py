@@ -45,13 +45,9 @@ from shared.data.labels import Labels, draw_labels
 from shared.data.sources import open_data, open_run
 from shared.networks.build import keep_layers, load_contrastive, network_of, require_same_input
 from shared.networks.heads import Classifier
-from shared.runtime.artifacts import (
-    ClassifierNetwork,
-    NetworkMeta,
-    StageFolder,
-    read_meta,
-)
+from shared.runtime.artifacts import ClassifierNetwork, NetworkMeta, read_meta
 from shared.runtime.randomness import generator
+from shared.runtime.stage_folder import StageFolder
 from shared.training.classical import (
     Fit,
     as_pixels,

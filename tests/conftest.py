@@ -11,6 +11,15 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
 }
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.support.irregular import IRREGULAR  # noqa: E402
+
 torch.set_num_threads(1)  # the test machines have two cores, and xdist or gloo tests share them
+
+
+@pytest.fixture(params=IRREGULAR)
+def make_irregular(request):
+    """Function of a path that makes what is no regular file there; once for each kind."""
+    return IRREGULAR[request.param]

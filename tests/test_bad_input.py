@@ -13,7 +13,9 @@ from huggingface_hub import constants
 import pipeline
 from shared.config.labelset import LabelSet
 from shared.data.sources import OPENED, open_data
-from shared.runtime import artifacts
+from shared.runtime import tensors
+from shared.runtime.errors import UserError
+from shared.runtime.stage_folder import StageFolder
 from stages import distill, finetune, pretrain
 from tests.support.photo_run import files, refused, run
 from tests.support.photos import class_folders, make_folder
@@ -399,7 +401,7 @@ def test_full_disk_in_the_middle_of_training(capfd, tmp_path, photos, monkeypatc
         "--pretrain.checkpoint_every_steps=2",
     ]
     assert run(pretrain.main, *arguments, f"--output={tmp_path / 'whole'}") == 0
-    save_file = artifacts.save_file
+    save_file = tensors.save_file
 
     def full(tensors, path, notes):
         if notes.get("step") == "4":
@@ -409,7 +411,7 @@ def test_full_disk_in_the_middle_of_training(capfd, tmp_path, photos, monkeypatc
 
     arguments.append(f"--output={tmp_path / 'full'}")
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "save_file", full)
+        patch.setattr(tensors, "save_file", full)
         message = refused(capfd, pretrain.main, *arguments)
     assert "No space left on device" in message
     assert "it goes on from the last checkpoint" in message
@@ -435,10 +437,10 @@ def test_damaged_checkpoint(capfd, tmp_path, photos, monkeypatch):
     ]
 
     def interrupted(*_):
-        raise artifacts.UserError("stopped here")
+        raise UserError("stopped here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts.StageFolder, "finish", interrupted)
+        patch.setattr(StageFolder, "finish", interrupted)
         assert "stopped here" in refused(capfd, pretrain.main, *arguments)
     state = tmp_path / "r/pretrain/state/000000002.safetensors"
     spoil(state)

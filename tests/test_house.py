@@ -133,6 +133,18 @@ def test_the_formatter_decides():
     assert [f for f in every if any(escape in f.read_text() for escape in escapes)] == []
 
 
+def test_digits_are_those_from_0_to_9():
+    """``\\d`` and the like take those of all scripts, so that one number has many names."""
+    words = (r"\d", "isdigit", "isdecimal", "isnumeric")
+    wide = [
+        (name, line)
+        for name, file in sources().items()
+        for line in file.read_text().splitlines()
+        if any(word in line.replace(r"[^\W\d_]", "") for word in words)  # letters alone
+    ]
+    assert wide == []
+
+
 def test_what_is_printed_goes_through_one_function():
     """``say`` escapes what would move the cursor; so does the print of our Accelerator."""
     bare = []

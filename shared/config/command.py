@@ -25,7 +25,6 @@ from accelerate.utils import (
 )
 
 from shared.config.schema import Config
-from shared.runtime.artifacts import write_atomically
 from shared.runtime.distributed import (
     PATIENCE,
     agree,
@@ -35,6 +34,7 @@ from shared.runtime.distributed import (
     word_of_main,
 )
 from shared.runtime.errors import UserError, memory_text, out_of_memory
+from shared.runtime.files import write_atomically
 from shared.runtime.lock import release_all
 from shared.runtime.media import one_line, printable_lines, say
 from shared.runtime.stop import Stopped, StopRequest

@@ -11,10 +11,10 @@ ALLOWED = (
     "1pct, 10pct, 100pct, <x>pct, <n>perclass, <n>random, <n>suggested, or a .txt, .csv"
     " or .tsv file"
 )
-_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,20})?)pct")
-_PER_CLASS = re.compile(r"(\d{1,12})perclass")
-_NUMBER = re.compile(r"(\d{1,12})(random|suggested)")
-_LONG = re.compile(r"\d+(?:\.\d+)?pct|\d+(?:perclass|random|suggested)")
+_SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,20})?)pct")
+_PER_CLASS = re.compile(r"([0-9]{1,12})perclass")
+_NUMBER = re.compile(r"([0-9]{1,12})(random|suggested)")
+_LONG = re.compile(r"[0-9]+(?:\.[0-9]+)?pct|[0-9]+(?:perclass|random|suggested)")
 _FILE = re.compile(r".+\.(?:csv|tsv|txt)", re.IGNORECASE)
 LONGEST_TAG = 150  # bytes: folders are called so, with the stage and the seed
 
@@ -129,5 +129,5 @@ def is_csv(file: Path) -> bool:
 
 def parse_folder(name: str, stage: str) -> tuple[str, int] | None:
     """Tag and seed of a folder that `LabelSet.folder` named for this stage; None for others."""
-    match = re.fullmatch(rf"{re.escape(stage)}-(.+)-seed(\d+)", name)
+    match = re.fullmatch(rf"{re.escape(stage)}-(.+)-seed(0|[1-9][0-9]*)", name)
     return (match[1], int(match[2])) if match else None

@@ -795,7 +795,7 @@ class Config:
         """``budget`` in seconds; 0 where it is none."""
         if self.budget is None:
             return None
-        number = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|m|h)", self.budget)
+        number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(s|min|m|h)", self.budget)
         return (
             float(number[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[number[2]] if number else 0
         )

@@ -473,7 +473,7 @@ def _refusal(error: Exception) -> UserError | None:
             " again (with 0 the run itself reads the images)"
         )
     if isinstance(error, OSError):  # one of a worker comes as text alone
-        number = re.search(r"\[Errno (\d+)\]", text.rpartition("\n")[2])
+        number = re.search(r"\[Errno ([0-9]+)\]", text.rpartition("\n")[2])
         no_room = number is not None and int(number[1]) in _NO_ROOM_CODES
     else:
         no_room = isinstance(error, MemoryError) or _NO_ROOM.search(text) is not None

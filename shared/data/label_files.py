@@ -33,7 +33,7 @@ LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", 
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
 LONGEST_CLASS = 1000  # characters
 MOST_BYTES = 2**32  # of a label file; that of ImageNet-21k has a tenth of it
-WORD = r"[^\W\d_]+"  # letters alone
+WORD = r"[^\W\d_]+"  # letters alone, no digits of any script
 # Bytes that are the same letter in Windows-1252 and in the code pages of Central Europe, Turkey and
 # the Baltic. All others may be another letter: 0xE8 is è or č, 0xF0 is ð or ğ.
 _ONE_LETTER = frozenset("ÄÉÓÖÜßäéóöü".encode("cp1252"))
@@ -315,7 +315,7 @@ def can_be_listed(name: str) -> bool:
 
 def _without_decimals(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Whole numbers as such: programs write 3.0 where another row of the column is empty."""
-    if all(re.fullmatch(r"\d+(\.0)?|", label) for _, label in rows):
+    if all(re.fullmatch(r"[0-9]+(\.0)?|", label) for _, label in rows):
         return [(name, label.removesuffix(".0")) for name, label in rows]
     return rows
 
@@ -430,6 +430,6 @@ def _ends(name: str) -> Iterator[str]:
         name = name.partition("/")[2]
         yield name
     # the hub's ImageNet repeats the class: n01440764_1_n01440764.JPEG
-    short = re.sub(r"^(n\d{8}_\d+)_n\d{8}(?=\.)", r"\1", name)
+    short = re.sub(r"^(n[0-9]{8}_[0-9]+)_n[0-9]{8}(?=\.)", r"\1", name)
     if short != name:
         yield short

@@ -22,9 +22,8 @@ from shared.data.label_files import (
     read_csv,
     read_text,
 )
-from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
-from shared.runtime.files import open_regular
+from shared.runtime.files import open_regular, write_atomically
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 from shared.runtime.randomness import generator
 from shared.runtime.records import read_record

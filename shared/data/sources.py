@@ -58,8 +58,8 @@ from shared.data.splits import (
     same_classes,
     table_line,
 )
-from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.files import write_atomically
 from shared.runtime.media import abbreviated, printable, say
 
 _HUB_NAME = re.compile(

@@ -10,20 +10,16 @@ from shared.config.methods import METHODS
 from shared.config.schema import Config, Data, Model
 from shared.networks.encoders import create_encoder, fetch_weights, takes_size
 from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
-from shared.runtime.artifacts import (
-    ClassifierMeta,
-    ClassifierNetwork,
-    Meta,
+from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, Meta, NetworkMeta, read_meta
+from shared.runtime.errors import UserError
+from shared.runtime.tensors import (
     MisfitError,
-    NetworkMeta,
     load_tensors,
-    read_meta,
     require_finite,
     require_fitting,
     require_size,
     sha256,
 )
-from shared.runtime.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
 

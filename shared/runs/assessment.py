@@ -33,12 +33,12 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 import numpy as np
 
 from shared.runs.text import percent
-from shared.runtime.artifacts import load_arrays, save_arrays, write_atomically
 from shared.runtime.errors import UserError
-from shared.runtime.files import read_bytes
+from shared.runtime.files import read_bytes, write_atomically
 from shared.runtime.media import abbreviated
 from shared.runtime.progress import counted
 from shared.runtime.records import LARGEST, mismatch, parse_json
+from shared.runtime.tensors import load_arrays, save_arrays
 
 Input = Literal["features", "pixels"]
 

@@ -30,8 +30,8 @@ from shared.data.images import MEMORY_LIMIT, UNLABELED
 from shared.data.labels import draw_labels
 from shared.runs.cost import Counts, cost_of
 from shared.runs.forecast import LONG, StagePlan, measure, warnings_of
-from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.files import write_atomically
 from shared.runtime.lock import SHORT, held
 from shared.runtime.progress import counted, duration
 from shared.training.device import free_bytes

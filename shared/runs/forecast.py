@@ -39,8 +39,8 @@ from shared.runs.cost import (
     network_size,
 )
 from shared.runs.text import aligned
-from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.files import write_atomically
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import Progress, duration
 from shared.runtime.randomness import generator

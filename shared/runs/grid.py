@@ -39,9 +39,9 @@ from shared.runs.assessment import Baselines, read_assessment
 from shared.runs.statistics import BaselineResult, CellLine, Summary, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
-from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, write_atomically
+from shared.runtime.artifacts import ClassifierMeta, Result, read_meta
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import clean, require_no_link
+from shared.runtime.files import clean, require_no_link, write_atomically
 from shared.runtime.lock import SHORT, held, release_all
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import counted

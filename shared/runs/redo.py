@@ -10,9 +10,9 @@ from shared.config.methods import METHODS, ancestors
 from shared.config.schema import Config, defaults, hashed_settings
 from shared.data.images import ImageSet
 from shared.data.labels import read_names
-from shared.runtime.artifacts import HASHES, OtherSettingsError, differences, made_with
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
+from shared.runtime.stage_folder import HASHES, OtherSettingsError, differences, made_with
 from shared.training.stage import images_then, options_of, renamed_of
 
 

@@ -9,8 +9,9 @@ from shared.config.methods import METHODS
 from shared.runs.deployment import advise
 from shared.runs.metrics import METRICS
 from shared.runs.text import aligned
-from shared.runtime.artifacts import Result, is_outdated, read_meta, write_atomically
+from shared.runtime.artifacts import Result, is_outdated, read_meta
 from shared.runtime.errors import UserError
+from shared.runtime.files import write_atomically
 from shared.runtime.lock import SHORT, held
 from shared.runtime.media import say
 from shared.runtime.records import mismatch

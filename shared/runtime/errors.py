@@ -17,7 +17,7 @@ _NO_MEMORY = re.compile(
     "out of memory|not enough memory|can't allocate|cannot allocate|unable to allocate|bad_alloc",
     re.I,
 )
-_NO_MEMORY_DETAIL = re.compile(r"tried to allocate [\d.]+ \w+|unable to allocate [\d.]+ \w+", re.I)
+_NO_MEMORY_DETAIL = re.compile(r"(?:tried|unable) to allocate [0-9.]+ \w+", re.I)
 SPOKEN_WITHIN = 5.0  # seconds between the start of a machine's last process and its first
 
 
@@ -73,10 +73,10 @@ class CommandParser(argparse.ArgumentParser):
         """As argparse does, where every argument may be a path, which has its bounds."""
         for argument in sys.argv[1:] if args is None else args:
             try:
-                parts = os.fsencode(argument).split(b"/")
+                path = os.fsencode(argument)
             except UnicodeEncodeError:  # no command line can hold it
                 self.error(f"{argument[:40]!a} is no text")
-            if b"\0" in b"".join(parts) or max(map(len, parts)) > 255 or len(argument) > 3000:
+            if b"\0" in path or len(path) > 3000 or max(map(len, path.split(b"/"))) > 255:
                 self.error(f"{argument[:40]}... is too long for a path, or has a NUL character")
         return super().parse_known_args(args, namespace)
 

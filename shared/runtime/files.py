@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 import psutil
 
-from shared.runtime.errors import UserError
+from shared.runtime.errors import CannotWriteError, UserError
 
 # what is not there on Windows
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -52,6 +52,27 @@ def into_place(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with suppress(OSError):  # the folder itself may be what is missing
             temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
+    """Write a result of a run with `into_place`.
+
+    Args:
+        path: the file.
+        content: its text, or a function that writes it.
+
+    Raises:
+        CannotWriteError: the disk is full or not writable; what was there before stays.
+    """
+    text = None if callable(content) else content.encode()
+    write = content if callable(content) else lambda file: file.write(text)
+    try:
+        into_place(path, write)
+    except OSError as error:
+        raise CannotWriteError(
+            f"cannot write {path}: {error}; make room or choose another --output, then run the"
+            " same command again (without --force): it goes on from the last checkpoint"
+        ) from error
 
 
 def new_file(path: Path) -> BinaryIO:
@@ -127,7 +148,7 @@ def _clean_once(folder: Path, process: int) -> None:
 
 
 def _is_leftover(name: str) -> bool:
-    match = re.fullmatch(rf"\.{_machine()}-(\d{{1,9}})-[0-9a-f]{{16}}\.tmp", name)
+    match = re.fullmatch(rf"\.{_machine()}-([0-9]{{1,9}})-[0-9a-f]{{16}}\.tmp", name)
     return match is not None and not psutil.pid_exists(int(match[1]))
 
 

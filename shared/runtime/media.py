@@ -89,7 +89,7 @@ def abbreviated(names: Iterable[Any], most: int = 3) -> str:
 _FORMULA = "=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20"
 _TO_MARK = re.compile(rf"(?<![^;\t\r\n])('*)(?=[{_FORMULA}])")
 _MARKED = re.compile(rf"(?<![^;\t\r\n])'('*)(?=[{_FORMULA}])")
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d+)?([eE][+-]?\d+)?|inf|nan)")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?|inf|nan)")
 
 
 def csv_cell(text: str) -> str:
@@ -118,7 +118,7 @@ def csv_lines(rows: Iterable[Iterable[object]]) -> str:
 
 
 # -------------------------------------------------------------------------------------- Markdown
-_HTML = re.compile(r"<(?![ \d])|(?<! )>|&(?=[#\w]+;)")  # not as in "5 < 6 & 7"
+_HTML = re.compile(r"<(?![ 0-9])|(?<! )>|&(?=[#\w]+;)")  # not as in "5 < 6 & 7"
 _MARKS = re.compile(r"[\\`*|$]|~(?=~)|(?<=~)~|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]")
 
 

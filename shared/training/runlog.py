@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from shared.config.schema import Training
-from shared.runtime.artifacts import StageFolder, write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.files import write_atomically
 from shared.runtime.media import say
 from shared.runtime.progress import Progress
 from shared.runtime.records import read_lines
+from shared.runtime.stage_folder import StageFolder
 
 T = TypeVar("T")
 

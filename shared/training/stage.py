@@ -45,17 +45,12 @@ from shared.config.schema import (
 from shared.data.batches import Batch, Batches, Draw, Parts
 from shared.data.images import ImageSet, Splits
 from shared.data.labels import Labels, read_names
-from shared.runtime.artifacts import (
-    ClassifierNetwork,
-    LabelsMeta,
-    Result,
-    StageFolder,
-    read_meta,
-)
+from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, Result, read_meta
 from shared.runtime.distributed import mean_over_processes
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import seed_torch
 from shared.runtime.records import REDO, read_json
+from shared.runtime.stage_folder import StageFolder
 from shared.runtime.stop import Stopped, StopRequest
 from shared.training.evaluate import Predictions, predict
 from shared.training.optim import build_optimizer, set_learning_rate

@@ -26,13 +26,13 @@ from shared.config.command import run_command
 from shared.config.command_line import load_config
 from shared.config.schema import Config, dump
 from shared.runs.assessment import Assessment, read_arrays, read_assessment, save_assessment
-from shared.runtime.artifacts import provenance, write_atomically
 from shared.runtime.distributed import lost_contact, refuse_together
 from shared.runtime.errors import UserError, out_of_memory
-from shared.runtime.files import clean
+from shared.runtime.files import clean, write_atomically
 from shared.runtime.lock import release, take
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import Progress
+from shared.runtime.provenance import provenance
 from shared.runtime.stop import Stopped, StopRequest
 from stages.assess import label_part
 from stages.assess.inputs import Arrays, Inputs, open_inputs

@@ -25,7 +25,7 @@ from shared.config.schema import Config
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.label_files import can_be_listed, csv_text, find_images, marked, read_csv
 from shared.runs.assessment import LabelCheck, Outlier, Suspect, Twin
-from shared.runtime.artifacts import write_atomically
+from shared.runtime.files import write_atomically
 from shared.runtime.media import printable, say
 from stages.assess import doubts
 from stages.assess.inputs import Arrays, Inputs

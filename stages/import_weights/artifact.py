@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shared.runtime.artifacts import provenance, save_tensors, sha256, write_atomically
 from shared.runtime.errors import UserError
-from shared.runtime.files import clean
+from shared.runtime.files import clean, write_atomically
 from shared.runtime.lock import held
+from shared.runtime.provenance import provenance
+from shared.runtime.tensors import save_tensors, sha256
 
 
 def require_empty(out: Path) -> None:

@@ -26,11 +26,11 @@ from stages.import_weights.tf_checkpoint import Checkpoint, Node, read_graphs
 # head_contrastive/nl_1/dense/kernel, projection_head/nl_1/.../sync_batch_normalization_22/gamma;
 # head_supervised/linear_layer/dense_3/bias
 TRUNK = (
-    r"(?:base_model|resnet(?:_\d{1,6})?)/(?:.*/)?"
-    r"(?:sync_)?(conv2d|batch_normalization)(?:_(\d{1,6}))?/"
+    r"(?:base_model|resnet(?:_[0-9]{1,6})?)/(?:.*/)?"
+    r"(?:sync_)?(conv2d|batch_normalization)(?:_([0-9]{1,6}))?/"
 )
-HEAD = r"(?:head_contrastive|projection_head(?:_\d{1,6})?)/n?l_(\d{1,6})/(?:.*/)?"
-LINEAR = r"head_supervised(?:_\d{1,6})?/linear_layer/dense(?:_\d{1,6})?/"
+HEAD = r"(?:head_contrastive|projection_head(?:_[0-9]{1,6})?)/n?l_([0-9]{1,6})/(?:.*/)?"
+LINEAR = r"head_supervised(?:_[0-9]{1,6})?/linear_layer/dense(?:_[0-9]{1,6})?/"
 LEAF = r"(kernel|bias|gamma|beta|moving_mean|moving_variance)$"
 SLOTS = ("/Momentum", "/Adam", "/Adam_1")  # what TF1's optimizers append to a variable's name
 OPTIMIZER_MEMORY = "memory of the optimizer"
@@ -207,7 +207,7 @@ def recognise_encoder(
         UserError: where it is none of them, or lacks a tensor that decides.
     """
     numbers = [
-        int(m[1] or 0) for m in (re.match(r"conv2d(?:_(\d{1,6}))?/", s) for s in shapes) if m
+        int(m[1] or 0) for m in (re.match(r"conv2d(?:_([0-9]{1,6}))?/", s) for s in shapes) if m
     ]
 
     def kernel(number: int) -> tuple[int, ...]:
@@ -222,7 +222,7 @@ def recognise_encoder(
     bottleneck = kernel(stem)[3] == 4 * base
     two_streams = bottleneck and kernel(stem + 2)[3] == 2 * base
     selective = resnet_d or two_streams or pooled_shortcuts
-    excite = any(re.match(r"conv2d_\d{1,6}/bias", name) for name in shapes)
+    excite = any(re.match(r"conv2d_[0-9]{1,6}/bias", name) for name in shapes)
     per_block = 2 + bottleneck + 2 * two_streams + 2 * excite
     blocks = (max(numbers) + 1 - stem - 4) / per_block  # 4 shortcuts
     # The nearest depth, so that the error message can name a missing tensor.
@@ -242,7 +242,7 @@ def recognise_head(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int | No
     Raises:
         UserError: where a dense kernel is missing.
     """
-    numbers = {int(m[1]) for m in (re.match(r"nl_(\d{1,6})/", short) for short in shapes) if m}
+    numbers = {int(m[1]) for m in (re.match(r"nl_([0-9]{1,6})/", short) for short in shapes) if m}
     layers = max(numbers, default=-1) + 1
     if layers > len(numbers):  # it may be a large number
         missing = next(j for j in range(layers) if j not in numbers)

@@ -197,7 +197,7 @@ def _bytes(prefix: Path, shards: int, entry: Entry) -> bytes:
 
 def _find_prefix(path: Path) -> Path:
     if not path.is_dir():
-        name = re.sub(r"(?<=.)\.(index|meta|data-\d+-of-\d+)$", "", path.name)
+        name = re.sub(r"(?<=.)\.(index|meta|data-[0-9]+-of-[0-9]+)$", "", path.name)
         prefix = path.with_name(name)
         if path.name == "saved_model.pb":
             prefix = path.parent / "variables" / "variables"

@@ -8,8 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from shared.config.methods import METHODS
-from shared.runtime.artifacts import write_atomically
-from shared.runtime.files import clean
+from shared.runtime.files import clean, write_atomically
 from shared.runtime.lock import SHORT, held
 from shared.runtime.media import html_text
 from shared.runtime.progress import Progress

@@ -27,11 +27,12 @@ from shared.config.schema import Config, Data
 from shared.data.images import UNLABELED, USUAL, Decoding, ImageSet, Splits
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data, open_images
-from shared.runtime.artifacts import ClassifierMeta, provenance
+from shared.runtime.artifacts import ClassifierMeta
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 from shared.runtime.lock import held
 from shared.runtime.media import abbreviated, printable, say
 from shared.runtime.progress import Progress, counted
+from shared.runtime.provenance import provenance
 from shared.runtime.stop import Stopped, StopRequest
 from shared.training.calibration import fit_temperature
 from shared.training.predictor import Outputs, Predictor

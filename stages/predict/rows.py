@@ -21,9 +21,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import into_place
+from shared.runtime.files import into_place, write_atomically
 from shared.runtime.media import csv_cell, csv_lines, csv_value, printable
 from shared.runtime.records import damaged, mismatch, parse_json, read_json
 

@@ -54,8 +54,9 @@ from shared.data.labels import CHOOSE_AGAIN, draw_labels
 from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.runs.redo import same_run
-from shared.runtime.artifacts import read_meta, write_atomically
+from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.files import write_atomically
 from shared.runtime.lock import held
 from shared.runtime.media import abbreviated
 from shared.runtime.progress import Progress, counted

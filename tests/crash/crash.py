@@ -10,6 +10,9 @@ Only what a clock says may differ.
 """
 
 import argparse
+import csv
+import errno
+import io
 import json
 import os
 import shutil
@@ -29,6 +32,11 @@ from tests.support.published import publish
 from tests.support.tables import write
 
 HERE = Path(__file__).parent
+RECORDS: dict[str, Callable[[str], Any]] = {  # files in which a clock may have written
+    ".json": json.loads,
+    ".jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
+    ".csv": lambda text: list(csv.DictReader(io.StringIO(text))),
+}
 SECONDS = ("seconds", "images_per_second", "waiting_for_data", "git")  # clock, and commit
 TOY = [
     "--model.encoder=simclr_resnet8_1x_sk0",
@@ -44,13 +52,37 @@ TOY = [
     "--threads=1",
     "--data.workers=1",
 ]
-# What happens at a point, and the exit code of that run.
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What happens at a point.
+
+    Attributes:
+        event: its number in ``shim.c``.
+        codes: exit codes that the run may have then; any where there are none.
+        error: what a failing operation is told.
+        kinds: of operations that are points.
+    """
+
+    event: int
+    codes: tuple[int, ...]
+    error: int = 0
+    kinds: tuple[str, ...] = ()
+
+
+NEED_ROOM = ("write", "open", "mkdir")
 MODES = {
-    "kill": -9,  # before the operation
-    "torn": -9,  # after the first half of a write
-    "full": 2,  # from here on nothing more has room
-    "fail": None,  # this one operation fails; the command may be able to do without
-    "other": None,  # of two processes the other one is killed
+    "kill": Mode(1, (-9,)),  # before the operation
+    "torn": Mode(2, (-9,), kinds=("write",)),  # after the first half of it
+    "full": Mode(3, (2,), errno.ENOSPC, NEED_ROOM),  # from here on nothing more has room
+    "quota": Mode(3, (2,), errno.EDQUOT, NEED_ROOM),
+    # from here on everything fails; where the work was done, a command may be able to do without
+    "read-only": Mode(6, (0, 2), errno.EROFS),
+    "forbidden": Mode(6, (0, 2), errno.EACCES),
+    "broken": Mode(6, (0, 2), errno.EIO),
+    "fail": Mode(5, (0, 2), errno.EIO),  # this one operation fails
+    "other": Mode(4, ()),  # of two processes the other one is killed
 }
 
 
@@ -183,10 +215,10 @@ def contents(folder: Path) -> dict[str, Any]:
             found[name] = str(path.readlink()) if path.is_symlink() else "folder"
             continue
         whole = path.read_bytes()
-        if path.suffix in (".json", ".jsonl"):
-            lines = whole.splitlines() if path.suffix == ".jsonl" else [whole]
-            with suppress(ValueError):  # it is torn
-                whole = json.dumps([_without_clock(json.loads(line)) for line in lines]).encode()
+        with suppress(ValueError):  # it is torn
+            if path.suffix in RECORDS:
+                records = RECORDS[path.suffix](whole.decode())
+                whole = json.dumps(_without_clock(records)).encode()
         found[name] = sha256(whole).hexdigest()
     return found
 
@@ -265,15 +297,17 @@ class Crash:
         """End a scenario at a point, and run it again: what is wrong then, or nothing."""
         scenario, work = SCENARIOS[name], self._begin(name)
         commands, several = scenario.commands(work), {"processes": scenario.processes}
-        ended = self.run(work, commands, mode=mode, point=point, **several)
-        codes, expected = ended["codes"], MODES[mode]
+        happens = MODES[mode]
+        event = {"event": happens.event, "code": happens.error, "point": point}
+        ended = self.run(work, commands, **event, **several)
+        code = ended["codes"][0]
         errors = ended["err"].splitlines()
         lines = [line for line in errors if line.startswith("error: ")]
         if "Traceback" in ended["err"]:
             return f"traceback: {errors[-1]}"
-        if expected is not None and codes[0] != expected:
-            return f"exit codes {codes}, expected {expected}: {ended['err'][-300:]}"
-        if mode == "full" and len(lines) != 1:
+        if happens.codes and code not in happens.codes:
+            return f"exit codes {ended['codes']}: {ended['err'][-300:]}"
+        if code == 2 and mode != "other" and len(lines) != 1:
             return f"not one line: {ended['err']!r}"
         again = self.run(work, commands, **several)
         if any(again["codes"]):
@@ -301,8 +335,7 @@ class Crash:
             chosen = [
                 operation
                 for operation in operations
-                if mode != "torn" or operation.split()[1] == "write"
-                if mode != "full" or operation.split()[1] in ("write", "open", "mkdir")
+                if not MODES[mode].kinds or operation.split()[1] in MODES[mode].kinds
             ]
             for operation in chosen[first - 1 :: every]:
                 yield mode, operation, self.crash(name, whole, mode, int(operation.split()[0]))

@@ -5,25 +5,27 @@ JSON lines on standard output.
 """
 
 import atexit
+import contextlib
 import ctypes
 import json
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 import traceback
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 import pipeline
 
 SHIM = ctypes.CDLL(os.environ["LD_PRELOAD"])
 SHIM.crash_watch.argtypes = [ctypes.c_char_p, ctypes.c_int]
-SHIM.crash_at.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_int]
-MODES = {"kill": 1, "torn": 2, "full": 3, "other": 4, "fail": 5}
+SHIM.crash_at.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
 PATIENCE = 600.0  # seconds; the machine may be busy
 
 
@@ -32,16 +34,17 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: ``commands``, a list of module and arguments; ``watch``, a folder; ``processes``;
-            ``mode`` and ``point``, what happens at which file operation, and ``rank``, in which
-            process; ``seconds``, after which all are killed; ``log``, a file of all operations;
-            ``files``, a limit on open files; ``environ``, further variables.
+            ``event`` and ``point``, what happens at which file operation, ``code``, the errno of
+            what fails, and ``rank``, in which process; ``seconds``, after which all are killed;
+            ``log``, a file of all operations; ``files``, a limit on open files; ``environ``,
+            further variables.
 
     Returns:
         ``codes`` of the processes, negative where a signal ended them, and what they printed.
     """
     processes = request.get("processes", 1)
     folder = Path(request["output"])
-    port = _free_port() if processes > 1 else 0
+    launcher, port = _launcher(processes) if processes > 1 else (0, 0)
     children: dict[int, int] = {}  # rank -> its process
     for rank in reversed(range(processes)):  # rank 0 knows the others
         sys.stdout.flush()
@@ -50,14 +53,30 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             _be(rank, port, request, folder, other=children.get(1, 0))
         children[rank] = child
     codes = _wait(children, request.get("seconds", PATIENCE))
+    if launcher:
+        os.kill(launcher, signal.SIGKILL)
+        os.waitpid(launcher, 0)
     texts = [(folder / f"{stream}{rank}").read_text() for stream in "oe" for rank in children]
     return {"codes": codes, "out": "".join(texts[:processes]), "err": "".join(texts[processes:])}
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
+def _launcher(processes: int) -> tuple[int, int]:
+    """A process that holds the store where the others meet, as torchrun does, and its port."""
+    here, there = os.pipe()
+    launcher = os.fork()
+    if not launcher:
+        with contextlib.suppress(BaseException):
+            wait = timedelta(seconds=PATIENCE)
+            store = TCPStore(
+                "localhost", 0, processes, is_master=True, timeout=wait, wait_for_workers=False
+            )
+            os.write(there, str(store.port).encode())
+            signal.pause()
+        os._exit(1)
+    port = int(os.read(here, 9))
+    os.close(here)
+    os.close(there)
+    return launcher, port
 
 
 def _wait(children: dict[int, int], seconds: float) -> list[int]:
@@ -92,6 +111,8 @@ def _be(rank: int, port: int, request: dict[str, Any], folder: Path, other: int)
                 "LOCAL_WORLD_SIZE": str(request["processes"]),
                 "MASTER_ADDR": "localhost",
                 "MASTER_PORT": str(port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "0",
             }
         log = -1
         if "log" in request:
@@ -100,8 +121,8 @@ def _be(rank: int, port: int, request: dict[str, Any], folder: Path, other: int)
             resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"],) * 2)
         os.environ |= request.get("environ", {})
         SHIM.crash_watch(os.fsencode(request["watch"]), log)
-        if request.get("mode") and rank == request.get("rank", 0):
-            SHIM.crash_at(request["point"], MODES[request["mode"]], other)
+        if "event" in request and rank == request.get("rank", 0):
+            SHIM.crash_at(request["point"], request["event"], request["code"], other)
         for module, *arguments in request["commands"]:
             main = pipeline.main if module == "pipeline" else import_module(module).main
             code = main(arguments)

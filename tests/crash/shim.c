@@ -20,13 +20,14 @@
 
 #define KILL 1  // end this process before the operation
 #define TORN 2  // the same; of a write, its first half is done
-#define FULL 3  // from here on the disk is full: what needs room fails
+#define FULL 3  // from here on what needs room fails
 #define OTHER 4 // end another process, and go on
-#define FAIL 5  // this one operation fails with EIO, once; what follows works
+#define FAIL 5  // this one operation fails; what follows works
+#define LOST 6  // from here on every operation fails
 
 static char folder[4096];
 static size_t length; // of the folder's name; 0: nothing counts
-static int log_to = -1, mode;
+static int log_to = -1, mode, error; // what fails gets this errno
 static long at;
 static pid_t other;
 static atomic_long count;
@@ -36,7 +37,9 @@ void crash_watch(const char *path, int log_file) {
   strncpy(folder, path, sizeof folder - 1);
   length = strlen(folder), log_to = log_file, owner = getpid(), mode = 0, count = 0;
 }
-void crash_at(long number, int what, int pid) { at = number, mode = what, other = pid; }
+void crash_at(long number, int what, int code, int pid) {
+  at = number, mode = what, error = code, other = pid;
+}
 long crash_count(void) { return count; }
 
 static int inside(const char *path) {
@@ -77,6 +80,7 @@ static int happens(const char *kind, const char *path, int needs_room) {
     syscall(SYS_write, log_to, line, (size_t)n);
   }
   if (mode == FULL && number >= at && needs_room) return FULL;
+  if (mode == LOST && number >= at) return FAIL;
   if (number != at) return 0;
   if (mode == KILL || (mode == TORN && strcmp(kind, "write"))) die();
   if (mode == OTHER) syscall(SYS_kill, other, SIGKILL);
@@ -89,13 +93,13 @@ static int happens(const char *kind, const char *path, int needs_room) {
   const char *where_ = absolute(directory, path, buffer_);                                        \
   if (inside(where_)) {                                                                           \
     int what_ = happens(kind, where_, room);                                                      \
-    if (what_ == FULL || what_ == FAIL) return errno = what_ == FULL ? ENOSPC : EIO, -1;          \
+    if (what_ == FULL || what_ == FAIL) return errno = error, -1;                                 \
   }
 #define FILE_OPERATION(kind, fd)                                                                  \
   char buffer_[4096];                                                                             \
   const char *where_ = length ? of_descriptor(fd, buffer_) : "";                                  \
   int what_ = inside(where_) ? happens(kind, where_, 0) : 0;                                      \
-  if (what_ == FAIL) return errno = EIO, -1;
+  if (what_ == FAIL) return errno = error, -1;
 
 #define WRITING(flags) ((flags) & (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC | O_APPEND))
 #define OPEN(name, declared, directory, passed)                                                   \
@@ -123,7 +127,7 @@ OPEN(openat64, (int directory, const char *path, int flags, ...), directory,
     const char *where = absolute(AT_FDCWD, path, buffer);                                         \
     if (strpbrk(how, "wa+") && inside(where)) {                                                   \
       int what = happens("open", where, 1);                                                       \
-      if (what == FULL || what == FAIL) return errno = what == FULL ? ENOSPC : EIO, NULL;         \
+      if (what == FULL || what == FAIL) return errno = error, NULL;                               \
     }                                                                                             \
     return real(path, how);                                                                       \
   }
@@ -137,7 +141,7 @@ static ssize_t torn(int fd, int what, const void *bytes, size_t size, off_t plac
   if (half && place >= 0) half = syscall(SYS_pwrite64, fd, bytes, (size_t)half, place);
   if (what == TORN) die();
   if (half > 0 && what == FULL) return half;
-  return errno = what == FULL ? ENOSPC : EIO, -1;
+  return errno = error, -1;
 }
 #define WRITE(fd, bytes, size, place, call)                                                       \
   char buffer[4096];                                                                              \

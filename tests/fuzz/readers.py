@@ -38,10 +38,11 @@ from shared.runs.results import advice_text, collect, results_text
 from shared.runs.statistics import summarize
 from shared.runs.table import load_table
 from shared.runs.text import render
-from shared.runtime.artifacts import StageFolder, read_meta, read_predictions
+from shared.runtime.artifacts import read_meta, read_predictions
 from shared.runtime.errors import UserError
 from shared.runtime.lock import release_all
 from shared.runtime.media import printable_lines
+from shared.runtime.stage_folder import StageFolder
 from shared.training.predictor import Predictor
 from shared.training.runlog import read_log
 from stages.import_weights.recognise import sort_variables, trace_linear_input

@@ -30,7 +30,7 @@ from accelerate.state import AcceleratorState
 
 from shared.data import batches
 from shared.networks import build
-from shared.runtime import artifacts
+from shared.runtime import checkpoints
 from shared.training import stage
 from shared.training.stage import Stage
 from stages import finetune
@@ -168,7 +168,7 @@ def ignore_numbers() -> None:
     torch.backends.cudnn.enabled = False
     stage.all = lambda finite: len(list(finite)) > 0  # whether weights are; they are still read
     Stage.require_finite = lambda self, loss: loss()
-    for reader in (artifacts, build):  # of checkpoints and of weights
+    for reader in (checkpoints, build):  # of checkpoints and of weights
         reader.require_finite = lambda tensors: None
     finetune.state_hash = lambda model: ""
     gather = Accelerator.gather

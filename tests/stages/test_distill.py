@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from shared.config.labelset import LabelSet
 from shared.config.schema import Config, Distill
 from shared.data.images import Splits
-from shared.runtime.artifacts import sha256
 from shared.runtime.errors import UserError
+from shared.runtime.tensors import sha256
 from shared.training.stage import Stage
 from stages import distill
 from tests.support.photo_run import files, refused, run

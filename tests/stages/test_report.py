@@ -6,7 +6,7 @@ import pytest
 
 from shared.config.methods import CLASSIFIERS
 from shared.runs.results import advice_text, collect, results_text
-from shared.runtime.artifacts import write_atomically
+from shared.runtime.files import write_atomically
 from stages.report import main
 
 

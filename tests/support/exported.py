@@ -8,7 +8,7 @@ import torch
 from shared.config.command_line import override
 from shared.config.schema import Config, Data, Model, dump
 from shared.networks.build import build_classifier, build_contrastive, network_meta
-from shared.runtime.artifacts import StageFolder
+from shared.runtime.stage_folder import StageFolder
 from stages.export import export
 from tests.support.photos import process
 

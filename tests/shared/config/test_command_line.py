@@ -224,6 +224,11 @@ def test_budgets(text, seconds):
     assert "budget: null" in dump(line.config)
 
 
+@pytest.mark.parametrize("text", ["١٠min", "３h", "1_0s", "5", "min", "-1h"])
+def test_what_is_no_budget(text, capsys):
+    assert "budget" in refusal(capsys, f"--budget={text}")
+
+
 def test_recipe_that_is_not_there(capsys, tmp_path):
     assert "nowhere.yaml" in refusal(capsys, "--config", tmp_path / "nowhere.yaml")
     assert "not a file" in refusal(capsys, "--config", tmp_path)

@@ -61,7 +61,11 @@ def test_files(suffix):
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "1%", "ten", "1.2.3pct", "..pct", "-1pct", "labels.json", "-1random", "1.5random"]
+    "bad",
+    [
+        *("", "1%", "ten", "1.2.3pct", "..pct", "-1pct", "labels.json", "-1random", "1.5random"),
+        *("١٠pct", "３perclass", "1٣random", "²suggested", "1_0pct"),  # digits of other scripts
+    ],
 )
 def test_what_is_no_label_set(bad):
     with pytest.raises(ValueError, match="labels must be 1pct, 10pct, 100pct, <x>pct") as error:
@@ -86,4 +90,6 @@ def test_folders_there_and_back(given, stage):
     assert parse_folder(name, stage) == (labels.tag, 7)
     assert LabelSet.of_tag(labels.tag).title == labels.title
     assert parse_folder("pretrain", stage) is None
+    for seed in ("٣", "07", "-7", ""):  # no folder of ours
+        assert parse_folder(labels.folder(stage, 7).removesuffix("7") + seed, stage) is None
     assert parse_folder(name, "distill") is None

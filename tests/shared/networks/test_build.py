@@ -17,8 +17,8 @@ from shared.networks.build import (
     network_meta,
     require_same_input,
 )
-from shared.runtime.artifacts import save_tensors, sha256
 from shared.runtime.errors import UserError
+from shared.runtime.tensors import save_tensors, sha256
 
 MODEL = Model(encoder="simclr_resnet8_1x_sk0", head_layers=2, head_width=16, head_out=8)
 META = network_meta(MODEL, Data(image_size=8))

@@ -6,8 +6,8 @@ import pytest
 from shared.runs import deployment
 from shared.runs.deployment import Gain, advise, gain
 from shared.runs.results import advice_text
-from shared.runtime.artifacts import save_arrays
 from shared.runtime.errors import UserError
+from shared.runtime.tensors import save_arrays
 
 
 def rows(run, shares, n=400, seeds=(0,), noted=True, labels="1pct") -> list[dict]:

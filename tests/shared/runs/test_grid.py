@@ -21,8 +21,8 @@ from shared.runs.grid import (
     require_published,
 )
 from shared.runs.table import load_table
-from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.files import write_atomically
 from tests.support.photos import process
 from tests.support.tables import write
 

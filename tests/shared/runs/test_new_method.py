@@ -11,8 +11,8 @@ from shared.runs.cost import Counts, cost_of
 from shared.runs.grid import expand, in_order, make_job, require_made_so
 from shared.runs.results import collect, results_text
 from shared.runs.table import load_table
-from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
+from shared.runtime.files import write_atomically
 from tests.support.tables import write
 
 COPY = Method(

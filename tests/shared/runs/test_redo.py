@@ -9,7 +9,7 @@ import pytest
 from shared.config.methods import METHODS
 from shared.config.schema import hashed_settings
 from shared.runs.redo import all_to_redo, require_same_options
-from shared.runtime.artifacts import OtherSettingsError
+from shared.runtime.stage_folder import OtherSettingsError
 from shared.training.stage import options_of
 from tests.support.command_line import load as config_of
 from tests.support.stage_folder import message

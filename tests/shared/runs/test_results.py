@@ -9,7 +9,7 @@ import pytest
 
 from shared.config.methods import CLASSIFIERS
 from shared.runs.results import collect, results_text, write_results
-from shared.runtime.artifacts import write_atomically
+from shared.runtime.files import write_atomically
 
 
 def row(stage="finetune", labels="1pct", seed=0, **changes) -> dict:

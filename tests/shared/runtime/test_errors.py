@@ -68,7 +68,7 @@ def test_a_bad_call_is_one_line_and_exit_code_2(arguments, line, capsys):
     assert capsys.readouterr() == ("", line)
 
 
-@pytest.mark.parametrize("argument", ["x" * 256, "é" * 128, "a/" * 1501, "a\0b"])
+@pytest.mark.parametrize("argument", ["x" * 256, "é" * 128, "a/" * 1501, "é/" * 1001, "a\0b"])
 def test_what_no_file_system_takes_is_a_bad_call(argument, capsys):
     assert command(argument) == 2
     out, err = capsys.readouterr()

@@ -2,14 +2,12 @@
 
 import os
 import stat
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from shared.runtime import files
-from shared.runtime.artifacts import save_arrays, save_tensors, write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.files import (
     clean,
@@ -19,7 +17,13 @@ from shared.runtime.files import (
     remove,
     require_no_link,
     temporary_name,
+    write_atomically,
 )
+from shared.runtime.tensors import save_arrays, save_tensors
+from tests.support.disk import fill_the_disk
+from tests.support.irregular import NO_FILE
+from tests.support.stage_folder import files as files_below
+from tests.support.stage_folder import message
 
 WRITERS = {
     "text": lambda path: write_atomically(path, "new"),
@@ -128,10 +132,12 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
     assert read_bytes(tmp_path / "file", 5) == b"12345"
     with pytest.raises(OSError, match="larger than 4 bytes"):
         read_bytes(tmp_path / "file", 4)
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
-        with pytest.raises(OSError, match="no regular file"):
-            read_bytes(path, 5)
+
+
+def test_what_is_no_regular_file_is_not_read(make_irregular, tmp_path):
+    make_irregular(tmp_path / "odd")
+    with pytest.raises(OSError, match=NO_FILE):
+        read_bytes(tmp_path / "odd", 5)
 
 
 def test_cleaning_and_writing_stop_at_a_link(tmp_path):
@@ -156,3 +162,16 @@ def test_two_machines_of_one_name_or_numbers_are_two(part, monkeypatch):
     other = own._replace(**{own._fields[part]: "another"})
     monkeypatch.setattr(files, "machine", lambda: other)
     assert temporary_name().split("-")[0] != name.split("-")[0]
+
+
+def test_full_disk_leaves_the_previous_version(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        says = message(write_atomically, path, "new and longer")
+    assert says.startswith(f"cannot write {path}")
+    assert "No space left on device" in says
+    assert "make room or choose another --output, then run the same command again" in says
+    assert path.read_text() == "old"
+    assert files_below(tmp_path).keys() == {"a.json"}

@@ -106,9 +106,10 @@ def test_an_endless_message_is_cut_in_its_middle():
 @example("a\n=1+1")
 @example("\t\t=")
 @example("-1e5")
+@example("-٣")
 def test_no_cell_is_a_formula_and_each_comes_back(text):
     cell = csv_cell(text)
-    number = re.fullmatch(r"[+-]?(\d.*|inf|nan)", text) and cell == text
+    number = re.fullmatch(r"[+-]?([0-9].*|inf|nan)", text) and cell == text
     assert number or not cell.startswith(FORMULA)
     if not number:
         # nor where another program splits the cell

@@ -1,7 +1,6 @@
 """JSON files are read within bounds, and as what they should hold."""
 
 import json
-import os
 from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from shared.runtime import records
 from shared.runtime.errors import UserError
 from shared.runtime.records import mismatch, read_json, read_lines, read_record
+from tests.support.irregular import NO_FILE
 
 
 class Point(TypedDict):
@@ -84,16 +84,12 @@ def test_damaged_deep_and_large_files_are_refused_in_a_line(tmp_path, content):
     assert len(str(refused.value)) < 400
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path):
-    """A named pipe would be waited for, and a device has no end."""
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "zero").symlink_to("/dev/zero")
-    (tmp_path / "folder").mkdir()
-    for name in ("pipe", "zero", "folder"):
-        with pytest.raises(UserError, match="no regular file"):
-            read_json(tmp_path / name, "do this")
-        with pytest.raises(UserError, match="no regular file"):
-            read_lines(tmp_path / name, Point)
+def test_what_is_no_regular_file_is_refused(make_irregular, tmp_path):
+    make_irregular(tmp_path / "odd")
+    with pytest.raises(UserError, match=NO_FILE):
+        read_json(tmp_path / "odd", "do this")
+    with pytest.raises(UserError, match=NO_FILE):
+        read_lines(tmp_path / "odd", Point)
 
 
 def test_lines(tmp_path, monkeypatch):

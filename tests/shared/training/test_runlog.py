@@ -5,7 +5,7 @@ import json
 import torch
 
 from shared.config.schema import Linear
-from shared.runtime.artifacts import StageFolder
+from shared.runtime.stage_folder import StageFolder
 from shared.training.runlog import RunLog, read_log
 from tests.support.photos import process
 from tests.support.stage_folder import folder, message

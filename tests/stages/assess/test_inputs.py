@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from shared.config.command_line import load_config
 from shared.data.images import UNLABELED
-from shared.runtime.artifacts import write_atomically
+from shared.runtime.files import write_atomically
 from stages.assess.inputs import THUMBNAIL, open_inputs, thumbnails
 from tests.support.assessed import TINY
 

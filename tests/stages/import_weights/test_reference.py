@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from shared.networks.build import load_classifier, load_contrastive
 from shared.networks.resnet import reference_names
-from shared.runtime.artifacts import sha256
+from shared.runtime.tensors import sha256
 from stages import distill, finetune
 from stages.import_weights.recognise import HEAD_LEAVES
 from stages.import_weights.tf_checkpoint import files_of, open_checkpoint

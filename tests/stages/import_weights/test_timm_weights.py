@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import pipeline
 from shared.networks.build import load_classifier, load_contrastive
 from shared.runs.forecast import measure
-from shared.runtime.artifacts import sha256
+from shared.runtime.tensors import sha256
 from stages import distill, finetune, pretrain
 from tests.support.command_line import load
 from tests.support.imported import fails, meta_of, run

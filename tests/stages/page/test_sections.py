@@ -9,7 +9,7 @@ import pytest
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.runs import deployment
 from shared.runs.deployment import Gain
-from shared.runtime.artifacts import write_atomically
+from shared.runtime.files import write_atomically
 from stages.page import sections
 from stages.page.assessment import assessments
 from stages.page.blocks import Missing, Picture, Summary, Table

@@ -21,7 +21,7 @@ from shared.data.labels import draw_labels
 from shared.data.sources import open_data
 from shared.networks.build import build_classifier
 from shared.runtime import lock
-from shared.runtime.artifacts import StageFolder
+from shared.runtime.stage_folder import StageFolder
 from shared.training.evaluate import over_images
 from shared.training.predictor import Predictor
 from shared.training.stage import settings_of_test_images

@@ -1,0 +1,167 @@
+"""Checkpoints: all that a stage needs to go on from an update with the same bits.
+
+``state/<step>.safetensors`` in the stage's folder holds the model, the optimizer and, as notes, the
+updates done, the seconds spent, the settings, and a hash of all of these. It is written whole, and
+the one before goes after that. A damaged one, or one of other settings, is never used.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from shared.runtime.errors import UserError
+from shared.runtime.files import open_regular
+from shared.runtime.records import parse_json
+from shared.runtime.tensors import (
+    digest,
+    load_tensors,
+    require_finite,
+    require_fitting,
+    save_tensors,
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        tensors: those of the model, and of the optimizer by the number of the weight.
+        step: updates done.
+        seconds: spent on them.
+        settings: what it was made with; None of earlier versions, which noted neither these nor
+            a hash.
+    """
+
+    tensors: dict[str, Tensor]
+    step: int
+    seconds: float
+    settings: dict[str, Any] | None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a stage's folder, the last one last."""
+    return sorted((folder / "state").glob("*.safetensors"))
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    seconds: float,
+    settings: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write a checkpoint into a stage's folder; the previous ones go once it is there.
+
+    Raises:
+        CannotWriteError: the disk is full or not writable; the previous one stays.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    notes = {"step": str(step), "seconds": str(seconds), "settings": json.dumps(settings)}
+    older = checkpoints(folder)
+    path = folder / "state" / f"{step:09d}.safetensors"
+    save_tensors(path, tensors, {**notes, "sha256": digest(tensors, notes)})
+    for old in older:
+        if old != path:
+            old.unlink()
+
+
+def noted_settings(file: Path) -> dict[str, Any] | None:
+    """The settings that a checkpoint notes, without reading its tensors.
+
+    None of one of an earlier version, or a damaged one, as reading it will say.
+    """
+    try:
+        with open_regular(file), safe_open(file, framework="pt") as opened:
+            return parse_json(opened.metadata()["settings"])
+    except Exception:  # the library raises of many kinds
+        return None
+
+
+def read_checkpoint(file: Path) -> Checkpoint:
+    """Read a checkpoint and compare its hash.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    tensors, notes = load_tensors(file)
+    plain = {key: value for key, value in notes.items() if key != "sha256"}
+    hashed = "sha256" in notes or "settings" in notes  # both came with one version
+    if hashed and notes.get("sha256") != digest(tensors, plain):
+        raise UserError("it is damaged: its content does not have the hash that it notes")
+    try:
+        settings = parse_json(notes["settings"]) if "settings" in notes else None
+        step, seconds = int(notes["step"]), float(notes["seconds"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"it does not note its step and seconds ({error})") from error
+    if step < 1 or file.stem != f"{step:09d}" or not 0 <= seconds < math.inf:
+        raise UserError(f"it notes step {step} and {seconds} seconds")
+    return Checkpoint(tensors, step, seconds, settings)
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give a model and its optimizer the state that they had.
+
+    Raises:
+        UserError: it is not theirs, or a part is missing; nothing is changed then.
+    """
+    slots = _slots(checkpoint.tensors, model, optimizer)
+    if not slots and checkpoint.settings is None:
+        raise UserError("the optimizer's state is missing")
+    model.load_state_dict(_under(checkpoint.tensors, "model."))
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+
+
+def _slots(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's part of a checkpoint, by the number of the weight.
+
+    Raises:
+        UserError: this part, or the model's, does not fit.
+    """
+    require_fitting(_under(tensors, "model."), model.state_dict())
+    params = [weight for group in optimizer.param_groups for weight in group["params"]]
+    weights = {str(number): weight for number, weight in enumerate(params)}
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under(tensors, "optimizer.").items():
+        index, _, slot = name.partition(".")
+        weight = weights.get(index)
+        if weight is None or not (value.shape == weight.shape or value.numel() == 1):
+            raise UserError(f"optimizer.{name!r} {tuple(value.shape)} belongs to no weight")
+        slots.setdefault(int(index), {})[slot] = _with_strides_of(weight, value)
+    require_finite(tensors)
+    trained = {int(index) for index, weight in weights.items() if weight.requires_grad}
+    partly = len({frozenset(slot) for slot in slots.values()}) > 1
+    if slots and (partly or slots.keys() != trained):  # before the first update there is none
+        raise UserError(
+            f"it has the optimizer's state of {len(slots)} weights of {len(trained)}, or a part"
+        )
+    return slots
+
+
+def _with_strides_of(weight: Tensor, value: Tensor) -> Tensor:
+    """The value in the memory layout of its weight, as the optimizer made it at first.
+
+    A file holds contiguous tensors. The fused and foreach updates go through weight and moment side
+    by side in memory: with different strides they refuse, or pair the wrong elements.
+    """
+    if value.shape != weight.shape:
+        return value  # AdamW's step is one number
+    return torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
