@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
@@ -25,7 +24,7 @@ from shared.config.schema import Config
 from shared.runs.grid import expand, in_order
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError
-from tests.support.gloo import join
+from tests.support.gloo import fork, join
 from tests.support.tables import write
 from tests.support.toy_run import TINY
 
@@ -245,7 +244,7 @@ def of_one(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_all_kinds_of_runs(processes, of_one, tmp_path):
-    mp.spawn(work, (processes, str(tmp_path)), nprocs=processes)
+    fork(work, (processes, str(tmp_path)), processes)
     for name in VARIANTS:
         rounding = {"loss": 1e-2, "metric": 0.2, "weight": 0.1} if "bf16" in name else {}
         same(of_one / name.replace(" ", "-"), tmp_path / name.replace(" ", "-"), **rounding)

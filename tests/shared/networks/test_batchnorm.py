@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d
@@ -16,6 +15,7 @@ from torch import nn
 from shared.networks import batchnorm, resnet
 from shared.networks.batchnorm import BatchNorm, frozen_statistics, stretch_memory, synchronize
 from tests.support import golden
+from tests.support.gloo import fork, join
 
 
 def by_definition(module, x):
@@ -178,9 +178,8 @@ def outcome(module, x, dy):
     return y.detach(), x.grad, gradients, dict(module.named_buffers())
 
 
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def work(rank, folder):
+    join(rank, 2, folder)
     results = {}
     for name, (module, x, dy, split) in torch.load(f"{folder}/in.pt", weights_only=False).items():
         rows = slice(None, split) if rank == 0 else slice(split, None)
@@ -194,7 +193,7 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("batchnorm")
     batches = prepared()
     torch.save(batches, folder / "in.pt")
-    mp.spawn(worker, (folder,), nprocs=2)
+    fork(work, (folder,), 2)
     return batches, [torch.load(folder / f"out{r}.pt", weights_only=False) for r in (0, 1)]
 
 

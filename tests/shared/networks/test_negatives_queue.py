@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from accelerate import Accelerator
 from hypothesis import given, settings
@@ -39,7 +38,7 @@ from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.schedule import schedule_of
 from shared.training.stage import Stage
 from stages import pretrain
-from tests.support.gloo import join
+from tests.support.gloo import fork, join
 from tests.support.sources import images
 
 BOTH, ALONE = "batch+memory", "memory"
@@ -527,7 +526,7 @@ def work(rank, processes, folder):
 def test_three_processes_equal_one(tmp_path, monkeypatch):
     """They have 2, 3 and 3 of 8 rows; 10, 11 and 11 of 32 in the stage."""
     monkeypatch.setattr(contrastive, "Memory", Recorder)
-    mp.spawn(work, (3, str(tmp_path)), nprocs=3)
+    fork(work, (3, str(tmp_path)), 3)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(3)]
     for mode in (BOTH, ALONE):
         one = steps_in_float64(lambda model: model, mode)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,7 +14,7 @@ from shared.pretext.contrastive import Contrastive
 from shared.pretext.gradient_cache import backward_in_parts, in_order
 from shared.runtime import distributed
 from shared.runtime.randomness import seed_torch
-from tests.support.gloo import join
+from tests.support.gloo import fork, join
 from tests.support.sources import images
 from tests.support.toy_run import run_pretrain
 
@@ -162,7 +161,7 @@ def test_processes_together_equal_one(tmp_path):
     Three processes have 4, 5 and 5 of the 14 images, and of each part of 7 images 2 or 3; in the
     stage 10, 11 and 11 of 32 images, and of each part of 8 images 2 or 3.
     """
-    mp.spawn(work, (3, str(tmp_path)), nprocs=3)
+    fork(work, (3, str(tmp_path)), 3)
     one = run_pretrain(tmp_path / "one", Accelerator(cpu=True), *STAGE)[1]
     for rank in range(3):
         results = torch.load(tmp_path / f"rank{rank}.pt")

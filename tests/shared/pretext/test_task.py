@@ -6,7 +6,6 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
@@ -18,7 +17,7 @@ from shared.pretext.build import TASK_CLASSES
 from shared.runtime.stop import StopRequest
 from shared.training.stage import Stage
 from stages import pretrain
-from tests.support.gloo import join
+from tests.support.gloo import fork, join
 from tests.support.pretext import VARIANTS, options_of
 
 
@@ -102,7 +101,7 @@ def work(rank, processes, folder):
 
 def test_processes_together_equal_one(tmp_path):
     """Three processes have 2, 3 and 3 of 8 images."""
-    mp.spawn(work, (3, str(tmp_path)), nprocs=3)
+    fork(work, (3, str(tmp_path)), 3)
     one = Accelerator(cpu=True, mixed_precision="no")
     for variant in VARIANTS:
         lines, weights = run(tmp_path / "one", variant, f"--run={variant}", accelerator=one)

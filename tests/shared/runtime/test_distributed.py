@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -22,7 +21,7 @@ from shared.training.losses import (
     nt_xent_tiled,
 )
 from tests.support import golden
-from tests.support.gloo import join
+from tests.support.gloo import fork, join
 
 B_ALL, TEMPERATURE = 8, 0.2
 REPLICAS = {2: "r2_b4_d16_t0.1", 4: "r4_b2_d8_t0.5"}  # golden cases, by number of processes
@@ -144,7 +143,7 @@ def work(rank, processes, folder):
 )
 def test_processes_together_equal_one(processes, tmp_path):
     """With as many rows each, or not: 8 rows on 3 processes are 2, 3 and 3."""
-    mp.spawn(work, (processes, str(tmp_path)), nprocs=processes)
+    fork(work, (processes, str(tmp_path)), processes)
     for name, (loss, pairs, _) in STEPS.items():
         loss = nt_xent if loss is unweighted else loss
         gather = distributed.gather_with_grad

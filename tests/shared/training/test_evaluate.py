@@ -1,6 +1,5 @@
 """Metrics against scikit-learn, calibration against its definition."""
 
-import os
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,8 +10,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +21,7 @@ from shared.config.schema import Data
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.sources import open_data
 from shared.training.evaluate import classification_metrics, over_images, predict, state_hash
+from tests.support.gloo import fork, join
 from tests.support.photos import class_folders, process
 
 
@@ -140,15 +138,7 @@ def test_metrics_of_many_classes_need_no_table_of_all_logits(tmp_path):
 
 def predict_on_one_of_two(rank, folder):
     """Two processes, three images: the second test set leaves process 1 without any."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    join(rank, 2, folder)
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     data = Data(image_size=4)
@@ -165,7 +155,7 @@ def predict_on_one_of_two(rank, folder):
 
 
 def test_a_process_without_images_still_answers(tmp_path):
-    mp.spawn(predict_on_one_of_two, (str(tmp_path),), nprocs=2)
+    fork(predict_on_one_of_two, (str(tmp_path),), 2)
 
 
 def test_predictions_are_saved_in_the_order_of_the_images():
