@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
+from scipy.stats import binomtest
 
 from shared.runs.text import percent
 from shared.runtime.errors import UserError
@@ -274,7 +275,8 @@ class Twin(TypedDict):
 class Outlier(Twin):
     """An image that looks like no other one.
 
-    ``distance``: mean distance to its nearest neighbours, features of unit length.
+    ``distance``: to its 50th nearest neighbour, of few images to a nearer one, between features of
+    unit length.
     """
 
     distance: float
@@ -288,6 +290,8 @@ class LabelCheck(TypedDict):
         judged: labels that were judged.
         folds: parts of the labeled images that were held out in turn.
         agreement: share of the judged labels that are the likeliest class.
+        largest_class: share of the judged labels that are of the class with the most; earlier
+            versions did not note it.
         not_judged: classes with a single label.
         suspects: the likeliest wrong first.
         looked_at: images among which twins and outliers were searched, by training and test.
@@ -299,6 +303,7 @@ class LabelCheck(TypedDict):
     judged: int
     folds: int
     agreement: float
+    largest_class: NotRequired[float]
     not_judged: list[str]
     suspects: list[Suspect]
     looked_at: dict[str, int]
@@ -306,13 +311,37 @@ class LabelCheck(TypedDict):
     outliers: list[Outlier]
 
 
+def better_than_guess(judged: int, agreement: float, largest_class: float) -> bool:
+    """Whether an accuracy on so many labels is clearly above the share of the largest class.
+
+    To say the largest class of every image is the best guess. Clearly: the 95% interval of the
+    accuracy (Wilson 1927) lies above.
+    """
+    return _interval(judged, agreement)[0] > largest_class
+
+
+def _interval(judged: int, agreement: float) -> tuple[float, float]:
+    interval = binomtest(round(agreement * judged), judged).proportion_ci(method="wilson")
+    return interval.low, interval.high
+
+
 def suspects_line(part: LabelCheck) -> str:
-    """How many labels were judged, and how many may be wrong."""
+    """How many labels were judged, and how many may be wrong, if that can be told."""
+    judged, agreement = part["judged"], part["agreement"]
     line = (
-        f"{counted(part['judged'], 'label')} judged by a logistic regression on frozen features"
+        f"{counted(judged, 'label')} judged by a logistic regression on frozen features"
         f" that has not seen the image ({part['folds']} parts in turn), which agrees with"
-        f" {percent(part['agreement'])}%: {len(part['suspects']):,} may be wrong"
+        f" {percent(agreement)}%"
     )
+    guess = part.get("largest_class", 0.0)  # earlier versions did not note it
+    if better_than_guess(judged, agreement, guess):
+        line += f": {len(part['suspects']):,} may be wrong"
+    else:
+        low, high = map(percent, _interval(judged, agreement))
+        line += (
+            f" (95% interval {low} to {high}); warning: a guess is as good, the largest class has"
+            f" {percent(guess)}%, so no label is doubted; pretrain longer, or label more images"
+        )
     if names := part["not_judged"]:
         line += f"; not judged, for want of a second label: {abbreviated(names)}"
     return line

@@ -25,7 +25,8 @@ from shared.training.classical import fit_logistic_regression, log_probabilities
 FOLDS = 5
 COMPONENTS = 128  # of features with more, the first principal components are used: time and memory
 CHOSEN_ON = 5000  # labels that choose the strength of the regularisation, at most
-NEIGHBOURS = 10
+NEIGHBOURS = 10  # among which the twins of an image are searched
+FAR = 50  # the neighbour whose distance tells outliers; fewer of its kind are still found
 SIDE = 16  # pixels of the small pictures that twins are compared by
 SAME = 0.1  # difference of two small pictures in standard deviations, at most, of twins
 CONTRAST = 0.02  # standard deviation below which a picture counts as flat, of pixels in [0, 1]
@@ -131,12 +132,12 @@ def nearest_others(features: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndar
     scikit-learn computes it block by block: the memory grows with n, the time with its square.
 
     Returns:
-        Positions (n, k) int64 and distances (n, k), nearest first; k is ``NEIGHBOURS``, or one less
-        than the number of images.
+        Positions (n, k) int64 and distances (n, k), nearest first; k is ``FAR``, or a twentieth of
+        the images where these are few, but at least ``NEIGHBOURS``, and less than n.
     """
     rows = compact(features, seed)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
-    k = min(NEIGHBOURS, len(rows) - 1)
+    k = min(max(NEIGHBOURS, min(FAR, len(rows) // 20)), len(rows) - 1)
     index = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(rows)
     distances, positions = index.kneighbors(rows)
     # the image itself is not always the first of those at distance 0, nor among them
@@ -155,7 +156,7 @@ def small_pictures(images: Tensor) -> Tensor:
 def twins(pictures: np.ndarray, neighbours: np.ndarray) -> list[np.ndarray]:
     """Groups of images that look the same: copies, also re-encoded, resized, brighter or darker.
 
-    Two images are twins where one is among the nearest neighbours of the other by features, and
+    Two images are twins where one is among the ``NEIGHBOURS`` nearest of the other by features, and
     their small pictures, each with mean 0 and standard deviation 1, differ by at most ``SAME``; or
     where these are equal. A twin of a twin is in the same group.
 
@@ -167,7 +168,7 @@ def twins(pictures: np.ndarray, neighbours: np.ndarray) -> list[np.ndarray]:
         Positions of each group, ascending.
     """
     n = len(neighbours)
-    pairs = [np.stack([np.arange(n), column]) for column in neighbours.T]
+    pairs = [np.stack([np.arange(n), column]) for column in neighbours.T[:NEIGHBOURS]]
     alike = [pair[:, _look_alike(pictures, pair)] for pair in pairs]
     first: dict[bytes, int] = {}  # equal pictures may be more than the nearest others
     digests = (hashlib.sha256(row.tobytes()).digest() for row in pictures)
@@ -199,14 +200,18 @@ def _look_alike(pictures: np.ndarray, pairs: np.ndarray, block: int = 4096) -> n
 def outliers(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images far from all others, the farthest first, and of all the distance that says so.
 
+    It is the distance to the last of the neighbours (Ramaswamy et al. 2000, SIGMOD). The mean, or a
+    nearer neighbour, misses outliers of one kind, such as pictures of noise, which are near to one
+    another.
+
     Args:
-        distances: (n, k) to the nearest others.
+        distances: (n, k) to the nearest others, from `nearest_others`.
 
     Returns:
-        Positions (o,) of images whose mean distance is more than ``FENCE`` interquartile ranges
-        above the upper quartile, and the mean distances (n,).
+        Positions (o,) of images whose distance is more than ``FENCE`` interquartile ranges above
+        the upper quartile, and the distances (n,).
     """
-    mean = distances.mean(1)
-    lower, upper = np.quantile(mean, [0.25, 0.75])
-    far = np.flatnonzero(mean > upper + FENCE * (upper - lower))
-    return far[np.argsort(-mean[far], kind="stable")], mean
+    last = distances[:, -1]
+    lower, upper = np.quantile(last, [0.25, 0.75])
+    far = np.flatnonzero(last > upper + FENCE * (upper - lower))
+    return far[np.argsort(-last[far], kind="stable")], last

@@ -24,7 +24,7 @@ from torch import Tensor
 from shared.config.schema import Config
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.label_files import can_be_listed, csv_text, find_images, marked, read_csv
-from shared.runs.assessment import LabelCheck, Outlier, Suspect, Twin
+from shared.runs.assessment import LabelCheck, Outlier, Suspect, Twin, better_than_guess
 from shared.runtime.files import write_atomically
 from shared.runtime.media import printable, say
 from stages.assess import doubts
@@ -102,6 +102,10 @@ def labels(inputs: Inputs) -> tuple[LabelCheck, Arrays] | None:
     of_label = np.isin(inputs.labels.ids, positions)
     ids, targets = inputs.labels.ids[of_label], inputs.labels.targets[of_label]
     judgement = doubts.doubts(pool.features[np.searchsorted(positions, ids)], targets, seed)
+    right = (judgement.suggested == targets)[judgement.judged]
+    largest_class = float(np.bincount(targets[judgement.judged]).max() / len(right))
+    if not better_than_guess(len(right), float(right.mean()), largest_class):
+        judgement = judgement._replace(suspects=judgement.suspects[:0])
     suspects: list[Suspect] = [
         {
             "file": str(train.names[ids[k]]),
@@ -121,7 +125,8 @@ def labels(inputs: Inputs) -> tuple[LabelCheck, Arrays] | None:
         "file": file_name(inputs.config),
         "judged": len(judgement.judged),
         "folds": judgement.folds,
-        "agreement": float((judgement.suggested == targets)[judgement.judged].mean()),
+        "agreement": float(right.mean()),
+        "largest_class": largest_class,
         "not_judged": [classes[k] for k in np.setdiff1d(targets, targets[judgement.judged])],
         "suspects": suspects,
         "looked_at": {name: len(ids) for name, (_, ids) in pool.sets.items()},

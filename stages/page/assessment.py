@@ -310,8 +310,8 @@ def _labels(assessment: Assessment) -> Iterator[Block]:
                 [of["file"], of["set"], of["label"] or "unknown", f"{of['distance']:.3f}"]
                 for of in numbers["outliers"]
             ],
-            f"{outliers_line(numbers)}. Distance: mean to the nearest neighbours, the largest"
-            " first.",
+            f"{outliers_line(numbers)}. Distance: to the 50th nearest neighbour, of few images a"
+            " nearer one; the largest first.",
         ),
     }
     for name, (header, rows, caption) in listed.items():

@@ -154,6 +154,16 @@ def test_planted_outliers(far):
     assert (np.diff(distance[outliers]) <= 0).all()
 
 
+@pytest.mark.parametrize("alike", [2, NEIGHBOURS + 2, 40])
+def test_outliers_of_one_kind_are_found(alike):
+    rng = np.random.default_rng(0)
+    features = rng.normal([8] * 4 + [0] * 4, 0.5, (2000, 8)).astype("f4")
+    features[:alike] = rng.normal([0] * 7 + [8], 0.02, (alike, 8))
+    distances = doubts.nearest_others(features, 0)[1]
+    assert distances.shape[1] == doubts.FAR
+    assert sorted(doubts.outliers(distances)[0][:alike]) == list(range(alike))
+
+
 @pytest.mark.parametrize("side", [8, SIDE, 64])
 def test_small_pictures(side):
     rows = doubts.small_pictures(torch.ones(2, 3, side, side))

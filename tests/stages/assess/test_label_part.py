@@ -213,6 +213,22 @@ def test_without_test_images(trained, photos, capfd, parts):
     shutil.rmtree(config.folder_of("assess"))
 
 
+def test_features_that_tell_no_class_doubt_no_label(trained, photos):
+    config = config_for(trained, photos, "--labels=100pct")
+    inputs = open_inputs(config, Accelerator(cpu=True))
+    targets = np.random.default_rng(0).permutation(inputs.labels.targets)
+    inputs = replace(inputs, labels=inputs.labels._replace(targets=targets))
+    part = label_part.labels(inputs)
+    assert part is not None
+    assert part[0]["agreement"] < 0.5
+    assert part[0]["largest_class"] == pytest.approx(1 / 3)
+    assert part[0]["suspects"] == []
+    rows = table(label_part.files(config)[0])
+    assert len(rows) == 36
+    assert {row["suggested"] for row in rows} == {""}
+    shutil.rmtree(config.folder_of("assess"))
+
+
 @pytest.mark.parametrize(
     ("option", "given"),
     [("label", "suggested"), ("label", "score"), ("image", "label")],

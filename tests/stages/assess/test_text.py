@@ -90,6 +90,27 @@ def test_labels_to_check_are_told_without_control_characters(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("judged", "agreement", "largest_class", "better"),
+    [
+        (30, 0.1, 0.1, False),
+        (30, 0.2, 0.1, False),  # 9.5 to 37.3
+        (30, 0.4, 0.1, True),
+        (200, 0.9, 0.92, False),
+        (60_000, 0.11, 0.1, True),
+        (4, 1.0, 0.5, True),
+    ],
+)
+def test_labels_are_not_doubted_where_a_guess_is_as_good(
+    tmp_path, judged, agreement, largest_class, better
+):
+    numbers = {"judged": judged, "agreement": agreement, "largest_class": largest_class}
+    text = labels_text(tmp_path, suspects=[], **numbers)
+    assert ("may be wrong" in text) == better
+    assert ("warning: a guess is as good" in text) != better
+    assert better or f"the largest class has {100 * largest_class:.1f}%" in text
+
+
+@pytest.mark.parametrize(
     ("looked_at", "words"),
     [
         ({"training": 30, "test": 5}, "0 groups of 0 images; none lies in training and test"),
