@@ -74,10 +74,20 @@ def device_type() -> str:
 
 
 def hardware_precision(device: str) -> str:
-    """``bf16`` where matrix products in bf16 are fast (recent GPUs, CPUs with AMX), else ``no``."""
+    """``bf16`` where matrix products in bf16 are fast (recent GPUs, CPUs with AMX), else ``no``.
+
+    A CPU counts as what torch and oneDNN may use of it: ``ATEN_CPU_CAPABILITY=avx2`` or
+    ``ONEDNN_MAX_CPU_ISA=AVX2`` make it one without AMX.
+    """
     if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = (
+            torch.cpu._is_amx_tile_supported()
+            and torch.backends.cpu.get_cpu_capability() != "AVX2"
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+    return "bf16" if fast else "no"
 
 
 def precision_of(config: Config, device: str) -> str:

@@ -675,7 +675,7 @@ class Config:
         force: stages to redo although they are done, with all that is made from them, separated by
             commas
         precision: bf16 is mixed precision, no is float32; auto takes bf16 where it is fast.
-        channels_last: memory layout of images; auto uses it together with mixed precision.
+        channels_last: memory layout of images; auto uses it on CPUs and with mixed precision.
         checkpoint_activations: keep only what enters each block of the trained network, and compute
             the rest again: the same result in less memory, slower.
         compile: torch.compile for the network that is trained; its first steps take minutes.

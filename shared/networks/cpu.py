@@ -1,19 +1,31 @@
 """The convolution of the SimCLRv2 ResNets: its initialisation, and its training on CPU.
 
-On CPU, in bfloat16, torch's weight gradient of a convolution on small maps with many channels takes
-up to six times as long as the same sum written as one matrix product (docs/performance.md). That
-is a sixth of the step of ResNet-18 on images of 32 pixels. So this file writes it as one product,
-which needs k * k times the memory of the layer's input while it is computed.
+On CPU, matrix products are nearly as fast as the processor can be, and torch's convolutions often
+are not. So this file trains convolutions by matrix products where that was measured to be faster
+(docs/performance.md). Which way is taken depends on shapes, on the precision and on the kind of
+processor alone, never on a measurement: so an interrupted run that goes on keeps its bits.
+
+- In bfloat16 the gradient of the weights is one product over the windows of the input, where there
+  are many channels on small maps: up to six times as fast. It needs k * k times the memory of the
+  layer's input while it is computed. In float32 too.
+- In float32, on maps of 2 x 2, a 3 x 3 convolution is a dense layer: each output sees each input.
+- In float32 3 x 3 convolutions of many channels are Winograd's, with a quarter of the products.
 """
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 # With this many weights per position of the output map, or more, the product never was slower.
 WEIGHTS_PER_POSITION = 16_000
+# Winograd's way pays from so many channels on; where a map is one tile, from half as many.
+LEAST_CHANNELS = 128
+TILE = 4  # outputs along each side of one of Winograd's tiles, made of TILE + 2 inputs
+LEAST_TILES = 32  # of a batch; for fewer, to transform the weights takes too long
+TILES_AT_ONCE = 128  # what is computed for so many tiles fits into the cache
 
 
 class Conv2d(nn.Conv2d):
@@ -42,14 +54,36 @@ class Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
         plain = input.dim() == 4 and input.dtype in (torch.float32, torch.bfloat16)
-        if plain and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            stride = self.stride[0]
-            positions = math.ceil(input.shape[2] / stride) * math.ceil(input.shape[3] / stride)
-            many = self.weight.numel() >= WEIGHTS_PER_POSITION * positions
-            if many and self.bias is None and self.weight.requires_grad:
-                dtype = torch.get_autocast_dtype("cpu")
+        trained = self.bias is None and self.weight.requires_grad
+        if not (plain and trained and input.device.type == "cpu"):
+            return super().forward(input)
+        stride = self.stride[0]
+        positions = math.ceil(input.shape[2] / stride) * math.ceil(input.shape[3] / stride)
+        many = self.weight.numel() >= WEIGHTS_PER_POSITION * positions
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            if many:
                 return _ProductForWeights.apply(input.to(dtype), self.weight.to(dtype), stride)
+        elif self._trains_in_float32(input):
+            if self.kernel_size[0] == 3 and stride == 1:
+                if input.shape[2:] == (2, 2):
+                    return _dense(input, self.weight)
+                if _winograd_pays(input.shape, self.out_channels):
+                    return _Winograd.apply(input, self.weight)
+            if many:
+                return _ProductForWeights.apply(input, self.weight, stride)
         return super().forward(input)
+
+    def _trains_in_float32(self, input: Tensor) -> bool:
+        """Whether the sums may be made in another order: not in evaluation, nor in another layout.
+
+        With gradient or without, so that a batch that passes twice is the same both times.
+        """
+        return (
+            self.training
+            and input.dtype == self.weight.dtype == torch.float32
+            and input.is_contiguous(memory_format=torch.channels_last)
+        )
 
 
 class _ProductForWeights(torch.autograd.Function):
@@ -88,3 +122,117 @@ class _ProductForWeights(torch.autograd.Function):
         grad = grad.permute(0, 2, 3, 1).reshape(-1, outputs)  # (B * H' * W', C')
         grad_weight = (grad.t() @ windows).view(outputs, k, k, inputs).permute(0, 3, 1, 2)
         return grad_input, grad_weight, None
+
+
+def _dense(input: Tensor, weight: Tensor) -> Tensor:
+    """The 3 x 3 convolution of maps (B, C, 2, 2) as one product; padding is left out."""
+    outputs, inputs = weight.shape[:2]
+    kernel = weight.permute(2, 3, 1, 0)  # (3, 3, C, C')
+    # the taps with which the four inputs (2, 2, C) enter the output at (y, x)
+    taps = [kernel[1 - y : 3 - y, 1 - x : 3 - x] for y in (0, 1) for x in (0, 1)]
+    matrix = torch.stack(taps, dim=3).reshape(4 * inputs, 4 * outputs)
+    rows = input.permute(0, 2, 3, 1).reshape(-1, 4 * inputs)
+    return (rows @ matrix).view(-1, 2, 2, outputs).permute(0, 3, 1, 2)
+
+
+def _winograd_pays(shape: torch.Size, outputs: int) -> bool:
+    """Whether there are enough channels and tiles, and tiles hang little over the map's edge."""
+    B, C, H, W = shape
+    tiles = math.ceil(H / TILE) * math.ceil(W / TILE)
+    least = LEAST_CHANNELS // 2 if H == W == TILE else LEAST_CHANNELS
+    used = H * W / (tiles * TILE**2)  # share of what is computed
+    return min(C, outputs) >= least and B * tiles >= LEAST_TILES and used >= 0.75
+
+
+def _both_sides(matrix: list[list[int]], divisor: int = 1) -> Tensor:
+    """What transforms tiles, made of what transforms one of their sides."""
+    return torch.from_numpy(np.kron(matrix, matrix) / divisor**2).float()
+
+
+# F(4 x 4, 3 x 3) of Lavin and Gray 2015, arXiv 1509.09308, section 4.3
+OF_INPUTS = _both_sides(  # (36, 36)
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
+OF_SMALL_INPUTS = OF_INPUTS.view(36, 6, 6)[:, 1:5, 1:5].reshape(36, 16)  # without the padding
+OF_WEIGHTS = _both_sides(  # (36, 9)
+    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], 24
+)
+OF_OUTPUTS = _both_sides(  # (16, 36)
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+)
+
+
+class _Winograd(torch.autograd.Function):
+    """The 3 x 3 convolution with stride 1 and padding 1, and its gradients, in float32.
+
+    The products of a tile are made for some images at a time, to stay in the cache. Of numbers of
+    deviation 1 it is off by at most 1e-4; torch's convolution by 2e-5, and one in bfloat16 by 1e-2.
+    """
+
+    @staticmethod
+    def forward(ctx, input: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return _convolve(input, weight)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
+        input, weight = ctx.saved_tensors
+        grad_input = None
+        if ctx.needs_input_grad[0]:
+            grad_input = _convolve(grads[0], weight.flip(2, 3).transpose(0, 1))
+        return grad_input, _grad_of_weight(input, grads[0])
+
+
+def _convolve(input: Tensor, weight: Tensor) -> Tensor:
+    """Winograd's convolution of (B, C, H, W) by (C', C, 3, 3): (B, C', H, W), channels last."""
+    (_, C, H, W), outputs = input.shape, len(weight)
+    down, across = math.ceil(H / TILE), math.ceil(W / TILE)
+    kernels = (OF_WEIGHTS @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, C, outputs)
+    parts = []
+    for part in input.split(_images_at_once(H, W)):
+        inputs = _transformed_tiles(part)  # (T, 36, C)
+        products = inputs.new_empty(*inputs.shape[:2], outputs)
+        torch.bmm(inputs.transpose(0, 1), kernels, out=products.transpose(0, 1))
+        tiles = (OF_OUTPUTS @ products).view(-1, down, across, TILE, TILE, outputs)
+        rows = tiles.transpose(2, 3).reshape(-1, down * TILE, across * TILE, outputs)
+        parts.append(rows[:, :H, :W])
+    return torch.cat(parts).permute(0, 3, 1, 2)
+
+
+def _grad_of_weight(input: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the weights of `_convolve`: (C', C, 3, 3)."""
+    (_, C, H, W), outputs = input.shape, grad.shape[1]
+    down, across = math.ceil(H / TILE), math.ceil(W / TILE)
+    kernels = input.new_zeros(len(OF_WEIGHTS), C, outputs)
+    at_once = _images_at_once(H, W)
+    for part, grad_part in zip(input.split(at_once), grad.split(at_once), strict=True):
+        rows = F.pad(grad_part.permute(0, 2, 3, 1), (0, 0, 0, -W % TILE, 0, -H % TILE))
+        tiles = rows.reshape(-1, down, TILE, across, TILE, outputs).transpose(2, 3)
+        grads = OF_OUTPUTS.t() @ tiles.reshape(-1, TILE**2, outputs)  # (T, 36, C')
+        inputs = _transformed_tiles(part).permute(1, 2, 0)  # (36, C, T)
+        torch.baddbmm(kernels, inputs, grads.transpose(0, 1), out=kernels)
+    taps = (OF_WEIGHTS.t() @ kernels.view(len(kernels), -1)).view(3, 3, C, outputs)
+    return taps.permute(3, 2, 0, 1)
+
+
+def _transformed_tiles(input: Tensor) -> Tensor:
+    """Overlapping tiles of (b, C, H, W), transformed: (T, 36, C), T = b * tiles of a map."""
+    _, C, H, W = input.shape
+    rows, side = input.permute(0, 2, 3, 1), TILE + 2
+    if H == W == TILE:  # nothing overlaps
+        return OF_SMALL_INPUTS @ rows.reshape(-1, TILE**2, C)
+    padded = F.pad(rows, (0, 0, 1, 1 + -W % TILE, 1, 1 + -H % TILE))
+    tiles = padded.unfold(1, side, TILE).unfold(2, side, TILE)  # (b, h, w, C, 6, 6)
+    return OF_INPUTS @ tiles.permute(0, 1, 2, 4, 5, 3).reshape(-1, side**2, C)
+
+
+def _images_at_once(H: int, W: int) -> int:
+    """How many images with maps of this size are computed together."""
+    return max(1, TILES_AT_ONCE // (math.ceil(H / TILE) * math.ceil(W / TILE)))

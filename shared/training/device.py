@@ -43,8 +43,9 @@ def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
                 encoder.compile()  # in place: names, and so checkpoints, stay what they are
     except ValueError as error:
         raise UserError(str(error)) from error
-    mixed = accelerator.mixed_precision != "no"
-    if config.channels_last == "yes" or (config.channels_last == "auto" and mixed):
+    # on CPU it pays in float32 too (docs/performance.md); on GPUs nobody has measured that
+    pays = accelerator.mixed_precision != "no" or accelerator.device.type == "cpu"
+    if config.channels_last == "yes" or (config.channels_last == "auto" and pays):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if accelerator.num_processes > 1:
         let_gradients_lie_as_weights(model)
