@@ -41,7 +41,7 @@ from shared.runs.table import BASELINES, Table, dump_table, load_table, settable
 from shared.runs.text import render
 from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, write_atomically
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import clean, require_no_link
+from shared.runtime.files import clean, did_you_mean, require_no_link
 from shared.runtime.lock import SHORT, held, release_all
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import counted
@@ -521,7 +521,7 @@ def report(run: Path, name: str) -> str:
     table = load_table(str(written) if written.exists() else name)
     recipe = next((f for f in (folder, run) if (f / "config.yaml").exists()), None)
     if recipe is None:
-        raise UserError(f"{run} is no run: it has no config.yaml")
+        raise UserError(f"{run} is no run: it has no config.yaml{did_you_mean(run)}")
     config = read_config(recipe / "config.yaml")
     config = replace(config, output=str(run.parent), run=run.name)
     cells = expand(table, config)

@@ -36,7 +36,14 @@ from torch import Tensor, nn
 from shared.runtime.bounds import CLASSES, LAYERS, LEVEL, SIDE, WIDTH
 from shared.runtime.distributed import refuse_together
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import clean, into_place, open_regular, remove, temporary_folder
+from shared.runtime.files import (
+    clean,
+    did_you_mean,
+    into_place,
+    open_regular,
+    remove,
+    temporary_folder,
+)
 from shared.runtime.lock import held, release, require_held, take
 from shared.runtime.records import REDO, damaged, mismatch, parse_json, read_json
 
@@ -745,7 +752,7 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
     if not path.is_dir():
         raise UserError(
             f"no such artifact folder: {path}; run the stage that makes it first, with the same"
-            " --run, --labels and --seed"
+            f" --run, --labels and --seed{did_you_mean(path)}"
         )
     stages = sorted(meta.parent.name for meta in path.glob("*/meta.json"))
     if stages and not (path / "meta.json").exists():
