@@ -30,6 +30,7 @@ from shared.data.images import MEMORY_LIMIT, UNLABELED
 from shared.data.labels import draw_labels
 from shared.runs.cost import Counts, cost_of
 from shared.runs.forecast import LONG, StagePlan, free_bytes, measure, warnings_of
+from shared.runs.redo import require_no_artifacts
 from shared.runtime.artifacts import write_atomically
 from shared.runtime.errors import UserError
 from shared.runtime.lock import SHORT, held
@@ -84,13 +85,16 @@ def fit(
 
     Raises:
         UserError: the data cannot be opened, the budget is too short, it is asked for on several
-            processes, or another process has chosen for this run meanwhile.
+            processes, the run has artifacts but no recipe, or another process has chosen for it
+            meanwhile.
     """
     if line.config.budget and accelerator.num_processes > 1:
         raise UserError(
             "--budget measures one process; leave it out, or call python pipeline.py without a"
             " launcher"
         )
+    if line.origin == "open":
+        require_no_artifacts(line.config)
     on_cpu = accelerator.device.type == "cpu"
     if not on_cpu:
         line = line.with_recipe(RECIPES / "image_folder.yaml")

@@ -351,6 +351,16 @@ def test_images_without_labels_are_pretrained_alone(unlabeled, capsys, monkeypat
     assert yaml.safe_load((run / "recipe.yaml").read_text())["labels"] == "10pct"
     assert (run / "pretrain/meta.json").stat().st_mtime_ns == made
 
+    (run / "recipe.yaml").unlink()  # lost: another choice would only be refused
+    labeled = [f"--labels={table}"] if main is pipeline.main else []
+    assert main([*flags, "--precision=no", *labeled]) == 2
+    error = capsys.readouterr().err
+    assert f"{run}/recipe.yaml is missing, which says the settings that pretrain were" in error
+    assert f"go on with python pipeline.py --config {run}/config.yaml" in error
+    assert not (run / "recipe.yaml").exists()
+    assert pipeline.main([f"--config={run}/config.yaml", f"--labels={table}"]) == 0
+    assert seen[-1].pretrain == config.pretrain
+
 
 @pytest.mark.parametrize("main", [pipeline.main, pretrain.main])
 @pytest.mark.parametrize("theirs", ["labels: 5pct\n", "pretrain:\n  epochs: 7\n"])
