@@ -53,6 +53,7 @@ from shared.runtime.artifacts import (
 )
 from shared.runtime.randomness import generator
 from shared.training.classical import (
+    CLASSES,
     Fit,
     as_pixels,
     fit,
@@ -73,9 +74,9 @@ from shared.training.stage import (
     settings_of_test_images,
 )
 
-# What keeps the rows to seconds, at most: labels and images that those on pixels learn from, labels
-# for that on features, and classes, of which the support vector machine compares every two.
-LABELS, IMAGES, FEATURE_LABELS, CLASSES = 2_000, 2_000, 10_000, 100
+# What keeps the rows to seconds, at most: labels and images that those on pixels learn from, and
+# labels for that on features.
+LABELS, IMAGES, FEATURE_LABELS = 2_000, 2_000, 10_000
 ORIENTATIONS, LEVELS = 9, 4  # of the histograms: directions of a gradient, levels of a colour
 
 
@@ -372,6 +373,10 @@ def _on_features(
     if not row.own_input:
         require_same_input(meta, config.data, source)
     origin = {"parent": meta["weights_sha256"], "precision": accelerator.mixed_precision}
+    from_layer = 0
+    if not row.own_input:
+        from_layer = config.classical.from_layer
+        origin["classical.from_layer"] = from_layer
     folder = _folder(config, accelerator, method, {**settings, **origin}, splits.train)
     if folder.done:
         return folder.path
@@ -380,7 +385,7 @@ def _on_features(
         config = replace(config, data=input_of(meta, config.data))
         splits = open_run(config, accelerator)  # without the small copies
     classes = list(splits.train.classes)
-    model = keep_layers(load_contrastive(source)[0], 0, len(classes)).requires_grad_(False)
+    model = keep_layers(load_contrastive(source)[0], from_layer, len(classes)).requires_grad_(False)
     to_device(model, config, accelerator).eval()
     kept = by_lot(labels.targets, FEATURE_LABELS, config.seed)
 
@@ -399,7 +404,7 @@ def _on_features(
     classifier: ClassifierNetwork = {
         **network_of(meta, config.data),
         "classes": classes,
-        "from_layer": 0,
+        "from_layer": from_layer,
     }
     known, seconds = labels_meta(config, labels), time.perf_counter() - began
     parameters = sum(p.numel() for p in model.parameters())

@@ -532,6 +532,8 @@ class Classical:
         init: artifact folder of stage 1 for the row on its features; unset: this run's own.
         published: artifact folder of published weights (stages.import_weights), for a row that says
             what they are worth without any pretraining; it sees images of their own size.
+        from_layer: how many layers of the projection head the row on features keeps below its
+            regression; 0 takes the encoder's output. With few labels 2 can be much better.
     """
 
     section: ClassVar[str] = "classical"
@@ -539,6 +541,14 @@ class Classical:
     enabled: bool = not_hashed(True)
     init: str | None = not_hashed(None)
     published: str | None = not_hashed(None)
+    from_layer: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.from_layer >= 0, "classical.from_layer", self.from_layer, "0 or more")
+
+    def kept_layers(self, labels: int, images: int) -> int:
+        """``from_layer``, whatever the number of labels."""
+        return self.from_layer
 
 
 @dataclass(frozen=True)
@@ -561,7 +571,9 @@ class Distill(Training):
     """Stage 3, distillation into a student on all images (SimCLRv2, section 2, eq. 2 and 3).
 
     Args:
-        teacher: artifact folder of a classifier; unset: this run's fine-tuned one.
+        teacher: artifact folder of a classifier; unset: the one of this run that taught_by names.
+        taught_by: the fine-tuned network, as in the paper, or logistic regression on the frozen
+            features, which overfits less where labels are very few (classical.from_layer).
         student: any timm model, as model.encoder.
         student_pretrained: start the student from published weights, as model.pretrained.
         temperature: of both softmaxes; the paper takes 1.0, and 0.1 for a student of the teacher's
@@ -586,6 +598,7 @@ class Distill(Training):
     warmup_epochs: float = 20
     weight_decay: float = 1e-4
     teacher: str | None = not_hashed(None)
+    taught_by: Literal["finetune", "features-logistic"] = "finetune"
     student: str = "simclr_resnet50_1x_sk0"
     student_pretrained: bool | str = False
     temperature: float = 1.0
@@ -738,7 +751,13 @@ class Config:
         for stage in filter(None, self.force.split(",")):
             allowed = (*FORCEABLE, "all")
             _require(stage in allowed, "force", stage, "of " + ", ".join(allowed))
-        for stage in (self.finetune, self.linear, self.supervised):
+        _require(
+            self.distill.taught_by == "finetune" or self.classical.enabled,
+            "distill.taught_by",
+            self.distill.taught_by,
+            "finetune with classical.enabled=false, which makes no other teacher",
+        )
+        for stage in (self.finetune, self.linear, self.supervised, self.classical):
             layers = self.model.head_layers
             if stage.from_layer and not stage.init:  # else the artifact's head decides
                 _require(
@@ -802,11 +821,19 @@ class Config:
         fine-tuned one.
         """
         parents = [parent for parent in METHODS[method].made_from if self.asks_for(parent)]
-        return parents[-1] if parents else None
+        parent = parents[-1] if parents else None
+        return self.distill.taught_by if parent == "finetune" else parent
+
+    def ancestors_of(self, method: str) -> tuple[str, ...]:
+        """`ancestors`, with the teacher of this run and its own."""
+        usual = ancestors(method)
+        teacher = self.distill.taught_by
+        every = {*usual, teacher, *ancestors(teacher)} if "finetune" in usual else usual
+        return tuple(name for name in METHODS if name in every)
 
     def forces(self, stage: str) -> bool:
         """Whether ``--force`` asks for the stage, or for one that it is made from."""
-        return not {"all", stage, *ancestors(stage)}.isdisjoint(self.force.split(","))
+        return not {"all", stage, *self.ancestors_of(stage)}.isdisjoint(self.force.split(","))
 
     def to_go_on(self, stage: str) -> str:
         """What goes on after a stop: the same command, with ``--force`` for what comes later alone.

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 
 from shared.config.command_line import override, read_config
 from shared.config.labelset import LabelSet
-from shared.config.methods import METHODS, ancestors, depends_on
+from shared.config.methods import METHODS, depends_on
 from shared.config.schema import (
     VARIANTS,
     Classical,
@@ -159,7 +159,7 @@ def _assess_job(config: Config, base: Config) -> Job:
 
 def _given_pretraining(method: str, config: Config) -> str | None:
     """The option ``init`` of the method itself, or of that one of its ancestors which reads it."""
-    for name in (*ancestors(method), method):
+    for name in (*config.ancestors_of(method), method):
         if "pretrain" in METHODS[name].made_from:
             return config.option(f"{METHODS[name].section}.init")
     return None
@@ -171,7 +171,7 @@ def _alone(method: str, config: Config, base: Config) -> Config:
     A given pretraining takes the place of the run's own: then the options of the pretrained network
     have no effect.
     """
-    needed = set(depends_on(method))
+    needed = {key for name in (*config.ancestors_of(method), method) for key in depends_on(name)}
     if _given_pretraining(method, config):
         needed -= {"model", "pretrain"}
     usual = settable_options(base)

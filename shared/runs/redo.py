@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.config.command_line import KEPT, run_name
 from shared.config.imported import pretraining_is_imported
-from shared.config.methods import METHODS, ancestors
+from shared.config.methods import METHODS
 from shared.config.schema import Config, defaults, hashed_settings
 from shared.data.images import ImageSet
 from shared.data.labels import read_names
@@ -131,10 +131,12 @@ def _text(config: Config, outdated: Mapping[str, Changes]) -> str:
     )  # other data, above all
     before, now = changed[first]
     also = f" (also changed: {', '.join(others[:5])})" if others else ""
-    forced = [name for name in outdated if not set(ancestors(name)) & outdated.keys()]
+    forced = [name for name in outdated if not set(config.ancestors_of(name)) & outdated.keys()]
     made = [name for name in METHODS if made_with(config.folder_of(name)) is not None]
     concerned = [
-        name for name in made if name in outdated or set(ancestors(name)) & outdated.keys()
+        name
+        for name in made
+        if name in outdated or set(config.ancestors_of(name)) & outdated.keys()
     ]
     return (
         f"{config.folder} was made with {first}={before}, now it is {now}{also};"

@@ -22,6 +22,7 @@ from shared.runs.fit import (
     Pace,
     fit_batches,
     fit_size,
+    fit_teacher,
     fit_warmups,
     lengthen,
     share_out,
@@ -257,6 +258,21 @@ def test_what_was_asked_for_or_begun_keeps_its_length(tmp_path, reason):
     method = "linear" if reason == "another method" else "supervised-student"
     pace.plans |= {"supervised-student": plan("supervised-student", 100)}
     assert pace.before(method, command.config, process()) == command.config
+
+
+@pytest.mark.parametrize(
+    ("flags", "labels", "classes", "teacher"),
+    [
+        ([], 250, 14, "features-logistic"),
+        ([], 5_000, 14, "finetune"),
+        ([], 250, 101, "finetune"),
+        (["--distill.taught_by=features-logistic"], 5_000, 14, "features-logistic"),
+    ],
+)
+def test_the_regression_teaches_where_labels_are_few(flags, labels, classes, teacher):
+    command = line(*flags)
+    counts = Counts(9_000, labels, 10, classes)
+    assert fit_teacher(command.config, command.flags, counts).distill.taught_by == teacher
 
 
 # --------------------------------------------------------------------------------- whole command
