@@ -23,6 +23,7 @@ from shared.config.methods import CLASSIFIERS, DEPLOYED, METHODS
 from shared.config.schema import Config
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError, exit_code_2
+from shared.runtime.files import did_you_mean
 from shared.runtime.media import say_block
 
 if TYPE_CHECKING:
@@ -264,7 +265,8 @@ def refuse_missing_files(config: Config) -> None:
     if config.table:
         load_table(config.table)
     elif file and not file.is_file():
-        raise UserError(f"cannot read the label file {file}: there is no such file")
+        hint = did_you_mean(file)
+        raise UserError(f"cannot read the label file {file}: there is no such file{hint}")
 
 
 @exit_code_2

@@ -49,6 +49,7 @@ from shared.runtime.artifacts import ClassifierNetwork, NetworkMeta, read_meta
 from shared.runtime.randomness import generator
 from shared.runtime.stage_folder import StageFolder
 from shared.training.classical import (
+    CLASSES,
     Fit,
     as_pixels,
     fit,
@@ -69,9 +70,9 @@ from shared.training.stage import (
     settings_of_test_images,
 )
 
-# What keeps the rows to seconds, at most: labels and images that those on pixels learn from, labels
-# for that on features, and classes, of which the support vector machine compares every two.
-LABELS, IMAGES, FEATURE_LABELS, CLASSES = 2_000, 2_000, 10_000, 100
+# What keeps the rows to seconds, at most: labels and images that those on pixels learn from, and
+# labels for that on features.
+LABELS, IMAGES, FEATURE_LABELS = 2_000, 2_000, 10_000
 ORIENTATIONS, LEVELS = 9, 4  # of the histograms: directions of a gradient, levels of a colour
 
 
@@ -367,7 +368,15 @@ def _on_features(
     meta = read_meta(source, "encoder")
     if not row.own_input:
         require_same_input(meta, config.data, source)
-    origin = {"parent": meta["weights_sha256"], "precision": accelerator.mixed_precision}
+    origin: dict[str, Any] = {
+        "parent": meta["weights_sha256"],
+        "precision": accelerator.mixed_precision,
+    }
+    from_layer = 0
+    if not row.own_input:
+        layers = meta["head"]["layers"]
+        from_layer = config.classical.kept_layers(len(labels.ids), len(splits.train), layers)
+        origin["classical.from_layer"] = from_layer
     folder = _folder(config, accelerator, method, {**settings, **origin}, splits.train)
     if folder.done:
         return folder.path
@@ -376,7 +385,7 @@ def _on_features(
         config = replace(config, data=input_of(meta, config.data))
         splits = open_run(config, accelerator)  # without the small copies
     classes = list(splits.train.classes)
-    model = keep_layers(load_contrastive(source)[0], 0, len(classes)).requires_grad_(False)
+    model = keep_layers(load_contrastive(source)[0], from_layer, len(classes)).requires_grad_(False)
     to_device(model, config, accelerator).eval()
     kept = by_lot(labels.targets, FEATURE_LABELS, config.seed)
 
@@ -395,7 +404,7 @@ def _on_features(
     classifier: ClassifierNetwork = {
         **network_of(meta, config.data),
         "classes": classes,
-        "from_layer": 0,
+        "from_layer": from_layer,
     }
     known, seconds = labels_meta(config, labels), time.perf_counter() - began
     parameters = sum(p.numel() for p in model.parameters())

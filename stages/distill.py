@@ -147,7 +147,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
 def teacher_folder(config: Config, method: str) -> Path:
     """The classifier that teaches: the self-distilled one for a student with ``self_first``."""
     teacher = config.parent_of(method)
-    if teacher == "finetune" and config.distill.teacher:
+    if teacher != "self-distill" and config.distill.teacher:
         return Path(config.distill.teacher)
     return config.folder_of(str(teacher))
 

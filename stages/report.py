@@ -14,6 +14,7 @@ from pathlib import Path
 from shared.runs import grid
 from shared.runs.results import advice_text, collect, results_text
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.files import did_you_mean
 from shared.runtime.media import say_block
 
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     rows = collect(arguments.run)
     if not rows:
-        raise UserError(f"no finished classifier in {arguments.run}")
+        raise UserError(f"no finished classifier in {arguments.run}{did_you_mean(arguments.run)}")
     say_block(f"{results_text(rows)}\n\n{advice_text(arguments.run, rows)}")
     return 0
 

@@ -249,7 +249,7 @@ def read_command_line(
 def _require_bounded(recipe: Sequence[str], flags: Sequence[str]) -> None:
     """ValueError where a recipe or a flag stands for more than options can hold."""
     for name in (argument.removeprefix("--config=") for argument in recipe):
-        if os.path.lexists(name) and not os.path.isdir(name):  # else the parser says so
+        if name != "--config" and not os.path.isdir(name):  # a folder the parser refuses
             read_yaml(Path(name))
     for flag in flags:
         if len(flag) > LONGEST_SCALAR:

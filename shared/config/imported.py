@@ -61,7 +61,7 @@ def imported_options(
         own = {f"data.{key}": meta[key] for key in INPUT if key in meta}
         head = meta.get("head")
         if isinstance(head, dict) and head.get("layers") == 0:
-            own["finetune.from_layer"] = 0
+            own |= {"finetune.from_layer": 0, "classical.from_layer": 0}
         if meta and folder == config.folder_of("pretrain"):
             own["model.encoder"] = meta.get("encoder")
         for option, value in own.items():

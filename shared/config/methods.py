@@ -151,6 +151,7 @@ METHODS = {
             stage="classical",
             section="classical",
             depends=("data", "classical"),
+            independent=("classical.from_layer",),
             network="classical.published",
             fitted=True,
             frozen=True,

@@ -507,10 +507,15 @@ class Finetune(Training):
         require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
 
     def kept_layers(self, labels: int, images: int, head_layers: int) -> int:
-        """``from_layer``; where it is unset, 1 for up to 10% of the labels and 0 for more."""
+        """``from_layer``; where it is unset, 1 for up to 10% of the labels and 0 for more.
+
+        0 too where there is no projection head, as of published weights and of some pretext tasks.
+        """
+        if not head_layers:
+            return 0
         if self.from_layer is not None:
             return self.from_layer
-        return min(head_layers, int(labels <= round(0.1 * images)))
+        return int(labels <= round(0.1 * images))
 
 
 @dataclass(frozen=True)
@@ -537,6 +542,8 @@ class Classical:
         init: artifact folder of stage 1 for the row on its features; unset: this run's own.
         published: artifact folder of published weights (stages.import_weights), for a row that says
             what they are worth without any pretraining; it sees images of their own size.
+        from_layer: how many layers of the projection head the row on features keeps below its
+            regression; 0 takes the encoder's output. With few labels 2 can be much better.
     """
 
     section: ClassVar[str] = "classical"
@@ -544,6 +551,14 @@ class Classical:
     enabled: bool = not_hashed(True)
     init: str | None = not_hashed(None)
     published: str | None = not_hashed(None)
+    from_layer: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.from_layer >= 0, "classical.from_layer", self.from_layer, "0 or more")
+
+    def kept_layers(self, labels: int, images: int, head_layers: int) -> int:
+        """``from_layer``, whatever the number of labels; 0 where there is no projection head."""
+        return self.from_layer if head_layers else 0
 
 
 @dataclass(frozen=True)
@@ -566,7 +581,9 @@ class Distill(Training):
     """Stage 3, distillation into a student on all images (SimCLRv2, section 2, eq. 2 and 3).
 
     Args:
-        teacher: artifact folder of a classifier; unset: this run's fine-tuned one.
+        teacher: artifact folder of a classifier; unset: the one of this run that taught_by names.
+        taught_by: the fine-tuned network, as in the paper, or logistic regression on the frozen
+            features, which overfits less where labels are very few (classical.from_layer).
         student: any timm model, as model.encoder.
         student_pretrained: start the student from published weights, as model.pretrained.
         temperature: of both softmaxes; the paper takes 1.0, and 0.1 for a student of the teacher's
@@ -591,6 +608,7 @@ class Distill(Training):
     warmup_epochs: float = 20
     weight_decay: float = 1e-4
     teacher: str | None = not_hashed(None)
+    taught_by: Literal["finetune", "features-logistic"] = "finetune"
     student: str = "simclr_resnet50_1x_sk0"
     student_pretrained: bool | str = False
     temperature: float = 1.0
@@ -744,16 +762,21 @@ class Config:
         for stage in filter(None, self.force.split(",")):
             allowed = (*FORCEABLE, "all")
             require(stage in allowed, "force", stage, "of " + ", ".join(allowed))
+        require(
+            self.distill.taught_by == "finetune" or self.classical.enabled,
+            "distill.taught_by",
+            self.distill.taught_by,
+            "finetune with classical.enabled=false, which makes no other teacher",
+        )
         self._require_task()
-        for stage in (self.finetune, self.linear, self.supervised):
+        for stage in (self.finetune, self.linear, self.supervised, self.classical):
             layers = self.head_layers
-            decides = "model.head_layers" if layers else f"pretrain.task={self.pretrain.task}"
-            if stage.from_layer and not stage.init:  # else the artifact's head decides
+            if stage.from_layer and layers and not stage.init:  # else the artifact's head decides
                 require(
                     stage.from_layer <= layers,
                     f"{stage.section}.from_layer",
                     stage.from_layer,
-                    f"0 to {layers} ({decides})",
+                    f"0 to {layers} (model.head_layers)",
                 )
 
     def _require_task(self) -> None:
@@ -839,11 +862,19 @@ class Config:
         fine-tuned one.
         """
         parents = [parent for parent in METHODS[method].made_from if self.asks_for(parent)]
-        return parents[-1] if parents else None
+        parent = parents[-1] if parents else None
+        return self.distill.taught_by if parent == "finetune" else parent
+
+    def ancestors_of(self, method: str) -> tuple[str, ...]:
+        """`ancestors`, with the teacher of this run and its own."""
+        usual = ancestors(method)
+        teacher = self.distill.taught_by
+        every = {*usual, teacher, *ancestors(teacher)} if "finetune" in usual else usual
+        return tuple(name for name in METHODS if name in every)
 
     def forces(self, stage: str) -> bool:
         """Whether ``--force`` asks for the stage, or for one that it is made from."""
-        return not {"all", stage, *ancestors(stage)}.isdisjoint(self.force.split(","))
+        return not {"all", stage, *self.ancestors_of(stage)}.isdisjoint(self.force.split(","))
 
     def to_go_on(self, stage: str) -> str:
         """What goes on after a stop: the same command, with ``--force`` for what comes later alone.

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from shared.runtime.errors import UserError
-from shared.runtime.files import read_bytes
+from shared.runtime.files import did_you_mean, read_bytes
 
 MOST_BYTES = 2**20
 MOST_VALUES = 10_000
@@ -30,7 +30,8 @@ def read_yaml(file: Path) -> Any:
         require_bounded(text)
         return yaml.load(text, Loader)  # a safe loader, which makes no objects
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+        reason = f"{error.strerror or error}{did_you_mean(file)}"
+        raise UserError(f"cannot read {file}: {reason}") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{file}: not YAML of the form 'name: value': {reason}") from error

@@ -24,7 +24,7 @@ import numpy as np
 
 from shared.data.images import UNLABELED, Splits
 from shared.runtime.errors import UserError
-from shared.runtime.files import open_regular, read_bytes
+from shared.runtime.files import did_you_mean, open_regular, read_bytes
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 
 IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
@@ -152,7 +152,7 @@ def read_encoded(file: Path) -> tuple[str, bool]:
     try:
         content = read_bytes(file, MOST_BYTES)
     except OSError as error:
-        reason = error.strerror or error
+        reason = f"{error.strerror or error}{did_you_mean(file)}"
         raise UserError(f"cannot read the label file {file}: {reason}") from error
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:

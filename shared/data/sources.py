@@ -59,7 +59,7 @@ from shared.data.splits import (
     table_line,
 )
 from shared.runtime.errors import UserError
-from shared.runtime.files import write_atomically
+from shared.runtime.files import did_you_mean, write_atomically
 from shared.runtime.media import abbreviated, printable, say
 
 _HUB_NAME = re.compile(
@@ -85,7 +85,7 @@ def _open(
     if path.exists():
         raise UserError(f"{source} is not a .parquet file, a folder or a hub name")
     if path.suffix == ".parquet" or not hub:
-        raise UserError(f"no such folder or file: {source}")
+        raise UserError(f"no such folder or file: {source}{did_you_mean(path)}")
     name, config, split = hub["name"], hub["config"], hub["split"]
     loaded = _load(source, name, config, split=split, progress=progress)
     return {split: loaded} if split else dict(loaded)
@@ -107,10 +107,13 @@ def _load(source: str, *args: Any, progress: bool, **options: Any) -> Any:
     except ConnectionError as error:
         raise UserError(
             f"no folder or file is called {source!r}, and the hub cannot be reached"
+            f"{did_you_mean(source)}"
         ) from error
     except Exception as error:  # its loaders raise all kinds of errors
         cause = error.__cause__ or error
-        raise UserError(f"cannot load {source}: {' '.join(str(cause).split())[:300]}") from error
+        reason = " ".join(str(cause).split())[:300]
+        hint = "" if os.path.exists(source) else did_you_mean(source)
+        raise UserError(f"cannot load {source}: {reason}{hint}") from error
 
 
 def _print_new_copy(source: str, parts: Iterable[datasets.Dataset], began: float) -> None:
@@ -248,7 +251,7 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
     parts: list[tuple[datasets.Dataset, list[str]]] = []
     missing = [str(source) for source in sources if not os.path.lexists(source)]
     if missing and (data.on_error == "stop" or len(missing) == len(sources)):
-        raise UserError(f"no such file or folder: {abbreviated(missing)}")
+        raise UserError(f"no such file or folder: {abbreviated(missing)}{did_you_mean(missing[0])}")
     files: list[str] = []
     for source in map(Path, sources):
         if source.suffix == ".parquet" and not os.path.isdir(source):

@@ -30,10 +30,12 @@ from shared.data.images import MEMORY_LIMIT, UNLABELED
 from shared.data.labels import draw_labels
 from shared.runs.cost import Counts, cost_of
 from shared.runs.forecast import LONG, StagePlan, measure, warnings_of
+from shared.runs.redo import require_no_artifacts
 from shared.runtime.errors import UserError
 from shared.runtime.files import write_atomically
 from shared.runtime.lock import SHORT, held
 from shared.runtime.progress import counted, duration
+from shared.training.classical import CLASSES
 from shared.training.device import free_bytes
 from shared.training.schedule import schedule_of
 from shared.training.stage import RunStage
@@ -46,6 +48,7 @@ SHORTEST = 0.01  # times the recipe's length: so far a stage shrinks
 LONGEST = 5.0  # times the recipe's length: so far a large budget lengthens stages 1 and 3
 CPU_FLOPS = 2.5e11  # of one core with AMX (docs/performance.md); others reach less
 FEW = 20  # epochs of pretraining, of which fewer are worth a note
+TAUGHT = 1_000  # labels, from which on the fine-tuned network teaches the student
 TINY = 16  # images of fewer pixels per side are cropped in fractions of a pixel
 LABELS = ("10pct", "25pct", "50pct", "100pct")  # of which the first with enough labels is taken
 
@@ -85,13 +88,16 @@ def fit(
 
     Raises:
         UserError: the data cannot be opened, the budget is too short, it is asked for on several
-            processes, or another process has chosen for this run meanwhile.
+            processes, the run has artifacts but no recipe, or another process has chosen for it
+            meanwhile.
     """
     if line.config.budget and accelerator.num_processes > 1:
         raise UserError(
             "--budget measures one process; leave it out, or call python pipeline.py without a"
             " launcher"
         )
+    if line.origin == "open":
+        require_no_artifacts(line.config)
     on_cpu = accelerator.device.type == "cpu"
     if not on_cpu:
         line = line.with_recipe(RECIPES / "image_folder.yaml")
@@ -103,6 +109,7 @@ def fit(
     wanted = {name: stage for name, stage in stages.items() if config.asks_for(name)}
     config = fit_batches(config, flags, look.counts, accelerator, wanted)
     config = fit_warmups(config, flags, look.counts)
+    config = fit_teacher(config, flags, look.counts)
     trained_ones = [name for name in wanted if not METHODS[name].fitted]
     may_change = any(is_free(METHODS[name].section, flags) for name in trained_ones)
     if accelerator.num_processes == 1 and (may_change or config.budget):
@@ -285,6 +292,13 @@ def fit_warmups(config: Config, flags: Collection[str], counts: Counts) -> Confi
         warmup = min(training.warmup_epochs, 0.1 * epochs)
         config = change(config, flags, {f"{training.section}.warmup_epochs": round(warmup, 3)})
     return config
+
+
+def fit_teacher(config: Config, flags: Collection[str], counts: Counts) -> Config:
+    """The fine-tuned network teaches where labels are not few, or where no other is made."""
+    if counts.labeled < TAUGHT and counts.classes <= CLASSES and config.classical.enabled:
+        return config
+    return change(config, flags, {"distill.taught_by": "finetune"})
 
 
 # -------------------------------------------------------------------------------- what time allows

@@ -164,7 +164,9 @@ def measure(
     stages = {method: run for method, run in stages.items() if method not in fitted}
     lines: list[StagePlan] = []
     with tempfile.TemporaryDirectory() as folder:
-        small = replace(config, output=folder, run="probe", force="")
+        # every teacher has the same encoder; one that scikit-learn fits is not made here
+        usual = replace(config.distill, taught_by="finetune")
+        small = replace(config, output=folder, run="probe", force="", distill=usual)
         shown = accelerator.is_local_main_process  # as the stages, so that all share one decoding
         labeled = bool(stages.keys() & CLASSIFIERS)
         small, counts, note = _data_of(small, Path(folder) / "images", shown, labeled)

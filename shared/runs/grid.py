@@ -23,7 +23,7 @@ from accelerate import Accelerator
 
 from shared.config.command_line import override, read_config
 from shared.config.labelset import LabelSet
-from shared.config.methods import METHODS, ancestors, depends_on
+from shared.config.methods import METHODS, depends_on
 from shared.config.schema import (
     VARIANTS,
     Classical,
@@ -41,7 +41,7 @@ from shared.runs.table import BASELINES, Table, dump_table, load_table, settable
 from shared.runs.text import render
 from shared.runtime.artifacts import ClassifierMeta, Result, read_meta
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import clean, require_no_link, write_atomically
+from shared.runtime.files import clean, did_you_mean, require_no_link, write_atomically
 from shared.runtime.lock import SHORT, held, release_all
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import counted
@@ -159,7 +159,7 @@ def _assess_job(config: Config, base: Config) -> Job:
 
 def _given_pretraining(method: str, config: Config) -> str | None:
     """The option ``init`` of the method itself, or of that one of its ancestors which reads it."""
-    for name in (*ancestors(method), method):
+    for name in (*config.ancestors_of(method), method):
         if "pretrain" in METHODS[name].made_from:
             return config.option(f"{METHODS[name].section}.init")
     return None
@@ -171,7 +171,7 @@ def _alone(method: str, config: Config, base: Config) -> Config:
     A given pretraining takes the place of the run's own: then the options of the pretrained network
     have no effect.
     """
-    needed = set(depends_on(method))
+    needed = {key for name in (*config.ancestors_of(method), method) for key in depends_on(name)}
     if _given_pretraining(method, config):
         needed -= {"model", "pretrain"}
     usual = settable_options(base)
@@ -521,7 +521,7 @@ def report(run: Path, name: str) -> str:
     table = load_table(str(written) if written.exists() else name)
     recipe = next((f for f in (folder, run) if (f / "config.yaml").exists()), None)
     if recipe is None:
-        raise UserError(f"{run} is no run: it has no config.yaml")
+        raise UserError(f"{run} is no run: it has no config.yaml{did_you_mean(run)}")
     config = read_config(recipe / "config.yaml")
     config = replace(config, output=str(run.parent), run=run.name)
     cells = expand(table, config)

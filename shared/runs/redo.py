@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from shared.config.command_line import KEPT, run_name
-from shared.config.methods import METHODS, ancestors
+from shared.config.imported import pretraining_is_imported
+from shared.config.methods import METHODS
 from shared.config.schema import Config, defaults, hashed_settings
 from shared.data.images import ImageSet
 from shared.data.labels import read_names
@@ -30,6 +31,29 @@ def same_run(config: Config) -> str:
 
 
 Changes = Mapping[str, tuple[Any, Any]]  # setting -> before, now
+
+
+def require_no_artifacts(config: Config) -> None:
+    """Refuse to choose settings for a run whose stages were made with others, now unknown.
+
+    Its ``recipe.yaml`` was lost, or it had another recipe. A new choice would only be refused.
+
+    Raises:
+        UserError: naming the stages, and the command that goes on with their settings.
+    """
+    made = [
+        name
+        for name in METHODS
+        if made_with(config.folder_of(name)) is not None and not config.forces(name)
+    ]
+    if "pretrain" in made and pretraining_is_imported(config):
+        made.remove("pretrain")
+    if made and not config.plan:
+        kept = config.folder / KEPT
+        raise UserError(
+            f"{kept} is missing, which says the settings that {', '.join(made)} were made with; put"
+            f" it back, or go on with {same_run(config)}, or choose another --run"
+        )
 
 
 def require_same_options(config: Config) -> None:
@@ -107,10 +131,12 @@ def _text(config: Config, outdated: Mapping[str, Changes]) -> str:
     )  # other data, above all
     before, now = changed[first]
     also = f" (also changed: {', '.join(others[:5])})" if others else ""
-    forced = [name for name in outdated if not set(ancestors(name)) & outdated.keys()]
+    forced = [name for name in outdated if not set(config.ancestors_of(name)) & outdated.keys()]
     made = [name for name in METHODS if made_with(config.folder_of(name)) is not None]
     concerned = [
-        name for name in made if name in outdated or set(ancestors(name)) & outdated.keys()
+        name
+        for name in made
+        if name in outdated or set(config.ancestors_of(name)) & outdated.keys()
     ]
     return (
         f"{config.folder} was made with {first}={before}, now it is {now}{also};"

@@ -20,6 +20,7 @@ from shared.config.schema import RECIPES, SECTIONS, Config, hashed_settings
 from shared.config.yaml_files import read_yaml
 from shared.runs.metrics import METRICS
 from shared.runtime.errors import UserError
+from shared.runtime.files import did_you_mean
 from shared.runtime.media import printable
 
 # Rows that scikit-learn makes of the same labels: name -> method and input, as assess.json has them
@@ -86,7 +87,10 @@ def load_table(name: str) -> Table:
     files = {file.stem: file for file in sorted((RECIPES / "tables").glob("*.yaml"))}
     file = files.get(name, Path(name))
     if not os.path.isfile(file):
-        raise UserError(f"no table {name!r}; there are {', '.join(files)}, or give a YAML file")
+        known = ", ".join(files)
+        raise UserError(
+            f"no table {name!r}; there are {known}, or give a YAML file{did_you_mean(file)}"
+        )
     if file.name.startswith("."):  # the table's folder is called as its file
         raise UserError(f"{file}: the name of a table must not begin with a dot; rename the file")
     content = read_yaml(file)

@@ -12,6 +12,7 @@ import numpy as np
 
 from shared.runtime.bounds import CLASSES, LAYERS, LEVEL, SIDE, WIDTH
 from shared.runtime.errors import UserError
+from shared.runtime.files import did_you_mean
 from shared.runtime.records import REDO, damaged, mismatch, read_json
 from shared.runtime.tensors import load_arrays
 
@@ -152,7 +153,7 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
     if not path.is_dir():
         raise UserError(
             f"no such artifact folder: {path}; run the stage that makes it first, with the same"
-            " --run, --labels and --seed"
+            f" --run, --labels and --seed{did_you_mean(path)}"
         )
     stages = sorted(meta.parent.name for meta in path.glob("*/meta.json"))
     if stages and not (path / "meta.json").exists():

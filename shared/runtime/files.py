@@ -5,6 +5,7 @@ leaves the old file or the new one. The name in between is made for this one wri
 nothing has it: a link that somebody put there is not followed.
 """
 
+import difflib
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -25,6 +27,7 @@ from shared.runtime.errors import CannotWriteError, UserError
 # what is not there on Windows
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a named pipe would wait for its other end
+MOST_NAMES = 10_000  # of a folder that are compared with a misspelt one
 
 
 def into_place(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -201,3 +204,27 @@ def read_bytes(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(f"it is larger than {limit:,} bytes")
     return content
+
+
+def did_you_mean(path: str | os.PathLike[str]) -> str:
+    """The end of a message about a path that is not there: what exists and is called similarly.
+
+    Returns:
+        ``; did you mean runs/photos?`` as far down as the path exists then; empty where the first
+        part that is missing resembles nothing beside it.
+    """
+    path = Path(path)
+    place, corrected = Path(path.anchor), False
+    for name in path.relative_to(path.anchor).parts:
+        if not os.path.lexists(place / name):
+            try:
+                with os.scandir(place) as entries:
+                    beside = [entry.name for entry in islice(entries, MOST_NAMES)]
+            except OSError:  # a file, or a folder that may not be read
+                break
+            close = difflib.get_close_matches(name, beside, n=1)
+            if not close:
+                break
+            name, corrected = close[0], True
+        place /= name
+    return f"; did you mean {place}?" if corrected else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shared.networks.encoders import FORMATS
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
-from shared.runtime.files import read_bytes
+from shared.runtime.files import did_you_mean, read_bytes
 from shared.runtime.media import say_block
 from stages.import_weights.reference import import_checkpoint
 from stages.import_weights.timm_weights import import_published, is_published
@@ -133,7 +133,8 @@ def _read_classes(file: Path) -> list[str]:
     try:
         lines = read_bytes(file, 2**24).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read --classes {file}: {error}") from error
+        hint = did_you_mean(file)
+        raise UserError(f"cannot read --classes {file}: {error}{hint}") from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -22,7 +22,7 @@ import google_crc32c
 import numpy as np
 
 from shared.runtime.errors import UserError
-from shared.runtime.files import read_bytes
+from shared.runtime.files import did_you_mean, read_bytes
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 MOST_BYTES, LONGEST_KEY = 2**31, 4096
@@ -204,7 +204,8 @@ def _find_prefix(path: Path) -> Path:
         if _with_ending(prefix, ".index").is_file():
             return prefix
         if not path.exists():
-            raise UserError(f"no such checkpoint: {path} (nor {prefix.name}.index beside it)")
+            beside = f"(nor {prefix.name}.index beside it)"
+            raise UserError(f"no such checkpoint: {path} {beside}{did_you_mean(path)}")
         raise UserError(
             f"{path} is no TensorFlow checkpoint: give a folder, a prefix that has an .index file,"
             " or a SavedModel folder"

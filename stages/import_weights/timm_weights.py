@@ -25,6 +25,7 @@ from shared.networks.build import build_encoder, network_meta
 from shared.networks.encoders import FORMATS, fetch_weights, known_encoder
 from shared.networks.heads import ContrastiveModel, ProjectionHead
 from shared.runtime.errors import UserError
+from shared.runtime.files import did_you_mean
 from shared.runtime.records import read_json
 from stages.import_weights.artifact import (
     check_output,
@@ -166,7 +167,9 @@ def _file_in(path: Path) -> Path:
         return file
     if not path.is_file() or path.suffix not in FORMATS:
         what = "is no file of weights" if path.exists() else "does not exist"
-        raise UserError(f"{path} {what}; give one of {', '.join(FORMATS)}, or timm's folder")
+        raise UserError(
+            f"{path} {what}; give one of {', '.join(FORMATS)}, or timm's folder{did_you_mean(path)}"
+        )
     return path
 
 

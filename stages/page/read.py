@@ -36,6 +36,7 @@ from shared.runs.assessment import (
 from shared.runs.results import collect
 from shared.runtime.artifacts import ClassifierMeta, Meta, Result, read_meta
 from shared.runtime.errors import UserError
+from shared.runtime.files import did_you_mean
 
 
 class Assessment:
@@ -166,7 +167,7 @@ def read_run(folder: Path) -> Run:
         UserError: where there is no such folder or no finished classifier in it.
     """
     if not folder.is_dir():
-        raise UserError(f"no such run: {folder}")
+        raise UserError(f"no such run: {folder}{did_you_mean(folder)}")
     rows = collect(folder)
     if not rows:
         raise UserError(f"no finished classifier in {folder}; run pipeline.py first")

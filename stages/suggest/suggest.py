@@ -56,7 +56,7 @@ from shared.networks.build import load_classifier, load_contrastive, require_sam
 from shared.runs.redo import same_run
 from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
-from shared.runtime.files import write_atomically
+from shared.runtime.files import did_you_mean, write_atomically
 from shared.runtime.lock import held
 from shared.runtime.media import abbreviated
 from shared.runtime.progress import Progress, counted
@@ -342,7 +342,7 @@ def config_of(run: Path, labels: str | None, seed: int | None) -> Config:
         UserError: the folder is no run, or the labels are no label set.
     """
     if not run.is_dir():
-        raise UserError(f"no such run: {run}")
+        raise UserError(f"no such run: {run}{did_you_mean(run)}")
     if not (run / "pretrain" / "meta.json").exists():
         raise UserError(
             f"{run} has no pretrained network, whose features the choice needs; run"

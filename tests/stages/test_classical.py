@@ -1,5 +1,8 @@
 """The rows of scikit-learn: what they learn from, what is saved, what is left out."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +72,37 @@ def test_the_row_on_features_is_a_classifier_like_others(on_features, finished):
     assert {"nll", "ece", "top1"} <= meta["result"].keys()
     pretrained, _ = load_contrastive(finished / "pretrain")
     assert state_hash(model.encoder) == state_hash(pretrained.encoder)
+
+
+def test_layers_of_the_head_below_the_regression(
+    on_features, finished, photos, tmp_path, capsys, monkeypatch
+):
+    """An artifact of a version without the option is one of the encoder's output."""
+    monkeypatch.setattr(classical, "made_by", lambda _: ["features-logistic"])
+    row = tmp_path / "r" / on_features.name
+    shutil.copytree(on_features, row)
+    meta = json.loads((row / "meta.json").read_text())
+    assert meta["settings"].pop("classical.from_layer") == 0
+    (row / "meta.json").write_text(json.dumps(meta))
+    options = [f"--data.train={photos}", f"--output={tmp_path}"]
+    options.append(f"--classical.init={finished / 'pretrain'}")
+    assert run(classical.main, *options) == 0
+    assert "features-logistic: already done" in capsys.readouterr().out
+    deeper = [*options, "--classical.from_layer=1"]
+    assert run(classical.main, *deeper) == 2
+    assert "was made with classical.from_layer=0, now it is 1" in capsys.readouterr().err
+    assert run(classical.main, *deeper, "--force=features-logistic") == 0
+    model, meta = load_classifier(row)
+    assert (meta["from_layer"], len(model.layers)) == (1, 1)
+    pretrained, _ = load_contrastive(finished / "pretrain")
+    assert state_hash(model.layers[0]) == state_hash(pretrained.head.layers[0])
+    student = ["--distill.taught_by=features-logistic", "--distill.steps=1"]
+    assert run(distill.main, *deeper, *student) == 0
+    made = read_meta(tmp_path / "r/distill-2perclass-seed0")
+    assert (made["parent"], made["settings"]["parent"]) == (
+        f"../{row.name}",
+        meta["weights_sha256"],
+    )
 
 
 def test_predictions_are_those_of_the_saved_model(on_features, finished, photos):

@@ -102,7 +102,13 @@ def test_who_teaches():
     own = Path("out/r/finetune-1pct-seed3")
     assert distill.teacher_folder(config, "distill") == own
     assert distill.teacher_folder(config, "self-distill") == own
-    other = replace(config, distill=Distill(teacher="elsewhere/classifier"))
+    regression = replace(config, distill=Distill(taught_by="features-logistic"))
+    for method in ("distill", "self-distill"):
+        folder = Path("out/r/features-logistic-1pct-seed3")
+        assert distill.teacher_folder(regression, method) == folder
+    other = replace(
+        config, distill=Distill(teacher="elsewhere/classifier", taught_by="features-logistic")
+    )
     assert distill.teacher_folder(other, "distill") == Path("elsewhere/classifier")
 
 

@@ -30,13 +30,14 @@ def seen_by(config) -> dict:
     }
 
 
-@pytest.mark.parametrize("recipe", ["digits", "image_folder", "cifar10"])
+@pytest.mark.parametrize("recipe", ["digits", "image_folder", "small_machine"])
 def test_a_run_takes_its_input_from_an_imported_stage_1(recipe, tmp_path, capsys):
     artifact(tmp_path / "r/pretrain")
     line = [f"--config=configs/{recipe}.yaml", "--run=r", f"--output={tmp_path}"]
     config, fixed = load_config(line, "", "")
     assert seen_by(config) == SEEN
     assert (config.model.encoder, config.finetune.from_layer) == ("resnet18", 0)
+    assert config.classical.from_layer == 0
     assert {"data.mean", "data.image_size", "model.encoder"} <= fixed  # nothing fits them anew
     assert capsys.readouterr().out.count("from the imported network") == 1
     assert pretraining_is_imported(config)

@@ -35,9 +35,16 @@ def test_options_of_a_task_that_is_not_chosen_are_refused(capsys):
     assert "--pretrain.task instances" in error
 
 
-def test_a_layer_of_a_head_that_a_task_does_not_leave_is_refused(capsys):
-    error = refusal(capsys, "--pretrain.task=rotation", "--finetune.from_layer=1")
-    assert "finetune.from_layer must be 0 to 0 (pretrain.task=rotation), got 1" in error
+@pytest.mark.parametrize("section", ["finetune", "classical"])
+def test_where_a_task_leaves_no_head_there_is_layer_0_alone(section, capsys):
+    """Recipes that were made for the contrastive task name another layer."""
+    option = f"--{section}.from_layer=1"
+    config, _ = load_config(["--pretrain.task=rotation", option], "", "")
+    assert getattr(config, section).kept_layers(10, 100, config.head_layers) == 0
+    config, _ = load_config([option], "", "")
+    assert getattr(config, section).kept_layers(10, 100, config.head_layers) == 1
+    error = refusal(capsys, f"--{section}.from_layer=4")
+    assert f"{section}.from_layer must be 0 to 3 (model.head_layers), got 4" in error
 
 
 def test_an_artifact_depends_on_its_own_task_alone():

@@ -72,6 +72,7 @@ RANGES = {
     "finetune.freeze_after_block": ([-1], "0 or more"),
     "linear.momentum": ([1], "in [0, 1)"),
     "supervised.epochs": ([0], "greater than 0"),
+    "classical.from_layer": ([-1], "0 or more"),
     "distill.temperature": ([0], "greater than 0"),
     "distill.self_temperature": ([0], "greater than 0"),
     "distill.labeled_weight": ([1, -0.1], "in [0, 1)"),
@@ -93,7 +94,8 @@ def test_range(capsys, key):
 def test_head_layer_out_of_range(capsys):
     message = refusal(capsys, "--finetune.from_layer=4")
     assert "finetune.from_layer must be 0 to 3 (model.head_layers), got 4" in message
-    assert "0 to 1" in refusal(capsys, "--linear.from_layer=2", "--model.head_layers=1")
+    for section in ("linear", "classical"):
+        assert "0 to 1" in refusal(capsys, f"--{section}.from_layer=2", "--model.head_layers=1")
     # another artifact has its own head
     assert load("--finetune.from_layer=4", "--finetune.init=elsewhere").finetune.from_layer == 4
 
@@ -209,6 +211,20 @@ def test_what_a_method_trains_and_starts_from():
     twice = load("--distill.self_first=true")
     assert twice.parent_of("distill") == "self-distill"
     assert twice.parent_of("self-distill") == "finetune"
+
+
+def test_another_teacher_takes_the_place_of_the_fine_tuned_one(capsys):
+    flag = "--distill.taught_by=features-logistic"
+    config = load(flag)
+    assert config.parent_of("distill") == config.parent_of("self-distill") == "features-logistic"
+    assert config.parent_of("finetune") == "pretrain"
+    assert load(flag, "--distill.self_first=true").parent_of("distill") == "self-distill"
+    for forced, redone in (("features-logistic", True), ("linear", False), ("finetune", True)):
+        assert load(flag, f"--force={forced}").forces("distill") == redone
+    assert not load("--force=features-logistic").forces("distill")
+    message = refusal(capsys, flag, "--classical.enabled=false")
+    assert "distill.taught_by must be finetune with classical.enabled=false" in message
+    assert "one of 'finetune', 'features-logistic'" in refusal(capsys, "--distill.taught_by=linear")
 
 
 # ------------------------------------------------------------------------------------------- force

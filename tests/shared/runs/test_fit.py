@@ -22,6 +22,7 @@ from shared.runs.fit import (
     Pace,
     fit_batches,
     fit_size,
+    fit_teacher,
     fit_warmups,
     lengthen,
     share_out,
@@ -259,6 +260,21 @@ def test_what_was_asked_for_or_begun_keeps_its_length(tmp_path, reason):
     assert pace.before(method, command.config, process()) == command.config
 
 
+@pytest.mark.parametrize(
+    ("flags", "labels", "classes", "teacher"),
+    [
+        ([], 250, 14, "features-logistic"),
+        ([], 5_000, 14, "finetune"),
+        ([], 250, 101, "finetune"),
+        (["--distill.taught_by=features-logistic"], 5_000, 14, "features-logistic"),
+    ],
+)
+def test_the_regression_teaches_where_labels_are_few(flags, labels, classes, teacher):
+    command = line(*flags)
+    counts = Counts(9_000, labels, 10, classes)
+    assert fit_teacher(command.config, command.flags, counts).distill.taught_by == teacher
+
+
 # --------------------------------------------------------------------------------- whole command
 SHORT = [
     "--model.encoder=simclr_resnet8_1x_sk0",
@@ -350,6 +366,16 @@ def test_images_without_labels_are_pretrained_alone(unlabeled, capsys, monkeypat
     assert config.distill.student == "simclr_resnet14_1x_sk0"
     assert yaml.safe_load((run / "recipe.yaml").read_text())["labels"] == "10pct"
     assert (run / "pretrain/meta.json").stat().st_mtime_ns == made
+
+    (run / "recipe.yaml").unlink()  # lost: another choice would only be refused
+    labeled = [f"--labels={table}"] if main is pipeline.main else []
+    assert main([*flags, "--precision=no", *labeled]) == 2
+    error = capsys.readouterr().err
+    assert f"{run}/recipe.yaml is missing, which says the settings that pretrain were" in error
+    assert f"go on with python pipeline.py --config {run}/config.yaml" in error
+    assert not (run / "recipe.yaml").exists()
+    assert pipeline.main([f"--config={run}/config.yaml", f"--labels={table}"]) == 0
+    assert seen[-1].pretrain == config.pretrain
 
 
 @pytest.mark.parametrize("main", [pipeline.main, pretrain.main])

@@ -137,6 +137,21 @@ def test_self_distillation_is_shared_by_all_students(config):
     assert job.config.distill.teacher is None
 
 
+def test_a_student_depends_on_the_teacher_that_is_named(config):
+    regression = changed(config, distill={"taught_by": "features-logistic"})
+    deeper = changed(regression, classical={"from_layer": 2})
+    job, other = (make_job("distill", variant, config) for variant in (regression, deeper))
+    teachers = [parent.path for parent in (*job.parents, *other.parents)]
+    row = "features-logistic-1pct-seed0"
+    assert teachers == [
+        config.folder / row,
+        config.folder / "variants/classical.from_layer-2" / row,
+    ]
+    assert other.path.parent.name == "classical.from_layer-2_distill.taught_by-features-logistic"
+    assert job.path != other.path
+    assert make_job("published", deeper, config).path.parent == config.folder
+
+
 def test_given_pretraining_needs_no_job(config):
     variant = changed(config, finetune={"init": "runs/r50/pretrain"})
     job = make_job("finetune", variant, config)

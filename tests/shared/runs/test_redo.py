@@ -1,6 +1,7 @@
 """What has to be redone after a change: all of it in one line, before anything trains."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ import pytest
 
 from shared.config.methods import METHODS
 from shared.config.schema import hashed_settings
-from shared.runs.redo import all_to_redo, require_same_options
+from shared.runs.redo import all_to_redo, require_no_artifacts, require_same_options
 from shared.runtime.stage_folder import OtherSettingsError
 from shared.training.stage import options_of
 from tests.support.command_line import load as config_of
@@ -46,6 +47,27 @@ def made(tmp_path):
 def test_the_same_options_pass(made):
     require_same_options(made())
     require_same_options(made("--data.workers=1", "--pretrain.log_every_steps=3"))
+
+
+def test_a_run_with_artifacts_and_no_recipe_is_not_chosen_anew(made, tmp_path):
+    config = made()
+    text = message(lambda: require_no_artifacts(config))
+    assert f"{config.folder}/recipe.yaml is missing" in text
+    assert (
+        "that pretrain, supervised, linear, finetune, distill were made with; put it back" in text
+    )
+    assert f"--config {config.folder}/config.yaml, or choose another --run" in text
+    require_no_artifacts(replace(made(), plan=True))  # keeps nothing
+    require_no_artifacts(made("--force=all"))
+    assert "settings that pretrain were" in message(
+        lambda: require_no_artifacts(made("--seed=7"))  # its pretraining alone is there
+    )
+    meta = config.folder_of("pretrain") / "meta.json"
+    imported = json.dumps(json.loads(meta.read_text()) | {"stage": "import"})
+    made("--seed=7")
+    meta.write_text(imported)
+    require_no_artifacts(config_of(f"--output={tmp_path}", "--seed=7"))
+    require_no_artifacts(config_of(f"--output={tmp_path}", "--run=other"))
 
 
 @pytest.mark.parametrize(

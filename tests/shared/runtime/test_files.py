@@ -11,6 +11,7 @@ from shared.runtime import files
 from shared.runtime.errors import UserError
 from shared.runtime.files import (
     clean,
+    did_you_mean,
     into_place,
     machine,
     read_bytes,
@@ -175,3 +176,27 @@ def test_full_disk_leaves_the_previous_version(tmp_path, monkeypatch):
     assert "make room or choose another --output, then run the same command again" in says
     assert path.read_text() == "old"
     assert files_below(tmp_path).keys() == {"a.json"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "meant"),
+    [
+        ("runs/phots", "runs/photos"),
+        ("runs/phots/finetune-1pc-seed0", "runs/photos/finetune-1pct-seed0"),
+        ("rnus/photos/absent/deeper", "runs/photos"),
+        ("./runs/../labls.csv", "runs/../labels.csv"),
+        ("runs/photos/finetune-1pct-seed0", ""),  # it is there
+        ("labels.csv/x", ""),  # below a file
+        ("quite/different", ""),
+        ("runs/photos/" + "long" * 100, ""),
+        ("", ""),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_misspelt_path_names_the_similar_one(missing, meant, absolute, tmp_path, monkeypatch):
+    (tmp_path / "runs/photos/finetune-1pct-seed0").mkdir(parents=True)
+    (tmp_path / "labels.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    if absolute:
+        missing, meant = tmp_path / missing, meant and tmp_path / meant
+    assert did_you_mean(missing) == (f"; did you mean {meant}?" if meant else "")
