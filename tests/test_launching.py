@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,17 +22,12 @@ from shared.config import command
 from shared.config.schema import Config
 from shared.runtime.distributed import fails_first, lost_contact, word_of_main
 from shared.runtime.errors import UserError
+from tests.support.gloo import free_port
 from tests.support.toy_run import TINY, call
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TWO = [*TORCHRUN, "--standalone", "--nproc-per-node=2"]
-
-
-def free_port() -> int:
-    with socket.socket() as any_socket:
-        any_socket.bind(("127.0.0.1", 0))
-        return any_socket.getsockname()[1]
 
 
 # ------------------------------------------------------------------------------ waiting and failing

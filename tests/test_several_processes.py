@@ -4,9 +4,8 @@ Batches have remainders: 3 processes have 10, 11 and 11 of 32 images.
 """
 
 import json
-import subprocess
-import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,32 +23,26 @@ from shared.config.schema import Config
 from shared.runs.grid import expand, in_order
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError
-from tests.support.gloo import fork, join
+from tests.support.gloo import be_launched, fork, free_port, join
 from tests.support.tables import write
 from tests.support.toy_run import TINY
 
 LABELED = ("finetune", "supervised", "linear")
-ONE = [sys.executable]
-THREE = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
 EVERY_STEP = [f"--{s}.log_every_steps=1" for s in ("pretrain", "distill", *LABELED)]
 UNEVEN = [*EVERY_STEP, *(f"--{s}.batch_size=14" for s in LABELED)]
 
 
-def run(launcher: list[str], output: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [*launcher, "pipeline.py", *TINY, *UNEVEN, *options, f"--output={output}"]
-    return subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
-    )
+def one_of_three(rank: int, port: int, output: Path) -> None:
+    be_launched(rank, 3, port)
+    with open(output / f"printed{rank}", "w") as printed, redirect_stdout(printed):
+        assert pipeline.main([*TINY, *UNEVEN, f"--output={output}"]) == 0
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    outputs = {}
-    for name, launcher in (("one", ONE), ("three", THREE)):
-        outputs[name] = tmp_path_factory.mktemp(name)
-        finished = run(launcher, outputs[name])
-        assert finished.returncode == 0, finished.stderr
-        outputs[name + " printed"] = finished.stdout
+    outputs = {name: tmp_path_factory.mktemp(name) for name in ("one", "three")}
+    assert pipeline.main([*TINY, *UNEVEN, f"--output={outputs['one']}"]) == 0
+    fork(one_of_three, (free_port(), outputs["three"]), 3)
     return outputs
 
 
@@ -77,8 +70,10 @@ def test_same_losses_and_weights(runs):
 
 
 def test_every_line_is_printed_once(runs):
-    assert runs["three printed"].count("fine-tuned teacher") == 1
-    assert runs["three printed"].count("pretrain: 1,437 images") == 1
+    printed = [(runs["three"] / f"printed{rank}").read_text() for rank in range(3)]
+    assert printed[0].count("fine-tuned teacher") == 1
+    assert printed[0].count("pretrain: 1,437 images") == 1
+    assert printed[1:] == ["", ""]
 
 
 def test_same_table(runs):

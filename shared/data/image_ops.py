@@ -159,6 +159,14 @@ def crop_resize_photo(image: Tensor, box: Tensor, size: int | tuple[int, int]) -
     return F.interpolate(part, shape, mode="bicubic", antialias=True)
 
 
+def crop_share(height: int, width: int) -> float:
+    """Share of the shorter side that evaluation keeps: the reference's rule, by the view's size.
+
+    0.875, and 1 (no crop, and no resize where the image has that size) up to 32 pixels.
+    """
+    return 1.0 if max(height, width) <= 32 else 0.875
+
+
 def center_crop(
     images: Tensor,
     size: int | tuple[int, int],
@@ -170,8 +178,7 @@ def center_crop(
     Args:
         images: (B, C, H, W), uint8 in 0..255 or float in [0, 1].
         size: side of the output in pixels, or its (height, width).
-        proportion: share of the shorter side that is kept. None is the reference's rule: 0.875,
-            and 1 (no crop, and no resize where the image has that size) up to 32 pixels.
+        proportion: share of the shorter side that is kept. None is `crop_share` of the view.
         antialias: widen the filter when shrinking, as the views of training may do.
 
     Returns:
@@ -203,7 +210,7 @@ def _central_box(
     """(1, 4) int64 of y, x, height, width in pixels of the part that evaluation shows."""
     height, width = (size, size) if isinstance(size, int) else size
     if proportion is None:
-        proportion = 1.0 if max(height, width) <= 32 else 0.875
+        proportion = crop_share(height, width)
     H, W = images.shape[-2:]
     aspect = width / height
     if aspect > W / H:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from shared.data.image_ops import crop_share
 from shared.networks.build import load_classifier, load_contrastive
-from shared.networks.encoders import SMALL_IMAGE
 from shared.networks.heads import Classifier, ContrastiveModel
 from shared.runtime.artifacts import Meta, read_meta
 from shared.runtime.errors import UserError
@@ -78,7 +78,7 @@ class Source:
         size = self.meta["image_size"]
         return {
             "color": "RGB",
-            "crop_share": 1.0 if size <= SMALL_IMAGE else 0.875,  # as data/image_ops.center_crop
+            "crop_share": crop_share(size, size),
             "image_size": size,
             "resize": "bicubic",
             "cubic_coefficient": -0.5,

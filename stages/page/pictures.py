@@ -294,19 +294,24 @@ def accuracy_against_parameters(panels: Mapping[str, Sequence[Point]]) -> Figure
 
 
 def _count_axis(ax: Axes, counts: Sequence[int], title: str) -> None:
-    """A logarithmic axis whose ticks are the numbers that occur, as far as they do not touch."""
+    """A logarithmic axis whose ticks are the numbers that occur, as far as they do not touch.
+
+    It has no place for 0, which an edited run may hold.
+    """
+    counts = [count for count in counts if count > 0] or [1]
     ticks: list[int] = []
     spread = max(counts) / min(counts)
     for count in counts:
         if not ticks or count / ticks[-1] > max(spread**0.16, 1.1):
             ticks.append(count)
+    margin = max(spread**0.06, 1.15)
+    # the limits first: matplotlib warns of a logarithmic axis that has to find them among zeros
+    ax.set(xlim=(min(counts) / margin, max(counts) * margin), xlabel=title)
     ax.set_xscale("log")
     ax.set_xticks(ticks)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())
-    margin = max(spread**0.06, 1.15)
-    ax.set(xlim=(min(counts) / margin, max(counts) * margin), xlabel=title)
 
 
 def _accuracy_axis(ax: Axes) -> None:

@@ -1,6 +1,7 @@
 """Processes on CPU that a test has forked."""
 
 import os
+import socket
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,17 +19,29 @@ def fork(work: Callable, arguments: tuple, processes: int) -> None:
         mp.start_processes(work, arguments, nprocs=processes, start_method="fork")
 
 
-def join(rank: int, processes: int, folder: str) -> None:
-    """Meet the others in ``folder``, as accelerate expects to find a process that was launched."""
+def free_port() -> int:
+    with socket.socket() as any_socket:
+        any_socket.bind(("127.0.0.1", 0))
+        return any_socket.getsockname()[1]
+
+
+def be_launched(rank: int, processes: int, port: int = 0) -> None:
+    """Be as a launcher starts a process: a command meets the others at the port."""
     torch.set_num_threads(1)
     AcceleratorState._reset_state(True)  # that of the test
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": "0",
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
     }
+
+
+def join(rank: int, processes: int, folder: str) -> None:
+    """Meet the others in ``folder``, as accelerate expects to find a process that was launched."""
+    be_launched(rank, processes)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",

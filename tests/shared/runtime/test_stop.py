@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.multiprocessing import ProcessExitedException
 
 from shared.runtime import stop
 from shared.runtime.stop import StopRequest
+from tests.support.gloo import fork
 
-ROOT = Path(__file__).parents[3]
 SIGNALS = list(stop.SIGNALS)
 
 
@@ -37,24 +38,22 @@ def test_a_signal_is_remembered_until_one_listens_anew(number):
     assert not StopRequest.agreed(1)
 
 
+def ask_to_stop(rank: int, number: int, folder: Path) -> None:
+    StopRequest.listen()
+    signal.raise_signal(number)
+    signal.raise_signal(number)  # the same, passed on by a launcher
+    (folder / "lives").touch()
+    StopRequest._received_at -= 3
+    signal.raise_signal(number)
+    (folder / "still lives").touch()
+
+
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_second_signal_ends_the_process_at_once(number):
-    program = (
-        "import signal, sys\n"
-        "from shared.runtime.stop import StopRequest\n"
-        "StopRequest.listen()\n"
-        "number = int(sys.argv[1])\n"
-        "signal.raise_signal(number)\n"
-        "signal.raise_signal(number)\n"  # the same, passed on by a launcher
-        "print('lives', flush=True)\n"
-        "StopRequest._received_at -= 3\n"
-        "signal.raise_signal(number)\n"
-        "print('still lives', flush=True)\n"
-    )
-    command = [sys.executable, "-c", program, str(int(number))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout == "lives\n"
-    assert done.returncode == -number
+def test_the_second_signal_ends_the_process_at_once(number, tmp_path):
+    with pytest.raises(ProcessExitedException) as end:
+        fork(ask_to_stop, (number, tmp_path), 1)
+    assert end.value.exit_code == -number
+    assert [path.name for path in tmp_path.iterdir()] == ["lives"]
 
 
 class Clock:

@@ -58,7 +58,8 @@ def test_labels_worth_outside_of_what_is_known(top1, start):
 def test_interval():
     assert facts.wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert facts.accuracy([0.5], 10).low == pytest.approx(0.2366, abs=1e-4)
-    assert facts.accuracy([0.5], None).low == 0.5  # nothing known of the spread
+    for unknown in (None, 0):
+        assert facts.accuracy([0.5], unknown).low == 0.5  # nothing known of the spread
     two = facts.accuracy([0.5, 0.6], 10)
     assert (two.mean, two.over) == (0.55, "2 label draws")
     assert (two.low, two.high) == (0, 1)  # Student's t: 0.55 ± 0.64

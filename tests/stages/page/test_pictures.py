@@ -93,6 +93,17 @@ def test_accuracy_against_parameters_has_a_panel_per_label_set():
     assert {"fine-tuned", "distilled"} <= set(texts(figure))
 
 
+@pytest.mark.parametrize("counts", [[0], [0, 0], [0, 14]])
+def test_counts_of_zero_have_no_place_on_the_axis(counts):
+    points = [point("distill", count, 0.9) for count in counts]
+    for figure in (
+        pictures.label_efficiency({"distill": points}),
+        pictures.accuracy_against_parameters({"1%": points}),
+    ):
+        assert list(figure.axes[0].get_xticks()) == [max(1, *counts)]
+        assert pictures.svg(figure).startswith("<svg")
+
+
 @pytest.mark.parametrize("stage", METHODS)
 def test_learning_curves(stage):
     share = {"pretrain": "contrastive_top1", "distill": "agreement"}.get(stage, "top1")
