@@ -113,8 +113,8 @@ def test_a_bank_that_has_no_room_is_refused(monkeypatch):
 
 def test_it_learns(tmp_path):
     line = learn(tmp_path, "instances")
-    assert line["instances_top1"] > 0.5  # of 48 images: chance 0.02
-    assert learn(tmp_path / "nce", "instances-nce")["instances_top1"] > 0.2
+    assert line["instances_top1"] > 0.25  # of 48 images: chance 0.02
+    assert learn(tmp_path / "nce", "instances-nce")["instances_top1"] > 0.15
 
 
 def test_targets_are_positions():
