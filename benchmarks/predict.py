@@ -102,8 +102,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
             shares_of_rate.append(rate)
     print(
         f"{arguments.encoder}, {arguments.size} px, {number:,} images, {workers} workers: share of"
-        f" the loader's rate by CPU time {spread(shares_of_cpu)},"
-        f" on the wall {spread(shares_of_rate)}"
+        f" the loader's rate by CPU time {spread(shares_of_cpu)}, on the wall"
+        f" {spread(shares_of_rate)}"
     )
 
 

@@ -1,7 +1,7 @@
 """The tutorial ``docs/your-images.md`` as a notebook, and with output of a run on this machine.
 
     python docs/tutorial.py          # writes docs/your-images.ipynb
-    python docs/tutorial.py --run    # in the root of a checkout: runs all commands, about six
+    python docs/tutorial.py --run    # in the root of a checkout: runs all commands, about eight
                                      # minutes, and writes their output into the Markdown as well
 
 A block of ``bash`` or ``python`` is a command, and a block of ``text`` behind it what it printed.

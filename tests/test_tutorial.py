@@ -19,7 +19,7 @@ CODE = ("pipeline.py", "shared", "stages", "configs", "docs")
 # What depends on the networks, which differ from machine to machine: the choice, and its reasons.
 JUDGED = re.compile(
     r"\w+: (Deploy|For now, deploy): |Undecided: |Whether pretraining|Pretraining (paid|did)|note: "
-    "|.*not clearly"
+    "|.*not clearly|distill: .* epochs now|  classes of new images "
 )
 
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import coo_array, csr_array
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -158,7 +157,8 @@ def twins(pictures: np.ndarray, neighbours: np.ndarray) -> list[np.ndarray]:
 
     Two images are twins where one is among the ``NEIGHBOURS`` nearest of the other by features, and
     their small pictures, each with mean 0 and standard deviation 1, differ by at most ``SAME``; or
-    where these are equal. A twin of a twin is in the same group.
+    where these are equal. All images of a group are twins of one of them, so that a long chain of
+    images, each a little unlike the last, is no group. One whose twins are all in groups joins one.
 
     Args:
         pictures: (n, P), from `small_pictures`.
@@ -175,11 +175,31 @@ def twins(pictures: np.ndarray, neighbours: np.ndarray) -> list[np.ndarray]:
     leaders = [first.setdefault(digest, row) for row, digest in enumerate(digests)]
     equal = np.stack([np.arange(n), leaders])
     rows, columns = np.concatenate([*alike, equal], axis=1)
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(n, n))
-    group = connected_components(graph, directed=False)[1]
+    others = rows != columns
+    graph = coo_array(
+        (np.ones(others.sum()), (rows[others], columns[others])), shape=(n, n)
+    ).tocsr()
+    group = _stars(csr_array(graph + graph.T))
     order = np.argsort(group, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-    return [members for members in groups if len(members) > 1]
+    groups = [members for members in groups if group[members[0]] >= 0]
+    return sorted(groups, key=lambda members: members[0])
+
+
+def _stars(graph: csr_array) -> np.ndarray:
+    """Groups (n,) of the nodes of a symmetric graph: one with many neighbours, and these.
+
+    -1 where a node has no neighbour.
+    """
+    degree = np.diff(graph.indptr)
+    group = np.full(len(degree), -1)
+    for node in np.argsort(-degree, kind="stable")[: np.count_nonzero(degree)]:
+        if group[node] < 0:
+            near = graph.indices[graph.indptr[node] : graph.indptr[node + 1]]
+            free = near[group[near] < 0]
+            group[free] = node
+            group[node] = node if len(free) else group[near[0]]
+    return group
 
 
 def _look_alike(pictures: np.ndarray, pairs: np.ndarray, block: int = 4096) -> np.ndarray:

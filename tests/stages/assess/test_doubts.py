@@ -1,5 +1,7 @@
 """Confident learning on planted errors, tiny classes, twins, outliers."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,18 @@ def test_more_equal_pictures_than_neighbours_are_one_group():
     assert neighbours.shape == distances.shape == (40, NEIGHBOURS)
     assert not (neighbours == np.arange(40)[:, None]).any()
     assert groups(rows, neighbours) == [list(range(5, 35))]
+
+
+@pytest.mark.parametrize("length", [3, 4, 9, 60])
+def test_a_chain_of_images_is_no_group(length):
+    first, second = pictures(2) - 0.5
+    angle = 0.08 * np.arange(length, dtype="f4")[:, None]  # from one to the next: 0.08 deviations
+    rows = 0.5 + np.cos(angle) * first + np.sin(angle) * second
+    line = np.arange(length)
+    neighbours = np.stack([np.maximum(line - 1, 0), np.minimum(line + 1, length - 1)], axis=1)
+    found = groups(rows, neighbours)
+    assert sorted(itertools.chain(*found)) == line.tolist()
+    assert max(len(group) for group in found) <= 5
 
 
 @pytest.mark.parametrize("n", [2, 3, NEIGHBOURS + 1])
