@@ -27,7 +27,8 @@ def write(source: Source, path: Path) -> None:
                 f"encoder {source.meta['encoder']} cannot be written as TorchScript:"
                 f" {' '.join(str(error).split())[:200]}; choose --to onnx"
             ) from error
-        torch.jit.save(traced, path, _extra_files=source.notes())
+        # torch's own writer ends the process where the disk is full
+        path.write_bytes(traced.save_to_buffer(_extra_files=source.notes()))
 
 
 def load(path: Path) -> Function:

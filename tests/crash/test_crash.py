@@ -65,6 +65,15 @@ def test_every_command(name, mode, crash):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [1000, 30_000, 200_000])  # bytes
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_no_file_can_be_longer(name, size, crash):
+    """Also where a library writes around ``shim.c``."""
+    whole, _ = crash.points(name)
+    assert crash.interrupt(name, whole, (0, 2), size=size) == ""
+
+
+@pytest.mark.slow
 def test_of_two_processes_one_is_killed(crash):
     """The one that does not write; the writer is killed in the test above."""
     assert faults(crash, "two", ["other"], 24) == []
