@@ -149,6 +149,7 @@ SCENARIOS = {
     "pretrain": Scenario(lambda work: [["stages.pretrain", *TOY, f"--output={work}/runs"]]),
     "stages": Scenario(lambda work: [pipeline(work)]),
     "two": Scenario(lambda work: [pipeline(work)], processes=2),
+    "two in float32": Scenario(lambda work: [pipeline(work, "--precision=no")], processes=2),
     "table": Scenario(lambda work: [pipeline(work, f"--table={work}/mine.yaml")], with_table),
     "choice": Scenario(lambda work: [pipeline(work, "--labels=20suggested")], finished_run),
     "classical": Scenario(lambda work: [pipeline(work, "--classical.enabled=true")], finished_run),

@@ -12,7 +12,16 @@ pytestmark = pytest.mark.skipif(
     reason="the operations are numbered by a library for LD_PRELOAD, which gcc builds",
 )
 # Every so many-th point in the slow test, 600 in all. `python -m tests.crash.crash` takes all.
-EVERY = {"stages": 3, "two": 12, "table": 24, "choice": 8, "cache": 8, "assess": 16, "classical": 6}
+EVERY = {
+    "stages": 3,
+    "two": 12,
+    "two in float32": 48,
+    "table": 24,
+    "choice": 8,
+    "cache": 8,
+    "assess": 16,
+    "classical": 6,
+}
 
 
 @pytest.fixture(scope="module")
