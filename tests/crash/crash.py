@@ -350,7 +350,7 @@ class Crash:
                 for operation in operations
                 if not MODES[mode].kinds or operation.split()[1] in MODES[mode].kinds
             ]
-            for operation in chosen[first - 1 :: every]:
+            for operation in chosen[min(first, len(chosen)) - 1 :: every]:
                 yield mode, operation, self.crash(name, whole, mode, int(operation.split()[0]))
 
 
