@@ -414,7 +414,7 @@ def test_full_disk_in_the_middle_of_training(capfd, tmp_path, photos, monkeypatc
         patch.setattr(tensors, "save_file", full)
         message = refused(capfd, pretrain.main, *arguments)
     assert "No space left on device" in message
-    assert "it goes on from the last checkpoint" in message
+    assert "goes on from the last checkpoint" in message
     state = tmp_path / "full/r/pretrain/state"
     assert [file.name for file in state.iterdir()] == ["000000002.safetensors"]
     assert not list((tmp_path / "full").rglob("*.tmp"))

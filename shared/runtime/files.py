@@ -73,8 +73,9 @@ def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) ->
         into_place(path, write)
     except OSError as error:
         raise CannotWriteError(
-            f"cannot write {path}: {error}; make room or choose another --output, then run the"
-            " same command again (without --force): it goes on from the last checkpoint"
+            f"cannot write {path}: {error}; make room or choose another folder, then run the same"
+            " command again (without --force): what is finished stays, and training goes on from"
+            " the last checkpoint"
         ) from error
 
 

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared.runtime.artifacts import read_meta
-from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.errors import CannotWriteError, CommandParser, UserError, exit_code_2
 from shared.runtime.files import clean, temporary_folder
 from shared.runtime.lock import held
 from shared.runtime.media import say, say_block
 from stages.export import onnx_file, timm_folder, torchscript
 from stages.export.images import Function, RealImages, accuracies, check, open_images
 from stages.export.network import Source, load
+
+ADVICE = "choose another -o"
 
 
 class Format(NamedTuple):
@@ -78,11 +80,10 @@ def export(
     form.require()
     read_meta(path)  # before a lock is made beside what is no artifact
     out = path / form.name if out is None else out
-    advice = "choose another -o"
     _require_free(out, to)
     # no stage may make the artifact anew meanwhile
-    stage = held(path.resolve(), advice=advice) if out.parent == path else nullcontext()
-    with stage, held(out, advice=advice):
+    stage = held(path.resolve(), advice=ADVICE) if out.parent == path else nullcontext()
+    with stage, held(out, advice=ADVICE):
         _require_free(out, to)  # another export may have ended just now
         source = load(path, layer)
         if int8 and not source.classes:
@@ -113,7 +114,7 @@ def _write(source: Source, form: Format, images: RealImages, out: Path, int8: bo
             if int8:
                 new.with_suffix(".int8.onnx").replace(out.with_suffix(".int8.onnx"))
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error}; choose another -o") from error
+        raise CannotWriteError(f"cannot write {out}: {error}; make room or {ADVICE}") from error
     return lines
 
 
@@ -122,9 +123,7 @@ def _require_free(out: Path, to: str) -> None:
     if to == "timm":
         earlier = {"config.json", "model.safetensors"}
         if out.exists() and not (out.is_dir() and {f.name for f in out.iterdir()} <= earlier):
-            raise UserError(
-                f"{out} exists and is no folder of an earlier export; choose another -o"
-            )
+            raise UserError(f"{out} exists and is no folder of an earlier export; {ADVICE}")
     elif out.is_dir():
         raise UserError(f"{out} is a folder; -o names the file to write")
 

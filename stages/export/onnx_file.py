@@ -104,7 +104,11 @@ def load(path: Path) -> Function:
 
 
 def quantize(source: Source, path: Path, out: Path) -> None:
-    """Write the file with weights in 8 bits; activations are rounded to 8 bits as they come."""
+    """Write the file with weights in 8 bits; activations are rounded to 8 bits as they come.
+
+    Raises:
+        UserError: onnxruntime cannot do it.
+    """
     import onnx
     from onnxruntime import quantization
 
@@ -113,6 +117,13 @@ def quantize(source: Source, path: Path, out: Path) -> None:
         # unsigned, because onnxruntime's convolution on CPUs takes no other
         kind = quantization.QuantType.QUInt8
         quantization.quantize_dynamic(path, out, per_channel=True, weight_type=kind)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # of many kinds; also where its copy in between had no room
+        raise UserError(
+            f"onnxruntime cannot write the weights in 8 bits: {' '.join(str(error).split())[:200]};"
+            " make room, or leave --int8 out"
+        ) from error
     finally:
         logging.disable(logging.NOTSET)
     model = onnx.load(out)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data.config import resolve_data_config
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ def write(source: Source, path: Path) -> None:
 
     Raises:
         UserError: timm's network of this name has no place for a layer of ours.
+        OSError: the disk is full or not writable.
     """
     name, size = source.meta["encoder"], source.meta["image_size"]
     head = len(source.model.layers) if isinstance(source.model, Classifier) else 0
@@ -42,7 +44,10 @@ def write(source: Source, path: Path) -> None:
     model.load_state_dict(_with_classifier(source, model))
     model.pretrained_cfg = _configuration(source, model)
     labels = {"label_names": source.classes} if source.classes else {}
-    save_for_hf(model, str(path), labels, options, safe_serialization=True)
+    try:
+        save_for_hf(model, str(path), labels, options, safe_serialization=True)
+    except SafetensorError as error:  # so it says that the disk is full, too
+        raise OSError(str(error)) from error
 
 
 def _with_classifier(source: Source, model: nn.Module) -> dict[str, Tensor]:

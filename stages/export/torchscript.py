@@ -1,6 +1,7 @@
 """TorchScript: one file for ``torch.jit.load``, in Python or C++, without this code."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -27,7 +28,9 @@ def write(source: Source, path: Path) -> None:
                 f"encoder {source.meta['encoder']} cannot be written as TorchScript:"
                 f" {' '.join(str(error).split())[:200]}; choose --to onnx"
             ) from error
-        torch.jit.save(traced, path, _extra_files=source.notes())
+        content = BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.jit.save(traced, content, _extra_files=source.notes())
+        path.write_bytes(content.getbuffer())
 
 
 def load(path: Path) -> Function:

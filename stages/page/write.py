@@ -77,7 +77,7 @@ def write_page(folder: Path, pictures_folder: Path | None = None) -> Path:
     page = compose(read_run(folder))
     path = folder / "page.html"
     html = render(page)
-    with held(path, patience=SHORT):
+    with held(path, SHORT, advice="copy the folder of the run elsewhere"):
         clean(folder)
         write_atomically(path, html)
         if pictures_folder:

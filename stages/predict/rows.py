@@ -379,8 +379,8 @@ class RowFile:
 
     def _cannot_write(self, error: OSError) -> UserError:
         return UserError(
-            f"cannot write {self.path}: {error.strerror}; make room or choose another -o: the same"
-            " command goes on with the rows that are there"
+            f"cannot write {self.path}: {error.strerror or error}; make room or choose another -o:"
+            " the same command goes on with the rows that are there"
         )
 
 

@@ -226,7 +226,7 @@ def suggest(
     accelerator.print(rule(by, len(labeled.rows), classifier))
     chosen = ids[in_order_of_worth(rows, known, budget, by, config.seed, margin)]
     if accelerator.is_main_process:
-        with held(file):
+        with held(file, advice="choose another --out"):
             require_nothing_lost(file, kept)  # it may be another by now
             write(file, config, images, kept, chosen)
     accelerator.print(next_command(config, file, budget, test))

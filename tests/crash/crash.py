@@ -149,6 +149,7 @@ SCENARIOS = {
     "pretrain": Scenario(lambda work: [["stages.pretrain", *TOY, f"--output={work}/runs"]]),
     "stages": Scenario(lambda work: [pipeline(work)]),
     "two": Scenario(lambda work: [pipeline(work)], processes=2),
+    "two in float32": Scenario(lambda work: [pipeline(work, "--precision=no")], processes=2),
     "table": Scenario(lambda work: [pipeline(work, f"--table={work}/mine.yaml")], with_table),
     "choice": Scenario(lambda work: [pipeline(work, "--labels=20suggested")], finished_run),
     "classical": Scenario(lambda work: [pipeline(work, "--classical.enabled=true")], finished_run),
@@ -295,19 +296,31 @@ class Crash:
 
     def crash(self, name: str, whole: dict[str, Any], mode: str, point: int) -> str:
         """End a scenario at a point, and run it again: what is wrong then, or nothing."""
-        scenario, work = SCENARIOS[name], self._begin(name)
-        commands, several = scenario.commands(work), {"processes": scenario.processes}
         happens = MODES[mode]
         event = {"event": happens.event, "code": happens.error, "point": point}
-        ended = self.run(work, commands, **event, **several)
-        code = ended["codes"][0]
-        errors = ended["err"].splitlines()
+        return self.interrupt(name, whole, happens.codes, **event)
+
+    def interrupt(
+        self, name: str, whole: dict[str, Any], allowed: tuple[int, ...], **options: object
+    ) -> str:
+        """Run a scenario in a bad way, and again in a good one: what is wrong, or nothing.
+
+        Args:
+            name: of the scenario.
+            whole: the files of a whole run.
+            allowed: exit codes of the first run; none allow any, and any number of errors.
+            options: of the first run, as `run` has them.
+        """
+        scenario, work = SCENARIOS[name], self._begin(name)
+        commands, several = scenario.commands(work), {"processes": scenario.processes}
+        ended = self.run(work, commands, **options, **several)
+        code, errors = ended["codes"][0], ended["err"].splitlines()
         lines = [line for line in errors if line.startswith("error: ")]
         if "Traceback" in ended["err"]:
             return f"traceback: {errors[-1]}"
-        if happens.codes and code not in happens.codes:
+        if allowed and code not in allowed:
             return f"exit codes {ended['codes']}: {ended['err'][-300:]}"
-        if code == 2 and mode != "other" and len(lines) != 1:
+        if allowed and code == 2 and len(lines) != 1:
             return f"not one line: {ended['err']!r}"
         again = self.run(work, commands, **several)
         if any(again["codes"]):
@@ -337,7 +350,7 @@ class Crash:
                 for operation in operations
                 if not MODES[mode].kinds or operation.split()[1] in MODES[mode].kinds
             ]
-            for operation in chosen[first - 1 :: every]:
+            for operation in chosen[min(first, len(chosen)) - 1 :: every]:
                 yield mode, operation, self.crash(name, whole, mode, int(operation.split()[0]))
 
 

@@ -36,8 +36,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         request: ``commands``, a list of module and arguments; ``watch``, a folder; ``processes``;
             ``event`` and ``point``, what happens at which file operation, ``code``, the errno of
             what fails, and ``rank``, in which process; ``seconds``, after which all are killed;
-            ``log``, a file of all operations; ``files``, a limit on open files; ``environ``,
-            further variables.
+            ``log``, a file of all operations; ``files`` and ``size``, limits on open files and on
+            their bytes; ``environ``, further variables.
 
     Returns:
         ``codes`` of the processes, negative where a signal ended them, and what they printed.
@@ -119,6 +119,8 @@ def _be(rank: int, port: int, request: dict[str, Any], folder: Path, other: int)
             log = os.open(f"{request['log']}{rank or ''}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         if "files" in request:
             resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"],) * 2)
+        if "size" in request:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["size"],) * 2)
         os.environ |= request.get("environ", {})
         SHIM.crash_watch(os.fsencode(request["watch"]), log)
         if "event" in request and rank == request.get("rank", 0):
@@ -131,6 +133,7 @@ def _be(rank: int, port: int, request: dict[str, Any], folder: Path, other: int)
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else 1
     except BaseException:
+        code = 1
         traceback.print_exc()
     finally:
         atexit._run_exitfuncs()

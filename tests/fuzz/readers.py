@@ -10,6 +10,7 @@ import json
 import math
 import os
 import struct
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -59,6 +60,7 @@ from tests.support.tensorflow_files import message, object_graph, write_tensors
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 TINY = "simclr_resnet8_1x_sk0"
 KINDS = ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "AVIF"]
+ON_ERROR = ("stop", "skip")
 KINDS = [kind for kind in KINDS if kind != "AVIF" or features.check("avif")]
 
 
@@ -154,13 +156,13 @@ def labels_of_photos(rng: Random, folder: Path) -> None:
     if suffix == "txt":
         read_text(file)
     else:
-        check_splits(opened(rng, folder / "p", str(file)))
+        check_splits(opened(rng.choice(ON_ERROR), folder / "p", str(file)))
 
 
 def image_names(rng: Random, folder: Path) -> None:
     """The file of a run that names its images."""
     photos(folder / "p")
-    images = opened(rng, folder / "p").train
+    images = opened(rng.choice(ON_ERROR), folder / "p").train
     write_names(folder / "images.csv", images)
     content = (folder / "images.csv").read_bytes()
     kind = rng.randrange(8)
@@ -175,7 +177,7 @@ def image_names(rng: Random, folder: Path) -> None:
 
 
 def metadata(rng: Random, folder: Path) -> None:
-    names = photos(folder / "p", ("0.png", "1.png", "sub/2.png"))
+    names = begin_metadata(folder)
     kind = rng.choice(["csv", "jsonl", "parquet"])
     file = folder / f"p/metadata.{kind}"
     if kind == "csv":
@@ -189,7 +191,15 @@ def metadata(rng: Random, folder: Path) -> None:
     else:
         content = parquet_bytes(rng, {"file_name": names, "label": column(rng, len(names))})
     file.write_bytes(content)
-    check_splits(opened(rng, folder / "p"))
+    read_photos(folder, rng.choice(ON_ERROR))
+
+
+def begin_metadata(folder: Path) -> list[str]:
+    return photos(folder / "p", ("0.png", "1.png", "sub/2.png"))
+
+
+def read_photos(folder: Path, on_error: str) -> None:
+    check_splits(opened(on_error, folder / "p"))
 
 
 # --------------------------------------------------------------------------------------- images
@@ -205,9 +215,8 @@ def check_splits(splits: Splits) -> None:
                 assert images.decode(i).shape[0] == 3
 
 
-def opened(rng: Random, train: Path, labels: str = "1pct") -> Splits:
+def opened(on_error: str, train: Path, labels: str = "1pct") -> Splits:
     OPENED.clear()
-    on_error = rng.choice(["stop", "skip"])
     data = Data(train=str(train), on_error=on_error, workers=0, image_size=8)
     return open_data(data, LabelSet.parse(labels))
 
@@ -216,14 +225,14 @@ def damaged_image(rng: Random, folder: Path) -> None:
     photos(folder / "p")
     kind = rng.choice(KINDS)
     (folder / f"p/a/x.{kind.lower()}").write_bytes(hostile.damaged(rng, encoded(kind)))
-    check_splits(opened(rng, folder / "p"))
+    check_splits(opened(rng.choice(ON_ERROR), folder / "p"))
 
 
 def predicted_image(rng: Random, folder: Path) -> None:
     names = [hostile.name(rng) for _ in range(3)]
     for name in names:
         hostile.odd_entry(rng, folder, name, a_picture(rng))
-    data = Data(on_error=rng.choice(["stop", "skip"]))
+    data = Data(on_error=rng.choice(ON_ERROR))
     images = open_images([os.fsdecode(name) for name in names], data)
     for i in range(len(images)):
         images.decode(i)
@@ -236,7 +245,9 @@ def tree(rng: Random, folder: Path) -> None:
     for _ in range(rng.randrange(1, 6)):
         content = rng.choice([a_picture(rng), hostile.text(rng).encode(), b""])
         hostile.odd_entry(rng, folder / "p", hostile.name(rng), content)
-    check_splits(opened(rng, folder / rng.choice(["p", "p", "p", "p/train", "p/x.parquet"])))
+    check_splits(
+        opened(rng.choice(ON_ERROR), folder / rng.choice(["p", "p", "p", "p/train", "p/x.parquet"]))
+    )
 
 
 # -------------------------------------------------------------------------------------- parquet
@@ -292,9 +303,17 @@ def parquet_bytes(rng: Random, columns: dict[str, Any]) -> bytes:
     return hostile.damaged(rng, file.getvalue()) if rng.random() < 0.2 else file.getvalue()
 
 
-def parquet_file(rng: Random, folder: Path) -> None:
+def begin_parquet(folder: Path) -> None:
     photos(folder, ["beside.png"])
     os.mkfifo(folder / "pipe")
+
+
+def read_parquet(folder: Path, on_error: str) -> None:
+    check_splits(opened(on_error, folder / "t.parquet"))
+
+
+def parquet_file(rng: Random, folder: Path) -> None:
+    begin_parquet(folder)
     n = rng.choice([1, 4, 9])
     names = rng.choice([("image", "label"), ("img", "class"), ("image", "image2"), ("x", "y")])
     columns = dict(zip(names, [image_column(rng, n), column(rng, n)], strict=True))
@@ -303,7 +322,7 @@ def parquet_file(rng: Random, folder: Path) -> None:
         images = open_images([str(folder / "t.parquet")], Data(on_error="skip"))
         assert len(images) == n
     else:
-        check_splits(opened(rng, folder / "t.parquet"))
+        read_parquet(folder, rng.choice(ON_ERROR))
 
 
 # ---------------------------------------------------------------------------- artifacts and runs
@@ -320,16 +339,16 @@ def artifact_files() -> dict[str, bytes]:
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
 
 
-def meta(rng: Random, folder: Path) -> None:
-    files = artifact_files()
-    write_files(folder / "c", files)
-    content = hostile.json_text(rng, json.loads(files["meta.json"]))
-    (folder / "c/meta.json").write_bytes(content)
+def begin_artifact(folder: Path) -> None:
+    write_files(folder / "c", artifact_files())
+
+
+def read_artifact(folder: Path) -> None:
     imported(folder / "c")
     read_meta(folder / "c", "classifier")
     probabilities, classes = Predictor(folder / "c", workers=0, device="cpu")([PIXELS])
@@ -337,12 +356,18 @@ def meta(rng: Random, folder: Path) -> None:
     assert np.isfinite(probabilities).all()
 
 
+def meta(rng: Random, folder: Path) -> None:
+    begin_artifact(folder)
+    file = folder / "c/meta.json"
+    file.write_bytes(hostile.json_text(rng, json.loads(file.read_text())))
+    read_artifact(folder)
+
+
 def weights(rng: Random, folder: Path) -> None:
-    files = artifact_files()
-    write_files(folder / "c", files)
-    (folder / "c/model.safetensors").write_bytes(damaged_tensors(rng, files["model.safetensors"]))
-    probabilities, _ = Predictor(folder / "c", workers=0, device="cpu")([PIXELS])
-    assert np.isfinite(probabilities).all()
+    begin_artifact(folder)
+    file = folder / "c/model.safetensors"
+    file.write_bytes(damaged_tensors(rng, file.read_bytes()))
+    read_artifact(folder)
 
 
 def damaged_tensors(rng: Random, whole: bytes) -> bytes:
@@ -359,16 +384,31 @@ def damaged_tensors(rng: Random, whole: bytes) -> bytes:
     return hostile.damaged(rng, whole)
 
 
-def state(rng: Random, folder: Path) -> None:
-    release_all()  # of the case before, whose folder is gone
+def stopped_stage(folder: Path) -> tuple[StageFolder, torch.nn.Linear, torch.optim.AdamW]:
     model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
     settings = {"stage": "finetune", "x": 1}
     stage = StageFolder(folder / "r/s", settings, force=False, accelerator=process())
+    return stage, model, torch.optim.AdamW(model.parameters())
+
+
+def begin_state(folder: Path) -> None:
+    release_all()  # of the case before, whose folder is gone
+    stage, model, optimizer = stopped_stage(folder)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
     stage.start("seed: 0\n")
     stage.save_state(5, 1.0, model, optimizer)
+
+
+def read_state(folder: Path) -> None:
+    stage, model, optimizer = stopped_stage(folder)
+    step, seconds = stage.load_state(model, optimizer)
+    assert step in (0, 5)
+    assert math.isfinite(seconds)
+
+
+def state(rng: Random, folder: Path) -> None:
+    begin_state(folder)
     (file,) = (folder / "r/s/state").iterdir()
     if rng.random() < 0.3:
         settings_file = folder / "r/s/settings.json"
@@ -382,10 +422,7 @@ def state(rng: Random, folder: Path) -> None:
         file.write_bytes(safetensors_bytes(tensors, notes))
     else:
         file.write_bytes(damaged_tensors(rng, file.read_bytes()))
-    again = StageFolder(folder / "r/s", settings, force=False, accelerator=process())
-    step, seconds = again.load_state(model, optimizer)
-    assert step in (0, 5)
-    assert math.isfinite(seconds)
+    read_state(folder)
 
 
 @cache
@@ -401,11 +438,13 @@ def run_files() -> dict[str, bytes]:
         return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
+def begin_run(folder: Path) -> None:
+    write_files(folder / "r", run_files())
+
+
 def a_run(rng: Random, folder: Path, ending: str) -> Path:
     """The run with one of its files changed."""
-    for name, content in run_files().items():
-        (folder / "r" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "r" / name).write_bytes(content)
+    begin_run(folder)
     file = folder / "r" / rng.choice([name for name in run_files() if name.endswith(ending)])
     kind = rng.randrange(8)
     if kind == 0:
@@ -418,25 +457,38 @@ def a_run(rng: Random, folder: Path, ending: str) -> Path:
     return folder / "r"
 
 
-def results(rng: Random, folder: Path) -> None:
-    run = a_run(rng, folder, "meta.json")
-    rows = collect(run)
+def read_results(folder: Path) -> None:
+    rows = collect(folder / "r")
     assert results_text(rows).count("\n") < 100
-    advice_text(run, rows)
+    advice_text(folder / "r", rows)
 
 
-def metrics(rng: Random, folder: Path) -> None:
-    run = a_run(rng, folder, "metrics.jsonl")
+def results(rng: Random, folder: Path) -> None:
+    a_run(rng, folder, "meta.json")
+    read_results(folder)
+
+
+def read_metrics(folder: Path) -> None:
     for stage in ("pretrain", "finetune-1pct-seed0", "distill-1pct-seed0"):
-        for line in read_log(run / stage)[0]:
+        for line in read_log(folder / "r" / stage)[0]:
             assert "step" in line
 
 
+def metrics(rng: Random, folder: Path) -> None:
+    a_run(rng, folder, "metrics.jsonl")
+    read_metrics(folder)
+
+
+def read_assessed(folder: Path) -> None:
+    stage = folder / "r/assess-1pct-seed0"
+    read_assessment(stage)
+    read_arrays(stage)
+    read_predictions(stage)
+
+
 def assessment(rng: Random, folder: Path) -> None:
-    run = a_run(rng, folder, rng.choice(["assess.json", "assess.npz"]))
-    read_assessment(run / "assess-1pct-seed0")
-    read_arrays(run / "assess-1pct-seed0")
-    read_predictions(run / "assess-1pct-seed0")
+    a_run(rng, folder, rng.choice(["assess.json", "assess.npz"]))
+    read_assessed(folder)
 
 
 def page(rng: Random, folder: Path) -> None:
@@ -449,17 +501,22 @@ def cells(rng: Random, folder: Path) -> None:
     at = rng.randrange(len(lines))
     lines[at] = hostile.json_text(rng, json.loads(lines[at]))
     (folder / "cells.jsonl").write_bytes(b"\n".join(lines))
+    read_lines_of_cells(folder)
+
+
+def read_lines_of_cells(folder: Path) -> None:
     read_cells(folder / "cells.jsonl")
 
 
 def table_text(rng: Random, folder: Path) -> None:
     """A table whose names are hostile, in all its forms."""
-    row = hostile.text(rng) or "a"
-    lines = [{**x, "row": row if x["row"] == "a" else x["row"]} for x in toy_lines()]
-    lines[-1] |= {"status": "failed", "message": hostile.text(rng), "result": {}}
-    own = {row if key == "a" else key: options for key, options in TOY.rows.items()}
-    from dataclasses import replace
+    write_table(folder, hostile.text(rng) or "a", hostile.text(rng))
 
+
+def write_table(folder: Path, row: str, message: str) -> None:
+    lines = [{**x, "row": row if x["row"] == "a" else x["row"]} for x in toy_lines()]
+    lines[-1] |= {"status": "failed", "message": message, "result": {}}
+    own = {row if key == "a" else key: options for key, options in TOY.rows.items()}
     texts = render(summarize(replace(TOY, rows=own, against=row, worth=row), lines), lines)
     for kind in ("txt", "md", "tex"):
         assert printable_lines(texts[kind]) == texts[kind]
@@ -519,9 +576,13 @@ def timm(rng: Random, folder: Path) -> None:
     notes = {"architecture": TINY, "pretrained_cfg": {"mean": [0.5] * 3, "input_size": [3, 8, 8]}}
     (folder / "config.json").write_bytes(hostile.json_text(rng, notes))
     (folder / "model.safetensors").write_bytes(damaged_tensors(rng, tiny_weights()))
-    source = rng.choice([str(folder), str(folder / "model.safetensors"), hostile.text(rng)])
-    published = find(source)
-    assert published.config is not None
+    find_weights(
+        folder, rng.choice([str(folder), str(folder / "model.safetensors"), hostile.text(rng)])
+    )
+
+
+def find_weights(folder: Path, source: str) -> None:
+    assert find(source).config is not None
 
 
 def published(rng: Random, folder: Path) -> None:
@@ -550,12 +611,14 @@ class Evil:
 
 
 # ---------------------------------------------------------------------------------- predictions
+ROWS = pa.schema([("file", pa.string()), ("label", pa.string())])
+
+
 def predictions(rng: Random, folder: Path) -> None:
     suffix = rng.choice(list(FORMS))
-    schema = pa.schema([("file", pa.string()), ("label", pa.string())])
     names = [hostile.text(rng).encode("utf-8", "replace").decode() for _ in range(3)]
-    batch = pa.record_batch([names, names], schema=schema)
-    rows = RowFile(folder / f"p{suffix}", schema, {"x": 1})
+    batch = pa.record_batch([names, names], schema=ROWS)
+    rows = RowFile(folder / f"p{suffix}", ROWS, {"x": 1})
     rows.append(batch)
     if rng.random() < 0.5:
         rows.finish()
@@ -566,8 +629,12 @@ def predictions(rng: Random, folder: Path) -> None:
     file.write_bytes(
         hostile.json_text(rng, json.loads(content)) if is_json else hostile.damaged(rng, content)
     )
-    again = RowFile(folder / f"p{suffix}", schema, {"x": 1})
-    assert set(again.missing(["new.png", *names])) >= {0}
+    go_on_predicting(folder, suffix, *names)
+
+
+def go_on_predicting(folder: Path, suffix: str, *names: str) -> None:
+    rows = RowFile(folder / f"p{suffix}", ROWS, {"x": 1})
+    assert set(rows.missing(["new.png", *names])) >= {0}
 
 
 READERS = {

@@ -6,6 +6,8 @@ exception, five seconds of computing, twenty of waiting, or a file that was writ
     pytest tests/fuzz                 the default run's cases
     pytest -m slow tests/fuzz         all of them
     FUZZ_SEEDS=1000:2000 pytest -m slow tests/fuzz    others
+
+What once was no answer is kept in ``found.json`` (``found.py`` adds to it), each with its bytes.
 """
 
 import hashlib
@@ -13,7 +15,9 @@ import json
 import os
 import signal
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from shutil import rmtree
@@ -26,25 +30,10 @@ from hypothesis import strategies as st
 from shared.config.labelset import LabelSet
 from shared.runtime.errors import UserError
 from shared.runtime.media import one_line, printable
-from tests.fuzz import hostile
+from tests.fuzz import found, hostile
 from tests.fuzz.readers import READERS, encoded
 
 FEW, MANY = 12, 90  # cases of each reader: in the default run, and of all
-# What was no answer once: reader -> seeds. Each stays.
-FOUND = {
-    "metadata": [1, 4, 30],
-    "parquet_file": [71, 75],
-    "meta": [10, 31, 33, 35, 36],
-    "weights": [14, 15],
-    "state": [9, 21],
-    "results": [7, 17],
-    "metrics": [10],
-    "assessment": [35, 38],
-    "cells": [25],
-    "table_text": [13, 37],
-    "timm": [2, 36, 39],
-    "predictions": [24, 25, 34],
-}
 
 
 class Hang(BaseException):
@@ -81,8 +70,13 @@ def hashes(folder: Path) -> dict[str, str]:
 ACCEPTED, REFUSED = "accepted", "refused"
 
 
-def judge(reader: str, rng: Random, base: Path) -> str:
-    """``ACCEPTED`` or ``REFUSED``; else what is wrong with the answer to one case."""
+def judge(read: Callable[[Path], None], base: Path) -> str:
+    """``ACCEPTED`` or ``REFUSED``; else what is wrong with the answer to one case.
+
+    Args:
+        read: reads in an empty folder, which is the current one, what it may have made there.
+        base: where the folder is made.
+    """
     answer = ACCEPTED
     folder, outside = base / "in", base / "outside"
     rmtree(folder, ignore_errors=True)
@@ -94,7 +88,7 @@ def judge(reader: str, rng: Random, base: Path) -> str:
     try:
         with patience(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # those of decoders, on damaged files
-            READERS[reader](rng, folder)
+            read(folder)
     except UserError as error:
         answer = REFUSED
         if printable(line := one_line(error)) != line or len(line) > 2100 or not line:
@@ -113,7 +107,9 @@ def judge(reader: str, rng: Random, base: Path) -> str:
 
 
 def answers(reader: str, seeds, base: Path) -> dict[int, str]:
-    return {seed: judge(reader, Random(f"{reader} {seed}"), base) for seed in seeds}
+    return {
+        seed: judge(partial(READERS[reader], Random(f"{reader} {seed}")), base) for seed in seeds
+    }
 
 
 def faults(judged: dict[int, str]) -> dict[int, str]:
@@ -164,9 +160,25 @@ def test_what_is_not_damaged_is_accepted(reader, tmp_path, monkeypatch):
     assert faults(judged) == {}
 
 
-@pytest.mark.parametrize("reader", FOUND)
-def test_what_was_found_once(reader, tmp_path):
-    assert faults(answers(reader, FOUND[reader], tmp_path)) == {}
+@pytest.mark.parametrize("case", found.cases(), ids=lambda case: case["reader"])
+def test_what_was_found_once(case, tmp_path):
+    assert judge(partial(found.read, case), tmp_path) in (ACCEPTED, REFUSED)
+
+
+def test_what_is_found_is_kept_as_it_is(tmp_path):
+    """A reader that makes nothing of its seeds any more changes no case that is kept."""
+    made = {"meta": 33, "weights": 14, "results": 7, "metrics": 10}
+    for reader, seed in made.items():
+        judge(partial(READERS[reader], Random(f"{reader} {seed}")), tmp_path / "made")
+        judge(partial(found.read, found.keep(reader, str(seed), "")), tmp_path / "kept")
+        contents = [
+            {
+                str(path.relative_to(tmp_path / top)): path.read_bytes() if path.is_file() else None
+                for path in sorted((tmp_path / top).rglob("*"))
+            }
+            for top in ("made", "kept")
+        ]
+        assert contents[0] == contents[1]
 
 
 @pytest.mark.slow
@@ -183,26 +195,24 @@ def test_hypothesis_finds_nothing_smaller(reader, tmp_path):
     @settings(deadline=None, max_examples=15, suppress_health_check=[*HealthCheck], database=None)
     @given(st.randoms(use_true_random=False))
     def search(rng):
-        assert judge(reader, rng, tmp_path) in (ACCEPTED, REFUSED)
+        assert judge(partial(READERS[reader], rng), tmp_path) in (ACCEPTED, REFUSED)
 
     search()
 
 
-def test_the_judge_refuses_what_it_should(tmp_path, monkeypatch):
+def test_the_judge_refuses_what_it_should(tmp_path):
     readers = {
-        "nothing": lambda rng, folder: None,
-        "refusal": lambda rng, folder: LabelSet.parse("0pct"),
-        "hang": lambda rng, folder: next(x for x in iter(int, 1) if x),
-        "outside": lambda rng, folder: (folder / "../outside/x").write_text("x"),
-        "defect": lambda rng, folder: [][0],
-        "endless": lambda rng, folder: (_ for _ in ()).throw(SystemExit(1)),
+        "nothing": lambda folder: None,
+        "refusal": lambda folder: LabelSet.parse("0pct"),
+        "hang": lambda folder: next(x for x in iter(int, 1) if x),
+        "outside": lambda folder: (folder / "../outside/x").write_text("x"),
+        "defect": lambda folder: [][0],
+        "endless": lambda folder: (_ for _ in ()).throw(SystemExit(1)),
     }
-    for name, reader in readers.items():
-        monkeypatch.setitem(READERS, name, reader)
-    assert judge("nothing", Random(0), tmp_path) == ACCEPTED
-    assert judge("refusal", Random(0), tmp_path) == REFUSED
-    assert judge("outside", Random(0), tmp_path / "a") == "a file outside was written"
-    assert judge("defect", Random(0), tmp_path / "b").startswith("IndexError")
-    assert judge("endless", Random(0), tmp_path / "c") == "exit code 1"
+    assert judge(readers["nothing"], tmp_path) == ACCEPTED
+    assert judge(readers["refusal"], tmp_path) == REFUSED
+    assert judge(readers["outside"], tmp_path / "a") == "a file outside was written"
+    assert judge(readers["defect"], tmp_path / "b").startswith("IndexError")
+    assert judge(readers["endless"], tmp_path / "c") == "exit code 1"
     with pytest.raises(Hang), patience(computing=0.2):
-        readers["hang"](None, None)
+        readers["hang"](tmp_path)

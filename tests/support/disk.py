@@ -1,7 +1,10 @@
-"""A disk without room."""
+"""A disk without room, and files that may not grow."""
 
 import errno
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def fill_the_disk(monkeypatch, after: int = 0) -> None:
@@ -16,3 +19,14 @@ def fill_the_disk(monkeypatch, after: int = 0) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process can be longer: whichever library writes, the system refuses it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

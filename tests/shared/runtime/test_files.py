@@ -173,7 +173,7 @@ def test_full_disk_leaves_the_previous_version(tmp_path, monkeypatch):
         says = message(write_atomically, path, "new and longer")
     assert says.startswith(f"cannot write {path}")
     assert "No space left on device" in says
-    assert "make room or choose another --output, then run the same command again" in says
+    assert "make room or choose another folder, then run the same command again" in says
     assert path.read_text() == "old"
     assert files_below(tmp_path).keys() == {"a.json"}
 

@@ -5,6 +5,7 @@ import pytest
 from shared.runtime.errors import UserError
 from shared.runtime.lock import BusyError
 from stages.export import export as module
+from tests.support.disk import files_of_at_most
 from tests.support.exported import DIGITS, artifact, refused, run
 from tests.support.photo_run import files
 
@@ -71,6 +72,35 @@ def test_a_failed_export_leaves_what_was_there(student, monkeypatch, format_, fa
         monkeypatch.setitem(module.FORMATS, format_, broken)
     assert run(student, "--to", format_) == 2
     assert files(student) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--to", "torchscript"],
+        ["--to", "timm"],
+        pytest.param(["--to", "onnx", "--int8"], marks=pytest.mark.slow),
+    ],
+)
+def test_without_room_nothing_is_left(student, capfd, arguments):
+    """The libraries write in their own ways, and one ended the process."""
+    before = files(student)
+    with files_of_at_most(100_000):
+        assert run(student, *arguments) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: cannot write")
+    assert "File too large" in line
+    assert "make room or choose another -o" in line
+    assert files(student) == before
+
+
+@pytest.mark.slow
+def test_without_room_for_what_onnxruntime_writes_in_between(student, tmp_path):
+    source, whole = module.load(student, None), tmp_path / "model.onnx"
+    module.onnx_file.write(source, whole)
+    for room in (100, whole.stat().st_size // 2, whole.stat().st_size - 1000):
+        with files_of_at_most(room), pytest.raises((UserError, OSError)):
+            module.onnx_file.quantize(source, whole, tmp_path / "small.onnx")
 
 
 def test_the_example_of_another_place(student, tmp_path, capsys):
