@@ -10,8 +10,9 @@ cores may be shared. A ratio is taken within each turn, so that what slows the m
 slows both sides of it. lightly and solo-learn are installed into an environment of their own, which
 borrows torch from this one.
 
-Images are made on the spot. The laps are saved in benchmarks/results, with hardware, versions, date
-and commit, and the tables of docs/performance.md are written from there.
+Images are made on the spot. The laps are saved in benchmarks/results, a file for each kind of
+processor, with hardware, versions, date and commit, and the tables of docs/performance.md, one for
+each kind, are written from there.
 """
 
 import argparse
@@ -37,9 +38,17 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.photos import make_photos, make_small
+from shared.config.command import hardware_precision
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+RESULTS = ROOT / "benchmarks" / "results"
+KINDS = {  # of processors, by what makes their matrix products fast
+    "amx": "with AMX: bf16",
+    "avx512": "with AVX-512, without AMX: float32",
+    "avx2": "with AVX2: float32",
+    "other": "of other kinds",
+}
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 DOCUMENT = ROOT / "docs" / "performance.md"
 PEERS = ROOT / "benchmarks" / ".peers"  # their environment
 PACKAGES = ("lightly", "solo-learn")
@@ -68,7 +77,8 @@ class Measure:
         unit: as printed.
         value: of one lap.
         less: whether less is better.
-        targets: by contender, how many times better than it we want to be.
+        targets: by contender, how many times better than it we want to be on a processor with AMX.
+        plain: the same on the others.
         limit: what we do not want to be above.
     """
 
@@ -76,6 +86,7 @@ class Measure:
     value: Callable[[Record], float]
     less: bool = False
     targets: Mapping[str, float] | None = None
+    plain: Mapping[str, float] | None = None
     limit: float | None = None
 
     def ratio(self, ours: Record, other: Record) -> float:
@@ -84,22 +95,34 @@ class Measure:
         return b / a if self.less else a / b
 
 
-def rate(unit: str, **targets: float) -> tuple[Measure, ...]:
+def rate(
+    unit: str, targets: Mapping[str, float] | None = None, plain: Mapping[str, float] | None = None
+) -> tuple[Measure, ...]:
     """Items per CPU second."""
-    named = {name.replace("_", ":"): target for name, target in targets.items()}
-    return (Measure(f"{unit} / CPU s", lambda lap: lap["items"] / lap["cpu"], targets=named),)
+    value: Callable[[Record], float] = lambda lap: lap["items"] / lap["cpu"]  # noqa: E731
+    return (Measure(f"{unit} / CPU s", value, targets=targets, plain=plain),)
 
 
-def loss_measures(faster: float | None = None, leaner: float | None = None) -> tuple[Measure, ...]:
+def peers(factor: float) -> dict[str, float]:
+    """The same target for both."""
+    return dict.fromkeys(("lightly", "solo"), factor)
+
+
+def loss_measures(
+    faster: Mapping[str, float] | None = None,
+    leaner: Mapping[str, float] | None = None,
+    faster_plain: Mapping[str, float] | None = None,
+) -> tuple[Measure, ...]:
     """CPU time and memory of one forward and backward."""
-    both = [
-        {peer: target for peer in ("lightly", "solo")} if target else None
-        for target in (faster, leaner)
-    ]
     return (
-        Measure("CPU ms", lambda lap: 1000 * lap["cpu"] / lap["items"], True, both[0]),
-        Measure("MB extra at the peak", lambda lap: lap["extra_mb"], True, both[1]),
+        Measure("CPU ms", cpu_ms, True, faster, faster_plain),
+        Measure("MB extra at the peak", lambda lap: lap["extra_mb"], True, leaner, leaner),
     )
+
+
+def cpu_ms(lap: Record) -> float:
+    """CPU time of one item."""
+    return 1000 * lap["cpu"] / lap["items"]
 
 
 @dataclass(frozen=True)
@@ -116,22 +139,22 @@ LINES = {
     "step32": Line(
         "whole step, ResNet-18 with small-image stem, 32 px, batch 256, each as it recommends",
         THREE,
-        rate("images", lightly=2.8, solo=2.4),
+        rate("images", {"lightly": 2.8, "solo": 2.4}, peers(1.3)),
     ),
     "step32_bf16": Line(
         "the same, batch 64, peers given bf16 (solo-learn with channels_last)",
         (*THREE, "ours:bare"),
-        rate("images", lightly=1.25, solo=1.0, ours_bare=0.95),
+        rate("images", {"lightly": 1.25, "solo": 1.0, "ours:bare": 0.95}),
     ),
     "step224": Line(
         "whole step, ResNet-50, 224-px JPEGs, batch 8, 2 workers",
         (*THREE, "ours:bare"),
-        rate("images", lightly=2.2, solo=2.2),
+        rate("images", peers(2.2), peers(1.3)),
     ),
     "augment32": Line(
         "augmentation alone, 32 px",
         THREE,
-        rate("views", lightly=4.0, solo=4.0),
+        rate("views", peers(4), peers(8)),
     ),
     "load224": Line(
         "loading alone: JPEG to 224 px as in evaluation, 2 workers",
@@ -141,12 +164,12 @@ LINES = {
     "data224": Line(
         "loading + augmenting two views, 224-px JPEGs, 2 workers",
         (*THREE, "ours:gpu"),
-        rate("images", lightly=2.0, solo=2.0),
+        rate("images", peers(2), peers(2)),
     ),
     "data32": Line(
         "loading + augmenting two views, 32 px, in memory",
         THREE,
-        rate("images", lightly=5.0, solo=5.0),
+        rate("images", peers(5), peers(5)),
     ),
     "model32": Line(
         "model, loss and optimizer alone, ResNet-18 at 32 px, batch 64",
@@ -161,15 +184,22 @@ LINES = {
     "convolution": Line(
         "3 x 3 convolution of 512 channels on 4 x 4 maps, bf16, 128 views, forward and backward",
         ("ours", "ours:torch"),
-        (Measure("CPU ms", lambda lap: 1000 * lap["cpu"] / lap["items"], True),),
+        (Measure("CPU ms", cpu_ms, True),),
+    ),
+    "convolution_float32": Line(
+        "3 x 3 convolution of 256 channels on 8 x 8 maps, float32, 128 views, forward and backward",
+        ("ours", "ours:torch"),
+        (Measure("CPU ms", cpu_ms, True),),
     ),
     "loss1024": Line("loss alone, 1,024 embeddings of width 128", THREE, loss_measures()),
     "loss4096": Line("loss alone, 4,096 embeddings", THREE, loss_measures()),
-    "loss8192": Line("loss alone, 8,192 embeddings", THREE, loss_measures(4, 8)),
+    "loss8192": Line(
+        "loss alone, 8,192 embeddings", THREE, loss_measures(peers(4), peers(8), peers(6))
+    ),
     "teacher224": Line(
         "predictions of the frozen teacher, ResNet-50, 224 px, batch 16",
         ("ours", "ours:fp32"),
-        rate("images", ours_fp32=3.5),
+        rate("images", {"ours:fp32": 3.5}),
     ),
     "waiting32": Line(
         "share of the time in which a step at 32 px, batch 64, waits for data",
@@ -297,16 +327,26 @@ def circumstances(peers: bool) -> dict[str, Any]:
     }
 
 
+def kind() -> str:
+    """Of this processor: a key of `KINDS`, as torch and oneDNN may use it."""
+    if hardware_precision("cpu") == "bf16":
+        return "amx"
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    return capability if capability in KINDS else "other"
+
+
 def hardware() -> str:
-    """The processor in words."""
+    """The processor in words, and what was kept from using."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
     amx = ", AMX" if torch.cpu._is_amx_tile_supported() else ""
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    emulated = f", EMULATING {kind()} by {' '.join(limits)}" if limits else ""
     memory = psutil.virtual_memory().total / 2**30
-    return f"{model}{amx}, {os.cpu_count()} cores, {memory:.0f} GiB"
+    return f"{model}{amx}{emulated}, {os.cpu_count()} cores, {memory:.0f} GiB"
 
 
 def commit() -> str:
@@ -321,8 +361,13 @@ def commit() -> str:
 
 
 # ---------------------------------------------------------------------------------- tables
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown: median and range over the turns, for each line and contender."""
+def table(results: Mapping[str, Any], on: str) -> str:
+    """Markdown: median and range over the turns, for each line and contender.
+
+    Args:
+        results: by line, as `measure` returns them.
+        on: the kind of processor, which decides about targets.
+    """
     rows = [
         "| work | | median | min to max | | ours is better by | target |",
         "|---|---|--:|--:|---|--:|--:|",
@@ -343,11 +388,11 @@ def table(results: Mapping[str, Any]) -> str:
                     f"{number_(min(values))} to {number_(max(values))}",
                     m.unit,
                 ]
-                rows.append("| " + " | ".join([*cells, *verdict(m, laps, ours, who)]) + " |")
+                rows.append("| " + " | ".join([*cells, *verdict(m, laps, ours, who, on)]) + " |")
     return "\n".join(rows)
 
 
-def verdict(m: Measure, laps: Mapping[str, list], ours: str, who: str) -> tuple[str, str]:
+def verdict(m: Measure, laps: Mapping[str, list], ours: str, who: str, on: str) -> tuple[str, str]:
     """Our advantage over a contender with its range, and the target with whether it is met."""
     if who == ours:
         if m.limit is None:
@@ -357,7 +402,7 @@ def verdict(m: Measure, laps: Mapping[str, list], ours: str, who: str) -> tuple[
     ratios = [m.ratio(a, b) for a, b in zip(laps[ours], laps[who], strict=True)]
     median = statistics.median(ratios)
     better = f"{median:.2f} × ({min(ratios):.2f} to {max(ratios):.2f})"
-    target = (m.targets or {}).get(who)
+    target = ((m.targets if on == "amx" else m.plain) or {}).get(who)
     if target is None:
         return better, ""
     return better, f"≥ {target:g} ×, {'met' if median >= target else 'missed'}"
@@ -382,10 +427,19 @@ def origins(results: Mapping[str, Any]) -> str:
     return "\n".join(f"- {', '.join(names)}: {text}" for text, names in groups.items())
 
 
-def write_document(results: Mapping[str, Any]) -> None:
-    """Put the tables into docs/performance.md."""
-    content = f"{table(results)}\n\n{origins(results)}"
-    DOCUMENT.write_text(replace_between(DOCUMENT.read_text(), "cpu", content))
+def saved(on: str) -> Path:
+    """The file of results of a kind of processor."""
+    return RESULTS / f"cpu-{on}.json"
+
+
+def write_document() -> None:
+    """Put the tables of all kinds into docs/performance.md."""
+    parts = []
+    for on, title in KINDS.items():
+        if saved(on).exists():
+            results = json.loads(saved(on).read_text())
+            parts.append(f"### Processors {title}\n\n{table(results, on)}\n\n{origins(results)}")
+    DOCUMENT.write_text(replace_between(DOCUMENT.read_text(), "cpu", "\n\n".join(parts)))
 
 
 def replace_between(text: str, key: str, content: str) -> str:
@@ -418,7 +472,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="only write the tables again")
     options = parser.parse_args(argv)
 
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.quick else {}
+    on = kind()
+    print(f"{hardware()}: a processor {KINDS[on]}", flush=True)
+    results = json.loads(saved(on).read_text()) if saved(on).exists() and not options.quick else {}
     if not options.table:
         if not options.no_peers:
             peers_python()
@@ -428,13 +484,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             make_small(work / "small", 64 if options.quick else 2048)
             for name in options.only:
                 results[name] = measure(name, work, options)
-                print(table({name: results[name]}), flush=True)
+                print(table({name: results[name]}, on), flush=True)
                 if not options.quick:
-                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-                    write_document(results)
-    print(f"\n{table(results)}\n\n{origins(results)}")
+                    saved(on).write_text(json.dumps(results, indent=1) + "\n")
+                    write_document()
+    print(f"\n{table(results, on)}\n\n{origins(results)}")
     if options.table:
-        write_document(results)
+        write_document()
     return 0
 
 

@@ -231,16 +231,16 @@ def augmentation(lap: Lap, argv: list[str], batches_per_lap: int) -> None:
 
 
 # ---------------------------------------------------------------------------------- loss, teacher
-def convolution_backward(lap: Lap, torchs: bool, quick: bool) -> None:
-    """Forward and backward of the convolutions of ResNet-18's last block, 128 views of 32 px."""
+def convolution_step(lap: Lap, channels: int, side: int, torchs: bool, bf16: bool) -> None:
+    """Forward and backward of a convolution, 128 views; ours, or torch's."""
     if torchs:
-        convolution.WEIGHTS_PER_POSITION = 10**9
-    channels = 64 if quick else 512
+        convolution.WEIGHTS_PER_POSITION = convolution.LEAST_CHANNELS = 10**9
     conv = Conv2d(channels, channels, 3).to(memory_format=torch.channels_last)
-    x = torch.randn(128, channels, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    x = torch.randn(128, channels, side, side).to(memory_format=torch.channels_last)
+    x.requires_grad_()
     while True:
         for _ in range(20):
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 y = conv(x)
             y.backward(y.detach())
         lap(20)
@@ -309,7 +309,9 @@ def run(line: str, lap: Lap, work: Path, quick: bool) -> None:
         case "teacher224", "fp32":
             teacher(lap, recipe224(work, quick, 16), 2 if quick else 16, "no")
         case "convolution", _:
-            convolution_backward(lap, variant == "torch", quick)
+            convolution_step(lap, 64 if quick else 512, 4, variant == "torch", bf16=True)
+        case "convolution_float32", _:
+            convolution_step(lap, 128 if quick else 256, 8, variant == "torch", bf16=False)
         case _, "" if name.startswith("loss"):
             embeddings = int(name.removeprefix("loss"))
             loss(lap, embeddings, 1 if quick else max(1, (4096 // embeddings) ** 2))

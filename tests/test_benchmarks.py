@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks import compare, gpu, ours
@@ -86,7 +87,7 @@ def laps(*cpu, items=10, **numbers):
 def test_table_takes_ratios_within_turns():
     # the machine slows down threefold in the last turn: the ratio does not notice
     measured = {"ours": laps(1, 1, 3), "lightly": laps(4, 4, 12), "solo": laps(2, 2, 6)}
-    rows = compare.table({"data224": {"laps": measured}}).splitlines()[2:]
+    rows = compare.table({"data224": {"laps": measured}}, "amx").splitlines()[2:]
     cells = [[cell.strip() for cell in row.split("|")[2:-1]] for row in rows]
     assert cells == [
         ["ours", "10", "3.33 to 10", "images / CPU s", "", ""],
@@ -100,11 +101,11 @@ def test_table_turns_ratios_round_where_less_is_better():
         "ours": laps(1, items=1, extra_mb=100.0),
         "lightly": laps(3, items=1, extra_mb=700.0),
     }
-    rows = compare.table({"loss8192": {"laps": sides}}).splitlines()[2:]
+    rows = compare.table({"loss8192": {"laps": sides}}, "amx").splitlines()[2:]
     assert "3.00 × (3.00 to 3.00) | ≥ 4 ×, missed" in rows[1]
     assert "7.00 × (7.00 to 7.00) | ≥ 8 ×, missed" in rows[3]
     waiting = {"waiting32": {"laps": {"ours": laps(1, waiting=0.031)}}}
-    assert "< 3, missed" in compare.table(waiting)
+    assert "< 3, missed" in compare.table(waiting, "avx2")
 
 
 def test_tables_go_between_their_marks():
@@ -115,15 +116,35 @@ def test_tables_go_between_their_marks():
 
 
 def test_saved_results_belong_to_known_lines():
-    for name, result in json.loads(compare.RESULTS.read_text()).items():
-        line = compare.LINES[name]
-        assert set(result["laps"]) == set(line.contenders)
-        assert all(len(measured) >= 5 for measured in result["laps"].values())
+    files = list(compare.RESULTS.glob("cpu-*.json"))
+    assert {file.stem.removeprefix("cpu-") for file in files} <= compare.KINDS.keys()
+    for file in files:
+        for name, result in json.loads(file.read_text()).items():
+            assert set(result["laps"]) == set(compare.LINES[name].contenders)
+            assert all(len(measured) >= 3 for measured in result["laps"].values())
+
+
+def test_targets_are_those_of_the_kind_of_processor(monkeypatch):
+    sides = {"ours": laps(1), "lightly": laps(2), "solo": laps(1.2)}
+    for kind, verdicts in {"amx": "≥ 2.8 ×, missed", "avx2": "≥ 1.3 ×, met"}.items():
+        assert verdicts in compare.table({"step32": {"laps": sides}}, kind).splitlines()[3]
+    for capability, precision, kind in [
+        ("AVX512", "bf16", "amx"),
+        ("AVX512", "no", "avx512"),
+        ("AVX2", "no", "avx2"),
+        ("DEFAULT", "no", "other"),
+    ]:
+        monkeypatch.setattr(compare, "hardware_precision", lambda device, p=precision: p)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        assert compare.kind() == kind
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert "EMULATING other by ONEDNN_MAX_CPU_ISA=AVX2" in compare.hardware()
 
 
 def test_document_shows_the_saved_results():
-    results = json.loads(compare.RESULTS.read_text())
-    assert compare.table(results) in compare.DOCUMENT.read_text()
+    for file in compare.RESULTS.glob("cpu-*.json"):
+        table = compare.table(json.loads(file.read_text()), file.stem.removeprefix("cpu-"))
+        assert table in compare.DOCUMENT.read_text()
 
 
 COUNTER = """

@@ -73,6 +73,12 @@ class Draws:
     def __len__(self) -> int:
         return len(self.flip)
 
+    @staticmethod
+    def joined(parts: "Sequence[Draws]") -> "Draws":
+        """Those of several views, one after the other."""
+        names = [field.name for field in fields(Draws)]
+        return Draws(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
 
 def augmentation_for(augment: Augmentation, kind: str) -> Augmentation | None:
     """The part of the augmentation that a stage uses: full, crop (no colour, no blur) or none."""

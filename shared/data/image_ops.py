@@ -114,6 +114,9 @@ def crop_resize(
         (B, C, size, size) float32, on the device of the images.
     """
     height, width = (size, size) if isinstance(size, int) else size
+    whole = torch.tensor([0, 0, height, width])
+    if images.shape[-2:] == (height, width) and bool((boxes == whole).all()):
+        return to_float(images)  # the filter would change no bit
     # Rows and columns outside all boxes need no work. Of one large photo these are many.
     top, left = boxes[:, :2].amin(0).tolist()
     bottom, right = (boxes[:, :2] + boxes[:, 2:]).amax(0).tolist()

@@ -197,10 +197,9 @@ def _convolve(input: Tensor, weight: Tensor) -> Tensor:
     kernels = (OF_WEIGHTS @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, C, outputs)
     parts = []
     for part in input.split(_images_at_once(H, W)):
-        inputs = _transformed_tiles(part)  # (T, 36, C)
-        products = inputs.new_empty(*inputs.shape[:2], outputs)
-        torch.bmm(inputs.transpose(0, 1), kernels, out=products.transpose(0, 1))
-        tiles = (OF_OUTPUTS @ products).view(-1, down, across, TILE, TILE, outputs)
+        products = torch.bmm(_transformed_tiles(part).transpose(0, 1), kernels)  # (36, T, C')
+        tiles = OF_OUTPUTS @ products.transpose(0, 1)  # (T, 16, C')
+        tiles = tiles.view(-1, down, across, TILE, TILE, outputs)
         rows = tiles.transpose(2, 3).reshape(-1, down * TILE, across * TILE, outputs)
         parts.append(rows[:, :H, :W])
     return torch.cat(parts).permute(0, 3, 1, 2)
@@ -217,7 +216,7 @@ def _grad_of_weight(input: Tensor, grad: Tensor) -> Tensor:
         tiles = rows.reshape(-1, down, TILE, across, TILE, outputs).transpose(2, 3)
         grads = OF_OUTPUTS.t() @ tiles.reshape(-1, TILE**2, outputs)  # (T, 36, C')
         inputs = _transformed_tiles(part).permute(1, 2, 0)  # (36, C, T)
-        torch.baddbmm(kernels, inputs, grads.transpose(0, 1), out=kernels)
+        kernels.baddbmm_(inputs, grads.transpose(0, 1))
     taps = (OF_WEIGHTS.t() @ kernels.view(len(kernels), -1)).view(3, 3, C, outputs)
     return taps.permute(3, 2, 0, 1)
 

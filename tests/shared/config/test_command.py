@@ -188,11 +188,30 @@ def test_where_there_is_a_gpu(environment, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    mkldnn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", mkldnn)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert command.device_type() == device
     # as the device that is trained on does it, not one beside it
     assert command.precision_of(Config(), device) == {"cuda": "no", "cpu": "bf16"}[device]
+
+
+def test_a_processor_is_what_torch_and_onednn_may_use_of_it(monkeypatch):
+    """ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA are read once, by the libraries."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    for capability, onednn, precision in [
+        ("AVX512", True, "bf16"),
+        ("AVX2", True, "no"),
+        ("AVX512", False, "no"),
+    ]:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        mkldnn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda supported=onednn: supported)
+        monkeypatch.setattr(torch.ops, "mkldnn", mkldnn)
+        assert command.hardware_precision("cpu") == precision
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert command.hardware_precision("cpu") == "no"
 
 
 def test_a_gpu_that_is_not_there(monkeypatch):

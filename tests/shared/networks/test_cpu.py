@@ -1,4 +1,4 @@
-"""The convolution's own weight gradient is torch's, and is taken where it is meant to be."""
+"""The convolution's own ways are torch's convolution, and are taken where they are meant to be."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from shared.networks import cpu as convolution
-from shared.networks.cpu import Conv2d, _ProductForWeights
+from shared.networks.cpu import Conv2d, _dense, _ProductForWeights, _Winograd, _winograd_pays
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 7])
@@ -101,3 +101,118 @@ def test_training_in_bfloat16_sees_the_same_gradient(monkeypatch):
     assert grads[0].dtype == torch.float32
     error = (grads[0] - grads[1]).abs().max() / grads[1].abs().max()
     assert error < 0.01  # both are rounded to bfloat16, whose last digit is 0.8%
+
+
+def outcome(convolve, images: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Output and gradients, in the layout that the convolution asks for."""
+    x = images.clone().to(memory_format=torch.channels_last).requires_grad_()
+    w = weight.clone().requires_grad_()
+    y = convolve(x, w)
+    (y * y.detach().cos()).sum().backward()
+    assert x.grad is not None
+    assert w.grad is not None
+    return y, x.grad, w.grad
+
+
+def assert_as_torch(way, images, weight, tolerance):
+    expected = outcome(lambda x, w: F.conv2d(x, w, padding=1), images.double(), weight.double())
+    for mine, exact in zip(outcome(way, images, weight), expected, strict=True):
+        assert mine.shape == exact.shape
+        error = (mine.double() - exact).abs().max() / exact.std()
+        assert error < tolerance
+
+
+@pytest.mark.parametrize(("batch", "inputs", "outputs"), [(1, 1, 1), (5, 3, 4), (2, 16, 8)])
+def test_a_convolution_of_maps_of_2_x_2_is_a_dense_layer(batch, inputs, outputs):
+    torch.manual_seed(0)
+    images, weight = torch.randn(batch, inputs, 2, 2), torch.randn(outputs, inputs, 3, 3)
+    assert_as_torch(_dense, images, weight, 3e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (3, 1, 1), (140, 4, 4), (9, 16, 16), (3, 7, 9)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 3), (32, 48)])
+def test_winograd(shape, inputs, outputs):
+    """Also more tiles than are computed at once, and maps that tiles hang over."""
+    torch.manual_seed(0)
+    batch, height, width = shape
+    images = torch.randn(batch, inputs, height, width)
+    weight = torch.randn(outputs, inputs, 3, 3)
+    assert_as_torch(_Winograd.apply, images, weight, 2e-4)
+
+
+def test_where_winograd_pays():
+    for batch, channels, side, pays in [
+        (32, 64, 4, True),  # one tile
+        (31, 64, 4, False),  # too few of them
+        (32, 63, 4, False),
+        (32, 128, 8, True),
+        (32, 127, 8, False),
+        (32, 128, 5, False),  # 25 of 64 places
+        (32, 128, 7, True),  # 49 of 64
+        (8, 512, 7, True),
+    ]:
+        assert _winograd_pays(torch.Size((batch, channels, side, side)), channels) == pays
+    assert not _winograd_pays(torch.Size((32, 256, 8, 8)), 64)
+
+
+WAYS = {"dense": (2, 1), "winograd": (4, 1), "product": (2, 2), "torch": (4, 2)}
+
+
+def way_of(
+    name: str, *, training=True, frozen=False, last=True, grad=True, dtype=torch.float32
+) -> str:
+    """By what the output of a float32 convolution on CPU is made."""
+    side, stride = WAYS[name]
+    conv = Conv2d(64, 256 if name == "product" else 64, 3, stride).to(dtype)
+    conv.train(training).requires_grad_(not frozen)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(32, 64, side, side, dtype=dtype).to(memory_format=layout).requires_grad_()
+    with torch.set_grad_enabled(grad):
+        y = conv(x)
+    expected = F.conv2d(x, conv.weight, stride=stride, padding=1)
+    torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+    if not grad:
+        return "torch" if torch.equal(y, expected) else "other"
+    names = {
+        "PermuteBackward0": "dense",
+        "_WinogradBackward": "winograd",
+        "_ProductForWeightsBackward": "product",
+        "ConvolutionBackward0": "torch",
+    }
+    return names[type(y.grad_fn).__name__]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_which_way_is_taken_in_float32(name):
+    torch.manual_seed(0)
+    assert way_of(name) == name
+    assert way_of(name, training=False) == "torch"  # evaluation stays as exact as it is
+    assert way_of(name, frozen=True) == "torch"
+    assert way_of(name, last=False) == "torch"
+    assert way_of(name, dtype=torch.float64) == "torch"
+    if name == "winograd":  # a batch that passes first without gradient
+        assert way_of(name, grad=False) == "other"
+
+
+@pytest.mark.parametrize("way", ["checkpointed", "compiled"])
+def test_float32_recomputed_and_compiled(way):
+    torch.manual_seed(0)
+    net = nn.Sequential(Conv2d(64, 64, 3), nn.ReLU(), Conv2d(64, 64, 3, 2), Conv2d(64, 64, 3))
+    images = torch.randn(32, 64, 4, 4).to(memory_format=torch.channels_last)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    gradients = []
+    for other in (False, True):
+        net.zero_grad()
+        if not other:
+            y = net(images)
+        elif way == "compiled":
+            y = compiled(images)
+        else:
+            y = checkpoint(net, images, use_reentrant=False)
+        y.square().mean().backward()
+        gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    assert len(gradients[0]) == 3
+    for plain, other in zip(*gradients, strict=True):
+        if way == "checkpointed":
+            assert torch.equal(plain, other)
+        torch.testing.assert_close(plain, other, rtol=1e-3, atol=1e-5)
