@@ -7,7 +7,8 @@
                          gradients (Dalal and Triggs 2005) and of colours
     published            logistic regression on the features of published weights, where
                          --classical.published names them
-    features-logistic    logistic regression on the features of the pretrained network
+    features-logistic    logistic regression on the features of the pretrained network, or on those
+                         of layers of its projection head (--classical.from_layer)
 
 Hyper-parameters are chosen by cross-validation on the labeled images. Of the first four only the
 predictions for the test images are saved: scikit-learn's models could only be pickled, and a pickle
@@ -372,11 +373,12 @@ def _on_features(
     meta = read_meta(source, "encoder")
     if not row.own_input:
         require_same_input(meta, config.data, source)
-    origin = {"parent": meta["weights_sha256"], "precision": accelerator.mixed_precision}
-    from_layer = 0
-    if not row.own_input:
-        from_layer = config.classical.from_layer
-        origin["classical.from_layer"] = from_layer
+    from_layer = 0 if row.own_input else config.classical.from_layer
+    origin = {
+        "parent": meta["weights_sha256"],
+        "precision": accelerator.mixed_precision,
+        **({} if row.own_input else {"classical.from_layer": from_layer}),
+    }
     folder = _folder(config, accelerator, method, {**settings, **origin}, splits.train)
     if folder.done:
         return folder.path
