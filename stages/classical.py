@@ -7,7 +7,8 @@
                          gradients (Dalal and Triggs 2005) and of colours
     published            logistic regression on the features of published weights, where
                          --classical.published names them
-    features-logistic    logistic regression on the features of the pretrained network
+    features-logistic    logistic regression on the features of the pretrained network, or on those
+                         of layers of its projection head (--classical.from_layer)
 
 Hyper-parameters are chosen by cross-validation on the labeled images. Of the first four only the
 predictions for the test images are saved: scikit-learn's models could only be pickled, and a pickle
@@ -368,15 +369,13 @@ def _on_features(
     meta = read_meta(source, "encoder")
     if not row.own_input:
         require_same_input(meta, config.data, source)
-    origin: dict[str, Any] = {
+    layers = 0 if row.own_input else meta["head"]["layers"]
+    from_layer = config.classical.kept_layers(len(labels.ids), len(splits.train), layers)
+    origin = {
         "parent": meta["weights_sha256"],
         "precision": accelerator.mixed_precision,
+        **({} if row.own_input else {"classical.from_layer": from_layer}),
     }
-    from_layer = 0
-    if not row.own_input:
-        layers = meta["head"]["layers"]
-        from_layer = config.classical.kept_layers(len(labels.ids), len(splits.train), layers)
-        origin["classical.from_layer"] = from_layer
     folder = _folder(config, accelerator, method, {**settings, **origin}, splits.train)
     if folder.done:
         return folder.path

@@ -1,7 +1,9 @@
 """Stage 3: distill the teacher into a student on all images (SimCLRv2, section 2, eq. 2 and 3).
 
-The teacher's predictions on the unlabeled images are the student's labels. The student may have the
-teacher's architecture (self-distillation) or be any smaller network.
+The teacher's predictions on the unlabeled images are the student's labels. The teacher is the
+fine-tuned network, or with ``--distill.taught_by features-logistic`` the regression on the frozen
+features. The student may have the teacher's architecture (self-distillation) or be any smaller
+network.
 
     accelerate launch -m stages.distill
     accelerate launch -m stages.distill --distill.teacher runs/digits/finetune-1pct-seed0

@@ -4,6 +4,8 @@ import errno
 import json
 import pickle
 import shutil
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,43 @@ def spoil(path: Path) -> Path:
     """Cut off in the middle, as an interrupted copy leaves a file."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
+
+
+# -------------------------------------------------------------------------------- misspelt paths
+@pytest.mark.parametrize(
+    ("module", "arguments", "meant"),
+    [
+        ("stages.report", ["runs/phots"], "runs/photos"),
+        ("stages.page.__main__", ["runs/phots"], "runs/photos"),
+        ("stages.suggest.__main__", ["runs/phots", "--budget=3"], "runs/photos"),
+        ("stages.predict.__main__", ["rums/photos/finetun", "x.png"], "runs/photos/finetune"),
+        (
+            "stages.export.__main__",
+            ["runs/phots/finetune", "--to=torchscript"],
+            "runs/photos/finetune",
+        ),
+        ("stages.import_weights.__main__", ["timm:weight.bin", "out"], "weights.bin"),
+        ("pipeline", ["--data.train=picture/train.parquet"], "pictures/train.parquet"),
+        ("pipeline", ["--labels=labls.csv"], "labels.csv"),
+        ("pipeline", ["--config=recip.yaml"], "recipe.yaml"),
+        ("pipeline", ["--table=recip.yaml"], "recipe.yaml"),
+    ],
+)
+def test_a_misspelt_path_names_the_one_that_is_there(
+    module, arguments, meant, capfd, tmp_path, monkeypatch
+):
+    for file in ("runs/photos/finetune/x", "pictures/train.parquet", "labels.csv", "weights.bin"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    (tmp_path / "recipe.yaml").write_text("labels: 1pct\n")
+    monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
+    with suppress(SystemExit):
+        assert import_module(module).main(arguments) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert f"; did you mean {meant}?" in error
 
 
 # ------------------------------------------------------------------------------- published weights

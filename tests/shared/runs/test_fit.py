@@ -1,5 +1,6 @@
 """The recipe for own images: sizes, batches, lengths, the clock, and that the choice is kept."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -305,7 +306,9 @@ def test_the_choice_is_made_once_and_kept(photos, capsys, monkeypatch):
     printed = capsys.readouterr().out
     run = photos.parent / "out" / "my-photos"
     assert "settings fitted to" in printed
-    assert f"python -m stages.predict {run}/distill-25pct-seed0 IMAGE" in printed
+    # 18 test images: any row whose model is saved may have the most of them right
+    assert re.search(rf"python -m stages\.predict {run}/[a-z-]+-25pct-seed0 IMAGE", printed)
+    assert f"distill: {run}/features-logistic-25pct-seed0 into" in printed
     kept = yaml.safe_load((run / "recipe.yaml").read_text())
     assert kept["data"]["image_size"] == 30  # the smallest have 40 x 30 pixels, most 50 x 30
     assert kept["data"]["cache"] == 55
