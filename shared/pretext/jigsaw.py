@@ -99,7 +99,8 @@ def permutation_set(n: int, number: int) -> np.ndarray:
     Returns:
         (number, n) uint8.
     """
-    every = np.array(list(itertools.permutations(range(n))), dtype=np.uint8)
+    elements = itertools.chain.from_iterable(itertools.permutations(range(n)))
+    every = np.fromiter(elements, dtype=np.uint8).reshape(-1, n)
     columns = np.ascontiguousarray(every.T)  # (n, n!): ten times as fast as rows
     least = np.full(len(every), n, dtype=np.int64)
     total = np.zeros(len(every), dtype=np.int64)
