@@ -58,6 +58,21 @@ TASKS = {
             embeds=True,
             augmentation="full",
         ),
+        TaskKind(
+            "patches",
+            "in which of eight directions does one tile lie from another",
+            inputs=0.45,
+            smallest=32,
+        ),
+        TaskKind(
+            "jigsaw", "in which order of a set are the tiles shuffled", inputs=0.6, smallest=32
+        ),
+        TaskKind(
+            "permutation",
+            "which tile belongs where (as a matrix)",
+            inputs=0.75,
+            smallest=32,
+        ),
     )
 }
 
@@ -87,5 +102,105 @@ class Instances:
         require(self.neighbours >= 1, "instances.neighbours", self.neighbours, "1 or more")
 
 
+@dataclass(frozen=True)
+class Patches:
+    """Options of pretrain.task=patches (Doersch et al. 2015, arXiv 1505.05192).
+
+    The image is divided into 3 x 3 cells, with a tile in each. The last four are improvements of
+    Mundhenk et al. 2018, arXiv 1711.06379.
+
+    Args:
+        gap: share of a cell's side that lies between two tiles.
+        jitter: share of the gap through which a tile moves.
+        head_width: of the hidden layer on the features of two tiles.
+        colors: of a tile; one keeps a channel by lot, as the original, blur keeps the brightness
+            and smooths the rest, all changes nothing.
+        joint_jitter: all tiles of an image move alike, so that their distances stay.
+        aperture: smallest share of a tile's side that is seen, at a place by lot; the rest is
+            blank. 1 shows all of it.
+        turns: turn each image by a quarter turn by lot, which is asked, too: 32 classes.
+    """
+
+    gap: float = 1 / 3
+    jitter: float = 0.3
+    head_width: int = 4096
+    colors: Literal["one", "blur", "all"] = "one"
+    joint_jitter: bool = False
+    aperture: float = 1.0
+    turns: bool = False
+
+    def __post_init__(self) -> None:
+        _require_tiles("patches", self.gap, self.jitter, self.head_width)
+        require(0.1 <= self.aperture <= 1, "patches.aperture", self.aperture, "in [0.1, 1]")
+
+
+@dataclass(frozen=True)
+class Jigsaw:
+    """Options of pretrain.task=jigsaw (Noroozi and Favaro 2016, arXiv 1603.09246).
+
+    Args:
+        grid: cells per side, with a tile in each.
+        gap: share of a cell's side that lies between two tiles.
+        jitter: share of the gap through which a tile moves.
+        permutations: orders in the set, each as different from the others as can be; the original
+            takes 1000, and 100 did as well in later work.
+        grayscale: probability that an image loses its colours.
+        head_width: of the hidden layer on the features of all tiles.
+    """
+
+    grid: int = 3
+    gap: float = 0.25
+    jitter: float = 1.0
+    permutations: int = 100
+    grayscale: float = 0.3
+    head_width: int = 4096
+
+    def __post_init__(self) -> None:
+        _require_tiles("jigsaw", self.gap, self.jitter, self.head_width)
+        require(self.grid in (2, 3), "jigsaw.grid", self.grid, "2 or 3")
+        number, most = self.permutations, 24 if self.grid == 2 else 10_000
+        allowed = f"2 to {most:,} with jigsaw.grid={self.grid}"
+        require(2 <= number <= most, "jigsaw.permutations", number, allowed)
+        require(0 <= self.grayscale <= 1, "jigsaw.grayscale", self.grayscale, "in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """Options of pretrain.task=permutation (Santa Cruz et al. 2017, arXiv 1704.02729).
+
+    Args:
+        grid: cells per side, with a tile in each.
+        gap: share of a cell's side that lies between two tiles.
+        jitter: share of the gap through which a tile moves.
+        sinkhorn_steps: how often columns and rows of the answer are divided by their sums; the
+            original takes 1.
+        head_width: of the hidden layer on the features of all tiles.
+    """
+
+    grid: int = 3
+    gap: float = 0.15
+    jitter: float = 1.0
+    sinkhorn_steps: int = 1
+    head_width: int = 4096
+
+    def __post_init__(self) -> None:
+        _require_tiles("permutation", self.gap, self.jitter, self.head_width)
+        require(2 <= self.grid <= 4, "permutation.grid", self.grid, "2 to 4")
+        steps = self.sinkhorn_steps
+        require(1 <= steps <= 1000, "permutation.sinkhorn_steps", steps, "1 to 1000")
+
+
+def _require_tiles(section: str, gap: float, jitter: float, head_width: int) -> None:
+    """ValueError where tiles would be too small, or would leave their cells."""
+    require(0 <= gap <= 0.5, f"{section}.gap", gap, "in [0, 0.5]")
+    require(0 <= jitter <= 1, f"{section}.jitter", jitter, "in [0, 1]")
+    require(head_width >= 1, f"{section}.head_width", head_width, "1 or more")
+
+
 # The sections of options, by their name; a task without options has none.
-TASK_SECTIONS = {"instances": Instances}
+TASK_SECTIONS = {
+    "instances": Instances,
+    "patches": Patches,
+    "jigsaw": Jigsaw,
+    "permutation": Permutation,
+}

@@ -19,7 +19,14 @@ from shared.config.checks import not_hashed, require, require_one_of
 from shared.config.labelset import LabelSet
 from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.pretext import TASK_SECTIONS, TASKS, Instances
+from shared.config.pretext import (
+    TASK_SECTIONS,
+    TASKS,
+    Instances,
+    Jigsaw,
+    Patches,
+    Permutation,
+)
 from shared.runtime.bounds import LAYERS, LEVEL, SIDE, WIDTH
 
 RECIPES = Path(__file__).parents[2] / "configs"
@@ -708,6 +715,9 @@ class Config:
         model: the networks of stages 1 and 2.
         pretrain: stage 1.
         instances: of stage 1 with pretrain.task=instances.
+        patches: of stage 1 with pretrain.task=patches.
+        jigsaw: of stage 1 with pretrain.task=jigsaw.
+        permutation: of stage 1 with pretrain.task=permutation.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -736,6 +746,9 @@ class Config:
     model: Model = field(default_factory=Model)
     pretrain: Pretrain = field(default_factory=Pretrain)
     instances: Instances = field(default_factory=Instances)
+    patches: Patches = field(default_factory=Patches)
+    jigsaw: Jigsaw = field(default_factory=Jigsaw)
+    permutation: Permutation = field(default_factory=Permutation)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)

@@ -50,7 +50,7 @@ def create_encoder(
 
     try:
         encoder = timm.create_model(name, num_classes=0, **weights, **kwargs)
-        _dry_run(encoder, kwargs.get("in_chans", 3), image_size)
+        dry_run(encoder, kwargs.get("in_chans", 3), image_size)
     except (RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise ValueError(
             f"encoder {name!r} cannot take images of {image_size}x{image_size} pixels "
@@ -190,7 +190,7 @@ def _require_weights_of(name: str, tensors: Mapping[str, Tensor], file: Path) ->
             raise ValueError(f"{file} holds weights of a larger network than {name!r}: {key}")
 
 
-def _dry_run(encoder: nn.Module, channels: int, image_size: int) -> None:
+def dry_run(encoder: nn.Module, channels: int, image_size: int) -> None:
     """Pass one blank image through the encoder, and leave it as it was.
 
     Raises:

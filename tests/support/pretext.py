@@ -1,6 +1,7 @@
 """Every pretext task at toy size: the options with which it runs in a second."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,21 @@ SMALL = [
     "--pretrain.learning_rate_scaling=none",
 ]
 # what a task needs besides; by default it takes the digits at 8 pixels
-NEEDS: dict[str, list[str]] = {}
+NEEDS: dict[str, list[str]] = {
+    "patches": ["--patches.head_width=16"],
+    "jigsaw": ["--jigsaw.head_width=16", "--jigsaw.permutations=6"],
+    "permutation": ["--permutation.head_width=16", "--permutation.grid=2"],
+}
 VARIANTS = {
     **{name: [f"--pretrain.task={name}"] for name in TASKS},
     "instances-nce": ["--pretrain.task=instances", "--instances.negatives=32"],
+    "patches-improved": [
+        "--pretrain.task=patches",
+        "--patches.colors=blur",
+        "--patches.joint_jitter=true",
+        "--patches.aperture=0.6",
+        "--patches.turns=true",
+    ],
 }
 
 
@@ -49,11 +61,30 @@ def upright(folder: Path, size: int = 8, number: int = 48) -> Path:
     return folder
 
 
-def learn(output: Path, variant: str, *options: str) -> dict[str, float]:
-    """The last line of the log of some seconds of stage 1 on `upright` pictures."""
+def gratings(folder: Path, size: int = 32, number: int = 48) -> Path:
+    """Pictures whose nine cells have stripes of their own direction, each with its own phase.
+
+    Returns:
+        The folder of the PNG files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size]
+    angle = np.pi * (3 * (3 * y // size) + 3 * x // size) / 9
+    for i in range(number):
+        wave = np.sin((y * np.sin(angle) + x * np.cos(angle)) * 1.5 + rng.uniform(0, 6.3))
+        pixels = 128 + 80 * wave[:, :, None] + rng.uniform(-30, 30, (size, size, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def learn(
+    output: Path, variant: str, *options: str, pictures: Callable[[Path, int], Path] = upright
+) -> dict[str, float]:
+    """The last line of the log of some seconds of stage 1 on made-up pictures."""
     arguments = options_of(variant)
     size = int(next(a for a in arguments if "image_size" in a).rpartition("=")[2])
-    photos = upright(output / "photos", size)
+    photos = pictures(output / "photos", size)
     arguments += [
         f"--data.train={photos}",
         f"--output={output}",
