@@ -58,6 +58,7 @@ TASKS = {
             embeds=True,
             augmentation="full",
         ),
+        TaskKind("colour", "which colours has the grey image", smallest=8),
     )
 }
 
@@ -87,5 +88,41 @@ class Instances:
         require(self.neighbours >= 1, "instances.neighbours", self.neighbours, "1 or more")
 
 
+@dataclass(frozen=True)
+class Colour:
+    """Options of pretrain.task=colour (Zhang et al. 2016, arXiv 1603.08511).
+
+    Args:
+        target: classes are squares of the a, b plane of CIELAB that the images have; regression
+            is a and b; histograms are of hue and chroma (Larsson et al. 2016, arXiv 1603.06668).
+        bin: side of a class's square, in units of a and b.
+        neighbours: classes that a colour belongs to, by its distance from each; the original takes
+            5 in the paper and 10 in the code.
+        sigma: standard deviation of that distance's Gaussian.
+        rebalancing: how much of the class's share is in its weight's denominator, beside an even
+            one: 0 weighs all classes alike, 1 weighs them by 1 / share.
+        levels: of each histogram.
+        window: side, in pixels, of what a histogram counts.
+    """
+
+    target: Literal["classes", "regression", "histograms"] = "classes"
+    bin: float = 10.0
+    neighbours: int = 10
+    sigma: float = 5.0
+    rebalancing: float = 0.5
+    levels: int = 32
+    window: int = 7
+
+    def __post_init__(self) -> None:
+        require(5 <= self.bin <= 50, "colour.bin", self.bin, "5 to 50")
+        require(1 <= self.neighbours <= 50, "colour.neighbours", self.neighbours, "1 to 50")
+        require(self.sigma > 0, "colour.sigma", self.sigma, "greater than 0")
+        require(0 <= self.rebalancing <= 1, "colour.rebalancing", self.rebalancing, "in [0, 1]")
+        require(2 <= self.levels <= 256, "colour.levels", self.levels, "2 to 256")
+        window = self.window
+        allowed = "an odd number of pixels, 1 to 31"
+        require(1 <= window <= 31 and window % 2 == 1, "colour.window", window, allowed)
+
+
 # The sections of options, by their name; a task without options has none.
-TASK_SECTIONS = {"instances": Instances}
+TASK_SECTIONS = {"instances": Instances, "colour": Colour}

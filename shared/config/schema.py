@@ -19,7 +19,7 @@ from shared.config.checks import not_hashed, require, require_one_of
 from shared.config.labelset import LabelSet
 from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.pretext import TASK_SECTIONS, TASKS, Instances
+from shared.config.pretext import TASK_SECTIONS, TASKS, Colour, Instances
 from shared.runtime.bounds import LAYERS, LEVEL, SIDE, WIDTH
 
 RECIPES = Path(__file__).parents[2] / "configs"
@@ -690,6 +690,7 @@ class Config:
         model: the networks of stages 1 and 2.
         pretrain: stage 1.
         instances: of stage 1 with pretrain.task=instances.
+        colour: of stage 1 with pretrain.task=colour.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -718,6 +719,7 @@ class Config:
     model: Model = field(default_factory=Model)
     pretrain: Pretrain = field(default_factory=Pretrain)
     instances: Instances = field(default_factory=Instances)
+    colour: Colour = field(default_factory=Colour)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)

@@ -19,11 +19,11 @@ TINY = 1e-12  # keeps grey pixels from dividing by zero
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) in [0, 1] -> lightness L in 0..100, a and b about -110..110; float32.
+    """Pixels (B, 3, H, W) in [0, 1] -> lightness L in 0..100, a and b about -110..110.
 
-    Values outside [0, 1], as a resize filter makes, are clipped.
+    Values outside [0, 1], as a resize filter makes, are clipped. The result is float32 or better.
     """
-    rgb = images.float().clamp(0, 1)
+    rgb = images.to(torch.promote_types(images.dtype, torch.float32)).clamp(0, 1)
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     x, y, z = (
         _cube_root(axis / white)

@@ -1,6 +1,11 @@
 """Every pretext task at toy size: the options with which it runs in a second."""
 
+import atexit
 import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +27,7 @@ NEEDS: dict[str, list[str]] = {}
 VARIANTS = {
     **{name: [f"--pretrain.task={name}"] for name in TASKS},
     "instances-nce": ["--pretrain.task=instances", "--instances.negatives=32"],
+    "colour-histograms": ["--pretrain.task=colour", "--colour.target=histograms"],
 }
 
 
@@ -30,7 +36,8 @@ def options_of(variant: str) -> list[str]:
     chosen = VARIANTS[variant]
     task = chosen[0].rpartition("=")[2]
     size = "32" if TASKS[task].smallest > 8 else "8"
-    return [*TINY, *SMALL, f"--data.image_size={size}", *NEEDS.get(task, []), *chosen]
+    data = [f"--data.train={painted_once(int(size))}"] if task in PICTURES else []
+    return [*TINY, *SMALL, f"--data.image_size={size}", *data, *NEEDS.get(task, []), *chosen]
 
 
 def upright(folder: Path, size: int = 8, number: int = 48) -> Path:
@@ -49,11 +56,40 @@ def upright(folder: Path, size: int = 8, number: int = 48) -> Path:
     return folder
 
 
+def painted(folder: Path, size: int = 8, number: int = 48) -> Path:
+    """Made-up pictures whose colours can be told from the lightness: bright blue on dark orange.
+
+    Returns:
+        The folder of the PNG files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    blue, orange = np.array([90, 160, 255]), np.array([130, 50, 0])
+    for i in range(number):
+        blocks = np.kron(rng.integers(0, 2, (size // 4, size // 4, 1)), np.ones((4, 4, 1)))
+        pixels = blocks * blue + (1 - blocks) * orange + rng.normal(0, 8, (size, size, 1))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+# tasks that need other pictures than the digits
+PICTURES: dict[str, Callable[[Path, int], Path]] = {"colour": painted}
+
+
+@cache
+def painted_once(size: int) -> Path:
+    """`painted`, in a folder that goes at the end."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return painted(folder, size)
+
+
 def learn(output: Path, variant: str, *options: str) -> dict[str, float]:
-    """The last line of the log of some seconds of stage 1 on `upright` pictures."""
+    """The last line of the log of some seconds of stage 1 on pictures that suit the task."""
     arguments = options_of(variant)
     size = int(next(a for a in arguments if "image_size" in a).rpartition("=")[2])
-    photos = upright(output / "photos", size)
+    task = VARIANTS[variant][0].rpartition("=")[2]
+    photos = PICTURES.get(task, upright)(output / "photos", size)
     arguments += [
         f"--data.train={photos}",
         f"--output={output}",
