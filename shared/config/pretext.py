@@ -59,6 +59,7 @@ TASKS = {
             augmentation="full",
         ),
         TaskKind("colour", "which colours has the grey image", smallest=8),
+        TaskKind("inpainting", "what was in the hole of the image", smallest=8),
     )
 }
 
@@ -124,5 +125,36 @@ class Colour:
         require(1 <= window <= 31 and window % 2 == 1, "colour.window", window, allowed)
 
 
+@dataclass(frozen=True)
+class Inpainting:
+    """Options of pretrain.task=inpainting (Pathak et al. 2016, arXiv 1604.07379).
+
+    Args:
+        region: what is painted over: random blobs, which is better, or the centre.
+        share: of the pixels that are painted over.
+        rim: width, as a share of the side, of the region's edge that the network still sees, and
+            whose errors weigh 10 times; the original has 4 of 128 pixels.
+        width: channels of the decoder's last layer, before the image.
+        adversarial: weight of deceiving a second network, the rest goes to the squared error; the
+            original takes 0.001 to 0.002; 0 has no such network.
+        adversary_rate: learning rate of that network's Adam.
+    """
+
+    region: Literal["random", "centre"] = "random"
+    share: float = 0.25
+    rim: float = 4 / 128
+    width: int = 64
+    adversarial: float = 0.0
+    adversary_rate: float = 2e-4
+
+    def __post_init__(self) -> None:
+        require(0 < self.share < 1, "inpainting.share", self.share, "in (0, 1)")
+        require(0 <= self.rim <= 0.25, "inpainting.rim", self.rim, "in [0, 0.25]")
+        require(1 <= self.width <= 4096, "inpainting.width", self.width, "1 to 4096")
+        weight, rate = self.adversarial, self.adversary_rate
+        require(0 <= weight < 1, "inpainting.adversarial", weight, "in [0, 1)")
+        require(rate > 0, "inpainting.adversary_rate", rate, "greater than 0")
+
+
 # The sections of options, by their name; a task without options has none.
-TASK_SECTIONS = {"instances": Instances, "colour": Colour}
+TASK_SECTIONS = {"instances": Instances, "colour": Colour, "inpainting": Inpainting}

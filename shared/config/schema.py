@@ -19,7 +19,7 @@ from shared.config.checks import not_hashed, require, require_one_of
 from shared.config.labelset import LabelSet
 from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.pretext import TASK_SECTIONS, TASKS, Colour, Instances
+from shared.config.pretext import TASK_SECTIONS, TASKS, Colour, Inpainting, Instances
 from shared.runtime.bounds import LAYERS, LEVEL, SIDE, WIDTH
 
 RECIPES = Path(__file__).parents[2] / "configs"
@@ -691,6 +691,7 @@ class Config:
         pretrain: stage 1.
         instances: of stage 1 with pretrain.task=instances.
         colour: of stage 1 with pretrain.task=colour.
+        inpainting: of stage 1 with pretrain.task=inpainting.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -720,6 +721,7 @@ class Config:
     pretrain: Pretrain = field(default_factory=Pretrain)
     instances: Instances = field(default_factory=Instances)
     colour: Colour = field(default_factory=Colour)
+    inpainting: Inpainting = field(default_factory=Inpainting)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)

@@ -5,12 +5,13 @@ from accelerate import Accelerator
 from shared.config.schema import Config
 from shared.pretext.colour import Colour
 from shared.pretext.contrastive import Contrastive
+from shared.pretext.inpainting import Inpainting
 from shared.pretext.instances import Instances
 from shared.pretext.rotation import Rotation
 from shared.pretext.task import Task
 
 TASK_CLASSES: dict[str, type[Task]] = {
-    task.name: task for task in (Contrastive, Rotation, Instances, Colour)
+    task.name: task for task in (Contrastive, Rotation, Instances, Colour, Inpainting)
 }
 
 

@@ -28,6 +28,7 @@ VARIANTS = {
     **{name: [f"--pretrain.task={name}"] for name in TASKS},
     "instances-nce": ["--pretrain.task=instances", "--instances.negatives=32"],
     "colour-histograms": ["--pretrain.task=colour", "--colour.target=histograms"],
+    "inpainting-adversarial": ["--pretrain.task=inpainting", "--inpainting.adversarial=0.1"],
 }
 
 
