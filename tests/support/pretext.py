@@ -37,7 +37,9 @@ def options_of(variant: str) -> list[str]:
     chosen = VARIANTS[variant]
     task = chosen[0].rpartition("=")[2]
     size = "32" if TASKS[task].smallest > 8 else "8"
-    data = [f"--data.train={painted_once(int(size))}"] if task in PICTURES else []
+    data = []
+    if task in PICTURES:  # named as the digits' run, which tests look for
+        data = [f"--data.train={painted_once(int(size))}", "--run=digits"]
     return [*TINY, *SMALL, f"--data.image_size={size}", *data, *NEEDS.get(task, []), *chosen]
 
 
