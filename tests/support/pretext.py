@@ -9,9 +9,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from shared.config.pretext import TASKS
+from shared.data.colour_space import lab_to_rgb
 from stages import pretrain
 from tests.support.toy_run import TINY
 
@@ -85,6 +87,16 @@ def painted_once(size: int) -> Path:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return painted(folder, size)
+
+
+def colourful(n: int = 60, size: int = 16) -> torch.Tensor:
+    """Images of cells in every colour, (n, 3, S, S) uint8: most are nearly grey, few are not."""
+    generator = torch.Generator().manual_seed(0)
+    lab = torch.rand(n, 3, size // 4, size // 4, generator=generator) * 2 - 1
+    lab = lab**3 * torch.tensor([40.0, 80, 80]).view(1, 3, 1, 1)
+    lab[:, 0] += 55
+    pixels = lab_to_rgb(lab).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return (255 * pixels).round().to(torch.uint8)
 
 
 def learn(output: Path, variant: str, *options: str) -> dict[str, float]:
