@@ -5,7 +5,9 @@ of all cells of 4 x 4 pixels: as classes with rare colours weighed up, as number
 of hue and chroma (Larsson et al. 2016, arXiv 1603.06668). To know which colour a thing has, it has
 to know what the thing is.
 
-Classes, their shares and what chance gives are taken once from a sample of the run's own images.
+Classes, their shares and the loss of chance are taken once from a sample of the run's own images,
+as evaluation shows them. Chance beside the accuracy and the error is of the batch itself: of the
+most frequent class, and of the mean colour.
 
 On purpose other than the originals (richzhang/colorization ``caffe_traininglayers.py``,
 gustavla/self-supervision ``colorize_hypercolumn3.py``): one linear layer on the last feature map,
@@ -137,16 +139,20 @@ class Colour(Task):
         @torch.no_grad()
         def metrics() -> Metrics:
             found, right = self.target.decode(answer), targets[0]
-            known = {
+            same = self.target.mean.view(1, 2, 1, 1)
+            known: dict[str, Tensor] = {
                 "colour_error": self.weight * distance(found, right).mean(),
-                "error_of_chance": self.target.error.item(),
+                "error_of_chance": self.weight * distance(same, right).mean(),
                 "colour_chroma": self.weight * found.norm(dim=1).mean(),
                 "chroma_of_images": self.weight * right.norm(dim=1).mean(),
             }
             if isinstance(self.target, Classes):
-                hits = self.target.top1(answer, right).float().mean()
-                known["colour_top1"] = self.weight * hits
-                known["top1_of_chance"] = self.target.commonest.item()
+                own, answered = self.target.nearest(right), self.target.scores(answer).argmax(1)
+                for name, classes in (
+                    ("colour_top1", answered),
+                    ("top1_of_chance", self.target.commonest),
+                ):
+                    known[name] = self.weight * (classes == own).float().mean()
             return known
 
         return Answer(self.weight * loss, metrics)

@@ -47,27 +47,22 @@ class Target(nn.Module):
         channels: what the network answers for a cell.
         chance: () the loss of a network that has learned nothing, over the sample.
         mean: (2,) the sample's mean colour.
-        error: () mean distance of the sample's colours from that: the error of one who paints all
-            in it.
     """
 
     channels: int
     chance: Tensor
     mean: Tensor
-    error: Tensor
 
     def __init__(self, options: Options, cells: int) -> None:
         super().__init__()
         self.options, self.cells = options, cells
         self.register_buffer("chance", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(2))
-        self.register_buffer("error", torch.zeros(()))
 
     def fit(self, sampled: Tensor) -> None:
         """Learn the colours of a sample (n, 3, S, S) uint8."""
         plane = torch.cat([self.encode(pixels)[0] for pixels in in_chunks(sampled)])
         self.mean.copy_(plane.mean((0, 2, 3)))
-        self.error.copy_(distance(plane, self.mean.view(1, 2, 1, 1)).mean())
         self.fit_plane(plane)
         losses = []
         for pixels in in_chunks(sampled):
@@ -111,7 +106,7 @@ class Classes(Target):
         centres: (K, 2) a and b of all squares that sRGB can show; ``FAR`` where no image has any.
         prior: (K,) shares of the classes in the sample's coloured images.
         near: (221 * 221, n) int16 the nearest squares of all whole numbers a, b.
-        commonest: () share of the most frequent class in the sample, grey images included.
+        commonest: () int64, the most frequent class of the sample, grey images included.
     """
 
     centres: Tensor
@@ -127,7 +122,7 @@ class Classes(Target):
         self.register_buffer("prior", torch.zeros(self.channels))
         places, near = (2 * REACH + 1) ** 2, min(options.neighbours, self.channels)
         self.register_buffer("near", torch.zeros(places, near, dtype=torch.int16))
-        self.register_buffer("commonest", torch.zeros(()))
+        self.register_buffer("commonest", torch.zeros((), dtype=torch.int64))
 
     def fit_plane(self, plane: Tensor) -> None:
         """Choose the classes, and count them."""
@@ -137,7 +132,7 @@ class Classes(Target):
         distances = torch.cdist(places, self.squares, compute_mode=exactly)
         nearest = distances.argmin(1)[place_of(plane)]  # (n, g, g)
         counts = nearest.flatten().bincount(minlength=self.channels)
-        self.commonest.copy_(counts.max() / counts.sum())
+        self.commonest.copy_(counts.argmax())
         self.centres.copy_(self.squares.masked_fill(counts[:, None] == 0, FAR))
         distances.masked_fill_(counts == 0, FAR)
         self.near.copy_(distances.topk(self.near.shape[1], largest=False).indices)
@@ -177,8 +172,7 @@ class Classes(Target):
         scores = self.scores(answer).permute(0, 2, 3, 1)  # (b, g, g, K)
         classes, shares = self.classes_of(ab)
         entropy = -(shares * scores.gather(3, classes)).sum(3)  # (b, g, g)
-        own = classes.gather(3, shares.argmax(3, keepdim=True)).squeeze(3)
-        return (self.weights[own] * entropy).mean((1, 2)) * is_coloured(ab)
+        return (self.weights[self.nearest(ab)] * entropy).mean((1, 2)) * is_coloured(ab)
 
     def scores(self, answer: Tensor) -> Tensor:
         """Log probabilities (b, K, g, g)."""
@@ -189,11 +183,10 @@ class Classes(Target):
         sharp = (self.scores(answer) / TEMPERATURE).softmax(1)
         return torch.einsum("bkij,kc->bcij", sharp, self.centres)
 
-    def top1(self, answer: Tensor, ab: Tensor) -> Tensor:
-        """(b, g, g) bool: whether the most probable class is the nearest one."""
+    def nearest(self, ab: Tensor) -> Tensor:
+        """(b, g, g) int64 the nearest class."""
         classes, shares = self.classes_of(ab)
-        own = classes.gather(3, shares.argmax(3, keepdim=True)).squeeze(3)
-        return self.scores(answer).argmax(1) == own
+        return classes.gather(3, shares.argmax(3, keepdim=True)).squeeze(3)
 
 
 def place_of(ab: Tensor) -> Tensor:
