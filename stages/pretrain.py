@@ -43,7 +43,7 @@ from shared.networks.build import (
 )
 from shared.pretext.build import make_task
 from shared.pretext.gradient_cache import backward_in_parts
-from shared.pretext.network import as_tuple, kept_part
+from shared.pretext.network import as_tuple, freeze_unseen, kept_part
 from shared.runs.fit import fit, settings_as_before
 from shared.runs.forecast import forecast
 from shared.runtime.artifacts import read_meta
@@ -98,6 +98,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     else:
         kept = build_contrastive(network, config.model.pretrained)
     model = task.network(kept)
+    freeze_unseen(model, config.data.image_size)
     to_device(model, config, accelerator)
     parts = cfg.batch_size // cfg.images_at_once
     if parts > 1:

@@ -73,6 +73,8 @@ TASKS = {
             inputs=0.75,
             smallest=32,
         ),
+        TaskKind("colour", "which colours has the grey image", smallest=8),
+        TaskKind("inpainting", "what was in the hole of the image", smallest=8),
     )
 }
 
@@ -197,10 +199,79 @@ def _require_tiles(section: str, gap: float, jitter: float, head_width: int) -> 
     require(head_width >= 1, f"{section}.head_width", head_width, "1 or more")
 
 
+@dataclass(frozen=True)
+class Colour:
+    """Options of pretrain.task=colour (Zhang et al. 2016, arXiv 1603.08511).
+
+    Args:
+        target: classes are squares of the a, b plane of CIELAB that the images have; regression
+            is a and b; histograms are of hue and chroma (Larsson et al. 2016, arXiv 1603.06668).
+        bin: side of a class's square, in units of a and b.
+        neighbours: classes that a colour belongs to, by its distance from each; the original takes
+            5 in the paper and 10 in the code.
+        sigma: standard deviation of that distance's Gaussian.
+        rebalancing: how much of the class's share is in its weight's denominator, beside an even
+            one: 0 weighs all classes alike, 1 weighs them by 1 / share.
+        levels: of each histogram.
+        window: side, in pixels, of what a histogram counts.
+    """
+
+    target: Literal["classes", "regression", "histograms"] = "classes"
+    bin: float = 10.0
+    neighbours: int = 10
+    sigma: float = 5.0
+    rebalancing: float = 0.5
+    levels: int = 32
+    window: int = 7
+
+    def __post_init__(self) -> None:
+        require(5 <= self.bin <= 50, "colour.bin", self.bin, "5 to 50")
+        require(1 <= self.neighbours <= 50, "colour.neighbours", self.neighbours, "1 to 50")
+        require(self.sigma > 0, "colour.sigma", self.sigma, "greater than 0")
+        require(0 <= self.rebalancing <= 1, "colour.rebalancing", self.rebalancing, "in [0, 1]")
+        require(2 <= self.levels <= 256, "colour.levels", self.levels, "2 to 256")
+        window = self.window
+        allowed = "an odd number of pixels, 1 to 31"
+        require(1 <= window <= 31 and window % 2 == 1, "colour.window", window, allowed)
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """Options of pretrain.task=inpainting (Pathak et al. 2016, arXiv 1604.07379).
+
+    Args:
+        region: what is painted over: random blobs, which is better, or the centre.
+        share: of the pixels that are painted over.
+        rim: width, as a share of the side, of the region's edge that the network still sees, and
+            whose errors weigh 10 times; the original has 4 of 128 pixels.
+        width: channels of the decoder's last layer, before the image.
+        adversarial: weight of deceiving a second network, the rest goes to the squared error; the
+            original takes 0.001 to 0.002; 0 has no such network.
+        adversary_rate: learning rate of that network's Adam.
+    """
+
+    region: Literal["random", "centre"] = "random"
+    share: float = 0.25
+    rim: float = 4 / 128
+    width: int = 64
+    adversarial: float = 0.0
+    adversary_rate: float = 2e-4
+
+    def __post_init__(self) -> None:
+        require(0 < self.share < 1, "inpainting.share", self.share, "in (0, 1)")
+        require(0 <= self.rim <= 0.25, "inpainting.rim", self.rim, "in [0, 0.25]")
+        require(1 <= self.width <= 4096, "inpainting.width", self.width, "1 to 4096")
+        weight, rate = self.adversarial, self.adversary_rate
+        require(0 <= weight < 1, "inpainting.adversarial", weight, "in [0, 1)")
+        require(rate > 0, "inpainting.adversary_rate", rate, "greater than 0")
+
+
 # The sections of options, by their name; a task without options has none.
 TASK_SECTIONS = {
     "instances": Instances,
     "patches": Patches,
     "jigsaw": Jigsaw,
     "permutation": Permutation,
+    "colour": Colour,
+    "inpainting": Inpainting,
 }

@@ -22,6 +22,8 @@ from shared.config.optimizers import OPTIMIZERS
 from shared.config.pretext import (
     TASK_SECTIONS,
     TASKS,
+    Colour,
+    Inpainting,
     Instances,
     Jigsaw,
     Patches,
@@ -718,6 +720,8 @@ class Config:
         patches: of stage 1 with pretrain.task=patches.
         jigsaw: of stage 1 with pretrain.task=jigsaw.
         permutation: of stage 1 with pretrain.task=permutation.
+        colour: of stage 1 with pretrain.task=colour.
+        inpainting: of stage 1 with pretrain.task=inpainting.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -749,6 +753,8 @@ class Config:
     patches: Patches = field(default_factory=Patches)
     jigsaw: Jigsaw = field(default_factory=Jigsaw)
     permutation: Permutation = field(default_factory=Permutation)
+    colour: Colour = field(default_factory=Colour)
+    inpainting: Inpainting = field(default_factory=Inpainting)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)

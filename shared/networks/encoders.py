@@ -1,6 +1,7 @@
 """Encoders: any timm model without its classifier, the SimCLRv2 family included."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -209,6 +210,59 @@ def dry_run(encoder: nn.Module, channels: int, image_size: int) -> None:
         side = cast(int, patches.patch_size[0])
         if image_size % side:  # timm cuts the rest off without a word
             raise RuntimeError(f"not a multiple of its patches of {side} pixels")
+
+
+def feature_map(encoder: nn.Module, images: Tensor) -> Tensor:
+    """The last feature map, before it is pooled: images (B, 3, S, S) -> (B, C, H, W).
+
+    Convolutional networks give it as it is, some of timm's with channels last. Of a transformer's
+    tokens those of the square of patches are laid out, and the others, as a class token, left out.
+
+    Raises:
+        ValueError: the encoder has no such map.
+    """
+    output = cast(Any, encoder).forward_features(images)
+    if isinstance(output, Tensor) and output.ndim == 4:
+        last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
+        return output.permute(0, 3, 1, 2) if last else output
+    if isinstance(output, Tensor) and output.ndim == 3:
+        tokens = output.shape[1]
+        others = getattr(encoder, "num_prefix_tokens", tokens - math.isqrt(tokens) ** 2)
+        side = math.isqrt(tokens - others)
+        if side**2 == tokens - others > 0:
+            return output[:, others:].mT.unflatten(2, (side, side))
+    raise ValueError(
+        f"{type(encoder).__name__} has no feature map, which this task needs: choose another"
+        " encoder, as a ResNet, a ViT or a Swin, or another --pretrain.task"
+    )
+
+
+def map_size(encoder: nn.Module, image_size: int) -> tuple[int, int]:
+    """Channels and side of an encoder's feature map of square images; it stays as it is.
+
+    Raises:
+        ValueError: it has none.
+    """
+    shape = _map_of_blank(encoder, image_size).shape
+    return shape[1], shape[2]
+
+
+def outside_of_map(encoder: nn.Module, image_size: int) -> list[nn.Parameter]:
+    """The encoder's weights that its feature map does not depend on, as a norm after pooling."""
+    weights = [weight for weight in encoder.parameters() if weight.requires_grad]
+    with torch.enable_grad():
+        total = _map_of_blank(encoder, image_size).sum()
+    gradients = torch.autograd.grad(total, weights, allow_unused=True)
+    return [w for w, gradient in zip(weights, gradients, strict=True) if gradient is None]
+
+
+def _map_of_blank(encoder: nn.Module, image_size: int) -> Tensor:
+    was_training = encoder.training
+    encoder.eval()  # no statistics are counted, and nothing is drawn
+    blank = next(encoder.parameters()).new_zeros(1, 3, image_size, image_size)
+    blank_map = feature_map(encoder, blank)
+    encoder.train(was_training)
+    return blank_map
 
 
 def checkpoint_activations(encoder: nn.Module) -> None:

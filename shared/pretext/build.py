@@ -3,7 +3,9 @@
 from accelerate import Accelerator
 
 from shared.config.schema import Config
+from shared.pretext.colour import Colour
 from shared.pretext.contrastive import Contrastive
+from shared.pretext.inpainting import Inpainting
 from shared.pretext.instances import Instances
 from shared.pretext.jigsaw import Jigsaw
 from shared.pretext.patches import Patches
@@ -12,7 +14,17 @@ from shared.pretext.rotation import Rotation
 from shared.pretext.task import Task
 
 TASK_CLASSES: dict[str, type[Task]] = {
-    task.name: task for task in (Contrastive, Rotation, Instances, Patches, Jigsaw, Permutation)
+    task.name: task
+    for task in (
+        Contrastive,
+        Rotation,
+        Instances,
+        Patches,
+        Jigsaw,
+        Permutation,
+        Colour,
+        Inpainting,
+    )
 }
 
 

@@ -1,11 +1,12 @@
 """The network of tasks that do not answer by the projection head."""
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 from torch import Tensor, nn
 
+from shared.networks.encoders import feature_map, map_size, outside_of_map
 from shared.networks.heads import ContrastiveModel
+from shared.runtime.errors import UserError
 
 
 class PretextModel(nn.Module):
@@ -27,12 +28,39 @@ class PretextModel(nn.Module):
         """Images (k B, 3, s, s) for each head -> its answers (m B, ...)."""
         outputs = []
         for x, head, projects in zip(inputs, self.heads, self.projects, strict=True):
-            if getattr(head, "takes_map", False):
-                outputs.append(head(cast(Any, self.encoder).forward_features(x)))
+            if takes_map(head):
+                outputs.append(head(feature_map(self.encoder, x)))
             else:
                 features = self.encoder(x)
                 outputs.append(self.head(features)[-1] if projects else head(features))
         return tuple(outputs)
+
+
+def map_size_of(model: ContrastiveModel, image_size: int) -> tuple[int, int]:
+    """Channels and side of the feature map that heads with ``takes_map`` get.
+
+    Raises:
+        UserError: the encoder has none.
+    """
+    try:
+        return map_size(model.encoder, image_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def takes_map(head: nn.Module) -> bool:
+    """Whether a head works on the feature map."""
+    return getattr(head, "takes_map", False)
+
+
+def freeze_unseen(model: nn.Module, image_size: int) -> None:
+    """Leave out of training what no head sees: what an encoder has above its feature map.
+
+    Without gradients such weights would stop several processes, and a resumed run.
+    """
+    if isinstance(model, PretextModel) and all(map(takes_map, model.heads)):
+        for weight in outside_of_map(model.encoder, image_size):
+            weight.requires_grad_(False)
 
 
 def kept_part(model: nn.Module) -> ContrastiveModel:

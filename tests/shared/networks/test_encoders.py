@@ -16,8 +16,11 @@ from shared.networks.batchnorm import BatchNorm
 from shared.networks.encoders import (
     checkpoint_activations,
     create_encoder,
+    feature_map,
     fetch_weights,
     fold_batch_norm,
+    map_size,
+    outside_of_map,
     takes_size,
 )
 from shared.networks.heads import Classifier, ProjectionHead
@@ -63,6 +66,57 @@ def test_unknown_encoder():
 def test_no_pretrained_weights():
     with pytest.raises(ValueError, match="no pretrained weights of 'simclr_resnet18_1x_sk0'"):
         create_encoder("simclr_resnet18_1x_sk0", 32, pretrained=True)
+
+
+# Feature maps
+
+SWIN = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("simclr_resnet8_1x_sk0", {}), ("test_resnet", {}), ("swin_tiny_patch4_window7_224", SWIN)],
+)
+def test_the_mean_of_the_map_is_what_is_pooled(name, options):
+    """Of convolutional networks, and of those with channels last."""
+    encoder = create_encoder(name, 32, **options).eval()
+    images = torch.rand(2, 3, 32, 32)
+    features = feature_map(encoder, images)
+    assert features.shape[1:] == (encoder.head_hidden_size, *features.shape[2:])
+    assert map_size(encoder, 32) == features.shape[1:3]
+    assert torch.allclose(features.mean((2, 3)), encoder(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "others"),
+    [("test_vit", {}, 1), ("test_vit2", {}, None), ("test_vit", {"reg_tokens": 5}, 6)],
+)
+def test_patches_of_a_transformer_lie_as_in_the_image(name, options, others):
+    encoder = create_encoder(name, 64, **options).eval()
+    others = encoder.num_prefix_tokens if others is None else others
+    images = torch.rand(2, 3, 64, 64)
+    tokens, features = encoder.forward_features(images), feature_map(encoder, images)
+    side = features.shape[3]
+    assert side**2 + others == tokens.shape[1]
+    assert torch.equal(features[:, :, 1, 2], tokens[:, others + side + 2])
+
+
+def test_an_encoder_without_a_map_is_refused():
+    encoder = timm.create_model("crossvit_tiny_240", num_classes=0, depth=((1, 1, 0),))
+    with pytest.raises(ValueError, match="CrossVit has no feature map, which this task needs"):
+        map_size(encoder, 240)
+
+
+def test_what_lies_above_the_map_is_named_and_nothing_is_counted():
+    encoder = create_encoder("test_convnext", 32)
+    weights = {id(weight) for weight in outside_of_map(encoder, 32)}
+    names = [name for name, weight in encoder.named_parameters() if id(weight) in weights]
+    assert names == ["head.norm.weight", "head.norm.bias"]
+    family = create_encoder("simclr_resnet8_1x_sk0", 8)
+    before = copy.deepcopy(family.state_dict())
+    assert outside_of_map(family, 8) == []
+    assert family.training
+    assert all(torch.equal(value, before[key]) for key, value in family.state_dict().items())
 
 
 # Published weights

@@ -5,7 +5,12 @@ from torch import nn
 
 from shared.networks.encoders import create_encoder
 from shared.networks.heads import ContrastiveModel, ProjectionHead
-from shared.pretext.network import PretextModel, as_tuple, kept_part
+from shared.pretext.network import (
+    PretextModel,
+    as_tuple,
+    freeze_unseen,
+    kept_part,
+)
 
 
 class MapHead(nn.Module):
@@ -40,3 +45,17 @@ def test_the_artifact_has_the_encoder_and_the_projection_head_alone():
 def test_as_tuple():
     assert as_tuple(torch.ones(1)) == (torch.ones(1),)
     assert len(as_tuple((torch.ones(1), torch.ones(1)))) == 2
+
+
+def test_weights_that_no_head_sees_are_frozen():
+    """Else several processes would wait for their gradient, and a checkpoint would lack it."""
+    encoder = create_encoder("test_convnext", 32)
+    model = ContrastiveModel(encoder, ProjectionHead(encoder.head_hidden_size, 0))
+    pooled = nn.Linear(encoder.head_hidden_size, 4)
+    for heads, frozen in (([MapHead(), pooled], 0), ([MapHead()], 2)):
+        trained = PretextModel(model, heads)
+        freeze_unseen(trained, 32)
+        sum(answer.sum() for answer in trained(*[torch.rand(2, 3, 32, 32)] * len(heads))).backward()
+        without = [weight for weight in trained.parameters() if weight.grad is None]
+        assert [weight.requires_grad for weight in without] == [False] * frozen
+        trained.zero_grad()
