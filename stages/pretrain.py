@@ -27,6 +27,7 @@ from shared.config.command import run_command
 from shared.config.command_line import CommandLine, read_command_line
 from shared.config.imported import pretraining_is_imported
 from shared.config.methods import method_of
+from shared.config.pretext import TASKS
 from shared.config.schema import Config, hashed_settings
 from shared.data.batches import Parts
 from shared.data.images import ImageSet
@@ -179,7 +180,7 @@ def starting_folder(config: Config) -> Path | None:
 def warnings_for(config: Config, images: ImageSet) -> list[str]:
     """One line for each setting of pretraining that is allowed but hardly meant."""
     cfg, size, warnings = config.pretrain, config.data.image_size, []
-    if cfg.batch_size > len(images) and cfg.task == "contrastive":
+    if cfg.batch_size > len(images) and any(TASKS[task].batch > 1 for task in config.tasks):
         warnings.append(
             f"note: a batch of {cfg.batch_size} has some of the {len(images)} images more than"
             " once, as negatives of themselves; a smaller --pretrain.batch_size?"

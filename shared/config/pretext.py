@@ -24,6 +24,7 @@ class TaskKind:
             that fine-tuning may start from one of them; else the artifact has the encoder alone.
         augmentation: the usual kind of its views: full, or crop, without colours and blur.
         smallest: pixels per side that its images have at least.
+        batch: images that a batch has at least.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TaskKind:
     embeds: bool = False
     augmentation: Literal["full", "crop"] = "crop"
     smallest: int = 4
+    batch: int = 1
 
     @property
     def section(self) -> str:
@@ -50,6 +52,7 @@ TASKS = {
             inputs=2,
             embeds=True,
             augmentation="full",
+            batch=2,
         ),
         TaskKind("rotation", "by which quarter turn is the image rotated", inputs=4),
         TaskKind(
@@ -57,6 +60,15 @@ TASKS = {
             "which image of all is this (a class for each)",
             embeds=True,
             augmentation="full",
+        ),
+        TaskKind(
+            "exemplar",
+            "which other views are of the same image, of several",
+            views=8,
+            inputs=8,
+            embeds=True,
+            augmentation="full",
+            batch=2,
         ),
     )
 }
@@ -87,5 +99,24 @@ class Instances:
         require(self.neighbours >= 1, "instances.neighbours", self.neighbours, "1 or more")
 
 
-# The sections of options, by their name; a task without options has none.
-TASK_SECTIONS = {"instances": Instances}
+@dataclass(frozen=True)
+class Exemplar:
+    """Options of pretrain.task=exemplar (Dosovitskiy et al. 2014; Kolesnikov et al. 2019).
+
+    Args:
+        views: random views of each image, all of one class.
+        margin: by how much the squared distance of another image's view, between embeddings of unit
+            length, is to exceed that of the image's own.
+    """
+
+    views: int = 8
+    margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(2 <= self.views <= 256, "exemplar.views", self.views, "2 to 256")
+        require(self.margin >= 0, "exemplar.margin", self.margin, "0 or more")
+
+
+# The sections of options, by their name; a task without options has none. What a section calls
+# ``views`` takes the place of the views in the record of its task.
+TASK_SECTIONS = {"instances": Instances, "exemplar": Exemplar}

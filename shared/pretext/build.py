@@ -4,12 +4,13 @@ from accelerate import Accelerator
 
 from shared.config.schema import Config
 from shared.pretext.contrastive import Contrastive
+from shared.pretext.exemplar import Exemplar
 from shared.pretext.instances import Instances
 from shared.pretext.rotation import Rotation
 from shared.pretext.task import Task
 
 TASK_CLASSES: dict[str, type[Task]] = {
-    task.name: task for task in (Contrastive, Rotation, Instances)
+    task.name: task for task in (Contrastive, Rotation, Instances, Exemplar)
 }
 
 

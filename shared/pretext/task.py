@@ -71,13 +71,13 @@ class Task:
     @property
     def views(self) -> int:
         """Random views of each image that a batch holds."""
-        return TASKS[self.name].views
+        return self.config.task_kind(self.name).views
 
     @property
     def augmentation(self) -> Augmentation | None:
         """How the views are made."""
         kind: Literal["auto", "full", "crop", "none"] = self.config.pretrain.augmentation
-        usual = TASKS[self.name].augmentation
+        usual = self.config.task_kind(self.name).augmentation
         return augmentation_for(self.config.augment, usual if kind == "auto" else kind)
 
     @property
