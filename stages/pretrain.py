@@ -180,7 +180,7 @@ def starting_folder(config: Config) -> Path | None:
 def warnings_for(config: Config, images: ImageSet) -> list[str]:
     """One line for each setting of pretraining that is allowed but hardly meant."""
     cfg, size, warnings = config.pretrain, config.data.image_size, []
-    if cfg.batch_size > len(images) and any(TASKS[task].batch > 1 for task in config.tasks):
+    if cfg.batch_size > len(images) and any(TASKS[task].batch > 1 for task in config.task_weights):
         warnings.append(
             f"note: a batch of {cfg.batch_size} has some of the {len(images)} images more than"
             " once, as negatives of themselves; a smaller --pretrain.batch_size?"

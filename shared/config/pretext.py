@@ -5,10 +5,14 @@ line can check a name and an option at once. A new task is one record here, with
 options where it has some, its class, and the line of that class in ``shared/pretext/build.py``.
 """
 
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
-from shared.config.checks import require
+from shared.config.checks import require, require_one_of
+
+_WEIGHT = re.compile(r"[0-9]{1,12}(\.[0-9]{0,12})?([eE]-?[0-9]{1,2})?")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ TASKS = {
             augmentation="full",
             batch=2,
         ),
+        TaskKind("multi-task", "several tasks at once"),
     )
 }
 
@@ -117,6 +122,43 @@ class Exemplar:
         require(self.margin >= 0, "exemplar.margin", self.margin, "0 or more")
 
 
+@dataclass(frozen=True)
+class MultiTask:
+    """Options of pretrain.task=multi-task (Doersch & Zisserman 2017, arXiv 1708.07860).
+
+    Args:
+        tasks: its parts, each with the weight of its loss: rotation:1,contrastive:0.5; a part
+            without a number has weight 1, and one of weight 0 is left out.
+    """
+
+    tasks: str = "rotation:1,contrastive:1"
+
+    def __post_init__(self) -> None:
+        positive = max(self.weights.values()) > 0
+        require(positive, "multi_task.tasks", self.tasks, "one part or more of a weight above 0")
+
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """The weight of each part, 0 too.
+
+        Raises:
+            ValueError: a part is unknown or there twice, or has a weight that is none.
+        """
+        key, weights = "multi_task.tasks", {}
+        for part in self.tasks.split(","):
+            name, colon, weight = (text.strip() for text in part.partition(":"))
+            require(
+                name != "multi-task", key, self.tasks, "single tasks, with all parts in one list"
+            )
+            require_one_of([task for task in TASKS if task != "multi-task"], key, name)
+            require(name not in weights, key, self.tasks, f"different tasks, so {name} only once")
+            number = not colon or _WEIGHT.fullmatch(weight) is not None
+            example = f"tasks with weights of 0 to 1,000,000, like {name}:0.5"
+            require(number and float(weight or 1) <= 1e6, key, part, example)
+            weights[name] = float(weight or 1)
+        return weights
+
+
 # The sections of options, by their name; a task without options has none. What a section calls
 # ``views`` takes the place of the views in the record of its task.
-TASK_SECTIONS = {"instances": Instances, "exemplar": Exemplar}
+TASK_SECTIONS = {"instances": Instances, "exemplar": Exemplar, "multi_task": MultiTask}

@@ -19,7 +19,14 @@ from shared.config.checks import not_hashed, require, require_one_of
 from shared.config.labelset import LabelSet
 from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
-from shared.config.pretext import TASK_SECTIONS, TASKS, Exemplar, Instances, TaskKind
+from shared.config.pretext import (
+    TASK_SECTIONS,
+    TASKS,
+    Exemplar,
+    Instances,
+    MultiTask,
+    TaskKind,
+)
 from shared.runtime.bounds import LAYERS, LEVEL, SIDE, WIDTH
 
 RECIPES = Path(__file__).parents[2] / "configs"
@@ -652,6 +659,7 @@ class Config:
         pretrain: stage 1.
         instances: of stage 1 with pretrain.task=instances.
         exemplar: of stage 1 with pretrain.task=exemplar.
+        multi_task: of stage 1 with pretrain.task=multi-task.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -681,6 +689,7 @@ class Config:
     pretrain: Pretrain = field(default_factory=Pretrain)
     instances: Instances = field(default_factory=Instances)
     exemplar: Exemplar = field(default_factory=Exemplar)
+    multi_task: MultiTask = field(default_factory=MultiTask)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)
@@ -722,7 +731,7 @@ class Config:
     def _require_task(self) -> None:
         """ValueError where images are too small for a task, or options are of a task not chosen."""
         size, batch = self.data.image_size, self.pretrain.batch_size
-        for kind in map(self.task_kind, self.tasks):
+        for kind in map(self.task_kind, self.task_weights):
             allowed = f"at least {kind.smallest} pixels with pretrain.task={kind.name}"
             require(size >= kind.smallest, "data.image_size", size, allowed)
             memory = " without pretrain.memory" * (kind.name == "contrastive")
@@ -748,8 +757,16 @@ class Config:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The pretext tasks of stage 1."""
-        return (self.pretrain.task,)
+        """The pretext task of stage 1, and those that it consists of."""
+        task = self.pretrain.task
+        return (task, *self.multi_task.weights) if task == "multi-task" else (task,)
+
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """What stage 1 learns: each task with the weight of its loss."""
+        if self.pretrain.task != "multi-task":
+            return {self.pretrain.task: 1.0}
+        return {task: weight for task, weight in self.multi_task.weights.items() if weight}
 
     @property
     def head_layers(self) -> int:
@@ -757,8 +774,24 @@ class Config:
         return self.model.head_layers if self.task_kind().embeds else 0
 
     def task_kind(self, name: str | None = None) -> TaskKind:
-        """The record of a pretext task, by default of the chosen one, with its options."""
+        """The record of a pretext task, by default of the chosen one, with its options.
+
+        Of several tasks: as many views as the greediest part wants, of which each part takes the
+        first ones; full augmentation where a part usually has it.
+        """
         kind, cfg = TASKS[name or self.pretrain.task], self.pretrain
+        if kind.name == "multi-task":
+            parts = [self.task_kind(part) for part in self.task_weights]
+            full = any(part.augmentation == "full" for part in parts)
+            return replace(
+                kind,
+                views=max(part.views for part in parts),
+                inputs=sum(part.inputs for part in parts),
+                embeds=any(part.embeds for part in parts),
+                augmentation="full" if full else "crop",
+                smallest=max(part.smallest for part in parts),
+                batch=max(part.batch for part in parts),
+            )
         if kind.name == "contrastive" and cfg.memory:  # as MoCo, the other view is a key
             return replace(kind, batch=1, inputs=1 if cfg.negatives == "memory" else 2)
         views = getattr(getattr(self, kind.section, None), "views", None)
@@ -776,7 +809,9 @@ class Config:
         """
         cfg, inputs = self.training_of(method), self.inputs_of(method)
         in_parts = cfg.images_at_once < cfg.batch_size
-        keys = "contrastive" in self.tasks and method == "pretrain" and self.pretrain.memory > 0
+        keys = (
+            "contrastive" in self.task_weights and method == "pretrain" and self.pretrain.memory > 0
+        )
         return math.ceil(inputs * (3 + in_parts) + keys * self.task_kind("contrastive").inputs)
 
     @property

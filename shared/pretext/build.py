@@ -6,14 +6,17 @@ from shared.config.schema import Config
 from shared.pretext.contrastive import Contrastive
 from shared.pretext.exemplar import Exemplar
 from shared.pretext.instances import Instances
+from shared.pretext.multi_task import MultiTask
 from shared.pretext.rotation import Rotation
 from shared.pretext.task import Task
 
 TASK_CLASSES: dict[str, type[Task]] = {
-    task.name: task for task in (Contrastive, Rotation, Instances, Exemplar)
+    task.name: task for task in (Contrastive, Rotation, Instances, Exemplar, MultiTask)
 }
 
 
 def make_task(config: Config, accelerator: Accelerator) -> Task:
     """The task that ``pretrain.task`` names."""
-    return TASK_CLASSES[config.pretrain.task](config, accelerator)
+    name, tasks = config.pretrain.task, config.task_weights
+    parts = {part: TASK_CLASSES[part](config, accelerator) for part in tasks}
+    return parts[name] if name in parts else MultiTask(config, accelerator, parts)

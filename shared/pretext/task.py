@@ -16,7 +16,7 @@ several processes see what one sees.
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
     loss: Tensor
     metrics: Callable[[], Metrics]
-    kept: Tensors = ()
+    kept: tuple[Any, ...] = ()
 
 
 class Task:

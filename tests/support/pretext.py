@@ -18,7 +18,13 @@ SMALL = [
     "--pretrain.learning_rate_scaling=none",
 ]
 # what a task needs besides; by default it takes the digits at 8 pixels
-NEEDS: dict[str, list[str]] = {}
+NEEDS: dict[str, list[str]] = {
+    "exemplar": ["--exemplar.views=3"],
+    "multi-task": [
+        "--multi_task.tasks=rotation,instances:0.5,contrastive:2",
+        "--instances.negatives=32",
+    ],
+}
 VARIANTS = {
     **{name: [f"--pretrain.task={name}"] for name in TASKS},
     "instances-nce": ["--pretrain.task=instances", "--instances.negatives=32"],
