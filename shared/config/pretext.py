@@ -29,6 +29,7 @@ class TaskKind:
         augmentation: the usual kind of its views: full, or crop, without colours and blur.
         smallest: pixels per side that its images have at least.
         batch: images that a batch has at least.
+        uses: other tasks that it consists of, whose options count too.
     """
 
     name: str
@@ -39,6 +40,7 @@ class TaskKind:
     augmentation: Literal["full", "crop"] = "crop"
     smallest: int = 4
     batch: int = 1
+    uses: tuple[str, ...] = ()
 
     @property
     def section(self) -> str:
@@ -75,6 +77,12 @@ TASKS = {
             batch=2,
         ),
         TaskKind("multi-task", "several tasks at once"),
+        TaskKind(
+            "decoupling",
+            "how is the image rotated, by one half of the features; which is it, by the other",
+            inputs=4,
+            uses=("instances",),
+        ),
     )
 }
 
@@ -159,6 +167,31 @@ class MultiTask:
         return weights
 
 
+@dataclass(frozen=True)
+class Decoupling:
+    """Options of pretrain.task=decoupling (Feng et al. 2019); those of instances count too.
+
+    Args:
+        gamma: a rotated image that is upright with probability p counts 1 - p^gamma.
+        from_share: after this share of the updates; before, all count 1. The paper takes 6/7.
+        momentum: share of the old estimate of p in the new one, each time an image is seen.
+    """
+
+    gamma: float = 2.0
+    from_share: float = 0.857
+    momentum: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.gamma > 0, "decoupling.gamma", self.gamma, "greater than 0")
+        require(0 <= self.from_share <= 1, "decoupling.from_share", self.from_share, "in [0, 1]")
+        require(0 <= self.momentum < 1, "decoupling.momentum", self.momentum, "in [0, 1)")
+
+
 # The sections of options, by their name; a task without options has none. What a section calls
 # ``views`` takes the place of the views in the record of its task.
-TASK_SECTIONS = {"instances": Instances, "exemplar": Exemplar, "multi_task": MultiTask}
+TASK_SECTIONS = {
+    "instances": Instances,
+    "exemplar": Exemplar,
+    "multi_task": MultiTask,
+    "decoupling": Decoupling,
+}

@@ -22,6 +22,7 @@ from shared.config.optimizers import OPTIMIZERS
 from shared.config.pretext import (
     TASK_SECTIONS,
     TASKS,
+    Decoupling,
     Exemplar,
     Instances,
     MultiTask,
@@ -660,6 +661,7 @@ class Config:
         instances: of stage 1 with pretrain.task=instances.
         exemplar: of stage 1 with pretrain.task=exemplar.
         multi_task: of stage 1 with pretrain.task=multi-task.
+        decoupling: of stage 1 with pretrain.task=decoupling.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -690,6 +692,7 @@ class Config:
     instances: Instances = field(default_factory=Instances)
     exemplar: Exemplar = field(default_factory=Exemplar)
     multi_task: MultiTask = field(default_factory=MultiTask)
+    decoupling: Decoupling = field(default_factory=Decoupling)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)
@@ -758,8 +761,10 @@ class Config:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The pretext task of stage 1, and those that it consists of."""
-        task = self.pretrain.task
-        return (task, *self.multi_task.weights) if task == "multi-task" else (task,)
+        chosen = [self.pretrain.task]
+        if chosen == ["multi-task"]:
+            chosen += self.multi_task.weights
+        return tuple(dict.fromkeys(chosen + [used for task in chosen for used in TASKS[task].uses]))
 
     @property
     def task_weights(self) -> dict[str, float]:

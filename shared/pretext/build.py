@@ -4,6 +4,7 @@ from accelerate import Accelerator
 
 from shared.config.schema import Config
 from shared.pretext.contrastive import Contrastive
+from shared.pretext.decoupling import Decoupling
 from shared.pretext.exemplar import Exemplar
 from shared.pretext.instances import Instances
 from shared.pretext.multi_task import MultiTask
@@ -11,7 +12,7 @@ from shared.pretext.rotation import Rotation
 from shared.pretext.task import Task
 
 TASK_CLASSES: dict[str, type[Task]] = {
-    task.name: task for task in (Contrastive, Rotation, Instances, Exemplar, MultiTask)
+    task.name: task for task in (Contrastive, Rotation, Instances, Exemplar, MultiTask, Decoupling)
 }
 
 

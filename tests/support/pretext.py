@@ -19,6 +19,7 @@ SMALL = [
 ]
 # what a task needs besides; by default it takes the digits at 8 pixels
 NEEDS: dict[str, list[str]] = {
+    "decoupling": ["--decoupling.from_share=0.5"],
     "exemplar": ["--exemplar.views=3"],
     "multi-task": [
         "--multi_task.tasks=rotation,instances:0.5,contrastive:2",
