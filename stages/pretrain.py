@@ -25,7 +25,7 @@ from torch import nn
 
 from shared.config.command import run_command
 from shared.config.command_line import CommandLine, read_command_line
-from shared.config.imported import pretraining_is_imported
+from shared.config.imported import first_pretraining, pretraining_is_imported
 from shared.config.methods import method_of
 from shared.config.pretext import TASKS
 from shared.config.schema import Config, hashed_settings
@@ -79,12 +79,13 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     images = open_run(config, accelerator).train
     images = those_begun_with(images, config, accelerator)
     task = make_task(config, accelerator)
-    source = starting_folder(config)
+    source = first_pretraining(config, "pretrain.init")
     settings = {
         **hashed_settings(config.model, "model"),
         **weights_setting(config.model.pretrained),
         "images": images.fingerprint,
         "parent": read_meta(source, "encoder")["weights_sha256"] if source else None,
+        **task.settings,
     }
     stage = Stage(config, accelerator, method, settings, cfg.seed)
     if stage.done:
@@ -109,7 +110,14 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     if accelerator.is_main_process:
         write_names(stage.path / "images.csv", images)
     everything = np.arange(len(images))
-    batches = stage.batches(images, everything, task.augmentation, views=task.views, draw=task.draw)
+    batches = stage.batches(
+        images,
+        everything,
+        task.augmentation,
+        views=task.views,
+        draw=task.draw,
+        companions=task.companions,
+    )
     stage.chance = task.chance
     accelerator.print(
         f"{method}: {counted(len(images), 'image')}, {counted(stage.schedule.steps, 'step')} of"
@@ -160,21 +168,6 @@ def those_begun_with(images: ImageSet, config: Config, accelerator: Accelerator)
             f" --pretrain.init {folder} goes on from it"
         )
     return then
-
-
-def starting_folder(config: Config) -> Path | None:
-    """The artifact that ``pretrain.init`` names by its folder, or by that of its run.
-
-    Raises:
-        UserError: it is the one that this run makes.
-    """
-    if not config.pretrain.init:
-        return None
-    folder = Path(config.pretrain.init)
-    folder = folder / "pretrain" if (folder / "pretrain").is_dir() else folder
-    if folder.resolve() == config.folder_of("pretrain").resolve():
-        raise UserError(f"pretrain.init={folder} is what this run makes; give another --run")
-    return folder
 
 
 def warnings_for(config: Config, images: ImageSet) -> list[str]:

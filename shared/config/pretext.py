@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from shared.config.checks import require, require_one_of
+from shared.config.checks import not_hashed, require, require_one_of
 
 _WEIGHT = re.compile(r"[0-9]{1,12}(\.[0-9]{0,12})?([eE]-?[0-9]{1,2})?")
 
@@ -30,6 +30,7 @@ class TaskKind:
         smallest: pixels per side that its images have at least.
         batch: images that a batch has at least.
         uses: other tasks that it consists of, whose options count too.
+        alone: whether it cannot be a part of several tasks.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TaskKind:
     smallest: int = 4
     batch: int = 1
     uses: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def section(self) -> str:
@@ -76,12 +78,22 @@ TASKS = {
             augmentation="full",
             batch=2,
         ),
-        TaskKind("multi-task", "several tasks at once"),
+        TaskKind("multi-task", "several tasks at once", alone=True),
         TaskKind(
             "decoupling",
             "how is the image rotated, by one half of the features; which is it, by the other",
             inputs=4,
             uses=("instances",),
+        ),
+        TaskKind(
+            "transitive",
+            "which views are of the same image, or of its neighbour by a first network",
+            views=4,
+            inputs=4,
+            embeds=True,
+            augmentation="full",
+            batch=2,
+            alone=True,
         ),
     )
 }
@@ -155,10 +167,10 @@ class MultiTask:
         key, weights = "multi_task.tasks", {}
         for part in self.tasks.split(","):
             name, colon, weight = (text.strip() for text in part.partition(":"))
-            require(
-                name != "multi-task", key, self.tasks, "single tasks, with all parts in one list"
-            )
-            require_one_of([task for task in TASKS if task != "multi-task"], key, name)
+            able = [task for task, kind in TASKS.items() if not kind.alone]
+            allowed = f"tasks that can share a batch, so {name} is none; take {', '.join(able)}"
+            require(name in able or name not in TASKS, key, self.tasks, allowed)
+            require_one_of(able, key, name)
             require(name not in weights, key, self.tasks, f"different tasks, so {name} only once")
             number = not colon or _WEIGHT.fullmatch(weight) is not None
             example = f"tasks with weights of 0 to 1,000,000, like {name}:0.5"
@@ -187,6 +199,26 @@ class Decoupling:
         require(0 <= self.momentum < 1, "decoupling.momentum", self.momentum, "in [0, 1)")
 
 
+@dataclass(frozen=True)
+class Transitive:
+    """Options of pretrain.task=transitive (Wang et al. 2017, arXiv 1708.02901).
+
+    Args:
+        init: run or artifact folder of a first pretraining, whose features say which images are
+            neighbours.
+        neighbours: of each image, among which its partner is drawn.
+        margin: by how much the cosine distance of another pair's view is to exceed that of its own.
+    """
+
+    init: str | None = not_hashed(None)  # the hash of its weights counts
+    neighbours: int = 5
+    margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.neighbours >= 1, "transitive.neighbours", self.neighbours, "1 or more")
+        require(self.margin >= 0, "transitive.margin", self.margin, "0 or more")
+
+
 # The sections of options, by their name; a task without options has none. What a section calls
 # ``views`` takes the place of the views in the record of its task.
 TASK_SECTIONS = {
@@ -194,4 +226,5 @@ TASK_SECTIONS = {
     "exemplar": Exemplar,
     "multi_task": MultiTask,
     "decoupling": Decoupling,
+    "transitive": Transitive,
 }

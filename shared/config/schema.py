@@ -27,6 +27,7 @@ from shared.config.pretext import (
     Instances,
     MultiTask,
     TaskKind,
+    Transitive,
 )
 from shared.runtime.bounds import LAYERS, LEVEL, SIDE, WIDTH
 
@@ -662,6 +663,7 @@ class Config:
         exemplar: of stage 1 with pretrain.task=exemplar.
         multi_task: of stage 1 with pretrain.task=multi-task.
         decoupling: of stage 1 with pretrain.task=decoupling.
+        transitive: of stage 1 with pretrain.task=transitive.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -693,6 +695,7 @@ class Config:
     exemplar: Exemplar = field(default_factory=Exemplar)
     multi_task: MultiTask = field(default_factory=MultiTask)
     decoupling: Decoupling = field(default_factory=Decoupling)
+    transitive: Transitive = field(default_factory=Transitive)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)
@@ -746,6 +749,12 @@ class Config:
                 "none",
                 f"full or crop with pretrain.task={kind.name}, whose views would be alike",
             )
+        require(
+            "transitive" not in self.tasks or bool(self.transitive.init),
+            "transitive.init",
+            self.transitive.init,
+            "the run or artifact folder of a first pretraining with pretrain.task=transitive",
+        )
         for kind in TASKS.values():
             section = getattr(self, kind.section) if kind.section in TASK_SECTIONS else None
             if section is None or kind.name in self.tasks:

@@ -10,9 +10,19 @@ from shared.pretext.instances import Instances
 from shared.pretext.multi_task import MultiTask
 from shared.pretext.rotation import Rotation
 from shared.pretext.task import Task
+from shared.pretext.transitive import Transitive
 
 TASK_CLASSES: dict[str, type[Task]] = {
-    task.name: task for task in (Contrastive, Rotation, Instances, Exemplar, MultiTask, Decoupling)
+    task.name: task
+    for task in (
+        Contrastive,
+        Rotation,
+        Instances,
+        Exemplar,
+        MultiTask,
+        Decoupling,
+        Transitive,
+    )
 }
 
 

@@ -37,10 +37,6 @@ class Exemplar(Task):
     def loss(self, outputs: Tensors, targets: Tensors) -> Answer:
         """Of the projections (V b, D), with those of all processes."""
         z = outputs[0].unflatten(0, (self.views, -1)).transpose(0, 1)  # (b, V, D)
-        return self.of_groups(z, self.config.exemplar.margin)
-
-    def of_groups(self, z: Tensor, margin: float) -> Answer:
-        """The triplet loss where the V embeddings of a row are alike: (b, V, D)."""
         z_all, first = gather_with_grad(z, self.batch_size), own_rows(self.batch_size).start
 
         def metrics() -> Metrics:
@@ -48,4 +44,8 @@ class Exemplar(Task):
             chance = (self.views - 1) / (self.batch_size * self.views - 1)
             return {f"{self.name}_top1": self.weight * top1, "top1_of_chance": chance}
 
-        return Answer(self.weight * semi_hard_triplet(z, z_all, margin, first), metrics)
+        return Answer(self.weight * self.triplets(z, z_all, first), metrics)
+
+    def triplets(self, z: Tensor, z_all: Tensor, first: int) -> Tensor:
+        """The loss of this process's images (b, V, D), the rows from ``first`` on of (B, V, D)."""
+        return semi_hard_triplet(z, z_all, self.config.exemplar.margin, first)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from shared.config.pretext import TASKS
 from shared.config.schema import Augmentation, Config
 from shared.data.augment import augmentation_for
-from shared.data.batches import Batch
+from shared.data.batches import Batch, Companions
 from shared.data.images import ImageSet
 from shared.networks.heads import ContrastiveModel
 from shared.runtime.distributed import weight_of_own_rows
@@ -57,11 +57,13 @@ class Task:
 
     Attributes:
         chance: the loss of a network that has learned nothing.
+        companions: of which other images the second half of the views are; None: of no others.
         weight: of this process's rows, for means that are averaged over processes.
     """
 
     name: ClassVar[str]
     chance: float
+    companions: Companions | None = None
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
@@ -84,6 +86,11 @@ class Task:
     def facts(self) -> str:
         """What the line at the start says of the task, with its numbers."""
         return TASKS[self.name].title
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the result depends on besides options: hashes of files that the task reads."""
+        return {}
 
     @property
     def memory(self) -> nn.Module | None:

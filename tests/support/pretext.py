@@ -1,13 +1,19 @@
 """Every pretext task at toy size: the options with which it runs in a second."""
 
+import atexit
 import json
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from shared.config.pretext import TASKS
+from shared.config.schema import Data
 from stages import pretrain
+from tests.support.exported import artifact
 from tests.support.toy_run import TINY
 
 SMALL = [
@@ -32,10 +38,20 @@ VARIANTS = {
 }
 
 
+@cache
+def first_encoder() -> Path:
+    """An encoder of random weights for images of 8 pixels, whose neighbours are those of pixels."""
+    folder = Path(tempfile.mkdtemp(prefix="first-encoder-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return artifact(folder / "pretrain", data=Data(image_size=8))
+
+
 def options_of(variant: str) -> list[str]:
     """A command line for stage 1 with this task."""
     chosen = VARIANTS[variant]
     task = chosen[0].rpartition("=")[2]
+    if task == "transitive":
+        chosen = [*chosen, f"--transitive.init={first_encoder()}"]
     size = "32" if TASKS[task].smallest > 8 else "8"
     return [*TINY, *SMALL, f"--data.image_size={size}", *NEEDS.get(task, []), *chosen]
 

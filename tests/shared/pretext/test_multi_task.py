@@ -148,7 +148,7 @@ def test_the_record_and_the_settings_are_those_of_the_parts():
         ("", "must be one of 'contrastive', "),
         ("rotation:1,,instances", "must be one of 'contrastive', "),
         ("rotation:1,rotation:0.5", "different tasks, so rotation only once"),
-        ("rotation,multi-task:1", "single tasks, with all parts in one list"),
+        ("rotation,multi-task:1", "tasks that can share a batch, so multi-task is none"),
         ("rotation:-1", "weights of 0 to 1,000,000, like rotation:0.5, got 'rotation:-1'"),
         ("rotation:nan", "like rotation:0.5, got 'rotation:nan'"),
         ("rotation:inf", "like rotation:0.5"),
