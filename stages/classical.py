@@ -44,9 +44,15 @@ from shared.config.schema import Config, Data, defaults, dump, hashed_settings
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.labels import Labels, draw_labels
 from shared.data.sources import open_data, open_run
-from shared.networks.build import keep_layers, load_contrastive, network_of, require_same_input
+from shared.networks.build import (
+    input_of,
+    keep_layers,
+    load_contrastive,
+    network_of,
+    require_same_input,
+)
 from shared.networks.heads import Classifier
-from shared.runtime.artifacts import ClassifierNetwork, NetworkMeta, read_meta
+from shared.runtime.artifacts import ClassifierNetwork, read_meta
 from shared.runtime.randomness import generator
 from shared.runtime.stage_folder import StageFolder
 from shared.training.classical import (
@@ -419,14 +425,6 @@ def _on_features(
         "seconds": seconds,
     }
     return finish(folder, model, about, source, predictions)
-
-
-def input_of(meta: NetworkMeta, data: Data) -> Data:
-    """The run's images as a network of another run sees them."""
-    mean, std = (cast(tuple[float, float, float], tuple(meta[key])) for key in ("mean", "std"))
-    antialias = meta.get("antialias", data.antialias)
-    size = meta["image_size"]
-    return replace(data, image_size=size, mean=mean, std=std, antialias=antialias, cache=None)
 
 
 def set_linear_layer(model: Classifier, rows: np.ndarray, targets: np.ndarray, seed: int) -> Fit:

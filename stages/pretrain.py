@@ -25,8 +25,9 @@ from torch import nn
 
 from shared.config.command import run_command
 from shared.config.command_line import CommandLine, read_command_line
-from shared.config.imported import pretraining_is_imported
+from shared.config.imported import first_pretraining, pretraining_is_imported
 from shared.config.methods import method_of
+from shared.config.pretext import TASKS
 from shared.config.schema import Config, hashed_settings
 from shared.data.batches import Parts
 from shared.data.images import ImageSet
@@ -78,12 +79,13 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     images = open_run(config, accelerator).train
     images = those_begun_with(images, config, accelerator)
     task = make_task(config, accelerator)
-    source = starting_folder(config)
+    source = first_pretraining(config, "pretrain.init")
     settings = {
         **hashed_settings(config.model, "model"),
         **weights_setting(config.model.pretrained),
         "images": images.fingerprint,
         "parent": read_meta(source, "encoder")["weights_sha256"] if source else None,
+        **task.settings,
     }
     stage = Stage(config, accelerator, method, settings, cfg.seed)
     if stage.done:
@@ -109,7 +111,14 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     if accelerator.is_main_process:
         write_names(stage.path / "images.csv", images)
     everything = np.arange(len(images))
-    batches = stage.batches(images, everything, task.augmentation, views=task.views, draw=task.draw)
+    batches = stage.batches(
+        images,
+        everything,
+        task.augmentation,
+        views=task.views,
+        draw=task.draw,
+        companions=task.companions,
+    )
     stage.chance = task.chance
     accelerator.print(
         f"{method}: {counted(len(images), 'image')}, {counted(stage.schedule.steps, 'step')} of"
@@ -162,25 +171,10 @@ def those_begun_with(images: ImageSet, config: Config, accelerator: Accelerator)
     return then
 
 
-def starting_folder(config: Config) -> Path | None:
-    """The artifact that ``pretrain.init`` names by its folder, or by that of its run.
-
-    Raises:
-        UserError: it is the one that this run makes.
-    """
-    if not config.pretrain.init:
-        return None
-    folder = Path(config.pretrain.init)
-    folder = folder / "pretrain" if (folder / "pretrain").is_dir() else folder
-    if folder.resolve() == config.folder_of("pretrain").resolve():
-        raise UserError(f"pretrain.init={folder} is what this run makes; give another --run")
-    return folder
-
-
 def warnings_for(config: Config, images: ImageSet) -> list[str]:
     """One line for each setting of pretraining that is allowed but hardly meant."""
     cfg, size, warnings = config.pretrain, config.data.image_size, []
-    if cfg.batch_size > len(images) and cfg.task == "contrastive":
+    if cfg.batch_size > len(images) and any(TASKS[task].batch > 1 for task in config.task_weights):
         warnings.append(
             f"note: a batch of {cfg.batch_size} has some of the {len(images)} images more than"
             " once, as negatives of themselves; a smaller --pretrain.batch_size?"

@@ -36,6 +36,21 @@ def named_folders(config: Config, options: Iterable[str] = NAMED_BY) -> list[Pat
     return [Path(folder) for option in options if (folder := config.option(option))]
 
 
+def first_pretraining(config: Config, option: str) -> Path | None:
+    """The artifact of stage 1 that an option names by its folder, or by that of its run.
+
+    Raises:
+        UserError: it is the one that this run makes.
+    """
+    if not (name := config.option(option)):
+        return None
+    folder = Path(name)
+    folder = folder / "pretrain" if (folder / "pretrain").is_dir() else folder
+    if folder.resolve() == config.folder_of("pretrain").resolve():
+        raise UserError(f"{option}={folder} is what this run makes; give another --run")
+    return folder
+
+
 def imported_options(
     config: Config, folders: Iterable[Path], flags: Collection[str]
 ) -> dict[str, Any]:

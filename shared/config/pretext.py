@@ -5,10 +5,14 @@ line can check a name and an option at once. A new task is one record here, with
 options where it has some, its class, and the line of that class in ``shared/pretext/build.py``.
 """
 
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
-from shared.config.checks import require
+from shared.config.checks import not_hashed, require, require_one_of
+
+_WEIGHT = re.compile(r"[0-9]{1,12}(\.[0-9]{0,12})?([eE]-?[0-9]{1,2})?")
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class TaskKind:
             that fine-tuning may start from one of them; else the artifact has the encoder alone.
         augmentation: the usual kind of its views: full, or crop, without colours and blur.
         smallest: pixels per side that its images have at least.
+        batch: images that a batch has at least.
+        uses: other tasks that it consists of, whose options count too.
+        alone: whether it cannot be a part of several tasks.
     """
 
     name: str
@@ -33,6 +40,9 @@ class TaskKind:
     embeds: bool = False
     augmentation: Literal["full", "crop"] = "crop"
     smallest: int = 4
+    batch: int = 1
+    uses: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def section(self) -> str:
@@ -50,6 +60,7 @@ TASKS = {
             inputs=2,
             embeds=True,
             augmentation="full",
+            batch=2,
         ),
         TaskKind("rotation", "by which quarter turn is the image rotated", inputs=4),
         TaskKind(
@@ -75,6 +86,32 @@ TASKS = {
         ),
         TaskKind("colour", "which colours has the grey image", smallest=8),
         TaskKind("inpainting", "what was in the hole of the image", smallest=8),
+        TaskKind(
+            "exemplar",
+            "which other views are of the same image, of several",
+            views=8,
+            inputs=8,
+            embeds=True,
+            augmentation="full",
+            batch=2,
+        ),
+        TaskKind("multi-task", "several tasks at once", alone=True),
+        TaskKind(
+            "decoupling",
+            "how is the image rotated, by one half of the features; which is it, by the other",
+            inputs=4,
+            uses=("instances",),
+        ),
+        TaskKind(
+            "transitive",
+            "which views are of the same image, or of its neighbour by a first network",
+            views=4,
+            inputs=4,
+            embeds=True,
+            augmentation="full",
+            batch=2,
+            alone=True,
+        ),
     )
 }
 
@@ -266,12 +303,112 @@ class Inpainting:
         require(rate > 0, "inpainting.adversary_rate", rate, "greater than 0")
 
 
-# The sections of options, by their name; a task without options has none.
+@dataclass(frozen=True)
+class Exemplar:
+    """Options of pretrain.task=exemplar (Dosovitskiy et al. 2014; Kolesnikov et al. 2019).
+
+    Args:
+        views: random views of each image, all of one class.
+        margin: by how much the squared distance of another image's view, between embeddings of unit
+            length, is to exceed that of the image's own.
+    """
+
+    views: int = 8
+    margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(2 <= self.views <= 256, "exemplar.views", self.views, "2 to 256")
+        require(self.margin >= 0, "exemplar.margin", self.margin, "0 or more")
+
+
+@dataclass(frozen=True)
+class MultiTask:
+    """Options of pretrain.task=multi-task (Doersch & Zisserman 2017, arXiv 1708.07860).
+
+    Args:
+        tasks: its parts, each with the weight of its loss: rotation:1,contrastive:0.5; a part
+            without a number has weight 1, and one of weight 0 is left out.
+    """
+
+    tasks: str = "rotation:1,contrastive:1"
+
+    def __post_init__(self) -> None:
+        positive = max(self.weights.values()) > 0
+        require(positive, "multi_task.tasks", self.tasks, "one part or more of a weight above 0")
+
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """The weight of each part, 0 too.
+
+        Raises:
+            ValueError: a part is unknown or there twice, or has a weight that is none.
+        """
+        key, weights = "multi_task.tasks", {}
+        for part in self.tasks.split(","):
+            name, colon, weight = (text.strip() for text in part.partition(":"))
+            able = [task for task, kind in TASKS.items() if not kind.alone]
+            allowed = f"tasks that can share a batch, so {name} is none; take {', '.join(able)}"
+            require(name in able or name not in TASKS, key, self.tasks, allowed)
+            require_one_of(able, key, name)
+            require(name not in weights, key, self.tasks, f"different tasks, so {name} only once")
+            number = not colon or _WEIGHT.fullmatch(weight) is not None
+            example = f"tasks with weights of 0 to 1,000,000, like {name}:0.5"
+            require(number and float(weight or 1) <= 1e6, key, part, example)
+            weights[name] = float(weight or 1)
+        return weights
+
+
+@dataclass(frozen=True)
+class Decoupling:
+    """Options of pretrain.task=decoupling (Feng et al. 2019); those of instances count too.
+
+    Args:
+        gamma: a rotated image that is upright with probability p counts 1 - p^gamma.
+        from_share: after this share of the updates; before, all count 1. The paper takes 6/7.
+        momentum: share of the old estimate of p in the new one, each time an image is seen.
+    """
+
+    gamma: float = 2.0
+    from_share: float = 0.857
+    momentum: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.gamma > 0, "decoupling.gamma", self.gamma, "greater than 0")
+        require(0 <= self.from_share <= 1, "decoupling.from_share", self.from_share, "in [0, 1]")
+        require(0 <= self.momentum < 1, "decoupling.momentum", self.momentum, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Transitive:
+    """Options of pretrain.task=transitive (Wang et al. 2017, arXiv 1708.02901).
+
+    Args:
+        init: run or artifact folder of a first pretraining, whose features say which images are
+            neighbours.
+        neighbours: of each image, among which its partner is drawn.
+        margin: by how much the cosine distance of another pair's view is to exceed that of its own.
+    """
+
+    init: str | None = not_hashed(None)  # the hash of its weights counts
+    neighbours: int = 5
+    margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.neighbours >= 1, "transitive.neighbours", self.neighbours, "1 or more")
+        require(self.margin >= 0, "transitive.margin", self.margin, "0 or more")
+
+
+# The sections of options, by their name; a task without options has none. What a section calls
+# ``views`` takes the place of the views in the record of its task.
 TASK_SECTIONS = {
     "instances": Instances,
     "patches": Patches,
     "jigsaw": Jigsaw,
     "permutation": Permutation,
     "colour": Colour,
+    "exemplar": Exemplar,
+    "multi_task": MultiTask,
     "inpainting": Inpainting,
+    "decoupling": Decoupling,
+    "transitive": Transitive,
 }

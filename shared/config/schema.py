@@ -23,11 +23,16 @@ from shared.config.pretext import (
     TASK_SECTIONS,
     TASKS,
     Colour,
+    Decoupling,
+    Exemplar,
     Inpainting,
     Instances,
     Jigsaw,
+    MultiTask,
     Patches,
     Permutation,
+    TaskKind,
+    Transitive,
 )
 from shared.runtime.bounds import LAYERS, LEVEL, SIDE, WIDTH
 
@@ -307,11 +312,6 @@ class Training:
         require_one_of(OPTIMIZERS, f"{self.section}.optimizer", self.optimizer)
 
     @property
-    def views(self) -> int:
-        """Views of each image, in one update."""
-        return 1
-
-    @property
     def images_at_once(self) -> int:
         """Images whose activations are in memory at the same time, over all processes."""
         return self.batch_size
@@ -320,14 +320,6 @@ class Training:
     def batch_unit(self) -> int:
         """``batch_size`` is a multiple of this number of images."""
         return 1
-
-    @property
-    def passes(self) -> int:
-        """Cost of one image in an update, in forward passes of the trained network.
-
-        A backward pass costs as much as two forward passes.
-        """
-        return 3
 
     def with_batch(self, size: int) -> Self:
         """The same training with another batch size, a multiple of ``batch_unit``."""
@@ -426,23 +418,12 @@ class Pretrain(Training):
             "false with pretrain.loss=nt_xent, which weighs all negatives",
         )
         require(
-            size > 1 or memory > 0 or self.task != "contrastive",
-            "pretrain.batch_size",
-            size,
-            "2 or more without pretrain.memory, because one image has no negatives",
-        )
-        require(
             memory > 0 or self.negatives != "memory",
             "pretrain.memory",
             memory,
             "greater than 0 with pretrain.negatives=memory",
         )
         _require_seed("pretrain.seed", self.seed)
-
-    @property
-    def views(self) -> int:
-        """Views of each image, in one update."""
-        return TASKS[self.task].views
 
     @property
     def images_at_once(self) -> int:
@@ -453,21 +434,6 @@ class Pretrain(Training):
     def batch_unit(self) -> int:
         """``micro_batch``, or 1."""
         return self.micro_batch or 1
-
-    @property
-    def passes(self) -> int:
-        """Cost of one image in an update, in forward passes of the trained network.
-
-        As in MoCo, ``negatives=memory`` trains with one view; the other view is a key. With a
-        memory the averaged network embeds as many views as the trained one. In parts, each view is
-        embedded twice.
-        """
-        in_parts = self.images_at_once < self.batch_size
-        inputs = TASKS[self.task].inputs
-        if self.task != "contrastive":
-            return math.ceil(inputs * (3 + in_parts))
-        inputs = 1 if self.negatives == "memory" else 2
-        return inputs * (3 + (self.memory > 0) + in_parts)
 
     def with_batch(self, size: int) -> Self:
         """The same training with another batch size, and about the same memory."""
@@ -722,6 +688,10 @@ class Config:
         permutation: of stage 1 with pretrain.task=permutation.
         colour: of stage 1 with pretrain.task=colour.
         inpainting: of stage 1 with pretrain.task=inpainting.
+        exemplar: of stage 1 with pretrain.task=exemplar.
+        multi_task: of stage 1 with pretrain.task=multi-task.
+        decoupling: of stage 1 with pretrain.task=decoupling.
+        transitive: of stage 1 with pretrain.task=transitive.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -755,6 +725,10 @@ class Config:
     permutation: Permutation = field(default_factory=Permutation)
     colour: Colour = field(default_factory=Colour)
     inpainting: Inpainting = field(default_factory=Inpainting)
+    exemplar: Exemplar = field(default_factory=Exemplar)
+    multi_task: MultiTask = field(default_factory=MultiTask)
+    decoupling: Decoupling = field(default_factory=Decoupling)
+    transitive: Transitive = field(default_factory=Transitive)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)
@@ -800,10 +774,25 @@ class Config:
 
     def _require_task(self) -> None:
         """ValueError where images are too small for a task, or options are of a task not chosen."""
-        for task in self.tasks:
-            size, smallest = self.data.image_size, TASKS[task].smallest
-            allowed = f"at least {smallest} pixels with pretrain.task={task}"
-            require(size >= smallest, "data.image_size", size, allowed)
+        size, batch = self.data.image_size, self.pretrain.batch_size
+        for kind in map(self.task_kind, self.task_weights):
+            allowed = f"at least {kind.smallest} pixels with pretrain.task={kind.name}"
+            require(size >= kind.smallest, "data.image_size", size, allowed)
+            memory = " without pretrain.memory" * (kind.name == "contrastive")
+            allowed = f"{kind.batch} or more{memory}, because one image has no negatives"
+            require(batch >= kind.batch, "pretrain.batch_size", batch, allowed)
+            require(
+                kind.views == 1 or self.pretrain.augmentation != "none",
+                "pretrain.augmentation",
+                "none",
+                f"full or crop with pretrain.task={kind.name}, whose views would be alike",
+            )
+        require(
+            "transitive" not in self.tasks or bool(self.transitive.init),
+            "transitive.init",
+            self.transitive.init,
+            "the run or artifact folder of a first pretraining with pretrain.task=transitive",
+        )
         for kind in TASKS.values():
             section = getattr(self, kind.section) if kind.section in TASK_SECTIONS else None
             if section is None or kind.name in self.tasks:
@@ -818,14 +807,64 @@ class Config:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The pretext tasks of stage 1."""
-        return (self.pretrain.task,)
+        """The pretext task of stage 1, and those that it consists of."""
+        chosen = [self.pretrain.task]
+        if chosen == ["multi-task"]:
+            chosen += self.multi_task.weights
+        return tuple(dict.fromkeys(chosen + [used for task in chosen for used in TASKS[task].uses]))
+
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """What stage 1 learns: each task with the weight of its loss."""
+        if self.pretrain.task != "multi-task":
+            return {self.pretrain.task: 1.0}
+        return {task: weight for task, weight in self.multi_task.weights.items() if weight}
 
     @property
     def head_layers(self) -> int:
         """Layers of the projection head that stage 1 leaves: none where no task answers by it."""
-        embeds = any(TASKS[task].embeds for task in self.tasks)
-        return self.model.head_layers if embeds else 0
+        return self.model.head_layers if self.task_kind().embeds else 0
+
+    def task_kind(self, name: str | None = None) -> TaskKind:
+        """The record of a pretext task, by default of the chosen one, with its options.
+
+        Of several tasks: as many views as the greediest part wants, of which each part takes the
+        first ones; full augmentation where a part usually has it.
+        """
+        kind, cfg = TASKS[name or self.pretrain.task], self.pretrain
+        if kind.name == "multi-task":
+            parts = [self.task_kind(part) for part in self.task_weights]
+            full = any(part.augmentation == "full" for part in parts)
+            return replace(
+                kind,
+                views=max(part.views for part in parts),
+                inputs=sum(part.inputs for part in parts),
+                embeds=any(part.embeds for part in parts),
+                augmentation="full" if full else "crop",
+                smallest=max(part.smallest for part in parts),
+                batch=max(part.batch for part in parts),
+            )
+        if kind.name == "contrastive" and cfg.memory:  # as MoCo, the other view is a key
+            return replace(kind, batch=1, inputs=1 if cfg.negatives == "memory" else 2)
+        views = getattr(getattr(self, kind.section, None), "views", None)
+        return replace(kind, views=views, inputs=views) if views else kind
+
+    def inputs_of(self, method: str) -> float:
+        """Inputs of the trained network for each image, in one update, in whole images."""
+        return self.task_kind().inputs if method == "pretrain" else 1
+
+    def passes_of(self, method: str) -> int:
+        """Cost of one image in an update, in forward passes of the trained network.
+
+        A backward pass costs as much as two forward passes. With a memory the averaged network
+        embeds as many views as the trained one. In parts, each input is embedded twice.
+        """
+        cfg, inputs = self.training_of(method), self.inputs_of(method)
+        in_parts = cfg.images_at_once < cfg.batch_size
+        keys = (
+            "contrastive" in self.task_weights and method == "pretrain" and self.pretrain.memory > 0
+        )
+        return math.ceil(inputs * (3 + in_parts) + keys * self.task_kind("contrastive").inputs)
 
     @property
     def folder(self) -> Path:

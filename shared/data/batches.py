@@ -13,6 +13,7 @@ way a view is made from the same numbers, under the same keys:
     (seed, stage, "crop", step, view)    crops of the global batch
     (seed, stage, "look", step, view)    all else that is drawn for it
     (seed, stage, "task", step)          what a pretext task draws for it
+    (seed, stage, "companions", step)    other images, of which the second half of the views are
 """
 
 import errno
@@ -45,6 +46,7 @@ from shared.runtime.stop import deaths_unnoticed, leave_signals_to_parent, signa
 
 T = TypeVar("T")
 Draw = Callable[[np.random.Generator, int], tuple[Tensor, ...]]
+Companions = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 LONGEST_ORDER = 2**24  # images; a pass over more is not stored: this many take 128 MiB
 
 
@@ -133,6 +135,8 @@ class Batches:
         views: views per image.
         clean: also give the image as in evaluation.
         draw: makes what a pretext task draws, (B, ...) each, for a global batch of B images.
+        companions: for the positions (B,) of a global batch other positions (B,), whose images the
+            second half of the views are of; unset: all views are of the same images.
 
     Raises:
         UserError: the batch has fewer images than there are processes.
@@ -152,6 +156,7 @@ class Batches:
         views: int = 1,
         clean: bool = False,
         draw: Draw | None = None,
+        companions: Companions | None = None,
     ):
         self.processes = world = accelerator.num_processes
         if batch_size < world:
@@ -159,7 +164,7 @@ class Batches:
         self.images, self.ids, self.data, self.augmentation = images, ids, data, augmentation
         self.seed, self.stage, self.batch_size = seed, stage, batch_size
         self.views, self.clean, self.device = views, clean, accelerator.device
-        self.draw = draw
+        self.draw, self.companions = draw, companions
         self.rows = rows_of(accelerator.process_index, world, batch_size)
         self._pixels = None if images.pixels is None else images.pixels.to(self.device)
         self._sizes = np.array([copy.shape[1:] for copy in images.shrunk or ()])  # (n, 2)
@@ -228,6 +233,19 @@ class Batches:
         place = positions(self.seed, self.stage, step, self.batch_size, len(self.ids))
         return self.ids[place[rows or self.rows]]
 
+    def sources(self, step: int, rows: slice | None = None) -> list[np.ndarray]:
+        """(b,) positions of the images that the views are of: all, or the first and second half."""
+        chosen = self.chosen(step, rows)
+        if self.companions is None:
+            return [chosen]
+        rng = generator(self.seed, self.stage, "companions", step)
+        others = self.companions(rng, self.chosen(step, slice(None)))
+        return [chosen, others[rows or self.rows]]
+
+    def source_of(self, view: int, sources: list[T]) -> T:
+        """Of the sources, that of a view."""
+        return sources[view * len(sources) // self.views]
+
     def _crop_here(self) -> Callable[..., tuple[Tensor, list[Tensor]]] | None:
         """What crops decoded images without workers; None where workers have to decode them."""
         if self._pixels is not None:
@@ -237,38 +255,40 @@ class Batches:
     def _crop_copies(self, step: int, rows: slice | None = None) -> tuple[Tensor, list[Tensor]]:
         """Crops of small copies of different sizes, one by one; as workers make them of photos."""
         assert self.images.shrunk is not None
-        ids, rows = self.chosen(step, rows), rows or self.rows
-        copies = [self.images.shrunk[id_][None] for id_ in ids]  # (1, 3, h, w) uint8 each
-        crops = []
+        sources, rows = self.sources(step, rows), rows or self.rows
+        ids, crops = sources[0], []
+        copies = [[self.images.shrunk[id_][None] for id_ in source] for source in sources]
         for view in range(self.views if self.augmentation else 0):
-            boxes = self.boxes(step, view, rows, *self._sizes[ids].T).split(1)
-            crops.append(torch.cat(list(map(self.crop_photo, copies, boxes))))
+            sizes = self._sizes[self.source_of(view, sources)].T
+            boxes = self.boxes(step, view, rows, *sizes).split(1)
+            of_view = self.source_of(view, copies)  # (1, 3, h, w) uint8 each
+            crops.append(torch.cat(list(map(self.crop_photo, of_view, boxes))))
         if self.clean or not self.augmentation:
-            clean = [central_photo(copy, self.data) for copy in copies]
+            clean = [central_photo(copy, self.data) for copy in copies[0]]
             crops.append(torch.cat(clean))
         return torch.from_numpy(ids), crops
 
     def _crop_in_memory(self, step: int, rows: slice | None = None) -> tuple[Tensor, list[Tensor]]:
         assert self._pixels is not None
-        ids = torch.from_numpy(self.chosen(step, rows))
-        pixels = self._pixels[image_ops.upload(ids, self.device)]  # (b, 3, H, W) uint8
+        sources = [torch.from_numpy(ids) for ids in self.sources(step, rows)]
+        pixels = [self._pixels[image_ops.upload(ids, self.device)] for ids in sources]
         crops = []
         for view in range(self.views if self.augmentation else 0):
-            assert self.augmentation is not None
-            boxes = self.boxes(step, view, rows or self.rows, *pixels.shape[-2:])
+            of_view = self.source_of(view, pixels)  # (b, 3, H, W) uint8
+            boxes = self.boxes(step, view, rows or self.rows, *of_view.shape[-2:])
             size = self.data.image_size
-            crops.append(image_ops.crop_resize(pixels, boxes, size, self.data.antialias))
+            crops.append(image_ops.crop_resize(of_view, boxes, size, self.data.antialias))
         if self.clean or not self.augmentation:
-            crops.append(central(pixels, self.data))
-        return ids, crops
+            crops.append(central(pixels[0], self.data))
+        return sources[0], crops
 
     def _loader(self, start: int, stop: int, parts: list[slice]) -> DataLoader:
-        def tasks() -> Iterator[list[tuple[int, int, int]]]:
+        def tasks() -> Iterator[list[tuple[int, ...]]]:
             for step in range(start, stop):
                 for rows in parts:
                     numbers = range(self.batch_size)[rows]
-                    chosen = self.chosen(step, rows).tolist()
-                    yield [(step, *task) for task in zip(numbers, chosen, strict=True)]
+                    ids = (source.tolist() for source in self.sources(step, rows))
+                    yield [(step, *task) for task in zip(numbers, *ids, strict=True)]
 
         return DataLoader(
             _DecodeAndCrop(self),
@@ -352,27 +372,31 @@ class Batches:
 
 
 class _DecodeAndCrop(torch.utils.data.Dataset):
-    """Runs in a worker: decodes one image and makes its views; a task is (step, row, id)."""
+    """Runs in a worker: decodes an image and makes its views; a task is (step, row, id).
+
+    Where there are companions, a task is (step, row, id, companion).
+    """
 
     def __init__(self, batches: Batches):
         self.batches = batches
 
-    def __getitem__(self, task: tuple[int, int, int]) -> tuple[Tensor, list[Tensor]]:
-        step, row, id_ = task
+    def __getitem__(self, task: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
+        step, row, *ids = task
         b = self.batches
-        id_, image = _readable(b.images, b.ids, id_)
-        image, crops = image[None], []  # (1, 3, H, W)
+        readable = [_readable(b.images, b.ids, id_) for id_ in ids]
+        images, crops = [image[None] for _, image in readable], []  # (1, 3, H, W)
         if b.augmentation:
             rows = slice(row, row + 1)
             for view in range(b.views):
+                image = b.source_of(view, images)
                 crop = b.crop_photo(image, b.boxes(step, view, rows, *image.shape[2:]))
                 crops.append(
                     b.look(crop, step, range(view, view + 1), rows) if b.workers_finish else crop
                 )
         if b.clean or not b.augmentation:
-            crops.append(central_photo(image, b.data))
+            crops.append(central_photo(images[0], b.data))
         # uint8 again: a quarter of the bytes between processes and to the device
-        return torch.tensor(id_), [_to_uint8(crop[0]) for crop in crops]
+        return torch.tensor(readable[0][0]), [_to_uint8(crop[0]) for crop in crops]
 
 
 def _readable(images: ImageSet, ids: np.ndarray, id_: int) -> tuple[int, Tensor]:

@@ -1,6 +1,7 @@
 """Networks from a configuration, and back from an artifact folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -150,6 +151,14 @@ def require_same_input(meta: Meta, data: Data, path: Path) -> None:
                 f"{path} was trained with data.{key}={trained}, now it is {configured};"
                 f" give --data.{key} {trained}"
             )
+
+
+def input_of(meta: NetworkMeta, data: Data) -> Data:
+    """The run's images as a network of another run sees them."""
+    mean, std = (cast(tuple[float, float, float], tuple(meta[key])) for key in ("mean", "std"))
+    antialias = meta.get("antialias", data.antialias)
+    size = meta["image_size"]
+    return replace(data, image_size=size, mean=mean, std=std, antialias=antialias, cache=None)
 
 
 def fill(model: M, path: Path, described: str = "meta.json describes") -> M:

@@ -5,13 +5,17 @@ from accelerate import Accelerator
 from shared.config.schema import Config
 from shared.pretext.colour import Colour
 from shared.pretext.contrastive import Contrastive
+from shared.pretext.decoupling import Decoupling
+from shared.pretext.exemplar import Exemplar
 from shared.pretext.inpainting import Inpainting
 from shared.pretext.instances import Instances
 from shared.pretext.jigsaw import Jigsaw
+from shared.pretext.multi_task import MultiTask
 from shared.pretext.patches import Patches
 from shared.pretext.permutation import Permutation
 from shared.pretext.rotation import Rotation
 from shared.pretext.task import Task
+from shared.pretext.transitive import Transitive
 
 TASK_CLASSES: dict[str, type[Task]] = {
     task.name: task
@@ -24,10 +28,16 @@ TASK_CLASSES: dict[str, type[Task]] = {
         Permutation,
         Colour,
         Inpainting,
+        Exemplar,
+        MultiTask,
+        Decoupling,
+        Transitive,
     )
 }
 
 
 def make_task(config: Config, accelerator: Accelerator) -> Task:
     """The task that ``pretrain.task`` names."""
-    return TASK_CLASSES[config.pretrain.task](config, accelerator)
+    name, tasks = config.pretrain.task, config.task_weights
+    parts = {part: TASK_CLASSES[part](config, accelerator) for part in tasks}
+    return parts[name] if name in parts else MultiTask(config, accelerator, parts)

@@ -58,12 +58,21 @@ class Bank(nn.Module):
             ids: (N,) int64 positions of the images, on the CPU.
             projections: (N, D) of unit length, those of all processes.
         """
-        _, first = np.unique(ids.numpy()[::-1], return_index=True)
-        rows = torch.from_numpy(len(ids) - 1 - first)
-        device = self.vectors.device
-        places, rows = upload(ids[rows], device), upload(rows, device)
+        places, rows = last_of_each(ids, self.vectors.device)
         old, new = self.vectors[places], projections.index_select(0, rows).float()
         self.vectors[places] = F.normalize(old.lerp(new, 1 - self.momentum))
+
+
+def last_of_each(ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The images of a batch, each once, and the last rows where they stand: int64, on the device.
+
+    Args:
+        ids: (N,) int64 positions of the images, on the CPU.
+        device: where both are wanted.
+    """
+    _, first = np.unique(ids.numpy()[::-1], return_index=True)
+    rows = torch.from_numpy(len(ids) - 1 - first)
+    return upload(ids[rows], device), upload(rows, device)
 
 
 class Instances(Task):

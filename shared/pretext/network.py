@@ -63,6 +63,15 @@ def freeze_unseen(model: nn.Module, image_size: int) -> None:
             weight.requires_grad_(False)
 
 
+def heads_of(network: nn.Module) -> list[nn.Module | None]:
+    """For each input of a task's network its own layers; None answers by the projection head."""
+    if isinstance(network, ContrastiveModel):
+        return [None]
+    assert isinstance(network, PretextModel)
+    heads = zip(network.heads, network.projects, strict=True)
+    return [None if projects else head for head, projects in heads]
+
+
 def kept_part(model: nn.Module) -> ContrastiveModel:
     """Encoder and projection head of a trained network: the artifact of stage 1."""
     if isinstance(model, ContrastiveModel):

@@ -16,7 +16,7 @@ several processes see what one sees.
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from shared.config.pretext import TASKS
 from shared.config.schema import Augmentation, Config
 from shared.data.augment import augmentation_for
-from shared.data.batches import Batch
+from shared.data.batches import Batch, Companions
 from shared.data.images import ImageSet
 from shared.networks.heads import ContrastiveModel
 from shared.runtime.distributed import weight_of_own_rows
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
     loss: Tensor
     metrics: Callable[[], Metrics]
-    kept: Tensors = ()
+    kept: tuple[Any, ...] = ()
 
 
 class Task:
@@ -57,11 +57,13 @@ class Task:
 
     Attributes:
         chance: the loss of a network that has learned nothing.
+        companions: of which other images the second half of the views are; None: of no others.
         weight: of this process's rows, for means that are averaged over processes.
     """
 
     name: ClassVar[str]
     chance: float
+    companions: Companions | None = None
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
@@ -71,19 +73,24 @@ class Task:
     @property
     def views(self) -> int:
         """Random views of each image that a batch holds."""
-        return TASKS[self.name].views
+        return self.config.task_kind(self.name).views
 
     @property
     def augmentation(self) -> Augmentation | None:
         """How the views are made."""
         kind: Literal["auto", "full", "crop", "none"] = self.config.pretrain.augmentation
-        usual = TASKS[self.name].augmentation
+        usual = self.config.task_kind(self.name).augmentation
         return augmentation_for(self.config.augment, usual if kind == "auto" else kind)
 
     @property
     def facts(self) -> str:
         """What the line at the start says of the task, with its numbers."""
         return TASKS[self.name].title
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the result depends on besides options: hashes of files that the task reads."""
+        return {}
 
     @property
     def memory(self) -> nn.Module | None:

@@ -4,6 +4,7 @@ What a stage does with an image is a fact of its section (``shared/config/schema
 method's row; this file multiplies.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -80,11 +81,14 @@ def cost_of(method: str, config: Config, counts: Counts, precision: str) -> Cost
     """Count what one image costs."""
     size = network_size(method, config, counts, precision)
     training, parent = config.training_of(method), config.parent_of(method)
-    passes = 1 if METHODS[method].frozen else training.passes  # nothing goes back to a frozen one
+    passes = (
+        1 if METHODS[method].frozen else config.passes_of(method)
+    )  # nothing goes back to a frozen one
     update = passes * size.flops
     if training.has_teacher and parent:
         update += network_size(parent, config, counts, precision).flops
-    return Cost(update, size.flops, training.views * size.activations, size.parameters)
+    activations = math.ceil(config.inputs_of(method) * size.activations)
+    return Cost(update, size.flops, activations, size.parameters)
 
 
 def network_size(method: str, config: Config, counts: Counts, precision: str) -> Size:

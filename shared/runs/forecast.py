@@ -358,7 +358,7 @@ def paper_table(config: Config, accelerator: Accelerator, images: int, rate: flo
         images: that are trained on.
         rate: FLOP/s of the probe.
     """
-    epochs, passes = config.pretrain.epochs, config.pretrain.passes
+    epochs, passes = config.pretrain.epochs, config.passes_of("pretrain")
     lines = [["network", "parameters", "GFLOPs/image", "days here", "H100-hours"]]
     for name in PAPER:
         recipe = replace(config, model=replace(config.model, encoder=name))

@@ -1,7 +1,8 @@
 """The contrastive losses and the distillation loss (SimCLRv2, arXiv 2006.10029, eq. 1 and 2).
 
 `nt_xent` is SimCLRv2's. `nt_logistic` and `margin_triplet` are the losses that SimCLR (arXiv
-2002.05709, Tables 2 and 4) compares it with. `info_nce` is MoCo's.
+2002.05709, Tables 2 and 4) compares it with. `info_nce` is MoCo's. `semi_hard_triplet` is for more
+than two views of an image.
 
 All are pure functions of tensors and numbers. The caller passes in what other processes computed.
 They compute in float32 (float64 for float64 input), whatever the autocast state. With temperature
@@ -393,6 +394,65 @@ def _similarities(pairs: Pairs, semi_hard: bool) -> tuple[Tensor, Tensor, Tensor
         hardest = farther.argmax(1, keepdim=True)
         return positives, s.gather(1, hardest), farther.gather(1, hardest).isfinite().to(s.dtype)
     return positives, s, torch.full_like(s, 1 / max(N - 1, 1)).scatter(1, own, 0)
+
+
+def semi_hard_triplet(z: Tensor, z_all: Tensor, margin: float, offset: int = 0) -> Tensor:
+    """The triplet loss of FaceNet with several views of each image (arXiv 1503.03832, section 3).
+
+    Each ordered pair of views of an image is an anchor and its positive. Its negative, among all
+    views of all other images, is the nearest of those that are farther than the positive; where
+    there is none, the farthest of all. Distances are squared, between embeddings of unit length,
+    2 - 2 cos; the loss of a triplet is max(d+ - d- + margin, 0).
+
+    Args:
+        z: embeddings of this process's images, (B, V, D) with V > 1, any floating dtype.
+        z_all: those of all processes, (N, V, D) with N > 1.
+        margin: by how much a negative is to be farther than the positive, >= 0.
+        offset: row of ``z_all`` at which this process's rows start.
+
+    Returns:
+        The mean over the B V (V - 1) pairs, a scalar.
+
+    Raises:
+        ValueError: there is one view, or one image, or the margin is negative.
+    """
+    if z.shape[1] < 2 or len(z_all) < 2 or not margin >= 0:
+        raise ValueError(f"needs two views and two images, got {tuple(z_all.shape)}, {margin=}")
+    with torch.autocast(z.device.type, enabled=False):
+        s, own, itself = _view_similarities(z, z_all, offset)
+        positives = s.gather(1, own)  # (BV, V)
+        ranked = s.detach().scatter(1, own, -torch.inf).sort(1)  # those of its own image come first
+        farther = torch.searchsorted(ranked.values, positives.detach()) - 1  # by similarity: less
+        nearest = ranked.indices.gather(1, farther.clamp(min=z.shape[1]))  # (BV, V)
+        triplets = F.relu(2 * (s.gather(1, nearest) - positives) + margin)
+        return triplets.masked_fill(itself, 0).sum() / (len(s) * (z.shape[1] - 1))
+
+
+@torch.no_grad()
+def nearest_is_own(z: Tensor, z_all: Tensor, offset: int = 0) -> Tensor:
+    """Share of views whose most similar other view, among those of all images, is of their image.
+
+    Args are those of `semi_hard_triplet`; chance is (V - 1) / (N V - 1).
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        s, own, itself = _view_similarities(z, z_all, offset)
+        s.scatter_(1, own[itself][:, None], -torch.inf)
+        return (s.argmax(1, keepdim=True) == own).any(1).float().mean()
+
+
+def _view_similarities(z: Tensor, z_all: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines of this process's BV views with all NV, views of an image together.
+
+    Returns:
+        The cosines (BV, NV); for each view the columns of its image's views, (BV, V) int64; which
+        of these is the view itself, (BV, V) bool.
+    """
+    B, V = z.shape[:2]
+    s = _embeddings(z.flatten(0, 1), True) @ _embeddings(z_all.flatten(0, 1), True).T
+    views = torch.arange(V, device=z.device)
+    first = torch.arange(offset, offset + B, device=z.device) * V
+    own = (first[:, None] + views).repeat_interleave(V, 0)
+    return s, own, (views[:, None] == views).repeat(B, 1)
 
 
 @torch.no_grad()

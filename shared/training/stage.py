@@ -42,7 +42,7 @@ from shared.config.schema import (
     dump,
     hashed_settings,
 )
-from shared.data.batches import Batch, Batches, Draw, Parts
+from shared.data.batches import Batch, Batches, Companions, Draw, Parts
 from shared.data.images import ImageSet, Splits
 from shared.data.labels import Labels, read_names
 from shared.runtime.artifacts import ClassifierNetwork, LabelsMeta, Result, read_meta
@@ -208,6 +208,7 @@ class Stage:
         purpose: str = "",
         batch_size: int | None = None,
         draw: Draw | None = None,
+        companions: Companions | None = None,
     ) -> Batches:
         """Batches of this stage, as ``Batches`` makes them.
 
@@ -220,6 +221,7 @@ class Stage:
             purpose: of batches beside the main ones, which then see other draws.
             batch_size: of these; unset: the stage's own.
             draw: makes what a pretext task draws for a batch.
+            companions: says of which other images the second half of the views are.
         """
         return Batches(
             images,
@@ -233,6 +235,7 @@ class Stage:
             views=views,
             clean=clean,
             draw=draw,
+            companions=companions,
         )
 
     def steps(self, batches: Batches) -> Iterator[tuple[int, Batch]]:

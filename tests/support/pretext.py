@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from shared.config.pretext import TASKS
+from shared.config.schema import Data
 from shared.data.colour_space import lab_to_rgb
 from stages import pretrain
+from tests.support.exported import artifact
 from tests.support.toy_run import TINY
 
 SMALL = [
@@ -29,6 +31,12 @@ NEEDS: dict[str, list[str]] = {
     "patches": ["--patches.head_width=16"],
     "jigsaw": ["--jigsaw.head_width=16", "--jigsaw.permutations=6"],
     "permutation": ["--permutation.head_width=16", "--permutation.grid=2"],
+    "decoupling": ["--decoupling.from_share=0.5"],
+    "exemplar": ["--exemplar.views=3"],
+    "multi-task": [
+        "--multi_task.tasks=rotation,instances:0.5,contrastive:2",
+        "--instances.negatives=32",
+    ],
 }
 VARIANTS = {
     **{name: [f"--pretrain.task={name}"] for name in TASKS},
@@ -45,10 +53,20 @@ VARIANTS = {
 }
 
 
+@cache
+def first_encoder() -> Path:
+    """An encoder of random weights for images of 8 pixels, whose neighbours are those of pixels."""
+    folder = Path(tempfile.mkdtemp(prefix="first-encoder-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return artifact(folder / "pretrain", data=Data(image_size=8))
+
+
 def options_of(variant: str) -> list[str]:
     """A command line for stage 1 with this task."""
     chosen = VARIANTS[variant]
     task = chosen[0].rpartition("=")[2]
+    if task == "transitive":
+        chosen = [*chosen, f"--transitive.init={first_encoder()}"]
     size = "32" if TASKS[task].smallest > 8 else "8"
     data = []
     if task in PICTURES:  # named as the digits' run, which tests look for

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from shared.config.pretext import Exemplar
 from shared.config.schema import (
     SECTIONS,
     Augmentation,
@@ -178,15 +179,21 @@ def test_kept_layers_are_the_papers_unless_set():
 
 
 def test_facts_of_a_training():
+    def passes(cfg: Pretrain, **options) -> tuple[int, float]:
+        config = Config(pretrain=cfg, **options)
+        return config.passes_of("pretrain"), config.inputs_of("pretrain")
+
     plain, tuned = Pretrain(batch_size=256), Finetune(batch_size=256)
-    assert (plain.passes, plain.views, tuned.passes, tuned.views) == (6, 2, 3, 1)
+    assert passes(plain) == (6, 2)
+    assert (Config().passes_of("finetune"), Config().inputs_of("finetune")) == (3, 1)
     assert (plain.images_at_once, plain.batch_unit) == (256, 1)
     assert (tuned.images_at_once, tuned.batch_unit) == (256, 1)
     in_parts = dataclasses.replace(plain, micro_batch=64, memory=1024)
-    assert (in_parts.passes, in_parts.images_at_once, in_parts.batch_unit) == (10, 64, 64)
-    moco = dataclasses.replace(plain, memory=1024, negatives="memory")
-    assert (moco.passes, moco.views) == (4, 2)
-    assert dataclasses.replace(plain, micro_batch=256).passes == 6
+    assert (passes(in_parts), in_parts.images_at_once, in_parts.batch_unit) == ((10, 2), 64, 64)
+    assert passes(dataclasses.replace(plain, memory=1024, negatives="memory")) == (4, 1)
+    assert passes(dataclasses.replace(plain, micro_batch=256)) == (6, 2)
+    assert passes(Pretrain(task="rotation")) == (12, 4)
+    assert passes(Pretrain(task="exemplar"), exemplar=Exemplar(views=5)) == (15, 5)
     assert (Distill().has_teacher, Distill().kept_layers(10, 1000, 3)) == (True, 0)
     assert not tuned.has_teacher
 
