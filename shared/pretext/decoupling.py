@@ -47,23 +47,23 @@ class Halves(nn.Module):
 
     def __init__(self, features: int, out: int) -> None:
         super().__init__()
-        self.half, self.out = features // 2, out
-        self.rotation = nn.Linear(self.half, 4)
+        self.width, self.out = features // 2, out
+        self.rotation = nn.Linear(self.width, 4)
         self.instance = nn.Linear(
-            self.half, out
+            self.width, out
         )  # the mean over rotations may follow: it is linear
 
     @property
     def widths(self) -> list[int]:
         """Of the parts of the answer."""
-        return [4, 4, self.half, self.out]
+        return [4, 4, self.width, self.out]
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, 4 + 4 + h + D): logits of both halves, the second half, its projection.
 
         The layer that tells rotations learns from the first half alone.
         """
-        first, second = features[:, : self.half], features[:, self.half : 2 * self.half]
+        first, second = features[:, : self.width], features[:, self.width : 2 * self.width]
         weight, bias = self.rotation.weight.detach(), self.rotation.bias.detach()
         by_second = F.linear(second.detach(), weight, bias)
         return torch.cat([self.rotation(first), by_second, second, self.instance(second)], 1)
