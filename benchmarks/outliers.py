@@ -34,7 +34,8 @@ IMAGES = 3000  # of the run, at most
 def planted(side: int, seed: int) -> dict[str, np.ndarray]:
     """Kind -> (EACH, side, side, 3) uint8."""
     rng = generator(seed, "outliers")
-    digits = load_digits().images[rng.permutation(1797)[:EACH]]  # 8 x 8, from 0 to 16
+    rows, _ = load_digits(return_X_y=True)  # (1797, 64), from 0 to 16
+    digits = rows[rng.permutation(len(rows))[:EACH]].reshape(EACH, 8, 8)
     large = [Image.fromarray(np.uint8(15.9 * digit)).resize((side, side)) for digit in digits]
     greys = rng.integers(0, 256, (EACH, 1, 1, 1))
     return {

@@ -109,7 +109,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--encoder", default="simclr_resnet8_1x_sk0", help="of the student")
