@@ -85,8 +85,8 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
         "shared/config/labelset.py": [
             Edit("<n>perclass, ", "<n>perclass, <n>first, "),
             after(
-                '_PER_CLASS = re.compile(r"(\\d{1,12})perclass")\n',
-                '_FIRST = re.compile(r"(\\d{1,12})first")\n',
+                '_PER_CLASS = re.compile(r"([0-9]{1,12})perclass")\n',
+                '_FIRST = re.compile(r"([0-9]{1,12})first")\n',
             ),
             after(
                 "        per_class: images of each class.\n",

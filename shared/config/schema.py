@@ -755,12 +755,6 @@ class Config:
         for stage in filter(None, self.force.split(",")):
             allowed = (*FORCEABLE, "all")
             require(stage in allowed, "force", stage, "of " + ", ".join(allowed))
-        require(
-            self.distill.taught_by == "finetune" or self.classical.enabled,
-            "distill.taught_by",
-            self.distill.taught_by,
-            "finetune with classical.enabled=false, which makes no other teacher",
-        )
         self._require_task()
         for stage in (self.finetune, self.linear, self.supervised, self.classical):
             layers = self.head_layers
@@ -911,7 +905,7 @@ class Config:
     def asks_for(self, method: str) -> bool:
         """Whether a run of the pipeline makes the method's artifact."""
         option = METHODS[method].asked_by
-        return not option or bool(self.option(option))
+        return not option or bool(self.option(option)) or method == self.distill.taught_by
 
     def parent_of(self, method: str) -> str | None:
         """The method whose artifact this one starts from; None where it starts from scratch.

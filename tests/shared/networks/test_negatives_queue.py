@@ -34,6 +34,7 @@ from shared.training.losses import (
     nt_xent,
     nt_xent_tiled,
 )
+from shared.training.device import to_device
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.schedule import schedule_of
 from shared.training.stage import Stage
@@ -333,6 +334,7 @@ def test_the_stage_is_the_method_written_by_hand(negatives, tmp_path, monkeypatc
     )
     seed_torch(cfg.seed, "pretrain")
     f_q = build_contrastive(network_meta(config.model, config.data)).train()
+    to_device(f_q, config, accelerator)  # the layout decides how a convolution rounds
     f_k = copy.deepcopy(f_q)
     queue = torch.randn(64, 16)
     optimizer = build_optimizer("sgd", f_q, cfg.weight_decay, cfg.momentum)

@@ -171,7 +171,6 @@ def test_what_is_no_sum_of_tasks_is_refused_in_one_line(tasks, line):
         (["--multi_task.tasks=jigsow"], "multi_task.tasks must be one of"),
         (["--exemplar.views=3"], "exemplar.views=3 is an option of the task exemplar"),
         (["--pretrain.batch_size=1"], "pretrain.batch_size must be 2 or more"),
-        (["--multi_task.tasks=rotation", "--finetune.from_layer=1"], "from_layer must be 0 to 0"),
         (["--pretrain.augmentation=none"], "full or crop with pretrain.task=contrastive"),
     ],
 )

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from shared.config.command_line import load_config
@@ -19,13 +18,6 @@ from shared.training.stage import Stage
 from stages import pretrain
 from tests.support.gloo import fork, join
 from tests.support.pretext import VARIANTS, options_of
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def run(output, variant, *options, accelerator=None):
