@@ -26,6 +26,7 @@ from shared.pretext import contrastive
 from shared.pretext.contrastive import Contrastive
 from shared.runtime import distributed
 from shared.runtime.randomness import seed_torch
+from shared.training.device import to_device
 from shared.training.losses import (
     Pairs,
     info_nce,
@@ -34,7 +35,6 @@ from shared.training.losses import (
     nt_xent,
     nt_xent_tiled,
 )
-from shared.training.device import to_device
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.schedule import schedule_of
 from shared.training.stage import Stage
