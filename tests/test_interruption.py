@@ -120,8 +120,8 @@ def test_a_stopped_force_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
 
 LAYOUTS = {
-    "float32": ["--precision=no"],
-    "float32-channels_last": ["--precision=no", "--channels_last=yes"],
+    "float32": ["--precision=no", "--channels_last=no"],
+    "float32-channels_last": ["--precision=no"],
     "bf16": ["--precision=bf16", "--channels_last=no"],
     "bf16-channels_last": ["--precision=bf16"],
     "default": ["--precision=auto"],
