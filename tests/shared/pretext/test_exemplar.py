@@ -97,6 +97,7 @@ def test_options_that_leave_nothing_to_learn_are_refused(option, allowed, capsys
     assert allowed in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path):
     line = learn(tmp_path, "exemplar", "--exemplar.views=4")
     assert line["exemplar_top1"] > 0.5 > 10 * line["top1_of_chance"]

@@ -142,6 +142,7 @@ def test_encoders_that_take_no_tile_are_refused_before_training(encoder, reason)
     assert "tiles of 7 x 7 pixels" in str(error.value)
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path):
     line = learn(tmp_path, "patches", "--augment.crop_area=[1,1]", pictures=gratings)
     assert line["patches_top1"] > 0.4  # chance 0.125

@@ -82,6 +82,7 @@ def test_other_order_of_the_tiles_is_that_order_of_rows():
     assert torch.allclose(*losses)
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path):
     line = learn(tmp_path, "permutation", "--augment.crop_area=[1,1]", pictures=gratings)
     assert line["permutation_top1"] > 0.5  # chance 1 / 24

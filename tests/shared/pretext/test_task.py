@@ -19,6 +19,20 @@ from stages import pretrain
 from tests.support.gloo import fork, join
 from tests.support.pretext import VARIANTS, options_of
 
+# Those of the default run have all that tasks have: no state, an averaged network or a bank, drawn
+# images, tiles, a sample of the images, a second optimizer, several heads, companions.
+QUICK = (
+    "contrastive",
+    "rotation",
+    "instances-nce",
+    "jigsaw",
+    "colour",
+    "inpainting-adversarial",
+    "multi-task",
+    "transitive",
+)
+MOST_SLOW = [v if v in QUICK else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
+
 
 def run(output, variant, *options, accelerator=None):
     """Log and weights of stage 1; by default in the precision and layout of this machine."""
@@ -44,7 +58,7 @@ def test_every_task_has_a_record_a_class_and_variants():
         assert section is None or isinstance(getattr(Config(), TASKS[name].section), section)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MOST_SLOW)
 def test_an_interrupted_task_goes_on_to_the_same_bits(variant, tmp_path, monkeypatch):
     """In the default precision; bank, averaged network and second optimizer are part of it."""
     monkeypatch.setattr(StopRequest, "received", None)
@@ -69,7 +83,7 @@ def test_an_interrupted_task_goes_on_to_the_same_bits(variant, tmp_path, monkeyp
     assert [line["loss"] for line in again] == [line["loss"] for line in lines]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MOST_SLOW)
 def test_one_part_is_the_whole_batch_and_four_are_allowed(variant, tmp_path):
     _, plain = run(tmp_path / "plain", variant)
     parts = "--pretrain.micro_batch"
@@ -80,10 +94,10 @@ def test_one_part_is_the_whole_batch_and_four_are_allowed(variant, tmp_path):
     assert len(lines) == 4
 
 
-def work(rank, processes, folder):
+def work(rank, processes, folder, variants):
     join(rank, processes, folder)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    for variant in VARIANTS:
+    for variant in variants:
         torch.save(
             run(folder, variant, f"--run={variant}", accelerator=accelerator),
             f"{folder}/{variant}-rank{rank}.pt",
@@ -91,11 +105,14 @@ def work(rank, processes, folder):
     dist.destroy_process_group()
 
 
-def test_processes_together_equal_one(tmp_path):
+@pytest.mark.parametrize(
+    "variants", [QUICK, pytest.param(sorted({*VARIANTS} - {*QUICK}), marks=pytest.mark.slow)]
+)
+def test_processes_together_equal_one(variants, tmp_path):
     """Three processes have 2, 3 and 3 of 8 images."""
-    fork(work, (3, str(tmp_path)), 3)
+    fork(work, (3, str(tmp_path), variants), 3)
     one = Accelerator(cpu=True, mixed_precision="no")
-    for variant in VARIANTS:
+    for variant in variants:
         lines, weights = run(tmp_path / "one", variant, f"--run={variant}", accelerator=one)
         for rank in range(3):
             others, theirs = torch.load(tmp_path / f"{variant}-rank{rank}.pt")

@@ -110,6 +110,7 @@ def test_the_first_network_counts_by_its_weights_and_a_run_is_a_folder():
     assert task(f"--transitive.init={first_encoder().parent}").settings == settings
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path):
     line = learn(tmp_path, "transitive", "--transitive.neighbours=1")
     assert line["transitive_top1"] > 2 * line["top1_of_chance"], line
