@@ -9,6 +9,9 @@ compare with, chosen by ``--method``:
     supervised           the same network from scratch on the same labels
     supervised-student   the student's network from scratch on the same labels
 
+With ``--finetune.auxiliary rotation`` (or ``--supervised.``) the images pass in all four
+orientations, and a second linear layer, thrown away at the end, tells these apart.
+
     accelerate launch -m stages.finetune --labels 10pct
     accelerate launch -m stages.finetune --method linear --linear.init runs/digits/pretrain
 """
@@ -45,6 +48,8 @@ from shared.networks.build import (
     require_same_input,
 )
 from shared.networks.heads import Classifier, freeze
+from shared.pretext.network import as_tuple
+from shared.pretext.rotation import RotationAided, told_turns
 from shared.runtime.artifacts import ClassifierNetwork, NetworkMeta, read_meta
 from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError
@@ -105,12 +110,13 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     else:
         model = build_classifier(classifier)
     freeze_beginning(model, cfg, whole=row.frozen)
-    to_device(model, config, accelerator)
+    trained = model if cfg.auxiliary == "none" else aided_by_rotation(model, cfg)
+    to_device(trained, config, accelerator)
     if cfg.linear_init == "class_means":
         start_from_class_means(model, images, labels, config, accelerator.device)
     encoder_before = state_hash(model.encoder) if row.frozen else ""
     rates = {"encoder": cfg.encoder_rate} | ({"layers": cfg.encoder_rate} if from_layer else {})
-    net = stage.prepare(model, len(labels.ids), learning_rates=rates)
+    net = stage.prepare(trained, len(labels.ids), learning_rates=rates)
     stage.chance = math.log(len(classes))
     if accelerator.is_main_process:
         write_labels(stage.path / "labels.csv", images, labels)
@@ -129,20 +135,24 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     net.train(cfg.batch_norm == "batch")
     for _, batch in stage.steps(batches):
         target = upload(targets[batch.ids], batch.images.device)  # (b,)
-        logits = net(batch.images)  # (b, classes)
-        loss = weight * F.cross_entropy(logits, target)
-        loss_value = read_later(loss)
-        accelerator.backward(loss)
+        logits, *turns = as_tuple(net(batch.images))  # (b, classes); with rotation also (4b, 4)
+        loss = total = weight * F.cross_entropy(logits, target)
+        rotation = told_turns(turns[0], weight) if turns else None
+        if rotation:
+            total = loss + cfg.auxiliary_weight * rotation.loss
+        loss_value = read_later(total)
+        accelerator.backward(total)
         stage.require_finite(loss_value)
         stage.optimizer.step()
         stage.optimizer.zero_grad()
 
         if stage.log_is_due:
-            stage.log(loss=loss, top1=weight * (logits.argmax(1) == target).float().mean())
+            top1 = weight * (logits.argmax(1) == target).float().mean()
+            stage.log(loss=loss, top1=top1, **(rotation.metrics() if rotation else {}))
     if row.frozen and state_hash(model.encoder) != encoder_before:
         raise AssertionError(f"{method} changed the frozen encoder")
     known = labels_meta(config, labels)
-    return stage.finish_classifier(classifier, known, splits.test, source)
+    return stage.finish_classifier(classifier, known, splits.test, source, model)
 
 
 def starting_point(config: Config, method: str) -> tuple[Path | None, NetworkMeta, dict[str, Any]]:
@@ -171,6 +181,18 @@ def freeze_beginning(model: Classifier, cfg: Finetune, whole: bool) -> None:
             freeze(model, cfg.freeze_after_block)
         except ValueError as error:
             raise UserError(f"{cfg.section}.freeze_after_block: {error}") from error
+
+
+def aided_by_rotation(model: Classifier, cfg: Finetune) -> RotationAided:
+    """The classifier with a second linear layer; refused where nothing below the two is trained."""
+    below = [*model.encoder.parameters(), *model.layers.parameters()]
+    if not cfg.encoder_rate or not any(weight.requires_grad for weight in below):
+        raise UserError(
+            f"{cfg.section}.auxiliary=rotation has nothing to teach: everything below the linear"
+            f" layer is frozen; set {cfg.section}.encoder_rate and freeze_after_block otherwise, or"
+            " leave it out"
+        )
+    return RotationAided(model)
 
 
 @torch.no_grad()

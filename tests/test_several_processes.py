@@ -30,6 +30,7 @@ from tests.support.toy_run import TINY
 LABELED = ("finetune", "supervised", "linear")
 EVERY_STEP = [f"--{s}.log_every_steps=1" for s in ("pretrain", "distill", *LABELED)]
 UNEVEN = [*EVERY_STEP, *(f"--{s}.batch_size=14" for s in LABELED)]
+UNEVEN.append("--supervised.auxiliary=rotation")
 
 
 def one_of_three(rank: int, port: int, output: Path) -> None:
@@ -61,7 +62,7 @@ def same(one: Path, several: Path, loss: float = 5e-4, metric: float = 0.032, we
         assert len(logs[0]) == len(logs[1]) > 0
         for a, b in zip(*logs, strict=True):
             assert b["loss"] == pytest.approx(a["loss"], rel=loss), (name, a, b)
-            for key in a.keys() & {"contrastive_top1", "top1", "agreement"}:
+            for key in a.keys() & {"contrastive_top1", "top1", "agreement", "rotation_top1"}:
                 assert b[key] == pytest.approx(a[key], abs=metric), (name, a, b)
         a, b = (load_file(f / name / "model.safetensors") for f in (one, several))
         for key, tensor in a.items():

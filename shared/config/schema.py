@@ -471,11 +471,15 @@ class Finetune(Training):
     linear_init: Literal["zero", "class_means"] = "zero"
     batch_norm: Literal["batch", "frozen"] = "batch"
     augmentation: Literal["crop", "full", "none"] = "crop"
+    auxiliary: Literal["none", "rotation"] = "none"
+    auxiliary_weight: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         key = f"{self.section}.encoder_rate"
         require(self.encoder_rate >= 0, key, self.encoder_rate, "0 or more")
+        key = f"{self.section}.auxiliary_weight"
+        require(self.auxiliary_weight > 0, key, self.auxiliary_weight, "greater than 0")
         key = f"{self.section}.freeze_after_block"
         require((self.freeze_after_block or 0) >= 0, key, self.freeze_after_block, "0 or more")
         key = f"{self.section}.from_layer"
@@ -506,6 +510,11 @@ class Linear(Finetune):
     from_layer: int | None = 0
     encoder_rate: float = 0.0
     batch_norm: Literal["batch", "frozen"] = "frozen"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = "none, because a frozen encoder cannot learn from it"
+        require(self.auxiliary == "none", "linear.auxiliary", self.auxiliary, allowed)
 
 
 @dataclass(frozen=True)

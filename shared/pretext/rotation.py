@@ -3,6 +3,11 @@
 Each image passes in all four orientations. To tell them, the network has to know what is in the
 picture and how it usually stands. On images that look alike from all sides the task cannot be
 solved, and its accuracy stays below 100%.
+
+It also helps fine-tuning (`RotationAided`), which Hendrycks et al. 2019 (arXiv 1906.12340) found to
+make a classifier robust. As in their multiclass_ood/train_auxiliary.py (hendrycks/ss-ood) all four
+orientations pass at once, and only the upright ones have classes. Their translations are left out,
+and so is their score of unknown images, which needs the layer that is thrown away here.
 """
 
 import math
@@ -12,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.data.batches import Batch
-from shared.networks.heads import ContrastiveModel
+from shared.networks.heads import Classifier, ContrastiveModel
 from shared.pretext.network import PretextModel
 from shared.pretext.task import Answer, Metrics, Task, Tensors
 
@@ -33,8 +38,7 @@ class Rotation(Task):
 
     def targets(self, batch: Batch) -> Tensors:
         """(4b,) int64 quarter turns."""
-        turns = torch.arange(4, device=batch.images.device)
-        return (turns.repeat_interleave(len(batch.images)),)
+        return (quarter_turns(len(batch.images), batch.images.device),)
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Answer:
         """Cross-entropy of the logits (4b, 4)."""
@@ -44,6 +48,49 @@ class Rotation(Task):
 def all_rotations(images: Tensor) -> Tensor:
     """Images (b, 3, S, S) -> (4b, 3, S, S), turned by 0, 90, 180 and 270 degrees, anticlockwise."""
     return torch.cat([images.rot90(turns, (2, 3)) for turns in range(4)])
+
+
+def quarter_turns(images: int, device: torch.device) -> Tensor:
+    """The turns of `all_rotations` of so many images: (4b,) int64, 0 to 3."""
+    return torch.arange(4, device=device).repeat_interleave(images)
+
+
+class RotationAided(Classifier):
+    """A classifier while it is fine-tuned with rotation's help; it shares the classifier's parts.
+
+    One pass sees all orientations, so batch norm normalises the upright images by the statistics of
+    all of them, and it is these that it remembers for evaluation.
+
+    Args:
+        classifier: what is kept; frozen parts stay frozen.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        nn.Module.__init__(self)  # not a network of its own
+        self.encoder, self.layers = classifier.encoder, classifier.layers
+        self.linear, self.frozen = classifier.linear, classifier.frozen
+        self.rotation = nn.Linear(self.linear.in_features, 4)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (b, 3, S, S) -> logits of the classes (b, C) and of the turns (4b, 4), float32."""
+        features = self.features(all_rotations(images))
+        return self.linear(features[: len(images)]).float(), self.rotation(features).float()
+
+
+def told_turns(logits: Tensor, weight: float) -> Answer:
+    """What `RotationAided` makes of its turns (4b, 4), with its own names for the log."""
+    turns = quarter_turns(len(logits) // 4, logits.device)
+    answer = classification(logits, turns, weight, "rotation")
+
+    def metrics() -> Metrics:
+        top1 = answer.metrics()["rotation_top1"]
+        return {
+            "rotation_loss": answer.loss,
+            "rotation_top1": top1,
+            "rotation_top1_of_chance": 1 / 4,
+        }
+
+    return answer._replace(metrics=metrics)
 
 
 def classification(logits: Tensor, classes: Tensor, weight: float, name: str) -> Answer:

@@ -19,6 +19,7 @@ from torch import nn
 from shared.config.optimizers import OPTIMIZERS, OptimizerKind
 
 ScalingRule = Literal["linear", "sqrt", "none"]
+SUPERVISED_HEADS = ("linear", "rotation")
 
 
 class _MomentumSGD(torch.optim.Optimizer):
@@ -194,13 +195,14 @@ def parameter_groups(
 
     | optimizer | weight decay on | layer adaptation on |
     |---|---|---|
-    | lars  | kernels | kernels, but not that of the supervised head ``linear`` |
+    | lars  | kernels | kernels, but not those of the supervised heads |
     | sgd   | kernels and the biases of dense and convolutional layers | nothing |
     | adamw | kernels (decoupled) | nothing |
 
     A kernel is a parameter with two dimensions or more. The first two rows are the reference's
     (tf2/model.py, ``build_optimizer`` and ``add_weight_decay``): with LARS it adds the decay of
-    the supervised head to the loss instead, which gives the same gradient.
+    the supervised head to the loss instead, which gives the same gradient. Supervised heads are
+    ``linear`` and, while fine-tuning has its help, ``rotation``.
 
     Args:
         model: its parameters that require a gradient are grouped; the others are left out.
@@ -234,7 +236,8 @@ def parameter_groups(
             continue
         kernel = parameter.ndim > 1
         decay = kernel or (kind.decays_biases and id(parameter) in layer_biases)
-        adapt = kernel and kind.adapts_layers and not _lies_under(name, "linear")
+        head = any(_lies_under(name, path) for path in SUPERVISED_HEADS)
+        adapt = kernel and kind.adapts_layers and not head
         paths = [path for path in lr_scales if _lies_under(name, path)]
         lr_scale = lr_scales[max(paths, key=len)] if paths else 1.0
         groups.setdefault((decay, adapt, lr_scale), []).append(parameter)

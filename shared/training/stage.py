@@ -370,6 +370,7 @@ class Stage:
         labels: LabelsMeta,
         test: ImageSet | None,
         parent: Path | None,
+        model: nn.Module | None = None,
     ) -> Path:
         """Evaluate the trained classifier and save it, with its row of the table.
 
@@ -378,18 +379,19 @@ class Stage:
             labels: what it was made from.
             test: test images, where there are any.
             parent: folder of the artifact that it was made from.
+            model: the part of the trained model that is kept; unset: all of it.
 
         Returns:
             The artifact folder.
         """
-        config = self.config
-        predictions = predict(self.model, test, config.data, self.accelerator) if test else None
-        parameters = sum(p.numel() for p in self.model.parameters())
+        config, model = self.config, model or self.model
+        predictions = predict(model, test, config.data, self.accelerator) if test else None
+        parameters = sum(p.numel() for p in model.parameters())
         result = result_of(
             config, self.method, labels, parameters, self.seconds, measured(predictions)
         )
         meta = {"kind": "classifier", **network, "labels": labels, "result": result}
-        return self.finish(meta, parent, predictions)
+        return self.finish(meta, parent, predictions, model)
 
 
 def measured(predictions: Predictions | None) -> dict[str, float]:

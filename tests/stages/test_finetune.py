@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from shared.data.batches import plain_batches
 from shared.data.labels import Labels, draw_labels
 from shared.networks.build import build_classifier, keep_layers, load_contrastive
 from shared.runtime.errors import UserError
+from shared.runtime.stop import StopRequest
+from shared.training.stage import Stage
 from stages import finetune, pretrain
 from tests.support.photo_run import files, refused, run
 from tests.support.photos import class_folders
+from tests.support.pretext import upright
 from tests.support.sources import opened
 
 
@@ -165,6 +169,90 @@ def test_a_method_of_another_stage_is_refused():
     for name in ("distill", "lineal"):
         with pytest.raises(ValueError, match=f"linear, finetune, not '{name}'"):
             finetune.run(Config(), Accelerator(cpu=True), name)
+
+
+# ---------------------------------------------------------------------------------------- rotation
+ROTATION = "--finetune.auxiliary=rotation"
+
+
+def test_without_rotation_nothing_changes(photos, finished, tmp_path, capfd):
+    """Its weight changes no bit, and an artifact that knows neither option stays valid."""
+    options = options_of(photos, finished, tmp_path)
+    plain = load_file(finished / "finetune-2perclass-seed0/model.safetensors")
+    weight = ["--finetune.from_layer=1", "--finetune.auxiliary_weight=0.7"]
+    assert run(finetune.main, *options, *weight) == 0
+    weights, meta = artifact(tmp_path, "finetune")
+    assert all(torch.equal(weights[name], plain[name]) for name in plain)
+    for option in ("auxiliary", "auxiliary_weight"):
+        del meta["settings"][f"finetune.{option}"]
+    (tmp_path / "r/finetune-2perclass-seed0/meta.json").write_text(json.dumps(meta))
+    assert run(finetune.main, *options, "--finetune.from_layer=1") == 0
+    assert "already done" in capfd.readouterr().out
+    assert "auxiliary=none, now it is rotation" in refused(
+        capfd, finetune.main, *options, "--finetune.from_layer=1", ROTATION
+    )
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "frozen"])
+def test_rotation_goes_on_to_the_same_bits_and_leaves_a_plain_classifier(
+    photos, finished, tmp_path, monkeypatch, batch_norm
+):
+    aided = ["--finetune.from_layer=1", f"--finetune.batch_norm={batch_norm}", ROTATION]
+    aided += ["--finetune.steps=4"]
+    assert run(finetune.main, *options_of(photos, finished, tmp_path / "whole"), *aided) == 0
+    whole, meta = artifact(tmp_path / "whole", "finetune")
+    plain = load_file(finished / "finetune-2perclass-seed0/model.safetensors")
+    assert {name: x.shape for name, x in whole.items()} == {n: x.shape for n, x in plain.items()}
+    before = json.loads((finished / "finetune-2perclass-seed0/meta.json").read_text())
+    assert meta["result"]["parameters"] == before["result"]["parameters"]
+
+    checkpoint = Stage.checkpoint
+
+    def stop(self, step):
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        checkpoint(self, step)
+
+    options = [*options_of(photos, finished, tmp_path), *aided]
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "received", None)
+        patch.setattr(Stage, "checkpoint", stop)
+        assert run(finetune.main, *options) == 128 + signal.SIGTERM
+    monkeypatch.setattr(StopRequest, "received", None)
+    assert run(finetune.main, *options) == 0
+    resumed, _ = artifact(tmp_path, "finetune")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("linear.auxiliary=rotation", "linear.auxiliary must be none, because a frozen encoder"),
+        ("finetune.auxiliary_weight=0", "finetune.auxiliary_weight must be greater than 0"),
+        ("finetune.encoder_rate=0", "finetune.auxiliary=rotation has nothing to teach"),
+        ("finetune.freeze_after_block=3", "finetune.auxiliary=rotation has nothing to teach"),
+    ],
+)
+def test_rotation_that_can_teach_nothing(capfd, photos, finished, tmp_path, option, message):
+    options = [*options_of(photos, finished, tmp_path), "--finetune.from_layer=0", ROTATION]
+    assert message in refused(capfd, finetune.main, *options, f"--{option}")
+    assert files(tmp_path) == {}
+
+
+def test_rotation_is_learned_beside_the_classes(tmp_path):
+    """From scratch, on pictures with an upper side."""
+    for label in "ab":
+        upright(tmp_path / "photos" / label, number=24)
+    options = ["--method=supervised", "--labels=16perclass", "--supervised.auxiliary=rotation"]
+    options += ["--supervised.steps=40", "--supervised.batch_size=32", "--augment.rotate=0"]
+    out = [f"--output={tmp_path}", f"--data.train={tmp_path / 'photos'}"]
+    assert run(finetune.main, *out, *options) == 0
+    log = tmp_path / "r/supervised-16perclass-seed0/metrics.jsonl"
+    first, *_, last = map(json.loads, log.read_text().splitlines())
+    assert first["rotation_loss"] > 1
+    assert last["rotation_loss"] < 0.5
+    assert last["rotation_top1"] > 0.9
+    assert last["rotation_top1_of_chance"] == 0.25
 
 
 # ------------------------------------------------------------------------------------------ freeze
