@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Literal
 
 from shared.config.checks import not_hashed, require, require_one_of
+from shared.runtime.bounds import WIDTH
 
 _WEIGHT = re.compile(r"[0-9]{1,12}(\.[0-9]{0,12})?([eE]-?[0-9]{1,2})?")
 
@@ -398,8 +399,29 @@ class Transitive:
         require(self.margin >= 0, "transitive.margin", self.margin, "0 or more")
 
 
+@dataclass(frozen=True)
+class Prototypes:
+    """Options of pretrain.loss=prototypes (SwAV: Caron et al. 2020, arXiv 2006.09882).
+
+    Args:
+        number: of prototypes, to which the images are assigned in equal shares.
+        epsilon: how even an image's assignment is: larger is more even.
+        sinkhorn_steps: how often the assignments are balanced over prototypes and images.
+    """
+
+    number: int = 3000
+    epsilon: float = 0.05
+    sinkhorn_steps: int = 3
+
+    def __post_init__(self) -> None:
+        number, epsilon, steps = self.number, self.epsilon, self.sinkhorn_steps
+        require(2 <= number <= WIDTH, "prototypes.number", number, f"2 to {WIDTH:,}")
+        require(epsilon >= 0.001, "prototypes.epsilon", epsilon, "0.001 or more")
+        require(1 <= steps <= 1000, "prototypes.sinkhorn_steps", steps, "1 to 1000")
+
+
 # The sections of options, by their name; a task without options has none. What a section calls
-# ``views`` takes the place of the views in the record of its task.
+# ``views`` takes the place of the views in the record of its task. That of prototypes is of a loss.
 TASK_SECTIONS = {
     "instances": Instances,
     "patches": Patches,
@@ -411,4 +433,5 @@ TASK_SECTIONS = {
     "inpainting": Inpainting,
     "decoupling": Decoupling,
     "transitive": Transitive,
+    "prototypes": Prototypes,
 }

@@ -31,6 +31,7 @@ from shared.config.pretext import (
     MultiTask,
     Patches,
     Permutation,
+    Prototypes,
     TaskKind,
     Transitive,
 )
@@ -348,13 +349,15 @@ class Pretrain(Training):
         micro_batch: images per forward pass over all processes, where batch_size does not fit into
             memory: the gradient is that of the whole batch, batch norm sees a micro-batch, a step
             takes a third longer or more. Unset: all in one pass.
-        loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet.
-        temperature: of nt_xent and nt_logistic; the paper takes 0.1 on ImageNet.
-        margin: of margin_triplet.
+        loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet. pair
+            draws two views together, and those of other images apart up to a margin (Hadsell et al.
+            2006). prototypes are SwAV's, with a section of that name.
+        temperature: of nt_xent, nt_logistic and prototypes; the paper takes 0.1 on ImageNet.
+        margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
         init: run or artifact folder of another pretraining, whose encoder and projection head this
             one starts from, as where images came later; unset: from scratch.
-        semi_hard: nt_logistic and margin_triplet take one negative per anchor, the most similar of
-            those that are less similar than the positive, instead of all.
+        semi_hard: nt_logistic, margin_triplet and pair take one negative per anchor, the most
+            similar of those that are less similar than the positive, instead of all.
         memory: second views of earlier steps kept as further negatives, embedded by a moving
             average of the network; 0 keeps none, the paper takes 65536. Keep it well below the
             number of images, or an image has itself among its negatives.
@@ -375,7 +378,7 @@ class Pretrain(Training):
     weight_decay: float = 1e-4
     init: str | None = not_hashed(None)  # the hash of its weights counts
     micro_batch: int | None = None
-    loss: Literal["nt_xent", "nt_logistic", "margin_triplet"] = "nt_xent"
+    loss: Literal["nt_xent", "nt_logistic", "margin_triplet", "pair", "prototypes"] = "nt_xent"
     temperature: float = 0.1
     margin: float = 0.8
     semi_hard: bool = False
@@ -411,11 +414,15 @@ class Pretrain(Training):
             memory,
             f"0 with pretrain.loss={self.loss}: the memory is for nt_xent alone",
         )
+        unmined = {
+            "nt_xent": "which weighs all negatives",
+            "prototypes": "which has no negatives",
+        }
         require(
-            other or not self.semi_hard,
+            not self.semi_hard or self.loss not in unmined,
             "pretrain.semi_hard",
             self.semi_hard,
-            "false with pretrain.loss=nt_xent, which weighs all negatives",
+            f"false with pretrain.loss={self.loss}, {unmined.get(self.loss)}",
         )
         require(
             memory > 0 or self.negatives != "memory",
@@ -701,6 +708,7 @@ class Config:
         multi_task: of stage 1 with pretrain.task=multi-task.
         decoupling: of stage 1 with pretrain.task=decoupling.
         transitive: of stage 1 with pretrain.task=transitive.
+        prototypes: of stage 1 with pretrain.loss=prototypes.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -738,6 +746,7 @@ class Config:
     multi_task: MultiTask = field(default_factory=MultiTask)
     decoupling: Decoupling = field(default_factory=Decoupling)
     transitive: Transitive = field(default_factory=Transitive)
+    prototypes: Prototypes = field(default_factory=Prototypes)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)
@@ -796,17 +805,34 @@ class Config:
             self.transitive.init,
             "the run or artifact folder of a first pretraining with pretrain.task=transitive",
         )
-        for kind in TASKS.values():
-            section = getattr(self, kind.section) if kind.section in TASK_SECTIONS else None
-            if section is None or kind.name in self.tasks:
-                continue
+        self._require_own_sections()
+
+    def _require_own_sections(self) -> None:
+        """ValueError where an option is set of a task, or of a loss, that is not chosen."""
+        cfg = self.pretrain
+        owners = {
+            kind.section: (f"the task {kind.name}", f"--pretrain.task {kind.name}")
+            for kind in TASKS.values()
+        }
+        with_loss = "--pretrain.task contrastive --pretrain.loss prototypes"
+        owners["prototypes"] = ("the contrastive task with the loss prototypes", with_loss)
+        for name in sorted(TASK_SECTIONS.keys() - self.task_sections):
+            section, (owner, choice) = getattr(self, name), owners[name]
             for f in fields(section):
                 if (value := getattr(section, f.name)) != f.default:
+                    loss = f" with the loss {cfg.loss}" * (name == "prototypes")
                     raise ValueError(
-                        f"{kind.section}.{f.name}={value!r} is an option of the task {kind.name},"
-                        f" and pretrain.task is {self.pretrain.task}; leave it out, or give"
-                        f" --pretrain.task {kind.name}"
+                        f"{name}.{f.name}={value!r} is an option of {owner}, and pretrain.task is"
+                        f" {cfg.task}{loss}; leave it out, or give {choice}"
                     )
+
+    @property
+    def task_sections(self) -> set[str]:
+        """The sections of options that stage 1 reads, of those of single tasks."""
+        chosen = {TASKS[task].section for task in self.tasks}
+        if "contrastive" in self.tasks and self.pretrain.loss == "prototypes":
+            chosen.add("prototypes")
+        return chosen & TASK_SECTIONS.keys()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -978,8 +1004,7 @@ def dump(config: Config) -> str:
 
 def without_other_tasks(config: Config, plain: dict[str, Any]) -> dict[str, Any]:
     """Options without the sections of tasks that are not chosen, which are at their defaults."""
-    chosen = {TASKS[task].section for task in config.tasks}
-    others = TASK_SECTIONS.keys() - chosen
+    others = TASK_SECTIONS.keys() - config.task_sections
     return {name: value for name, value in plain.items() if name not in others}
 
 

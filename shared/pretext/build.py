@@ -13,6 +13,7 @@ from shared.pretext.jigsaw import Jigsaw
 from shared.pretext.multi_task import MultiTask
 from shared.pretext.patches import Patches
 from shared.pretext.permutation import Permutation
+from shared.pretext.prototypes import Prototypes
 from shared.pretext.rotation import Rotation
 from shared.pretext.task import Task
 from shared.pretext.transitive import Transitive
@@ -37,7 +38,10 @@ TASK_CLASSES: dict[str, type[Task]] = {
 
 
 def make_task(config: Config, accelerator: Accelerator) -> Task:
-    """The task that ``pretrain.task`` names."""
+    """The task that ``pretrain.task`` names; the contrastive one as its loss wants it."""
     name, tasks = config.pretrain.task, config.task_weights
-    parts = {part: TASK_CLASSES[part](config, accelerator) for part in tasks}
+    classes = dict(TASK_CLASSES)
+    if config.pretrain.loss == "prototypes":
+        classes["contrastive"] = Prototypes
+    parts = {part: classes[part](config, accelerator) for part in tasks}
     return parts[name] if name in parts else MultiTask(config, accelerator, parts)

@@ -27,6 +27,7 @@ from shared.training.losses import (
     margin_triplet,
     nt_logistic,
     nt_xent,
+    pair,
 )
 
 
@@ -130,6 +131,8 @@ def contrastive_loss(pairs: Pairs, cfg: Pretrain) -> Tensor:
         return nt_logistic(pairs, cfg.temperature, cfg.semi_hard)
     if cfg.loss == "margin_triplet":
         return margin_triplet(pairs, cfg.margin, cfg.semi_hard)
+    if cfg.loss == "pair":
+        return pair(pairs, cfg.margin, cfg.semi_hard)
     if cfg.loss == "nt_xent":
         return nt_xent(pairs, cfg.temperature)
     raise ValueError(f"pretrain.loss={cfg.loss} has no branch here")
@@ -142,8 +145,11 @@ def without_learning(cfg: Pretrain) -> tuple[int, float]:
     if cfg.loss == "nt_xent":
         negatives = cfg.memory + 2 * cfg.batch_size - 2
         return negatives, 2 * math.log(negatives + 1)
+    # Where all distances are d, each direction has d^2 + (margin - d)^2. This is the least of them.
+    d = min(cfg.margin / 2, 2.0)  # no distance of unit vectors is larger than 2
     chance = {
         "nt_logistic": 4 * math.log(2),  # where the similarities of all pairs are 0
         "margin_triplet": 2 * cfg.margin,
+        "pair": 2 * (d**2 + (cfg.margin - d) ** 2),
     }
     return (1 if cfg.semi_hard else cfg.batch_size - 1), chance[cfg.loss]

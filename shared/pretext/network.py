@@ -15,14 +15,15 @@ class PretextModel(nn.Module):
     Args:
         model: encoder and projection head, which are kept.
         heads: for each input its own layers on the encoder's features (B, F) or, where the head
-            has ``takes_map``, on its last feature map; None answers by the projection head.
+            has ``takes_map``, on its last feature map, or with ``takes_projection`` on what the
+            projection head makes of the features; None answers by the projection head.
     """
 
     def __init__(self, model: ContrastiveModel, heads: Sequence[nn.Module | None]) -> None:
         super().__init__()
         self.encoder, self.head = model.encoder, model.head
         self.heads = nn.ModuleList(head if head is not None else nn.Identity() for head in heads)
-        self.projects = [head is None for head in heads]
+        self.projects = [head is None or takes_projection(head) for head in heads]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Images (k B, 3, s, s) for each head -> its answers (m B, ...)."""
@@ -32,7 +33,7 @@ class PretextModel(nn.Module):
                 outputs.append(head(feature_map(self.encoder, x)))
             else:
                 features = self.encoder(x)
-                outputs.append(self.head(features)[-1] if projects else head(features))
+                outputs.append(head(self.head(features)[-1] if projects else features))
         return tuple(outputs)
 
 
@@ -53,6 +54,11 @@ def takes_map(head: nn.Module) -> bool:
     return getattr(head, "takes_map", False)
 
 
+def takes_projection(head: nn.Module) -> bool:
+    """Whether a head works on the output of the projection head."""
+    return getattr(head, "takes_projection", False)
+
+
 def freeze_unseen(model: nn.Module, image_size: int) -> None:
     """Leave out of training what no head sees: what an encoder has above its feature map.
 
@@ -68,8 +74,7 @@ def heads_of(network: nn.Module) -> list[nn.Module | None]:
     if isinstance(network, ContrastiveModel):
         return [None]
     assert isinstance(network, PretextModel)
-    heads = zip(network.heads, network.projects, strict=True)
-    return [None if projects else head for head, projects in heads]
+    return [None if isinstance(head, nn.Identity) else head for head in network.heads]
 
 
 def kept_part(model: nn.Module) -> ContrastiveModel:

@@ -1,8 +1,9 @@
 """The contrastive losses and the distillation loss (SimCLRv2, arXiv 2006.10029, eq. 1 and 2).
 
 `nt_xent` is SimCLRv2's. `nt_logistic` and `margin_triplet` are the losses that SimCLR (arXiv
-2002.05709, Tables 2 and 4) compares it with. `info_nce` is MoCo's. `semi_hard_triplet` is for more
-than two views of an image.
+2002.05709, Tables 2 and 4) compares it with. `pair` is the older contrastive loss of Hadsell et al.
+`info_nce` is MoCo's. `semi_hard_triplet` is for more than two views of an image. `swapped_codes` is
+SwAV's.
 
 All are pure functions of tensors and numbers. The caller passes in what other processes computed.
 They compute in float32 (float64 for float64 input), whatever the autocast state. With temperature
@@ -367,11 +368,38 @@ def margin_triplet(pairs: Pairs, margin: float, semi_hard: bool = False) -> Tens
     Raises:
         ValueError: the pairs are of one direction or have a memory, or the margin is negative.
     """
-    if not margin >= 0:
-        raise ValueError(f"margin must be >= 0, got {margin}")
+    _check_margin(margin)
     with torch.autocast(pairs.anchors.device.type, enabled=False):
         positives, negatives, share = _similarities(pairs, semi_hard)
         return (share * F.relu(negatives - positives + margin)).sum() / pairs.images
+
+
+def pair(pairs: Pairs, margin: float, semi_hard: bool = False) -> Tensor:
+    """The contrastive loss of pairs (Hadsell, Chopra and LeCun 2006, eq. 4).
+
+    For an anchor u with positive v+ and one negative v- that is
+
+        |u - v+|^2 + max(m - |u - v-|, 0)^2,
+
+    twice the paper's, which halves both terms. Distances are Euclidean, between embeddings of unit
+    length, so they lie in [0, 2]. A negative at distance m or more has no gradient. Negatives,
+    averages and arguments are those of `nt_logistic`, with the margin m >= 0 instead of a
+    temperature.
+
+    Raises:
+        ValueError: the pairs are of one direction or have a memory, their embeddings are not of
+            unit length, or the margin is negative.
+    """
+    _check_margin(margin)
+    if not pairs.unit_length:
+        raise ValueError("this loss compares unit vectors: make the pairs with normalize=True")
+    with torch.autocast(pairs.anchors.device.type, enabled=False):
+        positives, negatives, share = _similarities(pairs, semi_hard)
+        # The bound keeps the root's gradient finite where a negative equals its anchor.
+        distances = (2 - 2 * negatives).clamp_min(1e-12).sqrt()  # (2B, N or 1)
+        of_positives = 2 - 2 * positives  # (2B, 1)
+        of_negatives = share * F.relu(margin - distances).square()
+        return (of_positives.sum() + of_negatives.sum()) / pairs.images
 
 
 def _similarities(pairs: Pairs, semi_hard: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -426,6 +454,35 @@ def semi_hard_triplet(z: Tensor, z_all: Tensor, margin: float, offset: int = 0) 
         nearest = ranked.indices.gather(1, farther.clamp(min=z.shape[1]))  # (BV, V)
         triplets = F.relu(2 * (s.gather(1, nearest) - positives) + margin)
         return triplets.masked_fill(itself, 0).sum() / (len(s) * (z.shape[1] - 1))
+
+
+def swapped_codes(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    """Each view predicts the code of the other one (SwAV, arXiv 2006.09882, eq. 2).
+
+    The mean of both directions, as in the authors' main_swav.py; the paper's equation is the sum.
+
+    Args:
+        scores: similarities of this process's embeddings with all K prototypes, (2B, K), any
+            floating dtype; all first views come first.
+        codes: shares of the prototypes in each embedding, (2B, K); no gradient reaches them.
+        temperature: divides the scores, > 0.
+
+    Returns:
+        The mean cross-entropy, a scalar.
+
+    Raises:
+        ValueError: the shapes differ or have an odd number of rows, or the temperature is not
+            positive.
+    """
+    _check_temperature(temperature)
+    if scores.shape != codes.shape or len(scores) % 2:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and codes {tuple(codes.shape)} must have the same shape"
+            " (2B, K)"
+        )
+    with torch.autocast(scores.device.type, enabled=False):
+        logits = _at_least_float32(scores) / temperature
+        return F.cross_entropy(logits, codes.detach().to(logits.dtype).roll(len(codes) // 2, 0))
 
 
 @torch.no_grad()
@@ -548,6 +605,11 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_margin(margin: float) -> None:
+    if not margin >= 0:
+        raise ValueError(f"margin must be >= 0, got {margin}")
 
 
 def _check_temperature(temperature: float) -> None:

@@ -31,7 +31,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.config.methods import CLASSIFIERS, METHODS
-from shared.config.pretext import TASK_SECTIONS, TASKS
 from shared.config.schema import (
     RENAMED,
     Augmentation,
@@ -77,7 +76,7 @@ def options_of(config: Config, method: str) -> dict[str, Any]:
         **hashed_settings(training, training.section),
     }
     if method == "pretrain":
-        for section in {TASKS[task].section for task in config.tasks} & TASK_SECTIONS.keys():
+        for section in config.task_sections:
             options |= hashed_settings(getattr(config, section), section)
     independent = METHODS[method].independent
     return {key: value for key, value in options.items() if key not in independent}

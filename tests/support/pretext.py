@@ -49,6 +49,11 @@ VARIANTS = {
         "--patches.turns=true",
     ],
     "colour-histograms": ["--pretrain.task=colour", "--colour.target=histograms"],
+    "contrastive-prototypes": [
+        "--pretrain.task=contrastive",
+        "--pretrain.loss=prototypes",
+        "--prototypes.number=12",
+    ],
     "inpainting-adversarial": ["--pretrain.task=inpainting", "--inpainting.adversarial=0.1"],
 }
 

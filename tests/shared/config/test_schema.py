@@ -146,6 +146,10 @@ def test_a_bad_setting_is_named(name, value):
             ["--pretrain.loss=nt_logistic", "--pretrain.memory=64"],
             "pretrain.memory must be 0 with pretrain.loss=nt_logistic: the memory is for nt_xent",
         ),
+        (
+            ["--pretrain.loss=pair", "--pretrain.memory=64"],
+            "pretrain.memory must be 0 with pretrain.loss=pair: the memory is for nt_xent",
+        ),
         (["--pretrain.loss=triplet"], "pretrain.loss must be one of"),
         (["--pretrain.batch_size=1"], "pretrain.batch_size must be 2 or more without pretrain.mem"),
     ],

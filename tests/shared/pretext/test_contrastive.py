@@ -21,6 +21,20 @@ def test_chance_is_what_equal_embeddings_give():
         assert contrastive_loss(Pairs.of_views(z, other), cfg).item() == pytest.approx(chance)
 
 
+def test_chance_of_pairs_is_the_least_that_equal_distances_allow():
+    for margin in (0.0, 0.8, 3.0, 5.0):
+        cfg = Pretrain(batch_size=6, loss="pair", margin=margin)
+        _, chance = without_learning(cfg)
+        angles = torch.linspace(0, math.pi, 201, dtype=torch.float64)
+        losses = []
+        for angle in angles:  # each distance of the views that no image changes
+            z = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(6, 2)
+            other = torch.stack([angle.cos(), angle.sin()]).expand(6, 2)
+            losses.append(contrastive_loss(Pairs.of_views(z, other), cfg).item())
+        assert min(losses) == pytest.approx(chance, abs=1e-3)
+        assert min(losses) > chance - 1e-9
+
+
 def test_negatives_and_what_the_first_line_says():
     cfg = Pretrain(batch_size=6)
     assert without_learning(cfg) == (10, 2 * math.log(11))

@@ -25,6 +25,7 @@ LOSSES = [
     {"loss": "nt_xent"},
     {"loss": "nt_logistic"},
     {"loss": "margin_triplet", "semi_hard": True},
+    {"loss": "pair", "margin": 1.5},
     {"memory": K},
     {"memory": K, "negatives": "memory"},
 ]

@@ -19,6 +19,7 @@ from shared.training.losses import (
     nt_logistic,
     nt_xent,
     nt_xent_tiled,
+    pair,
 )
 from tests.support import golden
 from tests.support.gloo import fork, join
@@ -75,6 +76,7 @@ STEPS = {
     "tiled": (nt_xent_tiled, both_views, distributed.gather_with_grad),
     "logistic": (nt_logistic, both_views, distributed.gather_with_grad),
     "triplet": (margin_triplet, both_views, distributed.gather_with_grad),
+    "pair": (pair, both_views, distributed.gather_with_grad),
     "mined triplet": (mined_triplet, both_views, distributed.gather_with_grad),
     "moco": (info_nce, queries, distributed.gather_with_grad),
     "detached": (nt_xent, both_views, detached_gather),

@@ -17,6 +17,7 @@ from shared.training.losses import (
     nt_logistic,
     nt_xent,
     nt_xent_tiled,
+    pair,
 )
 from tests.support import golden
 
@@ -438,7 +439,67 @@ def test_mined_is_the_most_similar_of_the_less_similar():
     assert value(0.3, others[:2]) == 0  # the only negative is more similar than the positive
 
 
-@pytest.mark.parametrize("loss", [nt_logistic, margin_triplet])
+@settings(max_examples=30, deadline=None)
+@given(
+    B=st.integers(1, 6),
+    before=st.integers(0, 3),
+    after=st.integers(0, 3),
+    margin=st.floats(0.0, 3.0),
+    semi_hard=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_pair_is_its_definition(B, before, after, margin, semi_hard, seed):
+    """Value and gradients, with the gathered views as separate leaves."""
+
+    def distance(s):  # of unit vectors with this cosine
+        return (2 - 2 * s).sqrt()
+
+    def term(p, n):
+        return alone(p) + (margin - distance(n)).clamp(min=0) ** 2
+
+    def alone(p):
+        return distance(p) ** 2
+
+    views = random_views(before + B + after, before + B + after, 4, seed)
+    results = []
+    for function in (
+        lambda z, z_all: pair(Pairs.of_views(*z, *z_all, before), margin, semi_hard),
+        lambda z, z_all: pairs_by_definition(
+            term, alone, *z, *z_all, before, normalize=True, semi_hard=semi_hard
+        ),
+    ):
+        z = views[:, before : before + B].clone().requires_grad_()
+        z_all = views.clone().requires_grad_()
+        value = function(z, z_all)
+        value.backward()
+        results.append([value.detach(), z.grad, z_all.grad])
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, 1e-9)
+
+
+@pytest.mark.parametrize(("margin", "pushes"), [(1.0, False), (1.3, False), (1.5, True)])
+def test_beyond_the_margin_a_negative_has_no_gradient(margin, pushes):
+    """All negatives lie at the distance of orthogonal vectors, 1.414; the positives at 0."""
+    anchors = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    z = anchors.detach()
+    loss = pair(Pairs.of_views(anchors, z, z, z), margin)
+    loss.backward()
+    expected = 2 * (margin - 2**0.5) ** 2 if pushes else 0.0
+    assert loss.item() == pytest.approx(expected)
+    assert (anchors.grad.abs().max().item() > 0.01) == pushes
+    if not pushes:
+        assert_close(anchors.grad, torch.zeros(4, 4), 1e-12)
+
+
+def test_pair_is_finite_where_all_embeddings_are_the_same():
+    z = torch.ones(2, 5, 3, requires_grad=True)
+    loss = pair(Pairs.of_views(*z), 0.8)
+    loss.backward()
+    assert loss.item() == pytest.approx(2 * 0.8**2, rel=1e-2)
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [nt_logistic, margin_triplet, pair])
 def test_pair_losses_compute_in_float32(loss):
     z = random_views(20, 20, 16, 3).float()
     expected = loss(Pairs.of_views(*z), 0.3)
@@ -456,6 +517,12 @@ def test_pair_losses_name_what_is_wrong():
         nt_logistic(Pairs.of_views(z, z), 0.0)
     with pytest.raises(ValueError, match=r"margin must be >= 0, got -0\.1"):
         margin_triplet(Pairs.of_views(z, z), -0.1)
+    with pytest.raises(ValueError, match=r"margin must be >= 0, got nan"):
+        pair(Pairs.of_views(z, z), float("nan"))
+    with pytest.raises(ValueError, match="unit vectors"):
+        pair(Pairs.of_views(z, z, normalize=False), 0.5)
+    with pytest.raises(ValueError, match="memory"):
+        pair(Pairs.of_views(z, z, memory=z), 0.5)
     with pytest.raises(ValueError, match="offset 4"):
         Pairs.of_views(z, z, torch.ones(6, 4), torch.ones(6, 4), 4)
 
