@@ -31,6 +31,7 @@ from accelerate import Accelerator
 
 from shared.config.command import run_command
 from shared.config.command_line import load_config
+from shared.config.imported import imported
 from shared.config.methods import method_of
 from shared.config.schema import Config, Finetune, hashed_settings
 from shared.data.augment import augmentation_for
@@ -85,6 +86,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     source, network, origin = starting_point(config, method)
     # from which layer of the projection head to tune (section 2); 0 is the encoder's own output
     from_layer = cfg.kept_layers(len(labels.ids), len(images), network["head"]["layers"])
+    if source and imported(source):  # it has set the option, so another value is a flag's
+        from_layer = cfg.from_layer or from_layer
     settings = {
         **origin,
         "from_layer": from_layer,

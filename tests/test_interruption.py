@@ -194,7 +194,7 @@ def photos(tmp_path_factory):
     return class_folders(tmp_path_factory.mktemp("photos"), 8, size=(40, 36))
 
 
-def with_workers(photos: Path, output: Path, steps: int = 40) -> list[str]:
+def with_workers(photos: Path, output: Path, steps: int = 20) -> list[str]:
     """Pretraining of photos that two worker processes decode."""
     return [
         *TINY,

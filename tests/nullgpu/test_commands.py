@@ -234,6 +234,7 @@ def test_commands_run_and_no_step_waits_for_the_gpu(case, ended):
     require_success(CASES[case], *ended)
 
 
+@pytest.mark.slow
 def test_two_gpus(null_gpu, photos, tmp_path):
     """Of two processes, both of which must end well; NCCL answers."""
     commands = pipeline("two", *TINY, *BF16, *DISTILL, strict=True)

@@ -238,6 +238,14 @@ def test_groups(optimizer, kernel, layer_bias, norm, head_kernel, head_bias):
     assert {rule[2] for rule in rule_of.values()} == {1.0}
 
 
+def test_the_layer_of_rotation_is_a_supervised_head():
+    model = small_classifier()
+    model["rotation"] = nn.Linear(2, 4)
+    rule_of = rules(model, parameter_groups(model, "lars", 0.1))
+    for name in ("weight", "bias"):
+        assert rule_of[f"rotation.{name}"] == rule_of[f"linear.{name}"]
+
+
 def test_frozen_parameters_are_in_no_group():
     model = small_classifier()
     model["encoder"].requires_grad_(False)
