@@ -14,6 +14,7 @@ os.environ |= {
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from accelerate.state import AcceleratorState  # noqa: E402
 
 from tests.support.irregular import IRREGULAR  # noqa: E402
 
@@ -27,6 +28,12 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_precision():
+    """Commands of a file choose their precision, whatever those of another file had chosen."""
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(params=IRREGULAR)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 from huggingface_hub import constants
 
 import pipeline
@@ -24,12 +23,6 @@ from tests.support.photo_run import files, refused, run
 from tests.support.photos import class_folders, make_folder
 
 COMMANDS = [pipeline.main, pretrain.main, finetune.main, distill.main]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fresh_accelerator():
-    """Commands choose their precision, whatever the tests of another file had chosen."""
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")

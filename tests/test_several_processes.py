@@ -29,7 +29,7 @@ from tests.support.toy_run import TINY
 
 LABELED = ("finetune", "supervised", "linear")
 EVERY_STEP = [f"--{s}.log_every_steps=1" for s in ("pretrain", "distill", *LABELED)]
-# AdamW makes a step of every rounding of a small gradient; products of fewer images round otherwise.
+# AdamW makes a step of every rounding of a small gradient, and fewer images round otherwise.
 SGD = [
     f"--{s}.{option}"
     for s in ("pretrain", "distill", *LABELED)
@@ -53,8 +53,11 @@ def runs(tmp_path_factory):
     return outputs
 
 
-def same(one: Path, several: Path, loss: float = 1e-4, metric: float = 0.02, weight: float = 2e-3):
-    """All that is trained in steps: what was logged of each, and weights and statistics."""
+def same(one: Path, several: Path, loss: float = 1e-4, metric: float = 0.032, weight: float = 2e-3):
+    """All that is trained in steps: what was logged of each, and weights and statistics.
+
+    Of 32 images one may be told otherwise, where two classes are as likely but for rounding.
+    """
     folders = sorted(log.parent.name for log in one.glob("*/metrics.jsonl"))
     assert len(folders) >= 6
     for name in folders:

@@ -77,13 +77,18 @@ TASKS = {
             smallest=32,
         ),
         TaskKind(
-            "jigsaw", "in which order of a set are the tiles shuffled", inputs=0.6, smallest=32
+            "jigsaw",
+            "in which order of a set are the tiles shuffled",
+            inputs=0.6,
+            smallest=32,
+            batch=2,
         ),
         TaskKind(
             "permutation",
             "which tile belongs where (as a matrix)",
             inputs=0.75,
             smallest=32,
+            batch=2,
         ),
         TaskKind("colour", "which colours has the grey image", smallest=8),
         TaskKind("inpainting", "what was in the hole of the image", smallest=8),
@@ -133,7 +138,7 @@ class Instances:
     temperature: float = 0.1
     momentum: float = 0.5
     negatives: int | None = None
-    neighbours: int = 200
+    neighbours: int = not_hashed(200)
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "instances.temperature", self.temperature, "greater than 0")

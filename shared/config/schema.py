@@ -346,16 +346,16 @@ class Pretrain(Training):
             loss to negatives are for it. Others have a section of their name.
         augmentation: of the views; auto is what is usual for the task.
         batch_size: images per update over all processes.
-        micro_batch: images per forward pass, where batch_size does not fit into memory: the gradient
-            is that of the whole batch, batch norm sees a micro-batch. Unset: all in one pass.
-        loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet. pair is
-            Hadsell's; prototypes is SwAV's, with a section of that name.
-        temperature: of nt_xent, nt_logistic and prototypes; the paper takes 0.1 on ImageNet.
+        micro_batch: images per forward pass, where batch_size does not fit into memory; the
+            gradient is that of the whole batch. Unset: all in one pass.
+        loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet;
+            pair is Hadsell's, prototypes SwAV's, with a section of that name.
+        temperature: of nt_xent, nt_logistic, prototypes; the paper takes 0.1 on ImageNet.
         margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
         init: run or artifact folder of another pretraining, whose encoder and projection head this
             one starts from, as where images came later; unset: from scratch.
-        semi_hard: nt_logistic, margin_triplet and pair take one negative per anchor, the most
-            similar of those that are less similar than the positive, instead of all.
+        semi_hard: take one negative per anchor (nt_logistic, margin_triplet, pair), the most
+            similar of those that are less similar than the positive.
         memory: second views of earlier steps kept as further negatives, embedded by a moving
             average of the network; 0 keeps none, the paper takes 65536. Keep it well below the
             number of images, or an image has itself among its negatives.
@@ -388,6 +388,11 @@ class Pretrain(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of(TASKS, "pretrain.task", self.task)
+        other_task = self.task not in ("contrastive", "multi-task")
+        for key, usual in (("memory", 0), ("semi_hard", False), ("loss", "nt_xent")):
+            value = getattr(self, key)
+            allowed = f"{usual!r} with pretrain.task={self.task}: it is of the contrastive task"
+            require(not other_task or value == usual, f"pretrain.{key}", value, allowed)
         require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
         memory, momentum, size = self.memory, self.memory_momentum, self.batch_size
         require(

@@ -64,7 +64,7 @@ class Adversary(nn.Module):
     def loss(self, made: Tensor, true: Tensor) -> Tensor:
         """What it loses where it takes made images for true ones or true ones for made: (2b,)."""
         logits = self.believes(torch.cat([made, true]))
-        labels = torch.cat([torch.zeros(len(made)), torch.ones(len(true))]).to(logits.device)
+        labels = torch.cat([logits.new_zeros(len(made)), logits.new_ones(len(true))])
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
     def learn(self, made: Tensor, true: Tensor, weight: float) -> None:

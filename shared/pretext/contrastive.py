@@ -18,6 +18,7 @@ from shared.config.schema import Config, Pretrain
 from shared.data.batches import Batch
 from shared.data.images import ImageSet
 from shared.networks.negatives_queue import Memory
+from shared.pretext.network import kept_part
 from shared.pretext.task import Answer, Metrics, Task, Tensors
 from shared.runtime.distributed import gather_with_grad, own_rows
 from shared.training.losses import (
@@ -57,7 +58,7 @@ class Contrastive(Task):
         cfg = self.cfg
         if cfg.memory:
             width = self.config.model.head_out
-            self._memory = Memory(model, cfg.memory, width, cfg.memory_momentum)
+            self._memory = Memory(kept_part(model), cfg.memory, width, cfg.memory_momentum)
 
     def inputs(self, batch: Batch) -> Tensors:
         """Both views (2b, 3, S, S) or, as MoCo, the first ones (b, 3, S, S)."""
@@ -116,7 +117,7 @@ class Contrastive(Task):
     def update(self, model: nn.Module, answer: Answer) -> None:
         """Move the averaged network, and replace the oldest keys."""
         if self.memory is not None:
-            self.memory.update(model, answer.kept[0].detach())
+            self.memory.update(kept_part(model), answer.kept[0].detach())
 
 
 def contrastive_loss(pairs: Pairs, cfg: Pretrain) -> Tensor:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from shared.config.schema import Config
 from shared.data.batches import Batch
-from shared.data.image_ops import upload
 from shared.data.images import ImageSet
 from shared.networks.heads import ContrastiveModel
 from shared.pretext.instances import Instances, last_of_each
@@ -88,9 +87,9 @@ class Uprightness(nn.Module):
 
     @torch.no_grad()
     def update(self, ids: Tensor, p: Tensor) -> None:
-        """Take the new estimates (N, 4) of these images (N,), on the CPU, into the mean."""
-        places, rows = last_of_each(ids, self.p.device)
-        self.p[places] = self.p[places].lerp(p.index_select(0, rows), 1 - self.momentum)
+        """Take the new estimates (N, 4) of these images (N,) into the mean."""
+        rows = last_of_each(ids, len(self.p))
+        self.p[ids] = self.p[ids].lerp(p.index_select(0, rows), 1 - self.momentum)
         self.updates += 1
 
 
@@ -140,7 +139,7 @@ class Decoupling(Task):
         return (all_rotations(batch.images),)
 
     def targets(self, batch: Batch) -> Tensors:
-        """Those of ``instances``: (b,) positions of the images, on the CPU, and what was drawn."""
+        """Those of ``instances``: (b,) positions of the images, and what was drawn."""
         return self.instances.targets(batch)
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Answer:
@@ -172,14 +171,14 @@ class Decoupling(Task):
 
     def weights(self, ids: Tensor) -> Tensor:
         """(b, 4): how much the rotations of these images count at the present update."""
-        weights = 1 - self.upright.p[upload(ids, self.upright.p.device)] ** self.cfg.gamma
+        weights = 1 - self.upright.p[ids] ** self.cfg.gamma
         return torch.where(self.upright.updates < self.first, torch.ones_like(weights), weights)
 
     def update(self, model: nn.Module, answer: Answer) -> None:
         """Renew the bank, and how upright the images look."""
         upright, of_instances = answer.kept
         self.instances.update(model, of_instances)
-        self.upright.update(of_instances.kept[0].cpu(), upright)
+        self.upright.update(of_instances.kept[0], upright)
 
 
 def how_upright(logits: Tensor) -> Tensor:

@@ -55,24 +55,26 @@ class Bank(nn.Module):
         """Move the vectors of these images; of an image that is there twice, the last one counts.
 
         Args:
-            ids: (N,) int64 positions of the images, on the CPU.
+            ids: (N,) int64 positions of the images.
             projections: (N, D) of unit length, those of all processes.
         """
-        places, rows = last_of_each(ids, self.vectors.device)
-        old, new = self.vectors[places], projections.index_select(0, rows).float()
-        self.vectors[places] = F.normalize(old.lerp(new, 1 - self.momentum))
+        rows = last_of_each(ids, len(self.vectors))
+        old, new = self.vectors[ids], projections.index_select(0, rows).float()
+        self.vectors[ids] = F.normalize(old.lerp(new, 1 - self.momentum))
 
 
-def last_of_each(ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The images of a batch, each once, and the last rows where they stand: int64, on the device.
+def last_of_each(ids: Tensor, images: int) -> Tensor:
+    """For each image of a batch the last row where it stands: (N,) int64.
+
+    So all rows of an image write the same, and it does not matter which one writes last.
 
     Args:
-        ids: (N,) int64 positions of the images, on the CPU.
-        device: where both are wanted.
+        ids: (N,) int64 positions of the images.
+        images: how many there are in all.
     """
-    _, first = np.unique(ids.numpy()[::-1], return_index=True)
-    rows = torch.from_numpy(len(ids) - 1 - first)
-    return upload(ids[rows], device), upload(rows, device)
+    rows = torch.arange(len(ids), device=ids.device)
+    last = rows.new_zeros(images).scatter_reduce(0, ids, rows, "amax", include_self=False)
+    return last[ids]
 
 
 class Instances(Task):
@@ -98,14 +100,16 @@ class Instances(Task):
 
     def require(self, images: ImageSet) -> None:
         """Refuse more images than a bank has room for."""
-        rows = self.batch_size * (self.cfg.negatives or len(images))
-        needed = 4 * (self.config.model.head_out * len(images) + 2 * rows)
+        width, k = self.config.model.head_out, self.cfg.negatives
+        # with gradient: the vectors that were drawn, or the similarities to all
+        each = (k + 1) * width if k else 2 * len(images)
+        needed = 4 * (width * len(images) + self.batch_size * each)
         if needed > (room := free_bytes(self.accelerator)):
             raise UserError(
                 f"a memory bank of {len(images):,} images takes {needed / 2**30:.1f} GiB with its"
                 f" similarities, and {room / 2**30:.1f} are free; smaller are --model.head_out,"
-                " --pretrain.batch_size and --instances.negatives 4096, or take"
-                " --pretrain.task contrastive"
+                " --pretrain.batch_size and --instances.negatives, or take --pretrain.task"
+                " contrastive"
             )
 
     def start(self, model: nn.Module, images: ImageSet) -> None:
@@ -125,21 +129,20 @@ class Instances(Task):
         return (torch.from_numpy(rng.integers(0, self.images, (batch_size, self.cfg.negatives))),)
 
     def targets(self, batch: Batch) -> Tensors:
-        """(b,) positions of the images, on the CPU; and the drawn ones, if any, on the device."""
+        """(b,) int64 positions of the images; and (b, k) of the drawn ones, if any."""
         device = self.bank.vectors.device
-        return (batch.ids, *(upload(drawn, device) for drawn in batch.drawn))
+        return tuple(upload(positions, device) for positions in (batch.ids, *batch.drawn))
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Answer:
         """Of the projections (b, D); it keeps those of all processes and their images."""
         ids, *drawn = targets
         with torch.autocast(outputs[0].device.type, enabled=False):
             v = F.normalize(outputs[0].float())  # (b, D)
-            positives = upload(ids, v.device)
             if drawn:
-                loss, correct = self._estimated(v, positives, drawn[0])
+                loss, correct = self._estimated(v, ids, drawn[0])
             else:
                 logits = v @ self.bank.vectors.T / self.cfg.temperature  # (b, n)
-                loss, correct = F.cross_entropy(logits, positives), logits.argmax(1) == positives
+                loss, correct = F.cross_entropy(logits, ids), logits.argmax(1) == ids
         gathered = (
             gather_with_grad(ids, self.batch_size),
             gather_with_grad(v.detach(), self.batch_size),
@@ -156,9 +159,10 @@ class Instances(Task):
         bank, n = self.bank.vectors, self.images
         picked = bank[torch.cat([positives[:, None], negatives], 1)]  # (b, 1 + k, D)
         logits = (picked @ v[:, :, None]).squeeze(2) / self.cfg.temperature
-        if not self.bank.partition:  # the first batch of all processes estimates Z
-            mean = gather_with_grad(logits.detach().exp().mean(1), self.batch_size).mean()
-            self.bank.partition.copy_(n * mean)
+        # The first batch of all processes estimates Z; to ask whether there is one would wait.
+        mean = gather_with_grad(logits.detach().exp().mean(1), self.batch_size).mean()
+        known = self.bank.partition
+        known.copy_(torch.where(known > 0, known, n * mean))
         return nce(logits, self.bank.partition, n), logits.argmax(1) == 0
 
     @torch.no_grad()
@@ -167,21 +171,21 @@ class Instances(Task):
 
         As the original's test: votes weigh exp(similarity / temperature).
         """
-        if not (own := self.labels[upload(ids, v.device)] != UNLABELED).any():
+        if not (own := self.labels[ids] != UNLABELED).any():
             return {}
         similar = v @ self.bank.vectors.T  # (b, n)
-        similar[torch.arange(len(v)), upload(ids, v.device)] = -math.inf
+        similar[torch.arange(len(v)), ids] = -math.inf
         similar[:, self.labels == UNLABELED] = -math.inf
         weights, near = similar.topk(min(self.cfg.neighbours, self.images - 1))
         weights = (weights / self.cfg.temperature).exp()
         votes = weights.new_zeros(len(v), int(self.labels.max()) + 1)
         votes.scatter_add_(1, self.labels[near].clamp(min=0), weights)
-        right = votes.argmax(1) == self.labels[upload(ids, v.device)]
+        right = votes.argmax(1) == self.labels[ids]
         return {"neighbours_top1": self.weight * right[own].float().mean()}
 
     def update(self, model: nn.Module, answer: Answer) -> None:
         """Move the vectors of the batch's images."""
-        self.bank.update(answer.kept[0].cpu(), answer.kept[1])
+        self.bank.update(*answer.kept)
 
 
 def nce(logits: Tensor, partition: Tensor | float, n: int) -> Tensor:

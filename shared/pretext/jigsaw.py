@@ -69,7 +69,8 @@ class Jigsaw(TileTask):
         images = batch.images
         if self.cfg.grayscale:
             data = self.config.data
-            shift, scale = (images.new_tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
+            both = upload(torch.tensor([data.mean, data.std]), images.device)
+            shift, scale = both.view(2, 3, 1, 1)
             colorless = (grayscale(images * scale + shift) - shift) / scale
             images = torch.where(
                 upload(gray, images.device)[:, None, None, None], colorless, images

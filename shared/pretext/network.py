@@ -77,12 +77,9 @@ def heads_of(network: nn.Module) -> list[nn.Module | None]:
     return [None if isinstance(head, nn.Identity) else head for head in network.heads]
 
 
-def kept_part(model: nn.Module) -> ContrastiveModel:
+def kept_part(model: nn.Module) -> nn.Module:
     """Encoder and projection head of a trained network: the artifact of stage 1."""
-    if isinstance(model, ContrastiveModel):
-        return model
-    assert isinstance(model, PretextModel)
-    return ContrastiveModel(model.encoder, model.head)
+    return ContrastiveModel(model.encoder, model.head) if isinstance(model, PretextModel) else model
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -128,7 +128,7 @@ def blur_colors(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
         mean: per channel.
         std: per channel.
     """
-    shift, scale = (images.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    shift, scale = upload(torch.tensor([mean, std]), images.device).view(2, 3, 1, 1)
     pixels = images * scale + shift
     luma = grayscale(pixels)
     width = min(BLUR, (images.shape[-1] - 1) // 2 * 2 + 1)

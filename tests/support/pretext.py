@@ -40,6 +40,11 @@ NEEDS: dict[str, list[str]] = {
 }
 VARIANTS = {
     **{name: [f"--pretrain.task={name}"] for name in TASKS},
+    "multi-task-memory": [
+        "--pretrain.task=multi-task",
+        "--multi_task.tasks=rotation,contrastive",
+        "--pretrain.memory=16",
+    ],
     "instances-nce": ["--pretrain.task=instances", "--instances.negatives=32"],
     "patches-improved": [
         "--pretrain.task=patches",
