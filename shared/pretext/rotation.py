@@ -71,7 +71,9 @@ class RotationAided(Classifier):
         self.linear, self.frozen = classifier.linear, classifier.frozen
         self.rotation = nn.Linear(self.linear.in_features, 4)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Images (b, 3, S, S) -> logits of the classes (b, C) and of the turns (4b, 4), float32."""
         features = self.features(all_rotations(images))
         return self.linear(features[: len(images)]).float(), self.rotation(features).float()
