@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -455,6 +456,7 @@ def _print_help(parser: _Parser, sections: Sequence[str], alone: bool = False) -
     parser.epilog = None
     say_block(parser.format_help())
     if hidden and not alone:
-        hidden.append(f"  of a task of stage 1, one section each: {', '.join(TASK_SECTIONS)}")
+        tasks = f"of a task of stage 1, one section each: {', '.join(TASK_SECTIONS)}"
+        hidden += textwrap.wrap(tasks, 98, initial_indent="  ", subsequent_indent="    ")
         say_block("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))
         say_block(AFTERWARDS)
