@@ -349,9 +349,8 @@ class Pretrain(Training):
         micro_batch: images per forward pass over all processes, where batch_size does not fit into
             memory: the gradient is that of the whole batch, batch norm sees a micro-batch, a step
             takes a third longer or more. Unset: all in one pass.
-        loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet. pair
-            draws two views together, and those of other images apart up to a margin (Hadsell et al.
-            2006). prototypes are SwAV's, with a section of that name.
+        loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet;
+            pair is of Hadsell et al. 2006, prototypes is SwAV's, with a section of that name.
         temperature: of nt_xent, nt_logistic and prototypes; the paper takes 0.1 on ImageNet.
         margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
         init: run or artifact folder of another pretraining, whose encoder and projection head this
