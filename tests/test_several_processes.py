@@ -33,7 +33,7 @@ EVERY_STEP = [f"--{s}.log_every_steps=1" for s in ("pretrain", "distill", *LABEL
 SGD = [
     f"--{s}.{option}"
     for s in ("pretrain", "distill", *LABELED)
-    for option in ("optimizer=sgd", "learning_rate=0.02", "learning_rate_scaling=none")
+    for option in ("optimizer=sgd", "learning_rate=0.002", "learning_rate_scaling=none")
 ]
 UNEVEN = [*EVERY_STEP, *SGD, *(f"--{s}.batch_size=14" for s in LABELED)]
 UNEVEN.append("--supervised.auxiliary=rotation")

@@ -124,7 +124,8 @@ def _parser(program: str, description: str) -> _Parser:
         elif action.dest.endswith(".optimizer"):
             action.metavar = _choices(OPTIMIZERS)
         elif action.dest == "pretrain.task":
-            action.metavar = _choices(TASKS)
+            action.metavar = "TASK"
+            action.help = f"{action.help} Tasks: {', '.join(TASKS)}."
         elif action.dest == "force":
             action.help = f"{action.help}: {', '.join(FORCEABLE)} or all"
     return parser
@@ -457,6 +458,6 @@ def _print_help(parser: _Parser, sections: Sequence[str], alone: bool = False) -
     say_block(parser.format_help())
     if hidden and not alone:
         tasks = f"of a task of stage 1, one section each: {', '.join(TASK_SECTIONS)}"
-        hidden.append(textwrap.fill(tasks, 78, initial_indent="  ", subsequent_indent="    "))
+        hidden += textwrap.wrap(tasks, 98, initial_indent="  ", subsequent_indent="    ")
         say_block("more options; --help SECTION lists one of them:\n" + "\n".join(hidden))
         say_block(AFTERWARDS)

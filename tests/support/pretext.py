@@ -42,7 +42,7 @@ VARIANTS = {
     **{name: [f"--pretrain.task={name}"] for name in TASKS},
     "multi-task-memory": [
         "--pretrain.task=multi-task",
-        "--multi_task.tasks=rotation,contrastive",
+        "--multi_task.tasks=instances,contrastive",
         "--pretrain.memory=16",
     ],
     "instances-nce": ["--pretrain.task=instances", "--instances.negatives=32"],
