@@ -29,14 +29,15 @@ from tests.support.toy_run import TINY
 
 LABELED = ("finetune", "supervised", "linear")
 EVERY_STEP = [f"--{s}.log_every_steps=1" for s in ("pretrain", "distill", *LABELED)]
-# AdamW makes a step of every rounding of a small gradient, and fewer images round otherwise.
-SGD = [
-    f"--{s}.{option}"
-    for s in ("pretrain", "distill", *LABELED)
-    for option in ("optimizer=sgd", "learning_rate=0.002", "learning_rate_scaling=none")
+# In this layout a convolution's sums do not depend on the number of images, so nearly all bits are
+# equal. The default layout is compared in tests/shared/pretext/test_task.py, with room for rounding.
+LAYOUT = "--channels_last=no"
+UNEVEN = [
+    *EVERY_STEP,
+    LAYOUT,
+    *(f"--{s}.batch_size=14" for s in LABELED),
+    "--supervised.auxiliary=rotation",
 ]
-UNEVEN = [*EVERY_STEP, *SGD, *(f"--{s}.batch_size=14" for s in LABELED)]
-UNEVEN.append("--supervised.auxiliary=rotation")
 
 
 def one_of_three(rank: int, port: int, output: Path) -> None:
@@ -53,11 +54,8 @@ def runs(tmp_path_factory):
     return outputs
 
 
-def same(one: Path, several: Path, loss: float = 1e-4, metric: float = 0.032, weight: float = 2e-3):
-    """All that is trained in steps: what was logged of each, and weights and statistics.
-
-    Of 32 images one may be told otherwise, where two classes are as likely but for rounding.
-    """
+def same(one: Path, several: Path, loss: float = 1e-4, metric: float = 0.02, weight: float = 2e-3):
+    """All that is trained in steps: what was logged of each, and weights and statistics."""
     folders = sorted(log.parent.name for log in one.glob("*/metrics.jsonl"))
     assert len(folders) >= 6
     for name in folders:

@@ -468,6 +468,9 @@ class Finetune(Training):
             dropout), which is better where a batch holds only a handful of different images.
         augmentation: crop is random crop (and flip, rotation, shear where the recipe has them), as
             in the paper; full adds the colours of pretraining; none shows the plain image.
+        auxiliary: rotation also asks by which quarter turn each image is rotated, which was found
+            to help against corruptions (Hendrycks et al. 2019); the classifier stays a plain one.
+        auxiliary_weight: of that loss beside the classes'.
     """
 
     section: ClassVar[str] = "finetune"

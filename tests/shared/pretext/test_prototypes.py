@@ -139,7 +139,7 @@ def test_the_artifact_is_without_prototypes(tmp_path):
 def test_options_count_with_the_loss_alone():
     plain, _ = load_config([], "", "")
     chosen, _ = load_config(["--pretrain.loss=prototypes"], "", "")
-    other, _ = load_config(["--pretrain.loss=prototypes", "--pretrain.task=rotation"], "", "")
+    other, _ = load_config(["--pretrain.task=rotation"], "", "")
     part = dataclasses.replace(chosen, pretrain=Pretrain(task="multi-task", loss="prototypes"))
     for config, counts in ((plain, False), (chosen, True), (other, False), (part, True)):
         assert ("prototypes.epsilon" in options_of(config, "pretrain")) == counts
@@ -168,7 +168,7 @@ LOSS = "--pretrain.loss=prototypes"
         ),
         (
             [LOSS, "--pretrain.task=rotation", "--prototypes.number=50"],
-            "and pretrain.task is rotation with the loss prototypes; leave it out",
+            "pretrain.loss must be 'nt_xent' with pretrain.task=rotation",
         ),
     ],
 )
