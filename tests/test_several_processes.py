@@ -30,7 +30,7 @@ from tests.support.toy_run import TINY
 LABELED = ("finetune", "supervised", "linear")
 EVERY_STEP = [f"--{s}.log_every_steps=1" for s in ("pretrain", "distill", *LABELED)]
 # In this layout a convolution's sums do not depend on the number of images, so nearly all bits are
-# equal. The default layout is compared in tests/shared/pretext/test_task.py, with room for rounding.
+# equal. tests/shared/pretext/test_task.py compares in the default layout, with room for rounding.
 LAYOUT = "--channels_last=no"
 UNEVEN = [
     *EVERY_STEP,
