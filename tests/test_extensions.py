@@ -265,53 +265,12 @@ def init(project, **options):
 """
 
 
-LABELS = """\
-import json
-from shared.config.labelset import LabelSet
-from shared.config.schema import Data
-from shared.data.labels import draw_labels
-from shared.data.sources import open_data
-from shared.runs.cost import known_counts
-
-labels = LabelSet.parse("2first")
-splits = open_data(Data(), labels)
-draws = [draw_labels(splits, labels, seed).ids.tolist() for seed in (0, 1)]
-planned = known_counts(60_000, 10_000, 10, labels).labeled
-print(json.dumps([splits.train.labels.tolist(), draws, labels.title, planned]))
-"""
-
-VIEWS = """\
-import hashlib
-import torch
-from shared.config.schema import Augmentation
-from shared.data import augment
-from shared.runtime.randomness import generator
-
-
-def digest(**options):
-    augmentation = Augmentation(**options)
-    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    draws = augment.draw(augmentation, generator(0, "views"), 8)
-    views = augment.apply(augmentation, images, draws)
-    return hashlib.sha256(views.numpy().tobytes()).hexdigest()
-"""
-
-# Runs commands and programs in one process: each imports torch, which takes 4 s. What each prints
-# goes to a file.
-DRIVER = """\
-import contextlib
-import importlib
-import json
-import sys
-
-for name, module, arguments in json.load(open("commands.json")):
-    with open(f"{name}.printed", "w") as printed, contextlib.redirect_stdout(printed):
-        if module:
-            assert importlib.import_module(module).main(arguments) == 0, name
-        else:
-            exec(arguments, {})
-"""
-TWICE = "print(digest(solarize=0.0), digest(solarize=1.0))\n"
+def call(root: Path, *command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def apply_change(path: Path, change: list[Edit] | str) -> None:
@@ -329,7 +288,7 @@ def apply_change(path: Path, change: list[Edit] | str) -> None:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """A copy of the code with all extensions, where all was run that the tests below look at."""
+    """A copy of the code with all extensions, and a finished run of it."""
     root = tmp_path_factory.mktemp("extended")
     for name in ("shared", "stages", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -348,24 +307,9 @@ def extended(tmp_path_factory):
         "--augment.solarize=0.5",
         "--finetune.optimizer=rmsprop",
     ]
-    tracked = [*TINY, "--output=tracked", "--tracker=trackio", "--pretrain.log_every_steps=2"]
-    exported = ["out/digits/distill-2first-seed0", "--to=program", "--out=student.pt2"]
-    commands = [
-        ("run", "pipeline", options),
-        ("table", "pipeline", [*options, "--table=two_rows"]),
-        ("tracked", "stages.pretrain", tracked),
-        ("export", "stages.export.export", exported),
-        ("labels", None, LABELS),
-        ("views", None, VIEWS + TWICE),
-    ]
-    (root / "commands.json").write_text(json.dumps(commands))
-    (root / "trackio.py").write_text(TRACKIO)
-    (root / "trackio-1.0.dist-info").mkdir()  # accelerate asks for the package's metadata
-    (root / "trackio-1.0.dist-info/METADATA").write_text("Name: trackio\nVersion: 1.0\n")
-    command = [sys.executable, "-c", DRIVER]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return root
+    printed = call(root, "pipeline.py", *options)
+    table = call(root, "pipeline.py", *options, "--table=two_rows")
+    return root, printed, table
 
 
 def test_at_most_three_files_each():
@@ -380,8 +324,8 @@ def test_at_most_three_files_each():
 
 
 def test_the_run_has_the_new_row_and_column(extended):
-    printed, table = ((extended / f"{name}.printed").read_text() for name in ("run", "table"))
-    rows = [json.loads(line) for line in (extended / "out/digits/results.jsonl").open()]
+    root, printed, table = extended
+    rows = [json.loads(line) for line in (root / "out/digits/results.jsonl").open()]
     assert [row["stage"] for row in rows if row["labels"] == "2first"][-1] == "again"
     measured = [row for row in rows if not row["stage"].endswith("svm")]
     assert all(0 <= row["brier"] <= 2 for row in measured)
@@ -393,7 +337,8 @@ def test_the_run_has_the_new_row_and_column(extended):
 
 
 def test_the_artifacts_were_made_with_the_new_parts(extended):
-    run = extended / "out/digits"
+    root, _, _ = extended
+    run = root / "out/digits"
     metas = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/meta.json")}
     assert metas["pretrain"]["settings"]["pretrain.loss"] == "alignment"
     assert metas["pretrain"]["settings"]["augment.solarize"] == 0.5
@@ -404,7 +349,18 @@ def test_the_artifacts_were_made_with_the_new_parts(extended):
 
 
 def test_labels_are_the_first_of_each_class(extended):
-    classes, draws, title, planned = json.loads((extended / "labels.printed").read_text())
+    root, _, _ = extended
+    program = (
+        "import json; from shared.config.labelset import LabelSet; from shared.config.schema import"
+        " Data; from shared.data.labels import draw_labels; from shared.data.sources import"
+        " open_data; from shared.runs.cost import known_counts\n"
+        "labels = LabelSet.parse('2first')\n"
+        "splits = open_data(Data(), labels)\n"
+        "draws = [draw_labels(splits, labels, seed).ids.tolist() for seed in (0, 1)]\n"
+        "print(json.dumps([splits.train.labels.tolist(), draws, labels.title,"
+        " known_counts(60_000, 10_000, 10, labels).labeled]))\n"
+    )
+    classes, draws, title, planned = json.loads(call(root, "-c", program))
     wanted = [i for i, k in enumerate(classes) if classes[:i].count(k) < 2]
     assert draws == [wanted, wanted]
     assert title == "first 2 per class"
@@ -413,25 +369,42 @@ def test_labels_are_the_first_of_each_class(extended):
 
 def test_a_new_draw_goes_last_and_leaves_the_others(extended):
     """The augmentation changes images; with probability 0 the views are those of before."""
-    ours = {}
-    exec(VIEWS, ours)
-    original = ours["digest"]()
-    never, always = (extended / "views.printed").read_text().split()
-    assert len(original) == 64
-    assert never == original
-    assert always != original
+    root, _, _ = extended
+    program = (
+        "import hashlib, sys; import torch; from shared.config.schema import Augmentation;"
+        " from shared.data import augment; from shared.runtime.randomness import generator\n"
+        "options = {'solarize': float(sys.argv[1])} if len(sys.argv) > 1 else {}\n"
+        "augmentation = Augmentation(**options)\n"
+        "images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))\n"
+        "draws = augment.draw(augmentation, generator(0, 'views'), 8)\n"
+        "views = augment.apply(augmentation, images, draws)\n"
+        "print(hashlib.sha256(views.numpy().tobytes()).hexdigest())\n"
+    )
+    original = call(ROOT, "-c", program)
+    assert len(original) == len("\n") + 64
+    assert call(root, "-c", program, "0") == original
+    assert call(root, "-c", program, "1") != original
 
 
 def test_the_tracker_gets_the_losses(extended):
-    lines = [json.loads(line) for line in (extended / "tracked.jsonl").open()]
-    logged = [json.loads(x) for x in (extended / "tracked/digits/pretrain/metrics.jsonl").open()]
+    root, _, _ = extended
+    (root / "trackio.py").write_text(TRACKIO)
+    (root / "trackio-1.0.dist-info").mkdir()  # accelerate asks for the package's metadata
+    (root / "trackio-1.0.dist-info/METADATA").write_text("Name: trackio\nVersion: 1.0\n")
+    options = [*TINY, "--output=tracked", "--tracker=trackio", "--pretrain.log_every_steps=2"]
+    call(root, "-m", "stages.pretrain", *options)
+    lines = [json.loads(line) for line in (root / "tracked.jsonl").open()]
+    logged = [json.loads(x) for x in (root / "tracked/digits/pretrain/metrics.jsonl").open()]
     assert [line["pretrain/loss"] for line in lines] == [line["loss"] for line in logged]
     assert len(lines) == 3
 
 
 def test_the_export_runs(extended):
-    assert "the same class on all" in (extended / "export.printed").read_text()
-    program = torch.export.load(extended / "student.pt2")
+    root, _, _ = extended
+    student = "out/digits/distill-2first-seed0"
+    printed = call(root, "-m", "stages.export", student, "--to=program", "--out=student.pt2")
+    assert "the same class on all" in printed
+    program = torch.export.load(root / "student.pt2")
     assert program.module()(torch.zeros(3, 3, 8, 8)).shape == (3, 10)
 
 
@@ -446,9 +419,10 @@ def test_the_export_runs(extended):
 def test_the_tools_pass_the_extended_code(extended, tool, arguments):
     if importlib.util.find_spec(tool) is None:
         pytest.skip(f"{tool} is not installed: pip install -e '.[dev]'")
+    root, _, _ = extended
     done = subprocess.run(
         [sys.executable, "-m", tool, *arguments],
-        cwd=extended,
+        cwd=root,
         capture_output=True,
         text=True,
         check=False,

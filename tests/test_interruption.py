@@ -22,18 +22,18 @@ from stages import pretrain
 from tests.support.photos import class_folders
 from tests.support.toy_run import TINY
 
-OFTEN = [
+SMALL = [
+    *TINY,
     "--pretrain.steps=60",
+    "--distill.steps=40",
+    "--finetune.steps=30",
     *(f"--{s}.checkpoint_every_steps=3" for s in ("pretrain", "finetune", "distill")),
     *(f"--{s}.log_every_steps=1" for s in ("pretrain", "finetune", "distill")),
 ]
 
 
-SMALL = [*TINY, *OFTEN, "--distill.steps=40", "--finetune.steps=30"]
-
-
-def start(output: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "pipeline.py", *options, f"--output={output}"]
+def start(output: Path) -> subprocess.Popen:
+    command = [sys.executable, "pipeline.py", *SMALL, f"--output={output}"]
     return subprocess.Popen(
         command,
         cwd=Path(__file__).parents[1],
@@ -60,8 +60,16 @@ def wait_for_step(process: subprocess.Popen, output: Path, stage: str, step: int
     pytest.fail(f"{stage} did not reach step {step}")
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted")
+    process = start(output)
+    assert process.wait() == 0, process.communicate()[1]
+    return output
+
+
 @pytest.mark.slow  # tests/crash has a sample for each run
-def test_sigkill_at_random_steps_changes_no_bit(tmp_path):
+def test_sigkill_at_random_steps_changes_no_bit(uninterrupted, tmp_path):
     seed = random.randrange(2**32)
     print("seed", seed)  # shown when the test fails
     rng = random.Random(seed)
@@ -71,19 +79,17 @@ def test_sigkill_at_random_steps_changes_no_bit(tmp_path):
         ("finetune-1pct-seed0", rng.randint(2, 28)),
         ("distill-1pct-seed0", rng.randint(2, 38)),
     ]
-    killed, whole = outputs = tmp_path / "killed", tmp_path / "whole"
     for stage, step in kills:
-        process = start(killed, *SMALL)
-        wait_for_step(process, killed, stage, step)
+        process = start(tmp_path)
+        wait_for_step(process, tmp_path, stage, step)
         process.kill()
         assert process.wait() == -signal.SIGKILL
-        assert not (killed / "digits" / stage / "meta.json").exists()
-    for output in outputs:
-        process = start(output, *SMALL)
-        assert process.wait() == 0, process.communicate()[1]
-    assert weights(killed) == weights(whole)
+        assert not (tmp_path / "digits" / stage / "meta.json").exists()
+    process = start(tmp_path)
+    assert process.wait() == 0, process.communicate()[1]
+    assert weights(tmp_path) == weights(uninterrupted)
     for stage in ("pretrain", "finetune-1pct-seed0", "distill-1pct-seed0"):
-        logs = [(run / "digits" / stage / "metrics.jsonl") for run in outputs]
+        logs = [(run / "digits" / stage / "metrics.jsonl") for run in (tmp_path, uninterrupted)]
         losses = [[json.loads(line)["loss"] for line in log.open()] for log in logs]
         assert losses[0] == losses[1]  # the log too reads as if nothing had happened
 
@@ -120,8 +126,8 @@ def test_a_stopped_force_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
 
 LAYOUTS = {
-    "float32": ["--precision=no", "--channels_last=no"],
-    "float32-channels_last": ["--precision=no"],
+    "float32": ["--precision=no"],
+    "float32-channels_last": ["--precision=no", "--channels_last=yes"],
     "bf16": ["--precision=bf16", "--channels_last=no"],
     "bf16-channels_last": ["--precision=bf16"],
     "default": ["--precision=auto"],
@@ -170,22 +176,19 @@ def test_resuming_keeps_every_bit_in_every_layout(
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
-def test_sigterm_saves_says_so_and_the_next_call_goes_on(tmp_path):
-    """A process of its own is stopped; this one goes on, for speed."""
-    options = [*TINY, *OFTEN, "--classical.enabled=false"]
-    stopped, whole = outputs = tmp_path / "stopped", tmp_path / "whole"
-    process = start(stopped, *options)
-    wait_for_step(process, stopped, "pretrain", 7)
+def test_sigterm_saves_says_so_and_the_next_call_goes_on(uninterrupted, tmp_path):
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path, "pretrain", 7)
     process.terminate()
     _, stderr = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert "the state is saved" in stderr
     assert "Traceback" not in stderr
-    (state,) = (stopped / "digits/pretrain/state").iterdir()
+    (state,) = (tmp_path / "digits/pretrain/state").iterdir()
     assert int(state.stem) >= 7
-    for output in outputs:
-        assert pipeline.main([*options, f"--output={output}"]) == 0
-    assert weights(stopped) == weights(whole)
+    process = start(tmp_path)
+    assert process.wait() == 0, process.communicate()[1]
+    assert weights(tmp_path) == weights(uninterrupted)
 
 
 # ---------------------------------------------------------------------- the whole process group
@@ -194,24 +197,18 @@ def photos(tmp_path_factory):
     return class_folders(tmp_path_factory.mktemp("photos"), 8, size=(40, 36))
 
 
-def with_workers(photos: Path, output: Path, steps: int = 20) -> list[str]:
-    """Pretraining of photos that two worker processes decode."""
-    return [
-        *TINY,
-        *OFTEN,
+def with_workers(photos: Path, output: Path, steps: int = 40) -> subprocess.Popen:
+    """Pretraining of photos that two worker processes decode, in a process group of its own."""
+    options = [
+        *SMALL,
         f"--data.train={photos}",
         "--run=digits",
-        "--data.image_size=16",
         "--data.loading=workers",
         "--data.cache=null",  # else small copies are made, and no workers
         "--data.workers=2",
         f"--pretrain.steps={steps}",
         f"--output={output}",
     ]
-
-
-def start_group(options: list[str]) -> subprocess.Popen:
-    """Pretraining in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "stages.pretrain", *options],
         cwd=Path(__file__).parents[1],
@@ -241,7 +238,7 @@ def members(group: int) -> list[int]:
     ],
 )
 def test_a_signal_to_workers_too_saves_and_goes_on(number, photos, tmp_path):
-    process = start_group(with_workers(photos, tmp_path / "stopped"))
+    process = with_workers(photos, tmp_path / "stopped")
     wait_for_step(process, tmp_path / "stopped", "pretrain", 5)
     os.killpg(process.pid, number)
     _, stderr = process.communicate()
@@ -251,14 +248,14 @@ def test_a_signal_to_workers_too_saves_and_goes_on(number, photos, tmp_path):
     assert "DataLoader" not in stderr
     assert members(process.pid) == []
     outputs = tmp_path / "stopped", tmp_path / "whole"
-    for output in outputs:
-        assert pretrain.main(with_workers(photos, output)) == 0
+    for again in [with_workers(photos, output) for output in outputs]:
+        assert again.wait() == 0, again.communicate()[1]
     assert weights(outputs[0]) == weights(outputs[1])
 
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_run_in_a_line_and_nothing_is_lost(photos, tmp_path):
-    process = start_group(with_workers(photos, tmp_path / "ended", steps=200))
+    process = with_workers(photos, tmp_path / "ended", steps=200)
     wait_for_step(process, tmp_path / "ended", "pretrain", 5)
     workers = psutil.Process(process.pid).children()
     assert len(workers) == 2
@@ -272,14 +269,14 @@ def test_a_killed_worker_ends_the_run_in_a_line_and_nothing_is_lost(photos, tmp_
     logged = len((folder / "metrics.jsonl").read_text().splitlines())
     assert [int(file.stem) for file in (folder / "state").iterdir()] == [logged]
     outputs = tmp_path / "ended", tmp_path / "whole"
-    for output in outputs:
-        assert pretrain.main(with_workers(photos, output, steps=200)) == 0
+    for again in [with_workers(photos, output, steps=200) for output in outputs]:
+        assert again.wait() == 0, again.communicate()[1]
     assert weights(outputs[0]) == weights(outputs[1])
 
 
 @pytest.mark.slow
 def test_workers_end_with_a_killed_process(photos, tmp_path):
-    process = start_group(with_workers(photos, tmp_path, steps=10_000))
+    process = with_workers(photos, tmp_path, steps=10_000)
     wait_for_step(process, tmp_path, "pretrain", 3)
     process.kill()
     process.wait()

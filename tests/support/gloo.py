@@ -29,6 +29,7 @@ def be_launched(rank: int, processes: int, port: int = 0) -> None:
     """Be as a launcher starts a process: a command meets the others at the port."""
     torch.set_num_threads(1)
     AcceleratorState._reset_state(True)  # that of the test
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else accelerate warns
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
