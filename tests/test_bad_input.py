@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from huggingface_hub import constants
 
 import pipeline
@@ -23,6 +24,13 @@ from tests.support.photo_run import files, refused, run
 from tests.support.photos import class_folders, make_folder
 
 COMMANDS = [pipeline.main, pretrain.main, finetune.main, distill.main]
+
+
+@pytest.fixture(autouse=True)
+def precision_of_each():
+    """Each test's commands choose their precision, whatever those before had chosen."""
+    yield
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
                 "    return (first - second).square().sum(1).mean()\n\n\n",
             )
         ],
-        "shared/config/schema.py": [after('    loss: Literal["nt_xent", ', '"alignment", ')],
+        "shared/config/schema.py": [after('Loss = Literal["nt_xent", ', '"alignment", ')],
         "shared/pretext/contrastive.py": [
             after("from shared.training.losses import (\n    Pairs,\n", "    alignment,\n"),
             before(

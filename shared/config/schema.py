@@ -52,6 +52,7 @@ MOST_OF = {
     "max_pixels": 2**40,
 }
 LONGEST_TEXT, LONGEST_NAME = 3000, 255  # bytes: of a path, and of each name in it
+Loss = Literal["nt_xent", "nt_logistic", "margin_triplet", "pair", "prototypes"]
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
@@ -376,7 +377,7 @@ class Pretrain(Training):
     weight_decay: float = 1e-4
     init: str | None = not_hashed(None)  # the hash of its weights counts
     micro_batch: int | None = None
-    loss: Literal["nt_xent", "nt_logistic", "margin_triplet", "pair", "prototypes"] = "nt_xent"
+    loss: Loss = "nt_xent"
     temperature: float = 0.1
     margin: float = 0.8
     semi_hard: bool = False
