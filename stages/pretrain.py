@@ -174,7 +174,9 @@ def those_begun_with(images: ImageSet, config: Config, accelerator: Accelerator)
 def warnings_for(config: Config, images: ImageSet) -> list[str]:
     """One line for each setting of pretraining that is allowed but hardly meant."""
     cfg, size, warnings = config.pretrain, config.data.image_size, []
-    if cfg.batch_size > len(images) and any(TASKS[task].batch > 1 for task in config.task_weights):
+    kinds = [TASKS[task] for task in config.task_weights]
+    compares = any(kind.embeds and kind.batch > 1 for kind in kinds)  # images with one another
+    if cfg.batch_size > len(images) and compares:
         warnings.append(
             f"note: a batch of {cfg.batch_size} has some of the {len(images)} images more than"
             " once, as negatives of themselves; a smaller --pretrain.batch_size?"

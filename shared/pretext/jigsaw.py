@@ -25,7 +25,7 @@ from shared.data.batches import Batch
 from shared.data.image_ops import grayscale, upload
 from shared.pretext.rotation import classification
 from shared.pretext.task import Answer, Tensors
-from shared.pretext.tiles import Grid, TileTask, alike
+from shared.pretext.tiles import TileTask, alike
 
 
 class Jigsaw(TileTask):
@@ -39,12 +39,6 @@ class Jigsaw(TileTask):
         self.head_width, self.outputs = self.cfg.head_width, self.cfg.permutations
         self.chance = math.log(self.outputs)
         self.groups = torch.arange(self.grid.tiles)[None]
-
-    @cached_property
-    def grid(self) -> Grid:
-        """The cells."""
-        cfg = self.cfg
-        return Grid(self.config.data.image_size, cfg.grid, cfg.gap, cfg.jitter)
 
     @cached_property
     def orders(self) -> Tensor:

@@ -12,7 +12,6 @@ and no dropout.
 """
 
 import math
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from shared.data.batches import Batch
 from shared.data.image_ops import upload
 from shared.pretext.sinkhorn import sinkhorn
 from shared.pretext.task import Answer, Metrics, Tensors
-from shared.pretext.tiles import Grid, TileTask, alike
+from shared.pretext.tiles import TileTask, alike
 
 
 class Permutation(TileTask):
@@ -40,12 +39,6 @@ class Permutation(TileTask):
         self.head_width, self.outputs = self.cfg.head_width, n**2
         self.chance = math.log(n)
         self.groups = torch.arange(n)[None]
-
-    @cached_property
-    def grid(self) -> Grid:
-        """The cells."""
-        cfg = self.cfg
-        return Grid(self.config.data.image_size, cfg.grid, cfg.gap, cfg.jitter)
 
     def draw(self, rng: np.random.Generator, batch_size: int) -> Tensors:
         """For each image: places (B, n, 2), and the cell that each tile is of (B, n), int64."""

@@ -11,6 +11,7 @@ the network sees looks like the images of all later stages.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,14 +154,16 @@ class TileHead(nn.Module):
 class TileTask(Task):
     """A task on the tiles of an image; a subclass says which, and what is asked."""
 
+    cfg: Any
     head_width: int
     groups: Tensor
     outputs: int
 
     @cached_property
     def grid(self) -> Grid:
-        """Where the tiles lie."""
-        raise NotImplementedError
+        """Where the tiles lie; by default the task has an option for the cells per side."""
+        cfg = self.cfg
+        return Grid(self.config.data.image_size, cfg.grid, cfg.gap, cfg.jitter)
 
     @property
     def facts(self) -> str:
