@@ -155,11 +155,11 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
             f"no such artifact folder: {path}; run the stage that makes it first, with the same"
             f" --run, --labels and --seed{did_you_mean(path)}"
         )
-    stages = sorted(meta.parent.name for meta in path.glob("*/meta.json"))
+    stages = [meta.parent for meta in sorted(path.glob("*/meta.json"))]
     if stages and not (path / "meta.json").exists():
-        raise UserError(
-            f"{path} is the folder of a run; give one of its stages: {', '.join(stages)}"
-        )
+        saved = [stage for stage in stages if (stage / "model.safetensors").exists()]
+        names = ", ".join(stage.name for stage in saved or stages)
+        raise UserError(f"{path} is the folder of a run; give one of its stages: {names}")
     if not (path / "meta.json").exists():
         raise UserError(
             f"{path} holds no finished artifact (no meta.json); run its stage to the end first"

@@ -25,7 +25,10 @@ def test_the_folder_of_a_run_is_answered_with_its_stages(tmp_path, stages):
     for stage in stages:
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "meta.json").write_text("{}")
+        (tmp_path / stage / "model.safetensors").touch()
     (tmp_path / "finetune-1pct-seed0").mkdir()  # not finished
+    (tmp_path / "pixels-svm-1pct-seed0").mkdir()
+    (tmp_path / "pixels-svm-1pct-seed0" / "meta.json").write_text("{}")  # its model is not saved
     text = message(read_meta, tmp_path, "classifier")
     assert text == f"{tmp_path} is the folder of a run; give one of its stages: {', '.join(stages)}"
 
