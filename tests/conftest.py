@@ -40,3 +40,8 @@ def own_precision():
 def make_irregular(request):
     """Function of a path that makes what is no regular file there; once for each kind."""
     return IRREGULAR[request.param]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole commands first: with the long files last one of two workers would wait for the other."""
+    items.sort(key=lambda item: not {"shared", "stages"}.isdisjoint(item.path.parts[-4:-1]))

@@ -43,7 +43,12 @@ OUR_TASKS = [
 ]
 
 
-@pytest.mark.parametrize("task", OUR_TASKS)
+LONG_TASKS = {"convolution_float32", "convolution_float32:torch"}
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=[pytest.mark.slow] * (t in LONG_TASKS)) for t in OUR_TASKS]
+)
 def test_our_side_of_every_line_works_lap_after_lap(task, work):
     laps = []
 
@@ -172,6 +177,7 @@ def test_contender_that_fails_is_quoted(tmp_path):
     contender.stop()
 
 
+@pytest.mark.slow
 def test_gpu_script_at_toy_size_without_a_gpu(tmp_path, capsys):
     assert gpu.main(["--quick", "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "gpu.json").read_text())

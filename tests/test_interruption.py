@@ -125,13 +125,11 @@ def test_a_stopped_force_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert redone == {"finetune-1pct-seed0", "distill-1pct-seed0"}
 
 
-LAYOUTS = {
-    "float32": ["--precision=no"],
-    "float32-channels_last": ["--precision=no", "--channels_last=yes"],
-    "bf16": ["--precision=bf16", "--channels_last=no"],
-    "bf16-channels_last": ["--precision=bf16"],
-    "default": ["--precision=auto"],
-}
+LAYOUTS = [
+    [f"--precision={precision}", f"--channels_last={channels_last}"]
+    for precision in ("no", "bf16")
+    for channels_last in ("no", "yes")
+]
 UPDATES = {
     "adamw": ["--pretrain.optimizer=adamw"],
     "lars": ["--pretrain.optimizer=lars"],
@@ -150,14 +148,19 @@ def any_precision():
     AcceleratorState._reset_state(True)
 
 
-@pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("update", "layout"),
+    [
+        *((update, ["--precision=auto"]) for update in UPDATES),
+        *((update, layout) for update in ("adamw", "lars") for layout in LAYOUTS),
+    ],
+)
 def test_resuming_keeps_every_bit_in_every_layout(
     update, layout, tmp_path, monkeypatch, any_precision
 ):
     """A file holds contiguous tensors; weights and moments may be channels_last in memory."""
     tiny = [option for option in TINY if not option.startswith("--precision")]
-    arguments = [*tiny, "--pretrain.optimizer=adamw", *UPDATES[update], *LAYOUTS[layout]]
+    arguments = [*tiny, "--pretrain.optimizer=adamw", *UPDATES[update], *layout]
     assert pretrain.main([*arguments, f"--output={tmp_path / 'whole'}"]) == 0
 
     monkeypatch.setattr(StopRequest, "received", None)  # and again at the end
@@ -176,6 +179,7 @@ def test_resuming_keeps_every_bit_in_every_layout(
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_says_so_and_the_next_call_goes_on(uninterrupted, tmp_path):
     process = start(tmp_path)
     wait_for_step(process, tmp_path, "pretrain", 7)
@@ -229,17 +233,10 @@ def members(group: int) -> list[int]:
     return left
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
-    ],
-)
-def test_a_signal_to_workers_too_saves_and_goes_on(number, photos, tmp_path):
-    process = with_workers(photos, tmp_path / "stopped")
-    wait_for_step(process, tmp_path / "stopped", "pretrain", 5)
+def stop_with_workers(number: int, photos: Path, output: Path) -> None:
+    """Signal the whole process group: the state is saved, in one line, and nobody is left."""
+    process = with_workers(photos, output)
+    wait_for_step(process, output, "pretrain", 5)
     os.killpg(process.pid, number)
     _, stderr = process.communicate()
     assert process.returncode == 128 + number, stderr
@@ -247,7 +244,19 @@ def test_a_signal_to_workers_too_saves_and_goes_on(number, photos, tmp_path):
     assert "Traceback" not in stderr
     assert "DataLoader" not in stderr
     assert members(process.pid) == []
+
+
+def test_a_signal_to_workers_too_saves(photos, tmp_path):
+    stop_with_workers(signal.SIGTERM, photos, tmp_path)
+    (state,) = (tmp_path / "digits/pretrain/state").iterdir()
+    assert int(state.stem) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_run_that_was_stopped_with_its_workers_goes_on(number, photos, tmp_path):
     outputs = tmp_path / "stopped", tmp_path / "whole"
+    stop_with_workers(number, photos, outputs[0])
     for again in [with_workers(photos, output) for output in outputs]:
         assert again.wait() == 0, again.communicate()[1]
     assert weights(outputs[0]) == weights(outputs[1])

@@ -107,6 +107,7 @@ def tracebacks(stderr: str) -> int:
     return stderr.count("Traceback (most recent call last)") - 1
 
 
+@pytest.mark.slow  # tests/shared/config/test_command.py has it without launchers
 def test_two_machines_without_a_common_folder(tmp_path):
     """Each sees its own folder of that name: one line, by the main process, and nobody waits."""
     folders = [tmp_path / "a", tmp_path / "b"]

@@ -4,9 +4,8 @@ Batches have remainders: 3 processes have 10, 11 and 11 of 32 images.
 """
 
 import json
-import subprocess
-import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,13 +23,11 @@ from shared.config.schema import Config
 from shared.runs.grid import expand, in_order
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError
-from tests.support.gloo import fork, join
+from tests.support.gloo import be_launched, fork, free_port, join
 from tests.support.tables import write
 from tests.support.toy_run import TINY
 
 LABELED = ("finetune", "supervised", "linear")
-ONE = [sys.executable]
-THREE = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
 EVERY_STEP = [f"--{s}.log_every_steps=1" for s in ("pretrain", "distill", *LABELED)]
 # In this layout a convolution's sums do not depend on the number of images, so nearly all bits are
 # equal. tests/shared/pretext/test_task.py compares in the default layout, with room for rounding.
@@ -39,21 +36,21 @@ HELPED = "--supervised.auxiliary=rotation"
 UNEVEN = [*EVERY_STEP, LAYOUT, HELPED, *(f"--{s}.batch_size=14" for s in LABELED)]
 
 
-def run(launcher: list[str], output: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [*launcher, "pipeline.py", *TINY, *UNEVEN, *options, f"--output={output}"]
-    return subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
-    )
+def run(rank: int, processes: int, port: int, folder: Path) -> None:
+    """The pipeline as a launcher starts it; what it prints is kept."""
+    be_launched(rank, processes, port)
+    with (folder / f"printed-{rank}").open("w") as file, redirect_stdout(file):
+        code = pipeline.main([*TINY, *UNEVEN, f"--output={folder}"])
+    if code:
+        raise SystemExit(code)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     outputs = {}
-    for name, launcher in (("one", ONE), ("three", THREE)):
+    for name, processes in (("one", 1), ("three", 3)):
         outputs[name] = tmp_path_factory.mktemp(name)
-        finished = run(launcher, outputs[name])
-        assert finished.returncode == 0, finished.stderr
-        outputs[name + " printed"] = finished.stdout
+        fork(run, (processes, free_port(), outputs[name]), processes)
     return outputs
 
 
@@ -81,8 +78,9 @@ def test_same_losses_and_weights(runs):
 
 
 def test_every_line_is_printed_once(runs):
-    assert runs["three printed"].count("fine-tuned teacher") == 1
-    assert runs["three printed"].count("pretrain: 1,437 images") == 1
+    printed = "".join(file.read_text() for file in runs["three"].glob("printed-*"))
+    assert printed.count("fine-tuned teacher") == 1
+    assert printed.count("pretrain: 1,437 images") == 1
 
 
 def test_same_table(runs):

@@ -146,7 +146,7 @@ CASES = {
         for name in RESUMED
     },
 }
-LONG = {"plan"}  # measures for 10 seconds
+BY_DEFAULT = {"pipeline", "photos", "lars", "memory-micro_batch", "augmented", "resumed-adamw"}
 
 
 @pytest.fixture(scope="session")
@@ -227,7 +227,7 @@ def test_a_wait_is_noticed_and_kernels_do_nothing(null_gpu):
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.slow] if c in LONG else []) for c in CASES]
+    "case", [c if c in BY_DEFAULT else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
 )
 def test_commands_run_and_no_step_waits_for_the_gpu(case, ended):
     """Every one ends well, and what an optimizer keeps has the layout of its weight."""

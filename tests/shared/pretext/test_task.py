@@ -31,6 +31,7 @@ QUICK = (
     "multi-task",
     "transitive",
 )
+OF_PROCESSES = ["contrastive", "instances-nce", "inpainting-adversarial", "multi-task"]
 MOST_SLOW = [v if v in QUICK else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
 
 
@@ -106,7 +107,11 @@ def work(rank, processes, folder, variants):
 
 
 @pytest.mark.parametrize(
-    "variants", [QUICK, pytest.param(sorted({*VARIANTS} - {*QUICK}), marks=pytest.mark.slow)]
+    "variants",
+    [
+        OF_PROCESSES,
+        pytest.param(sorted({*VARIANTS} - {*OF_PROCESSES}), marks=pytest.mark.slow),
+    ],
 )
 def test_processes_together_equal_one(variants, tmp_path):
     """Three processes have 2, 3 and 3 of 8 images."""
