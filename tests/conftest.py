@@ -43,5 +43,5 @@ def make_irregular(request):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole commands first: with the long files last one of two workers would wait for the other."""
+    """Whole commands first: if long files came last, one of two workers would wait."""
     items.sort(key=lambda item: not {"shared", "stages"}.isdisjoint(item.path.parts[-4:-1]))
