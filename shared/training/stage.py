@@ -68,7 +68,7 @@ def options_of(config: Config, method: str) -> dict[str, Any]:
     """The options that a method's artifact depends on, besides those that its module adds."""
     data, training = hashed_settings(config.data, "data"), config.training_of(method)
     if method == "pretrain":  # it sees no labels, and its images are known by their hash
-        for option in ("image_column", "label_column", "test_fraction", "split_seed"):
+        for option in ("image_column", "label_column", "test_fraction", "split_seed", "hold_out"):
             del data[f"data.{option}"]
     options = {
         **data,
