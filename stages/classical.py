@@ -195,7 +195,7 @@ def _on_pixels(
     folder = _folder(config, accelerator, method, settings, splits.train)
     if folder.done:
         return folder.path
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     pixels = small_images(config.data, config.label_set, config.seed, accelerator)
     if len(pixels.targets) < len(labels.ids):
         accelerator.print(f"{method}: learns from {len(pixels.targets):,} of the labels, by lot")
@@ -205,7 +205,11 @@ def _on_pixels(
     predictions = Predictions.from_logits(pixels.positions, row.logits, targets)
     metrics = measured(predictions)
     if isinstance(row.fit.model, SVC):  # it gives scores and no probabilities
-        metrics = {name: value for name, value in metrics.items() if name.startswith("top")}
+        metrics = {
+            name: value
+            for name, value in metrics.items()
+            if name.startswith("top") or name == "n_test"
+        }
     seconds = time.perf_counter() - began
     known = labels_meta(config, labels)
     meta = {
@@ -220,6 +224,7 @@ def _on_pixels(
         "stage": method,
         "seed": config.seed,
         "seconds": seconds,
+        "cpu_seconds": round(time.process_time() - cpu_began, 1),
     }
     return finish(folder, None, meta, None, predictions)
 
@@ -385,7 +390,7 @@ def _on_features(
     folder = _folder(config, accelerator, method, {**settings, **origin}, splits.train)
     if folder.done:
         return folder.path
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     if row.own_input:
         config = replace(config, data=input_of(meta, config.data))
         splits = open_run(config, accelerator)  # without the small copies
@@ -423,6 +428,7 @@ def _on_features(
         "stage": method,
         "seed": config.seed,
         "seconds": seconds,
+        "cpu_seconds": round(time.process_time() - cpu_began, 1),
     }
     return finish(folder, model, about, source, predictions)
 

@@ -96,7 +96,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     net = stage.prepare(student, len(ids))
     stage.chance = math.log(len(teacher_meta["classes"]))
     temperature = cfg.self_temperature if row.copies_teacher else cfg.temperature
-    augmentation = augmentation_for(config.augment, cfg.augmentation)
+    augmentation = augmentation_for(cfg.views_of(config.augment), cfg.augmentation)
     labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
     if cfg.labeled_weight or cfg.images == "labeled":
         labels = draw_labels(splits, config.label_set, config.seed)

@@ -123,7 +123,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     stage.chance = math.log(len(classes))
     if accelerator.is_main_process:
         write_labels(stage.path / "labels.csv", images, labels)
-    batches = stage.batches(images, labels.ids, augmentation_for(config.augment, cfg.augmentation))
+    views = augmentation_for(cfg.views_of(config.augment), cfg.augmentation)
+    batches = stage.batches(images, labels.ids, views)
     targets = torch.full((len(images),), UNLABELED)
     targets[labels.ids] = torch.from_numpy(labels.targets)
     taught = len(np.unique(labels.targets))

@@ -111,6 +111,10 @@ class Data:
         std: divided by per channel; with timm's pretrained weights give their mean and std.
         test_fraction: part of the labeled images held out where there is no test split.
         split_seed: seed of that part.
+        hold_out: which images are for testing. split is as test says. lockbox takes a fifth of the
+            labeled images by a hash of their pixels, the same at every seed, or the test images
+            where there are some. tuning, to choose a recipe, leaves these out and holds out a part
+            of the others, of test_fraction, by split_seed.
         on_error: stop at an unreadable image, or skip: look for all at the start, leave them out,
             and list them in skipped.txt in the run's folder.
         load_truncated: read what there is of an image file that is cut off; the rest is grey. Else
@@ -137,6 +141,7 @@ class Data:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     test_fraction: float = 0.2
     split_seed: int = 0
+    hold_out: Literal["split", "lockbox", "tuning"] = "split"
     on_error: Literal["stop", "skip"] = "stop"
     load_truncated: bool = False
     max_pixels: int = MAX_PIXELS
@@ -453,7 +458,33 @@ class Pretrain(Training):
 
 
 @dataclass(frozen=True)
-class Finetune(Training):
+class OwnCrops(Training):
+    """What stages 2 and 3 have in common: they may crop otherwise than the pretraining.
+
+    Args:
+        crop_area: in place of augment.crop_area; unset: that one.
+        zoom_area: in place of augment.zoom_area; unset: that one.
+    """
+
+    crop_area: tuple[float, float] | None = None
+    zoom_area: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("crop_area", "zoom_area"):
+            low, high = getattr(self, key) or (1.0, 1.0)
+            allowed = "two numbers 0 < low <= high <= 1, or null"
+            require(0 < low <= high <= 1, f"{self.section}.{key}", getattr(self, key), allowed)
+
+    def views_of(self, augment: Augmentation) -> Augmentation:
+        """The augmentation of this stage, from that of the run."""
+        crop, zoom = self.crop_area or augment.crop_area, self.zoom_area or augment.zoom_area
+        covered = min(augment.crop_min_covered, crop[1])
+        return replace(augment, crop_area=crop, zoom_area=zoom, crop_min_covered=covered)
+
+
+@dataclass(frozen=True)
+class Finetune(OwnCrops):
     """Stage 2, fine-tuning on the labeled images (SimCLRv2, section 2; appendix B.2).
 
     Args:
@@ -575,7 +606,7 @@ class Supervised(Finetune):
 
 
 @dataclass(frozen=True)
-class Distill(Training):
+class Distill(OwnCrops):
     """Stage 3, distillation into a student on all images (SimCLRv2, section 2, eq. 2 and 3).
 
     Args:

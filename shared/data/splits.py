@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from shared.config.schema import Data
-from shared.data.images import UNLABELED, ImageSet, Splits
+from shared.data.images import UNLABELED, ImageSet, Splits, decode_image
 from shared.data.label_files import (
     LabelTable,
     class_text,
@@ -24,6 +24,7 @@ from shared.runtime.errors import UserError
 from shared.runtime.media import abbreviated, printable
 from shared.runtime.progress import counted
 
+LOCKBOX = 0.2  # part of the labeled images that no choice of a recipe sees
 LISTED = 30  # classes whose numbers of labels stand in one line
 
 
@@ -93,9 +94,16 @@ def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
 
     Args:
         splits: training images, and test images if there are any.
-        data: the share and the seed of that part.
+        data: which part is held out, its share and its seed.
         by_name: the labels are in a file that people fill in, which may grow.
+
+    Raises:
+        UserError: the lockbox is empty, or has all images of a class.
     """
+    if data.hold_out != "split":
+        splits = _lockbox(splits, data)
+        if data.hold_out == "tuning":
+            splits = Splits(splits.train, None)
     if splits.test is not None:
         return splits
     part = _part_by_name(splits.train, data) if by_name else _stratified_part(splits.train, data)
@@ -105,6 +113,39 @@ def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
         return Splits(for_testing(splits.train, part), splits.train.select(part))
     rest = np.setdiff1d(np.arange(len(splits.train)), part)
     return Splits(splits.train.select(rest), splits.train.select(part))
+
+
+def _lockbox(splits: Splits, data: Data) -> Splits:
+    """The splits whose test images no choice has seen, and training images without any of them.
+
+    Copies of an image have the same pixels and lie on the same side. Other copies of the same
+    picture, re-encoded ones, may not.
+    """
+    train, test = splits
+    if test is not None:
+        return Splits(train.select(train.training_ids), test)
+    labeled = np.flatnonzero(train.labels != UNLABELED)
+    drawn = np.array([draw_of_pixels(train, int(index)) for index in labeled])
+    part, rest = labeled[drawn < LOCKBOX], labeled[drawn >= LOCKBOX]
+    if not len(part) or set(train.labels[labeled]) - set(train.labels[rest]):
+        raise UserError(
+            f"data.hold_out={data.hold_out}: of {counted(len(labeled), 'labeled image')} the"
+            f" lockbox takes {len(part):,}, none at all or all of a class; label more, or give"
+            " --data.test"
+        )
+    others = np.setdiff1d(np.arange(len(train)), part)
+    return Splits(train.select(others), train.select(part))
+
+
+def draw_of_pixels(images: ImageSet, index: int) -> float:
+    """A number in [0, 1), a function of the decoded image alone."""
+    if images.pixels is None:  # not the small copy, which depends on data.cache
+        pixels = decode_image(images.source(index), images.decoding)
+    else:
+        pixels = images.pixels[index]
+    digest = hashlib.sha256(f"{tuple(pixels.shape)}".encode())
+    digest.update(pixels.contiguous().numpy().data)
+    return int.from_bytes(digest.digest()[:6]) / 2**48
 
 
 def for_testing(train: ImageSet, ids: np.ndarray) -> ImageSet:

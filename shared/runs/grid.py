@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from accelerate import Accelerator
 
@@ -334,7 +334,11 @@ def _make(
 
 
 class _Clock:
-    """Estimates the time left: the mean seconds of each method, over the artifacts there are."""
+    """Estimates the time left: the mean seconds of each method, over the artifacts there are.
+
+    A method that was never measured counts as the mean of the others, stage 1 left out, which takes
+    many times as long. Before any of them was measured, only a least time is known.
+    """
 
     def __init__(self, jobs: Sequence[Job]):
         self.seconds: dict[str, list[float]] = {}  # by method
@@ -359,11 +363,15 @@ class _Clock:
 
     def left(self) -> str:
         """``, about 12 min left``; nothing before anything was measured."""
-        if not self.seconds:
+        known = {method: mean(seconds) for method, seconds in self.seconds.items()}
+        if not known:
             return ""
-        usual = mean(second for seconds in self.seconds.values() for second in seconds)
-        left = sum(mean(self.seconds.get(method, [usual])) for method in self.open.values())
-        return f", about {left / 60:.0f} min left" if left > 90 else ", a minute left"
+        usual = [seconds for method, seconds in known.items() if method != "pretrain"]
+        unknown = mean(usual) if usual else 0.0
+        left = sum(known.get(method, unknown) for method in self.open.values())
+        sure = usual or known.keys() >= set(self.open.values())
+        about = "about" if sure else "at least"
+        return f", {about} {left / 60:.0f} min left" if left > 90 else f", {about} a minute left"
 
 
 # --------------------------------------------------------------------------------- what is there
@@ -395,7 +403,29 @@ def read_cell(cell: Cell, run: Path, failures: Mapping[Path, str]) -> CellLine:
             result = _read_result(cell.job)
     except UserError as error:
         return {**line, "status": "failed", "message": str(error)}
-    return {**line, "status": "done", "result": result}
+    return {**line, "status": "done", "result": result, **_budget(cell.job)}
+
+
+class Budget(TypedDict):
+    """What `CellLine` says of the budget of a cell."""
+
+    updates: NotRequired[list[int]]
+    cpu_seconds: NotRequired[float]
+
+
+def _budget(job: Job) -> Budget:
+    """The updates of each stage that an artifact is made from, and the CPU seconds of them all."""
+    chain = [job]
+    while chain[0].parents:
+        chain.insert(0, chain[0].parents[0])
+    metas = [read_meta(each.path) for each in chain if each.method in METHODS]
+    budget: Budget = {}
+    if updates := [meta["updates"] for meta in metas if "updates" in meta]:
+        budget["updates"] = updates
+    seconds = [meta["cpu_seconds"] for meta in metas if "cpu_seconds" in meta]
+    if metas and len(seconds) == len(metas):
+        budget["cpu_seconds"] = round(sum(seconds), 1)
+    return budget
 
 
 def _read_result(job: Job) -> Result:

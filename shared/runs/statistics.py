@@ -2,7 +2,8 @@
 
 The functions compare these things, with these intervals:
 
-    a cell          mean ± half the 95% interval of the mean, from Student's t over the repetitions
+    a cell          mean ± half the 95% interval of the mean, from Student's t over the repetitions;
+                    where all are equal, the interval of the test images (Clopper and Pearson)
     two rows        the same over the differences of repetitions with the same label draw
     worth           the share of the labels that gives the supervised row the same accuracy
 """
@@ -10,16 +11,17 @@ The functions compare these things, with these intervals:
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 from shared.config.labelset import LabelSet
 from shared.runs.metrics import METRICS
 from shared.runs.table import Paper, Table
 from shared.runtime.artifacts import Result
 
+ACCURACIES = ("top1", "top5")  # shares of the test images
 FEWEST = 5  # repetitions of which an interval of the labels' worth is printed
 
 
@@ -39,6 +41,8 @@ class CellLine(TypedDict):
 
     ``labels`` is the tag of the label set, ``vary`` this repetition's value of each option that
     the table varies, ``message`` says why a cell failed, and ``folder`` is relative to the run's.
+    ``updates`` are those of each stage that the cell is made from, the first stage first, and
+    ``cpu_seconds`` those of all these stages, where they are known.
     """
 
     row: str
@@ -51,12 +55,16 @@ class CellLine(TypedDict):
     message: str
     folder: str
     result: Result | BaselineResult | NoResult
+    updates: NotRequired[list[int]]
+    cpu_seconds: NotRequired[float]
 
 
 class CellSummary(TypedDict):
     """A cell over its repetitions; ``mean`` and ``half`` in the metric's printed unit.
 
     ``n`` of ``of`` repetitions are done. ``notes`` count in the summary's messages, from 1.
+    ``of_images`` are the bounds of an accuracy that all repetitions share, by the number of test
+    images. ``updates`` and ``cpu_seconds`` are those of one repetition: the most, and the mean.
     """
 
     row: str
@@ -72,6 +80,9 @@ class CellSummary(TypedDict):
     notes: list[int]
     parameters: list[int]
     n_labels: list[int]
+    of_images: list[float] | None
+    updates: list[int]
+    cpu_seconds: float | None
 
 
 class Difference(TypedDict):
@@ -109,6 +120,7 @@ class Summary(TypedDict):
     columns: list[str]
     seeds: list[int]
     vary: dict[str, list[Any]]
+    repeated: str
     cells: list[CellSummary]
     messages: list[str]
     against: str
@@ -132,6 +144,48 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     if n < 2:
         return mean, None
     return mean, float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def of_images(accuracy: float, images: int) -> tuple[float, float]:
+    """The 95% interval of an accuracy in [0, 1] by the number of test images (Clopper, Pearson)."""
+    right = round(accuracy * images)
+    low = betaincinv(right, images - right + 1, 0.025) if right else 0.0
+    high = betaincinv(right + 1, images - right, 0.975) if right < images else 1.0
+    return float(low), float(high)
+
+
+def repeated(table: Table, lines: Sequence[CellLine]) -> str:
+    """What differs between the repetitions of a table, in words.
+
+    Other training images need a pretraining of their own, also with the same seed.
+    """
+    n, vary = len(table.seeds), list(table.vary)
+    known = {"pretrain.seed": "a pretraining", "data.split_seed": "a split of the images"}
+    own = [known[option] for option in known if option in vary]
+    own += [option for option in vary if option not in known]
+    if "pretrain.seed" in vary:
+        text = f"{n} pretraining{'s' * (n > 1)}"
+        own.remove("a pretraining")
+    elif "data.split_seed" in vary:
+        text = f"{n} split{'s' * (n > 1)} of the images"
+        own[0] = "a pretraining"
+    else:
+        text = f"{n} label draw{'s' * (n > 1)}, one pretraining"
+        return text + (f", each with its own {' and '.join(own)}" if own else "") + _undrawn(lines)
+    parts = [*own, "a label draw"]
+    return f"{text}, each with {' and '.join(parts)} of its own{_undrawn(lines)}"
+
+
+def _undrawn(lines: Sequence[CellLine]) -> str:
+    """What is said of columns whose labels are not drawn: all labels, and those of a file."""
+    sets = {line["column"]: LabelSet.of_tag(line["labels"]) for line in lines}
+    columns = [name for name, labels in sets.items() if labels.share == 1 or labels.file]
+    if not columns:
+        return ""
+    return (
+        f"; in {', '.join(columns)} no label is drawn, and the rest differs with the random numbers"
+        " of the training"
+    )
 
 
 def crossing(shares: Sequence[float], curve: Sequence[float], level: float) -> float:
@@ -216,7 +270,10 @@ def summarize(table: Table, lines: Sequence[CellLine]) -> Summary:
         "columns": columns,
         "seeds": list(table.seeds),
         "vary": table.vary,
-        "cells": [_cell(place, groups[place], values[place], messages) for place in groups],
+        "repeated": repeated(table, lines),
+        "cells": [
+            _cell(place, groups[place], values[place], messages, table.metric) for place in groups
+        ],
         "messages": messages,
         "against": against,
         "differences": _differences(values, against),
@@ -243,12 +300,19 @@ def _cell(
     group: Sequence[CellLine],
     values: Mapping[str, float],
     messages: Sequence[str],
+    metric: str,
 ) -> CellSummary:
     measured = list(values.values())
     mean, half = interval(measured) if measured else (None, None)
     reasons = sorted({line["message"] for line in group if line["message"]})
 
     results = [line["result"] for line in group]
+    tested = {r["n_test"] for r in results if "n_test" in r}
+    same = len(set(measured)) == 1 < len(measured) and len(tested) == 1 and metric in ACCURACIES
+    factor = METRICS[metric].factor
+    bounds = of_images(measured[0] / factor, tested.pop()) if same else None
+    updates = [line["updates"] for line in group if "updates" in line]
+    seconds = [line["cpu_seconds"] for line in group if "cpu_seconds" in line]
     return {
         "row": place[0],
         "column": place[1],
@@ -263,6 +327,9 @@ def _cell(
         "notes": [messages.index(reason) + 1 for reason in reasons],
         "parameters": sorted({r["parameters"] for r in results if "parameters" in r}),
         "n_labels": sorted({r["n_labels"] for r in results if "n_labels" in r}),
+        "of_images": [factor * bound for bound in bounds] if bounds else None,
+        "updates": max(updates, default=[]),
+        "cpu_seconds": float(np.mean(seconds)) if seconds else None,
     }
 
 

@@ -58,14 +58,15 @@ def latex(caption: str, lines: Sequence[Sequence[str]]) -> str:
 
 def cells_csv(lines: Sequence[CellLine]) -> str:
     """All cells as CSV, one line per cell and repetition."""
-    measured = ["n_labels", "parameters", *METRICS]
+    measured = ["n_labels", "n_test", "parameters", *METRICS]
     vary = list(lines[0]["vary"]) if lines else []
     head = ["row", "column", "method", "labels", "seed", *vary, "status", *measured]
-    rows: list[list[object]] = [[*head, "message", "folder"]]
+    rows: list[list[object]] = [[*head, "updates", "cpu_seconds", "message", "folder"]]
     for line in lines:
         place = [line["row"], line["column"], line["method"], line["labels"], line["seed"]]
         result = [line["result"].get(key, "") for key in measured]
-        end = [line["message"], line["folder"]]
+        updates = "+".join(map(str, line.get("updates", [])))
+        end = [updates, line.get("cpu_seconds", ""), line["message"], line["folder"]]
         rows.append([*place, *line["vary"].values(), line["status"], *result, *end])
     return csv_lines(rows)
 
@@ -108,6 +109,8 @@ def blocks(summary: Summary) -> list[tuple[str, Lines]]:
         parts.append(_differences(summary))
     if summary["worth"]:
         parts.append(_worth(summary))
+    if any(cell["updates"] for cell in summary["cells"]):
+        parts.append(_budget(summary))
     if summary["paper"]:
         parts.append(_paper(summary["paper"]["source"], summary["paper"]["cells"]))
     return parts
@@ -123,15 +126,21 @@ def _cells(summary: Summary) -> tuple[str, Lines]:
         if cell["mean"] is None:
             return ("failed" if cell["failed"] else "missing") + notes
         count = f"{cell['n']}" if cell["n"] == cell["of"] else f"{cell['n']} of {cell['of']}"
-        return f"{_mean(cell['mean'], cell['half'], metric.digits)} ({count}){notes}"
+        text = _mean(cell["mean"], cell["half"], metric.digits)
+        if bounds := cell["of_images"]:  # ± 0.0 would say that no image can be wrong
+            text = f"{cell['mean']:.{metric.digits}f} [{bounds[0]:.1f}, {bounds[1]:.1f}]"
+        return f"{text} ({count}){notes}"
 
     lines = _lines(summary["rows"], summary["columns"], text)
     lines[0].insert(1, "parameters")
     for row, line in zip(summary["rows"], lines[1:], strict=True):
         line.insert(1, _parameters(summary, row))
-    repeats = f", each with its own {' and '.join(summary['vary'])}" if summary["vary"] else ""
-    draws = f"{len(summary['seeds'])} label draws{repeats}"
-    caption = f"{metric.title}, mean ± half its 95% interval (number of runs) over {draws}"
+    caption = (
+        f"{metric.title}, mean ± half its 95% interval by Student's t (number of runs) over"
+        f" {summary['repeated']}"
+    )
+    if any(cell["of_images"] for cell in summary["cells"]):
+        caption += "; in brackets, where all runs are equal, the 95% interval of the test images"
     return caption, lines
 
 
@@ -147,8 +156,8 @@ def _differences(summary: Summary) -> tuple[str, Lines]:
 
     rows = [row for row in summary["rows"] if row != summary["against"]]
     caption = (
-        f'Difference to "{summary["against"]}" on the same label draws, mean ± half its 95%'
-        " interval (pairs)"
+        f'Difference to "{summary["against"]}" in the same repetition, mean ± half its 95%'
+        " interval by Student's t (pairs)"
     )
     return caption, _lines(rows, summary["columns"], text)
 
@@ -161,6 +170,22 @@ def _worth(summary: Summary) -> tuple[str, Lines]:
         f" the same result (from {FEWEST} label draws on with the 95% interval of their jackknife)"
     )
     return caption, _lines(rows, summary["columns"], lambda row, c: texts.get((row, c), "-"))
+
+
+def _budget(summary: Summary) -> tuple[str, Lines]:
+    cells = {(cell["row"], cell["column"]): cell for cell in summary["cells"]}
+
+    def text(row: str, column: str) -> str:
+        cell = cells[row, column]
+        updates = " + ".join(f"{number:,}" for number in cell["updates"]) or "-"
+        seconds = cell["cpu_seconds"]
+        return updates if seconds is None else f"{updates}; {seconds:,.0f} s"
+
+    caption = (
+        "Budget of one run: updates of each stage that it is made from, and mean CPU seconds of all"
+        " of them"
+    )
+    return caption, _lines(summary["rows"], summary["columns"], text)
 
 
 def _paper(source: str, cells: dict[str, dict[str, object]]) -> tuple[str, Lines]:

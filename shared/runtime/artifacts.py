@@ -77,7 +77,7 @@ class Result(TypedDict):
     """One evaluated classifier: a row of ``results.jsonl`` and of the tables.
 
     Accuracies are shares in [0, 1]; those and ``nll`` (nats) and ``ece`` are there where there are
-    test images, ``top5`` for more than 5 classes.
+    test images, ``top5`` for more than 5 classes; ``n_test`` is how many those are.
     """
 
     stage: str
@@ -86,6 +86,7 @@ class Result(TypedDict):
     seed: int
     parameters: int
     seconds: float
+    n_test: NotRequired[int]
     top1: NotRequired[float]
     top5: NotRequired[float]
     nll: NotRequired[float]
@@ -105,6 +106,9 @@ class Meta(NetworkMeta):
         seed: of the stage; None of an imported artifact.
         images: number of images of a pretraining; None of an imported one.
         seconds: wall time of the stage.
+        updates: of its weights, where it is trained in steps.
+        cpu_seconds: processor time of the stage, in the first process; unknown where it was
+            interrupted.
         processes: number of processes that made it.
         versions: of packages.
         git: commit of this code.
@@ -119,6 +123,8 @@ class Meta(NetworkMeta):
     seed: NotRequired[int | None]
     images: NotRequired[int | None]
     seconds: NotRequired[float]
+    updates: NotRequired[int]
+    cpu_seconds: NotRequired[float]
     processes: NotRequired[int]
     versions: NotRequired[dict[str, str | None]]
     git: NotRequired[str | None]

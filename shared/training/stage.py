@@ -68,7 +68,7 @@ def options_of(config: Config, method: str) -> dict[str, Any]:
     """The options that a method's artifact depends on, besides those that its module adds."""
     data, training = hashed_settings(config.data, "data"), config.training_of(method)
     if method == "pretrain":  # it sees no labels, and its images are known by their hash
-        for option in ("image_column", "label_column", "test_fraction", "split_seed"):
+        for option in ("image_column", "label_column", "test_fraction", "split_seed", "hold_out"):
             del data[f"data.{option}"]
     options = {
         **data,
@@ -193,7 +193,7 @@ class Stage:
         if not self.accelerator.trackers:  # not before: a refused run leaves no files
             self.accelerator.init_trackers(self.config.run)
         self._log = RunLog(self.folder, training, self.start, self.schedule.steps, self.accelerator)
-        self._began = time.perf_counter()
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
         return net
 
     def batches(
@@ -361,6 +361,9 @@ class Stage:
             The artifact folder.
         """
         run = {"stage": self.method, "seed": self.seed, "seconds": self.seconds}
+        run["updates"] = self.schedule.steps
+        if not self.start:
+            run["cpu_seconds"] = round(time.process_time() - self._cpu_began, 1)
         return finish(self.folder, model or self.model, {**meta, **run}, parent, predictions)
 
     def finish_classifier(
@@ -394,8 +397,10 @@ class Stage:
 
 
 def measured(predictions: Predictions | None) -> dict[str, float]:
-    """The metrics of the predictions; nothing without test images."""
-    return {} if predictions is None else predictions.metrics
+    """The metrics of the predictions, and of how many images; nothing without test images."""
+    if predictions is None:
+        return {}
+    return {**predictions.metrics, "n_test": len(predictions.targets)}
 
 
 def result_of(

@@ -73,6 +73,8 @@ RANGES = {
     "finetune.freeze_after_block": ([-1], "0 or more"),
     "linear.momentum": ([1], "in [0, 1)"),
     "supervised.epochs": ([0], "greater than 0"),
+    "supervised.crop_area": (["[0.9,0.5]", "[0,1]"], "two numbers 0 < low <= high <= 1, or null"),
+    "distill.zoom_area": (["[0.5,1.1]"], "two numbers 0 < low <= high <= 1, or null"),
     "classical.from_layer": ([-1], "0 or more"),
     "distill.temperature": ([0], "greater than 0"),
     "distill.self_temperature": ([0], "greater than 0"),
@@ -99,6 +101,15 @@ def test_head_layer_out_of_range(capsys):
         assert "0 to 1" in refusal(capsys, f"--{section}.from_layer=2", "--model.head_layers=1")
     # another artifact has its own head
     assert load("--finetune.from_layer=4", "--finetune.init=elsewhere").finetune.from_layer == 4
+
+
+def test_stages_may_crop_in_their_own_way():
+    config = load("--augment.crop_area=[0.1,1]", "--supervised.crop_area=[0.6,0.9]")
+    views = config.supervised.views_of(config.augment)
+    assert (views.crop_area, views.zoom_area) == ((0.6, 0.9), config.augment.zoom_area)
+    assert config.distill.views_of(config.augment) == config.augment
+    config = load("--augment.crop_min_covered=0.5", "--linear.crop_area=[0.1,0.3]")
+    assert config.linear.views_of(config.augment).crop_min_covered == 0.3
 
 
 def test_label_values():

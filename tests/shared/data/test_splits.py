@@ -12,11 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.config.labelset import LabelSet
 from shared.config.schema import Data
 from shared.data.images import UNLABELED, Splits
 from shared.data.label_files import LabelTable
+from shared.data.sources import open_data
 from shared.data.splits import (
+    LOCKBOX,
     column_line,
+    draw_of_pixels,
+    for_testing,
     gives_the_classes,
     hold_out,
     labeled_by,
@@ -45,6 +50,54 @@ def drawn(n: int, labeled: int, **options) -> Splits:
     names, rows = named(n)
     few = labeled_by(images([-1] * n, names), rows._replace(rows=rows.rows[:labeled]))
     return hold_out(Splits(few, None), Data(**options), by_name=True)
+
+
+# ------------------------------------------------------------------------------------- the lockbox
+def held(hold_out: str, **options) -> Splits:
+    return open_data(Data(hold_out=hold_out, image_size=8, **options), LabelSet.parse("1pct"))
+
+
+def test_no_choice_sees_the_lockbox():
+    """Neither an image nor a copy of one; and it is the same at every seed, loaded in any way."""
+    box, other = held("lockbox"), held("lockbox", split_seed=7, test_fraction=0.5)
+    assert list(box.test.names) == list(other.test.names)
+    every = {*box.train.names, *box.test.names}
+    assert len(every) == len(box.train) + len(box.test) == 1797
+    tuned = held("tuning", split_seed=101)
+    assert {*tuned.train.names, *tuned.test.names} == set(box.train.names)
+    assert len(tuned.test) == pytest.approx(0.2 * len(box.train), abs=1)
+
+    some = tuned.test.select(np.arange(40)), box.test.select(np.arange(10))
+    for part, in_box in zip(some, (False, True), strict=True):
+        of_files = replace(part, pixels=None)
+        for index in range(len(part)):
+            assert (draw_of_pixels(part, index) < LOCKBOX) == in_box
+        assert draw_of_pixels(of_files, 3) == draw_of_pixels(part, 3)
+
+
+def test_test_images_are_the_lockbox():
+    train, test = images([0, 1] * 20), images([0, 1] * 5)
+    assert hold_out(Splits(train, test), Data(hold_out="lockbox"), False).test is test
+    tuned = hold_out(Splits(train, test), Data(hold_out="tuning"), False)
+    assert (len(tuned.train), len(tuned.test)) == (32, 8)
+    seen_by_stage_1 = for_testing(train, np.arange(4))  # which are test images
+    tuned = hold_out(Splits(seen_by_stage_1, test), Data(hold_out="tuning"), False)
+    assert len(tuned.train) + len(tuned.test) == 36
+    assert not len(tuned.train.held_out)
+
+
+def test_too_small_for_a_lockbox():
+    box = held("lockbox")
+    alone = np.zeros(100, np.int64)
+    alone[0] = 1  # the only one of its class, and in the lockbox
+    few = replace(box.test.select(np.arange(100)), labels=alone)
+    for bad in (
+        few,
+        box.train.select(np.arange(3)),
+        replace(box.train, labels=-1 + 0 * box.train.labels),
+    ):
+        with pytest.raises(UserError, match=r"data.hold_out=lockbox: of \d+ labeled images the"):
+            hold_out(Splits(bad, None), Data(hold_out="lockbox"), False)
 
 
 # ---------------------------------------------------------------------------- drawn by their names

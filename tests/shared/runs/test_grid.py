@@ -12,6 +12,7 @@ from shared.config.schema import RECIPES
 from shared.runs import grid
 from shared.runs.grid import (
     Cell,
+    _Clock,
     expand,
     fill,
     in_order,
@@ -27,6 +28,7 @@ from tests.support.photos import process
 from tests.support.tables import write
 
 TABLES = sorted(file.stem for file in (RECIPES / "tables").glob("*.yaml"))
+TUNING = [pytest.param(str(file), id=file.stem) for file in (RECIPES / "tuning").glob("*.yaml")]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def config():
     return load_config(["--output=out"], "test", "")[0]
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", TABLES + TUNING)
 def test_our_tables_have_no_impossible_cell(name, config):
     table = load_table(name)
     assert table.title
@@ -232,3 +234,16 @@ def test_no_table_is_written_through_a_link(config, tmp_path, linked, monkeypatc
     with pytest.raises(UserError, match=r"is a link, and what is written there"):
         grid.write_table(config, table, [None], {})
     assert sorted(f.name for f in elsewhere.iterdir()) == ["label_efficiency", "notes.tmp"]
+
+
+def test_the_time_left_does_not_take_that_of_stage_1_for_others(config, tmp_path):
+    """A minute of pretraining says nothing of a row of scikit-learn."""
+    table = write(tmp_path, rows={"a": {}, "b": {"method": "supervised"}}, seeds=3)
+    jobs = in_order(expand(load_table(table), config))
+    clock = _Clock(jobs)
+    assert clock.left() == ""
+    by_method = {job.method: job for job in jobs}
+    clock.finish(by_method["pretrain"], 6000)
+    assert clock.left() == ", at least a minute left"
+    clock.finish(by_method["finetune"], 60)
+    assert clock.left() == ", about 5 min left"  # 2 + 3 of a minute

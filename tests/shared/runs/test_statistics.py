@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.runs.statistics import crossing, interval, summarize, worth
-from tests.support.tables import TOY, toy_lines
+from shared.runs.statistics import crossing, interval, of_images, repeated, summarize, worth
+from shared.runs.text import render
+from tests.support.tables import TOY, toy_line, toy_lines
 
 accuracies = st.integers(0, 360).map(lambda right: right / 360)
 
@@ -116,6 +118,53 @@ def test_summary(lines):
     assert [d["n"] for d in summary["differences"]] == [3, 1]
     assert [(w["row"], w["column"]) for w in summary["worth"]] == [("b_1", "1%"), ("b_1", "100%")]
     assert summary["messages"] == ["impossible", "too bad | so sad"]
+
+
+@pytest.mark.parametrize(("right", "images"), [(360, 360), (0, 12), (350, 375), (1, 2)])
+def test_the_interval_of_images_is_clopper_and_pearsons(right, images):
+    low, high = of_images(right / images, images)
+    reference = scipy.stats.binomtest(right, images).proportion_ci(0.95, "exact")
+    assert (low, high) == pytest.approx((reference.low, reference.high))
+
+
+def test_equal_runs_are_not_without_doubt():
+    """100.0 ± 0.0 of 360 images is 99.0 to 100; where runs differ, Student's t says it."""
+    lines = [toy_line("a", "100%", seed, 1.0) for seed in range(3)]
+    lines += [toy_line("b_1", "100%", seed, 0.9 + seed / 100) for seed in range(3)]
+    for line in lines:
+        line["result"]["n_test"] = 360
+    cells = {(c["row"], c["column"]): c for c in summarize(TOY, lines)["cells"]}
+    assert cells["a", "100%"]["of_images"] == pytest.approx([98.98, 100], abs=0.01)
+    assert cells["b_1", "100%"]["of_images"] is None
+    assert "100.0 [99.0, 100.0] (3)" in render(summarize(TOY, lines), lines)["md"]
+    seconds = summarize(replace(TOY, metric="seconds"), lines)["cells"]
+    assert {cell["of_images"] for cell in seconds} == {None}
+
+
+@pytest.mark.parametrize(
+    ("vary", "text"),
+    [
+        ({}, "3 label draws, one pretraining"),
+        ({"pretrain.seed": [0, 1, 2]}, "3 pretrainings, each with a label draw of its own"),
+        (
+            {"pretrain.seed": [0, 1, 2], "data.split_seed": [0, 1, 2]},
+            "3 pretrainings, each with a split of the images and a label draw of its own",
+        ),
+        (
+            {"data.split_seed": [0, 1, 2]},
+            "3 splits of the images, each with a pretraining and a label draw of its own",
+        ),
+        (
+            {"distill.temperature": [1, 2, 3]},
+            "3 label draws, one pretraining, each with its own distill.temperature",
+        ),
+    ],
+)
+def test_what_was_repeated_is_said(vary, text):
+    table = replace(TOY, vary=vary)
+    assert repeated(table, [toy_line("a", "1%", 0)]) == text
+    assert repeated(table, [toy_line("a", "100%", 0)]).startswith(f"{text}; in 100% no label is")
+    assert repeated(replace(TOY, seeds=(4,)), []) == "1 label draw, one pretraining"
 
 
 def test_only_draws_that_both_rows_have_are_compared(lines):

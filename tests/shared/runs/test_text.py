@@ -41,6 +41,14 @@ def test_no_cell_is_left_out(lines):
     assert rows[11]["message"] == "too bad | so sad"
 
 
+def test_the_budget_stands_below(lines):
+    for line in lines:
+        line["updates"], line["cpu_seconds"] = [1980, 100], 61.0 + line["seed"]
+    texts = render(summarize(TOY, lines), lines)
+    assert "1,980 + 100; 62 s" in texts["md"]
+    assert next(csv.DictReader(io.StringIO(texts["csv"])))["updates"] == "1980+100"
+
+
 def test_nothing_finished():
     nothing = [toy_line("a", column, 0, status="missing") for column in ("1%", "100%")]
     summary = summarize(replace(TOY, rows={"a": {}}), nothing)
