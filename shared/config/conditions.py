@@ -53,10 +53,10 @@ def _condition(config: Any, option: str) -> Condition | None:
         return Condition(other if "." in other else f"{section}.{other}", values)
     if section not in TASK_SECTIONS:
         return None
-    users = (
-        kind.name for kind in TASKS.values() if kind.section == section or section in kind.uses
-    )
-    return Condition(*getattr(TASK_SECTIONS[section], "only_with", ("pretrain.task", (*users,))))
+    if named := getattr(TASK_SECTIONS[section], "only_with", None):
+        return Condition(*named)
+    users = (kind.name for kind in TASKS.values() if section in (kind.section, *kind.uses))
+    return Condition("pretrain.task", tuple(users))
 
 
 def options_set(config: Any) -> set[str]:
