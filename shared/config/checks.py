@@ -11,6 +11,18 @@ def not_hashed(default: Any) -> Any:
     return field(default=default, metadata={"hashed": False})
 
 
+def only_with(default: Any, option: str, *values: Any, recipes: bool = False) -> Any:
+    """A field that is read only where another option makes it count (``conditions``).
+
+    Args:
+        default: of the field.
+        option: the other one: of the same section, or as ``section.name``.
+        values: that it must have, one of them; none given: neither 0 nor unset.
+        recipes: whether recipes set the field for whatever is chosen: then only a flag is refused.
+    """
+    return field(default=default, metadata={"only_with": (option, values), "recipes": recipes})
+
+
 def require(condition: bool, key: str, value: object, allowed: str) -> None:
     """Refuse the value of an option.
 

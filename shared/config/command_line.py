@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn
 import jsonargparse
 import yaml
 
+from shared.config.conditions import options_set, require_read
 from shared.config.imported import NAMED_BY, imported_options, named_folders
 from shared.config.methods import CLASSIFIERS, FORCEABLE, made_by
 from shared.config.optimizers import OPTIMIZERS
@@ -223,6 +224,7 @@ def read_command_line(
         # Only the parser can tell a flag from a value: it names those that stand on the line.
         asked = [flag for flag in flags if not flag.startswith("--print_config")]  # which leaves
         given = parser.parse_args(asked, defaults=False)
+        typed = frozenset(given.keys())
         origin, place, options = "recipe", [], []
         if not recipe:
             recipe, place, options, origin = _usual_recipe(given)
@@ -242,6 +244,8 @@ def read_command_line(
         if flags != asked:
             fixed |= imported.keys()
             config = _config(parser, parser.parse_args([*recipe, *place, *flags]), fixed)
+        if not config.table:  # whose rows may read them
+            require_read(config, options_set(config) | typed)
         _say_imported(imported)
         return CommandLine(config, fixed, tuple(flags), origin)
     except (ValueError, OverflowError) as error:
@@ -315,6 +319,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         changed = _config(parser, parser.parse_object(plain))
         folders = named_folders(changed, changes.keys() & set(NAMED_BY))
         options = imported_options(changed, folders, changes)
+        require_read(changed, changes)
         return override(config, {**options, **changes}) if options else changed
     except (ValueError, OverflowError) as error:
         raise UserError(str(error)) from error

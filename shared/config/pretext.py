@@ -8,9 +8,9 @@ options where it has some, its class, and the line of that class in ``shared/pre
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
-from shared.config.checks import not_hashed, require, require_one_of
+from shared.config.checks import not_hashed, only_with, require, require_one_of
 from shared.runtime.bounds import WIDTH
 
 _WEIGHT = re.compile(r"[0-9]{1,12}(\.[0-9]{0,12})?([eE]-?[0-9]{1,2})?")
@@ -167,10 +167,10 @@ class Patches:
     """
 
     gap: float = 1 / 3
-    jitter: float = 0.3
+    jitter: float = only_with(0.3, "gap")
     head_width: int = 4096
     colors: Literal["one", "blur", "all"] = "one"
-    joint_jitter: bool = False
+    joint_jitter: bool = only_with(False, "jitter")
     aperture: float = 1.0
     turns: bool = False
 
@@ -195,7 +195,7 @@ class Jigsaw:
 
     grid: int = 3
     gap: float = 0.25
-    jitter: float = 1.0
+    jitter: float = only_with(1.0, "gap")
     permutations: int = 100
     grayscale: float = 0.3
     head_width: int = 4096
@@ -224,7 +224,7 @@ class Permutation:
 
     grid: int = 3
     gap: float = 0.15
-    jitter: float = 1.0
+    jitter: float = only_with(1.0, "gap")
     sinkhorn_steps: int = 1
     head_width: int = 4096
 
@@ -260,12 +260,12 @@ class Colour:
     """
 
     target: Literal["classes", "regression", "histograms"] = "classes"
-    bin: float = 10.0
-    neighbours: int = 10
-    sigma: float = 5.0
-    rebalancing: float = 0.5
-    levels: int = 32
-    window: int = 7
+    bin: float = only_with(10.0, "target", "classes")
+    neighbours: int = only_with(10, "target", "classes")
+    sigma: float = only_with(5.0, "target", "classes")
+    rebalancing: float = only_with(0.5, "target", "classes")
+    levels: int = only_with(32, "target", "histograms")
+    window: int = only_with(7, "target", "histograms")
 
     def __post_init__(self) -> None:
         require(5 <= self.bin <= 50, "colour.bin", self.bin, "5 to 50")
@@ -298,7 +298,7 @@ class Inpainting:
     rim: float = 4 / 128
     width: int = 64
     adversarial: float = 0.0
-    adversary_rate: float = 2e-4
+    adversary_rate: float = only_with(2e-4, "adversarial")
 
     def __post_init__(self) -> None:
         require(0 < self.share < 1, "inpainting.share", self.share, "in (0, 1)")
@@ -414,6 +414,8 @@ class Prototypes:
         sinkhorn_steps: how often the assignments are balanced over prototypes and images.
     """
 
+    only_with: ClassVar = ("pretrain.loss", ("prototypes",))
+
     number: int = 3000
     epsilon: float = 0.05
     sinkhorn_steps: int = 3
@@ -426,7 +428,8 @@ class Prototypes:
 
 
 # The sections of options, by their name; a task without options has none. What a section calls
-# ``views`` takes the place of the views in the record of its task. That of prototypes is of a loss.
+# ``views`` takes the place of the views in the record of its task. A section that is not of a task
+# says with ``only_with`` of what it is (``conditions``).
 TASK_SECTIONS = {
     "instances": Instances,
     "patches": Patches,

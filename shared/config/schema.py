@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal, Self
 
 import yaml
 
-from shared.config.checks import not_hashed, require, require_one_of
+from shared.config.checks import not_hashed, only_with, require, require_one_of
+from shared.config.conditions import unmet
 from shared.config.labelset import LabelSet
 from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
@@ -382,23 +383,20 @@ class Pretrain(Training):
     weight_decay: float = 1e-4
     init: str | None = not_hashed(None)  # the hash of its weights counts
     micro_batch: int | None = None
-    loss: Loss = "nt_xent"
-    temperature: float = 0.1
-    margin: float = 0.8
-    semi_hard: bool = False
-    memory: int = 0
-    memory_momentum: float = 0.999
+    loss: Loss = only_with("nt_xent", "task", "contrastive")
+    temperature: float = only_with(
+        0.1, "loss", "nt_xent", "nt_logistic", "prototypes", recipes=True
+    )
+    margin: float = only_with(0.8, "loss", "margin_triplet", "pair")
+    semi_hard: bool = only_with(False, "loss", "nt_logistic", "margin_triplet", "pair")
+    memory: int = only_with(0, "loss", "nt_xent")
+    memory_momentum: float = only_with(0.999, "memory")
     negatives: Literal["batch+memory", "memory"] = "batch+memory"
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of(TASKS, "pretrain.task", self.task)
-        other_task = self.task not in ("contrastive", "multi-task")
-        for key, usual in (("memory", 0), ("semi_hard", False), ("loss", "nt_xent")):
-            value = getattr(self, key)
-            allowed = f"{usual!r} with pretrain.task={self.task}: it is of the contrastive task"
-            require(not other_task or value == usual, f"pretrain.{key}", value, allowed)
         require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
         memory, momentum, size = self.memory, self.memory_momentum, self.batch_size
         require(
@@ -416,23 +414,6 @@ class Pretrain(Training):
             f"a divisor of pretrain.batch_size={size}, or null",
         )
         require(self.margin >= 0, "pretrain.margin", self.margin, "0 or more")
-        other = self.loss != "nt_xent"
-        require(
-            not (other and memory),
-            "pretrain.memory",
-            memory,
-            f"0 with pretrain.loss={self.loss}: the memory is for nt_xent alone",
-        )
-        unmined = {
-            "nt_xent": "which weighs all negatives",
-            "prototypes": "which has no negatives",
-        }
-        require(
-            not self.semi_hard or self.loss not in unmined,
-            "pretrain.semi_hard",
-            self.semi_hard,
-            f"false with pretrain.loss={self.loss}, {unmined.get(self.loss)}",
-        )
         require(
             memory > 0 or self.negatives != "memory",
             "pretrain.memory",
@@ -517,7 +498,7 @@ class Finetune(OwnCrops):
     batch_norm: Literal["batch", "frozen"] = "batch"
     augmentation: Literal["crop", "full", "none"] = "crop"
     auxiliary: Literal["none", "rotation"] = "none"
-    auxiliary_weight: float = 0.5
+    auxiliary_weight: float = only_with(0.5, "auxiliary", "rotation")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -823,7 +804,7 @@ class Config:
                 )
 
     def _require_task(self) -> None:
-        """ValueError where images are too small for a task, or options are of a task not chosen."""
+        """ValueError where images or batch are too small for a task, or an artifact is missing."""
         size, batch = self.data.image_size, self.pretrain.batch_size
         for kind in map(self.task_kind, self.task_weights):
             allowed = f"at least {kind.smallest} pixels with pretrain.task={kind.name}"
@@ -843,34 +824,11 @@ class Config:
             self.transitive.init,
             "the run or artifact folder of a first pretraining with pretrain.task=transitive",
         )
-        self._require_own_sections()
-
-    def _require_own_sections(self) -> None:
-        """ValueError where an option is set of a task, or of a loss, that is not chosen."""
-        cfg = self.pretrain
-        owners = {
-            kind.section: (f"the task {kind.name}", f"--pretrain.task {kind.name}")
-            for kind in TASKS.values()
-        }
-        with_loss = "--pretrain.task contrastive --pretrain.loss prototypes"
-        owners["prototypes"] = ("the contrastive task with the loss prototypes", with_loss)
-        for name in sorted(TASK_SECTIONS.keys() - self.task_sections):
-            section, (owner, choice) = getattr(self, name), owners[name]
-            for f in fields(section):
-                if (value := getattr(section, f.name)) != f.default:
-                    loss = f" with the loss {cfg.loss}" * (name == "prototypes")
-                    raise ValueError(
-                        f"{name}.{f.name}={value!r} is an option of {owner}, and pretrain.task is"
-                        f" {cfg.task}{loss}; leave it out, or give {choice}"
-                    )
 
     @property
     def task_sections(self) -> set[str]:
         """The sections of options that stage 1 reads, of those of single tasks."""
-        chosen = {TASKS[task].section for task in self.tasks}
-        if "contrastive" in self.tasks and self.pretrain.loss == "prototypes":
-            chosen.add("prototypes")
-        return chosen & TASK_SECTIONS.keys()
+        return {section for section in TASK_SECTIONS if not unmet(self, section)}
 
     @property
     def tasks(self) -> tuple[str, ...]:

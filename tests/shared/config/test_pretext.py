@@ -28,13 +28,6 @@ def test_a_misspelt_task_is_named(typed, meant, capsys):
         assert repr(task) in error
 
 
-def test_options_of_a_task_that_is_not_chosen_are_refused(capsys):
-    error = refusal(capsys, "--pretrain.task=rotation", "--instances.momentum=0.3")
-    assert "instances.momentum=0.3 is an option of the task instances" in error
-    assert "pretrain.task is rotation" in error
-    assert "--pretrain.task instances" in error
-
-
 @pytest.mark.parametrize("section", ["finetune", "classical"])
 def test_where_a_task_leaves_no_head_there_is_layer_0_alone(section, capsys):
     """Recipes that were made for the contrastive task name another layer."""

@@ -152,14 +152,17 @@ def test_a_bad_setting_is_named(name, value):
         (["--pretrain.micro_batch=5"], "pretrain.micro_batch must be a divisor of pretrain.batch_"),
         (["--pretrain.micro_batch=0"], "pretrain.micro_batch must be a divisor of pretrain.batch_"),
         (["--pretrain.margin=-1"], "pretrain.margin must be 0 or more, got -1.0"),
-        (["--pretrain.semi_hard=true"], "pretrain.semi_hard must be false with pretrain.loss=nt_x"),
+        (
+            ["--pretrain.semi_hard=true"],
+            "semi_hard=True is an option of pretrain.loss=nt_logistic or",
+        ),
         (
             ["--pretrain.loss=nt_logistic", "--pretrain.memory=64"],
-            "pretrain.memory must be 0 with pretrain.loss=nt_logistic: the memory is for nt_xent",
+            "pretrain.memory=64 is an option of pretrain.loss=nt_xent, which is nt_logistic; leave",
         ),
         (
             ["--pretrain.loss=pair", "--pretrain.memory=64"],
-            "pretrain.memory must be 0 with pretrain.loss=pair: the memory is for nt_xent",
+            "pretrain.memory=64 is an option of pretrain.loss=nt_xent, which is pair; leave it out",
         ),
         (["--pretrain.loss=triplet"], "pretrain.loss must be one of"),
         (["--pretrain.batch_size=1"], "pretrain.batch_size must be 2 or more without pretrain.mem"),

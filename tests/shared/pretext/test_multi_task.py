@@ -169,7 +169,7 @@ def test_what_is_no_sum_of_tasks_is_refused_in_one_line(tasks, line):
     ("options", "line"),
     [
         (["--multi_task.tasks=jigsow"], "multi_task.tasks must be one of"),
-        (["--exemplar.views=3"], "exemplar.views=3 is an option of the task exemplar"),
+        (["--exemplar.views=3"], "exemplar.views=3 is an option of pretrain.task=exemplar"),
         (["--pretrain.batch_size=1"], "pretrain.batch_size must be 2 or more"),
         (["--pretrain.augmentation=none"], "full or crop with pretrain.task=contrastive"),
     ],

@@ -158,17 +158,22 @@ LOSS = "--pretrain.loss=prototypes"
         ([LOSS, "--prototypes.epsilon=0"], "prototypes.epsilon must be 0.001 or more, got 0.0"),
         ([LOSS, "--prototypes.epsilon=nan"], "prototypes.epsilon"),
         ([LOSS, "--prototypes.sinkhorn_steps=0"], "prototypes.sinkhorn_steps must be 1 to 1000"),
-        ([LOSS, "--pretrain.semi_hard=true"], "loss=prototypes, which has no negatives"),
-        ([LOSS, "--pretrain.memory=64"], "pretrain.memory must be 0 with pretrain.loss=prototypes"),
+        (
+            [LOSS, "--pretrain.semi_hard=true"],
+            "is an option of pretrain.loss=nt_logistic or margin_triplet or pair",
+        ),
+        (
+            [LOSS, "--pretrain.memory=64"],
+            "is an option of pretrain.loss=nt_xent, which is prototypes",
+        ),
         (
             ["--prototypes.number=50"],
-            "prototypes.number=50 is an option of the contrastive task with the loss prototypes,"
-            " and pretrain.task is contrastive with the loss nt_xent; leave it out, or give"
-            " --pretrain.task contrastive --pretrain.loss prototypes",
+            "prototypes.number=50 is an option of pretrain.loss=prototypes, which is nt_xent;"
+            " leave it out, or give --pretrain.loss prototypes",
         ),
         (
             [LOSS, "--pretrain.task=rotation", "--prototypes.number=50"],
-            "pretrain.loss must be 'nt_xent' with pretrain.task=rotation",
+            "is an option of pretrain.task=contrastive, which is rotation",
         ),
     ],
 )
