@@ -52,7 +52,7 @@ MOST_OF = {
     "max_pixels": 2**40,
 }
 LONGEST_TEXT, LONGEST_NAME = 3000, 255  # bytes: of a path, and of each name in it
-Loss = Literal["nt_xent", "nt_logistic", "margin_triplet", "pair", "prototypes"]
+Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet", "pair", "prototypes"]
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
@@ -355,8 +355,9 @@ class Pretrain(Training):
         micro_batch: images per forward pass, where batch_size does not fit into memory; the
             gradient is that of the whole batch. Unset: all in one pass.
         loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet;
-            pair is Hadsell's, prototypes SwAV's, with a section of that name.
-        temperature: of nt_xent, nt_logistic, prototypes; the paper takes 0.1 on ImageNet.
+            dcl leaves the positive out of the denominator; pair is Hadsell's, prototypes SwAV's,
+            with a section of that name.
+        temperature: of nt_xent, dcl, nt_logistic, prototypes; the paper takes 0.1 on ImageNet.
         margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
         init: run or artifact folder of another pretraining, whose encoder and projection head this
             one starts from, as where images came later; unset: from scratch.
@@ -425,6 +426,7 @@ class Pretrain(Training):
         )
         unmined = {
             "nt_xent": "which weighs all negatives",
+            "dcl": "which weighs all negatives",
             "prototypes": "which has no negatives",
         }
         require(
