@@ -53,7 +53,7 @@ MOST_OF = {
     "max_pixels": 2**40,
 }
 LONGEST_TEXT, LONGEST_NAME = 3000, 255  # bytes: of a path, and of each name in it
-Loss = Literal["nt_xent", "nt_logistic", "margin_triplet", "pair", "prototypes"]
+Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet", "pair", "prototypes"]
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
@@ -356,8 +356,9 @@ class Pretrain(Training):
         micro_batch: images per forward pass, where batch_size does not fit into memory; the
             gradient is that of the whole batch. Unset: all in one pass.
         loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet;
-            pair is Hadsell's, prototypes SwAV's, with a section of that name.
-        temperature: of nt_xent, nt_logistic, prototypes; the paper takes 0.1 on ImageNet.
+            dcl leaves the positive out of the denominator; pair is Hadsell's, prototypes SwAV's,
+            with a section of that name.
+        temperature: of nt_xent, dcl, nt_logistic, prototypes; the paper takes 0.1 on ImageNet.
         margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
         init: run or artifact folder of another pretraining, whose encoder and projection head this
             one starts from, as where images came later; unset: from scratch.
@@ -385,7 +386,7 @@ class Pretrain(Training):
     micro_batch: int | None = None
     loss: Loss = only_with("nt_xent", "task", "contrastive")
     temperature: float = only_with(
-        0.1, "loss", "nt_xent", "nt_logistic", "prototypes", recipes=True
+        0.1, "loss", "nt_xent", "dcl", "nt_logistic", "prototypes", recipes=True
     )
     margin: float = only_with(0.8, "loss", "margin_triplet", "pair")
     semi_hard: bool = only_with(False, "loss", "nt_logistic", "margin_triplet", "pair")

@@ -24,6 +24,7 @@ from shared.runtime.distributed import gather_with_grad, own_rows
 from shared.training.losses import (
     Pairs,
     contrastive_metrics,
+    decoupled,
     info_nce,
     margin_triplet,
     nt_logistic,
@@ -134,6 +135,8 @@ def contrastive_loss(pairs: Pairs, cfg: Pretrain) -> Tensor:
         return margin_triplet(pairs, cfg.margin, cfg.semi_hard)
     if cfg.loss == "pair":
         return pair(pairs, cfg.margin, cfg.semi_hard)
+    if cfg.loss == "dcl":
+        return decoupled(pairs, cfg.temperature)
     if cfg.loss == "nt_xent":
         return nt_xent(pairs, cfg.temperature)
     raise ValueError(f"pretrain.loss={cfg.loss} has no branch here")
@@ -146,6 +149,9 @@ def without_learning(cfg: Pretrain) -> tuple[int, float]:
     if cfg.loss == "nt_xent":
         negatives = cfg.memory + 2 * cfg.batch_size - 2
         return negatives, 2 * math.log(negatives + 1)
+    if cfg.loss == "dcl":  # 0 for one image, which has no negatives
+        negatives = 2 * cfg.batch_size - 2
+        return negatives, 2 * math.log(max(negatives, 1))
     # Where all distances are d, each direction has d^2 + (margin - d)^2. This is the least of them.
     d = min(cfg.margin / 2, 2.0)  # no distance of unit vectors is larger than 2
     chance = {

@@ -2,8 +2,8 @@
 
 `nt_xent` is SimCLRv2's. `nt_logistic` and `margin_triplet` are the losses that SimCLR (arXiv
 2002.05709, Tables 2 and 4) compares it with. `pair` is the older contrastive loss of Hadsell et al.
-`info_nce` is MoCo's. `semi_hard_triplet` is for more than two views of an image. `swapped_codes` is
-SwAV's.
+`decoupled` is NT-Xent without the positive among what is compared. `info_nce` is MoCo's.
+`semi_hard_triplet` is for more than two views of an image. `swapped_codes` is SwAV's.
 
 All are pure functions of tensors and numbers. The caller passes in what other processes computed.
 They compute in float32 (float64 for float64 input), whatever the autocast state. With temperature
@@ -295,6 +295,37 @@ class _GatheredNTXent(torch.autograd.Function):
                     grad_v.addmm_(p.T, u[rows])
         scale = grad_loss / (len(u) // 2)
         return grad_u * scale, None if grad_v is None else grad_v * scale, None, None, None
+
+
+def decoupled(pairs: Pairs, temperature: float) -> Tensor:
+    """Decoupled contrastive loss: `nt_xent` without the positive in its denominator.
+
+    So a positive that is found already does not weaken the gradient of the negatives, which helps
+    small batches most (Yeh et al. 2022, arXiv 2110.06848, eq. 6). Both directions are summed.
+
+    Args:
+        pairs: of two views, without memory.
+        temperature: divides the similarities, > 0.
+
+    Returns:
+        The loss, a scalar; 0 for a batch of one image, which has no negatives.
+
+    Raises:
+        ValueError: the pairs are of one direction or have a memory, or the temperature is not
+            positive.
+    """
+    _check_two_views(pairs)
+    _check_temperature(temperature)
+    if pairs.memory is not None:
+        raise ValueError("the decoupled loss takes no memory")
+    with torch.autocast(pairs.anchors.device.type, enabled=False):
+        logits = pairs.anchors @ pairs.candidates.T / temperature  # (2B, 2N)
+        own = torch.stack(pairs.columns(), 1)  # (2B, 2): itself, positive
+        positives = logits.gather(1, own[:, 1:]).squeeze(1)
+        if pairs.images_of_all == 1:
+            return 0 * positives.sum()
+        negatives = logits.scatter(1, own, -torch.inf).logsumexp(1)
+        return (negatives - positives).sum() / pairs.images
 
 
 def info_nce(pairs: Pairs, temperature: float) -> Tensor:

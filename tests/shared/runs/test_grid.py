@@ -47,6 +47,90 @@ def test_our_tables_have_no_impossible_cell(name, config):
         assert table.paper["cells"].keys() <= table.rows.keys()
 
 
+# What the paper says (arXiv 2006.10029): section 3.1 and Table 1; rates times sqrt(1024).
+PAPER_FINETUNING = (
+    {  # network -> rate; column -> epochs
+        "simclr_resnet50_1x_sk0": 0.005,
+        "simclr_resnet50_1x_sk1": 0.002,
+        "simclr_resnet50_2x_sk0": 0.002,
+        "simclr_resnet152_1x_sk0": 0.005,
+        "simclr_resnet152_3x_sk1": 0.002,
+    },
+    {"fine-tuned 1%": 60, "fine-tuned 10%": 30, "fine-tuned 100%": 30},
+)
+
+
+@pytest.fixture(scope="module")
+def imagenet():
+    return load_config(["--output=out", "--config=configs/imagenet.yaml"], "test", "")[0]
+
+
+def test_table1_has_the_papers_settings(imagenet):
+    table, (rates, epochs) = load_table("table1"), PAPER_FINETUNING
+    rows = {row: x for row, x in table.rows.items() if x["model.encoder"] in rates}
+    assert (len(table.rows), len(rows)) == (13, 5)
+    for cell in expand(replace(table, rows=rows), imagenet):
+        assert cell.job, cell.impossible
+        config, encoder = cell.job.config, rows[cell.row]["model.encoder"]
+        assert config.model.encoder == encoder
+        if cell.method == "supervised":
+            cfg = config.supervised
+            assert (cfg.optimizer, cfg.learning_rate, cfg.epochs) == ("sgd", 0.1, 90)
+            assert (cfg.learning_rate_scaling, cfg.weight_decay) == ("linear", 1e-4)
+            assert (cfg.augmentation, config.labels) == ("crop", "100pct")
+            continue
+        (pretraining,) = cell.job.parents
+        cfg = pretraining.config.pretrain
+        assert (cfg.memory, cfg.memory_momentum, cfg.temperature) == (65536, 0.999, 0.1)
+        assert (cfg.epochs, cfg.batch_size, cfg.optimizer) == (800, 4096, "lars")
+        assert (cfg.learning_rate, cfg.learning_rate_scaling, cfg.warmup_epochs) == (
+            0.1,
+            "sqrt",
+            40,
+        )
+        if cell.method == "finetune":
+            cfg = config.finetune
+            assert (cfg.epochs, cfg.learning_rate) == (epochs[cell.column], rates[encoder])
+            assert (cfg.batch_size, cfg.weight_decay, cfg.warmup_epochs) == (1024, 0, 0)
+            labels = {"fine-tuned 1%": 0.01, "fine-tuned 10%": 0.1, "fine-tuned 100%": 1}
+            kept = cfg.kept_layers(round(1e6 * labels[cell.column]), 1_000_000, 3)
+            assert kept == (0 if cell.column == "fine-tuned 100%" else 1)
+
+
+def test_tables_2_and_3_have_the_papers_networks(imagenet):
+    pairs = {
+        "table2": ("simclr_resnet50_2x_sk1", {"simclr_resnet50_1x_sk0"}),
+        "table3": ("simclr_resnet152_3x_sk1", {"simclr_resnet50_1x_sk0", "simclr_resnet50_2x_sk1"}),
+    }
+    for name, (teacher, students) in pairs.items():
+        cells = expand(load_table(name), imagenet)
+        jobs = [job for job in in_order(cells) if job.method not in ("pretrain",)]
+        taught = [job for job in jobs if job.method == "distill"]
+        assert {job.config.distill.student for job in taught} == students
+        assert {(job.config.distill.temperature, job.config.distill.epochs) for job in taught} == {
+            (1, 400)
+        }
+        assert {job.config.model.encoder for job in jobs if job.method == "finetune"} == {teacher}
+        tuned = {
+            (job.config.labels, job.config.finetune.epochs)
+            for job in jobs
+            if job.method == "finetune"
+        }
+        assert tuned == {("1pct", 60), ("10pct", 30)}
+
+
+def test_figures_from_memory_say_so():
+    """Wherever they are printed; the others were compared with public copies."""
+    cells = {name: (load_table(name).paper or {})["cells"] for name in ("table2", "table3")}
+    marked = {
+        name: [str(x).endswith("(from memory)") for row in c.values() for x in row.values()]
+        for name, c in cells.items()
+    }
+    assert all(marked["table2"])
+    assert sum(marked["table3"]) == 2
+    assert "from memory" in str(cells["table3"]["distilled ResNet-50 2x SK"])
+
+
 def test_jobs_come_once_and_after_their_parents(config):
     jobs = in_order(expand(load_table("table3_small"), config))
     paths = [job.path for job in jobs]

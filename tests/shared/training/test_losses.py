@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from shared.training.losses import (
     Pairs,
     contrastive_metrics,
+    decoupled,
     distillation_loss,
     margin_triplet,
     nt_logistic,
@@ -271,6 +272,27 @@ def test_half_precision_embeddings_are_computed_with_in_float32(dtype):
     assert distillation_loss(logits, z[1], 0.1).dtype == torch.float32
     expected = distillation_loss(logits.float(), z[1].float(), 0.1)
     assert distillation_loss(logits, z[1], 0.1).item() == expected.item()
+
+
+@pytest.mark.parametrize(("B", "start", "temperature"), [(4, 0, 0.5), (3, 2, 0.1), (1, 0, 1.0)])
+def test_decoupled_is_its_definition(B, start, temperature):
+    """Yeh et al., eq. 6: all but the anchor and its positive stand below the positive."""
+    N = 6 if B > 1 else 1
+    z = random_views(N, N, 5, 3)
+    own = z[:, start : start + B]
+    value = decoupled(Pairs.of_views(own[0], own[1], z[0], z[1], start), temperature)
+    u = F.normalize(z, dim=-1)
+    total = 0.0
+    for view in (0, 1):
+        for i in range(start, start + B):
+            a, p = u[view, i], u[1 - view, i]
+            others = [u[v, j] for v in (0, 1) for j in range(N) if j != i]
+            below = sum(math.exp(a @ o / temperature) for o in others)
+            total += math.log(below) - float(a @ p) / temperature if others else 0.0
+    assert value.item() == pytest.approx(total / B)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = decoupled(Pairs.of_views(own[0], own[1], z[0], z[1], start), temperature)
+    assert again.item() == value.item()
 
 
 @pytest.mark.parametrize("loss", [nt_xent, nt_xent_tiled])
