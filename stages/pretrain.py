@@ -42,12 +42,13 @@ from shared.networks.build import (
     require_weights,
     weights_setting,
 )
+from shared.networks.heads import ContrastiveModel
 from shared.pretext.build import make_task
 from shared.pretext.gradient_cache import backward_in_parts
 from shared.pretext.network import as_tuple, freeze_unseen, kept_part
 from shared.runs.fit import fit, settings_as_before
 from shared.runs.forecast import forecast
-from shared.runtime.artifacts import read_meta
+from shared.runtime.artifacts import NetworkMeta, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device
@@ -95,8 +96,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     stage.seed_initial_weights()
     network = network_meta(config.model, config.data, config.head_layers)
     if source:
-        require_same_input(read_meta(source, "encoder"), config.data, source)
-        kept = fill(build_contrastive(network), source, "--model and --data describe")
+        kept = begun_from(source, network, config, accelerator)
     else:
         kept = build_contrastive(network, config.model.pretrained)
     model = task.network(kept)
@@ -108,6 +108,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     task.start(model, images)
     state = nn.ModuleDict({"model": model, "memory": task.memory}) if task.memory else None
     net = stage.prepare(model, len(images), state=state)
+    if stage.start == 0:
+        task.begin(images)
     if accelerator.is_main_process:
         write_names(stage.path / "images.csv", images)
     everything = np.arange(len(images))
@@ -143,12 +145,42 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
         stage.require_finite(loss_value)
         stage.optimizer.step()
         stage.optimizer.zero_grad()
-        task.update(model, answer)
-
-        if stage.log_is_due:
+        if stage.log_is_due:  # of what the step saw: before the task learns from it
             stage.log(loss=answer.loss, **answer.metrics(), loss_of_chance=task.chance)
+        task.update(model, answer)
     meta = {"kind": "encoder", **network, "task": cfg.task, "images": len(images)}
     return stage.finish(meta, model=kept_part(model))
+
+
+def begun_from(
+    source: Path, network: NetworkMeta, config: Config, accelerator: Accelerator
+) -> ContrastiveModel:
+    """The network that another pretraining has left: its projection head too, where both have one.
+
+    Some tasks leave the encoder alone. From one of them, or for one of them, only the encoder is
+    taken, and a line says so.
+
+    Args:
+        source: the other pretraining's artifact.
+        network: what is trained now.
+        config: the run's.
+        accelerator: of this process.
+
+    Raises:
+        UserError: the artifact is of another encoder or head, or of images that are fed otherwise.
+    """
+    meta, described = read_meta(source, "encoder"), "--model and --data describe"
+    require_same_input(meta, config.data, source)
+    if meta["head"]["layers"] and network["head"]["layers"]:
+        return fill(build_contrastive(network), source, described)
+    theirs = fill(build_contrastive({**network, "head": meta["head"]}), source, described)
+    kept = build_contrastive(network)
+    kept.encoder = theirs.encoder
+    if meta["head"]["layers"] or network["head"]["layers"]:
+        head = "its projection head is left" if meta["head"]["layers"] else "the head starts anew"
+        task = meta.get("task", "contrastive")
+        accelerator.print(f"pretrain: starts from the encoder of {source}, {task}; {head}")
+    return kept
 
 
 def kept_import(config: Config) -> str:

@@ -360,8 +360,9 @@ class Pretrain(Training):
             with a section of that name.
         temperature: of nt_xent, dcl, nt_logistic, prototypes; the paper takes 0.1 on ImageNet.
         margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
-        init: run or artifact folder of another pretraining, whose encoder and projection head this
-            one starts from, as where images came later; unset: from scratch.
+        init: run or artifact folder of another pretraining, also by another task, whose encoder is
+            the start, as where images came later; and its projection head, where both tasks have
+            one. Unset: from scratch.
         semi_hard: take one negative per anchor (nt_logistic, margin_triplet, pair), the most
             similar of those that are less similar than the positive.
         memory: second views of earlier steps kept as further negatives, embedded by a moving

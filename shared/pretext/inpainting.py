@@ -54,6 +54,8 @@ class Inpainting(Task):
         self.noise = max(4, round(COARSE * self.size))
         self.rim = round(self.cfg.rim * self.size)
         self.variance = 0.0
+        # noise, hole and its inner part, of the last batch
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def chance(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -101,14 +103,23 @@ class Inpainting(Task):
 
     def hole(self, batch: Batch) -> Tensor:
         """(b, 1, S, S) float32, 1 in the region that is to be painted."""
+        return self._regions(batch)[0]
+
+    def _regions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The hole, and that of it which the network does not see; once for a batch's noise."""
         images = batch.images
         if self.cfg.region == "centre":
-            return centre(len(images), self.size, self.cfg.share, images.device)
-        return blobs(upload(batch.drawn[0], images.device), self.size, self.cfg.share)
+            hole = centre(len(images), self.size, self.cfg.share, images.device)
+            return hole, inner(hole, self.rim)
+        noise = batch.drawn[0]
+        if self._last is None or self._last[0] is not noise:  # inputs and targets ask in turn
+            hole = blobs(upload(noise, images.device), self.size, self.cfg.share)
+            self._last = noise, hole, inner(hole, self.rim)
+        return self._last[1:]
 
     def inputs(self, batch: Batch) -> Tensors:
         """The images with the hole, but for its rim, in one colour: (b, 3, S, S)."""
-        hidden = inner(self.hole(batch), self.rim)
+        _, hidden = self._regions(batch)
         both = upload(torch.tensor([self.data.mean, self.data.std, FILL]), batch.images.device)
         mean, std, fill = both.view(3, 3, 1, 1)
         return (torch.where(hidden > 0, (fill - mean) / std, batch.images),)
@@ -117,8 +128,7 @@ class Inpainting(Task):
         """The pixels (b, 3, S, S) from -1 to 1, and their weights (b, 1, S, S), 0 outside."""
         both = upload(torch.tensor([self.data.mean, self.data.std]), batch.images.device)
         mean, std = both.view(2, 3, 1, 1)
-        hole = self.hole(batch)
-        hidden = inner(hole, self.rim)
+        hole, hidden = self._regions(batch)
         weights = RIM_WEIGHT * hole - (RIM_WEIGHT - 1) * hidden
         return 2 * (batch.images * std + mean).clamp(0, 1) - 1, weights
 

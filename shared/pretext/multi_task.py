@@ -78,6 +78,11 @@ class MultiTask(Task):
             part.start(model, images)
         self.chance = sum(self.weights[name] * part.chance for name, part in self.parts.items())
 
+    def begin(self, images: ImageSet) -> None:
+        """Fill what the parts remember."""
+        for part in self.parts.values():
+            part.begin(images)
+
     def draw(self, rng: np.random.Generator, batch_size: int) -> Tensors:
         """What the parts draw, one after the other."""
         drawn = [part.draw(rng, batch_size) for part in self.parts.values()]

@@ -3,11 +3,12 @@
     task = make_task(config, accelerator)
     model = task.network(contrastive_model)
     task.start(model, images)
+    task.begin(images)                                    # unless a checkpoint goes on
     for step, batch in stage.steps(batches):              # batches draw for the task
         outputs = net(*task.inputs(batch))
         answer = task.loss(outputs, task.targets(batch))
         ...                                               # backward, update
-        task.update(answer)
+        task.update(model, answer)
 
 All that a task draws is a row per image of the *global* batch, a function of seed and step. Its
 inputs, targets and outputs are tensors whose rows are those of this process's images, once or
@@ -124,6 +125,13 @@ class Task:
             images: that are trained on.
         """
 
+    def begin(self, images: ImageSet) -> None:
+        """Fill `memory` where that takes long: after `start`, and only where no checkpoint has it.
+
+        Args:
+            images: that are trained on.
+        """
+
     def draw(self, rng: np.random.Generator, batch_size: int) -> Tensors:
         """What is drawn for a global batch: (B, ...) each, a row for each image."""
         return ()
@@ -146,7 +154,7 @@ class Task:
         raise NotImplementedError
 
     def update(self, model: nn.Module, answer: Answer) -> None:
-        """Renew `memory` after an update of the network.
+        """Renew `memory` after an update of the network, and after the log.
 
         Args:
             model: the trained network, without wrapper.

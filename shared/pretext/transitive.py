@@ -12,8 +12,8 @@ What differs on purpose: there are no videos and no tracker. A pair's negatives 
 other pairs of the batch, neighbours among them or not, and the semi-hard one counts (`Exemplar`);
 the original first takes random ones and then the hardest. The embedding is the projection head's.
 
-The neighbours are found once, at the start. They are part of a checkpoint, so a run that goes on
-has the same, however it computes.
+The neighbours are found once, when the run begins. They are part of a checkpoint, so a run that
+goes on takes them from there.
 """
 
 from pathlib import Path
@@ -86,6 +86,12 @@ class Transitive(Exemplar):
             )
 
     def start(self, model: nn.Module, images: ImageSet) -> None:
+        """Make room for the neighbours of all images."""
+        self.neighbours = Neighbours(
+            torch.zeros(len(images), self.cfg.neighbours, dtype=torch.long)
+        )
+
+    def begin(self, images: ImageSet) -> None:
         """Find the neighbours of all images by the first network."""
         network, meta = load_contrastive(self.source)
         encoder = to_device(network.encoder, self.config, self.accelerator)
@@ -104,7 +110,7 @@ class Transitive(Exemplar):
         # an unreadable image, which on_error=skip replaces, is its own neighbour
         table = torch.arange(len(images))[:, None].repeat(1, self.cfg.neighbours)
         table[places] = places[near.cpu()]
-        self.neighbours = Neighbours(table)
+        self.neighbours.nearest.copy_(table)
 
     def partners(self, rng: np.random.Generator, ids: np.ndarray) -> np.ndarray:
         """For images (B,) a neighbour of each, (B,)."""

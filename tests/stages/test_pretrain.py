@@ -29,7 +29,7 @@ def test_losses_of_the_stage(tmp_path):
     """Each is the one that is asked for: near the value of a network that has learned nothing."""
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     for name, negatives in (("nt_xent", 62), ("nt_logistic", 31), ("margin_triplet", 31)):
-        options = [f"--run={name}", f"--pretrain.loss={name}", "--pretrain.temperature=1.0"]
+        options = [f"--run={name}", f"--pretrain.loss={name}"]  # the recipe's temperature is 1
         lines, _ = run_pretrain(tmp_path, accelerator, *options)
         assert lines[0]["negatives_per_anchor"] == negatives
         assert lines[0]["loss"] == pytest.approx(lines[0]["loss_of_chance"], rel=0.25)

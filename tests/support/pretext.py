@@ -59,6 +59,7 @@ VARIANTS = {
         "--pretrain.loss=prototypes",
         "--prototypes.number=12",
     ],
+    "contrastive-pair": ["--pretrain.task=contrastive", "--pretrain.loss=pair"],
     "inpainting-adversarial": ["--pretrain.task=inpainting", "--inpainting.adversarial=0.1"],
 }
 

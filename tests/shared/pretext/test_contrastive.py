@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from shared.config.schema import Config, Pretrain
 from shared.pretext.contrastive import Contrastive, contrastive_loss, without_learning
 from shared.training.losses import Pairs
+from tests.support.pretext import learn
 
 
 def test_chance_is_what_equal_embeddings_give():
@@ -43,6 +44,12 @@ def test_negatives_and_what_the_first_line_says():
     assert without_learning(moco) == (12, math.log(13))
     task = Contrastive(Config(pretrain=cfg), Accelerator(cpu=True))
     assert (task.facts, task.views, task.memory) == ("negatives per anchor: 10", 2, None)
+
+
+def test_pairs_learn(tmp_path):
+    line = learn(tmp_path, "contrastive-pair", "--pretrain.steps=60", "--pretrain.margin=1.4")
+    assert line["loss"] < 0.9 * line["loss_of_chance"], line
+    assert line["contrastive_top1"] > 0.15 > 7 / 47, line  # of 47 others
 
 
 def test_a_loss_without_a_branch_is_a_defect():

@@ -13,6 +13,7 @@ from shared.config.pretext import Inpainting as Options
 from shared.config.schema import Config, Data, Model, Pretrain
 from shared.data.batches import Batch, normalize
 from shared.networks.build import build_contrastive, network_meta
+from shared.pretext import inpainting
 from shared.pretext.inpainting import (
     FILL,
     Decoder,
@@ -60,6 +61,18 @@ def test_the_hole_is_of_one_colour_and_all_else_is_bit_equal(region):
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (made.data.mean, made.data.std))
     fill = torch.tensor(FILL).view(3, 1, 1).expand_as(seen)
     assert torch.allclose((seen * std + mean)[~outside], fill[~outside], atol=1e-6)
+
+
+def test_a_hole_is_made_once_for_a_batch(monkeypatch):
+    made, noises = task(), []
+    monkeypatch.setattr(
+        inpainting, "blobs", lambda noise, *a: noises.append(noise) or blobs(noise, *a)
+    )
+    first, second = batch(made), batch(made)._replace(drawn=made.draw(np.random.default_rng(1), B))
+    for images in (first, second, first):
+        hidden = (made.inputs(images)[0] != images.images).any(1)
+        assert (made.targets(images)[1][:, 0].bool() >= hidden).all()
+    assert len(noises) == 3
 
 
 @pytest.mark.parametrize("region", ["random", "centre"])

@@ -13,6 +13,7 @@ from shared.config.command_line import load_config
 from shared.config.pretext import TASK_SECTIONS, TASKS
 from shared.config.schema import Config
 from shared.pretext.build import TASK_CLASSES
+from shared.pretext.contrastive import Contrastive
 from shared.runtime.stop import StopRequest
 from shared.training.stage import Stage
 from stages import pretrain
@@ -127,6 +128,38 @@ def test_processes_together_equal_one(variants, tmp_path):
                         assert b[key] == pytest.approx(a[key], rel=1e-2, abs=2e-2), (variant, key)
             for name, tensor in weights.items():
                 assert torch.allclose(theirs[name], tensor, rtol=2e-3, atol=2e-3), (variant, name)
+
+
+def test_the_log_is_of_what_the_step_saw(tmp_path, monkeypatch):
+    """So it stands before the update of a bank, of a memory, or of an adversary."""
+    calls = []
+    log, update = Stage.log, Contrastive.update
+    monkeypatch.setattr(Stage, "log", lambda *a, **kw: calls.append("log") or log(*a, **kw))
+    monkeypatch.setattr(Contrastive, "update", lambda *a: calls.append("update") or update(*a))
+    run(tmp_path, "contrastive", "--pretrain.steps=2", "--pretrain.memory=16")
+    assert calls == ["log", "update"] * 2
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "line"),
+    [
+        ("rotation", "contrastive", "rotation; the head starts anew"),
+        ("contrastive", "rotation", "contrastive; its projection head is left"),
+        ("contrastive", "instances", ""),
+    ],
+)
+def test_a_task_starts_from_what_another_has_left(first, then, line, tmp_path, capsys):
+    run(tmp_path / "first", first, "--pretrain.steps=1")
+    init = f"--pretrain.init={tmp_path / 'first/digits'}"
+    rate = "--pretrain.learning_rate=1e-30"
+    _, weights = run(tmp_path / "then", then, init, rate, "--pretrain.steps=1")
+    theirs = load_file(tmp_path / "first/digits/pretrain/model.safetensors")
+    both = "head." if line else "nothing"
+    for name, tensor in weights.items():
+        if not name.startswith(both) and "running" not in name and "batches" not in name:
+            assert torch.allclose(tensor, theirs[name], atol=1e-20), name
+    assert any(name.startswith("head.") for name in weights) == (then != "rotation")
+    assert f"/first/digits/pretrain, {line}" in capsys.readouterr().out if line else True
 
 
 def test_another_task_does_not_go_on_from_a_checkpoint(tmp_path, capsys):

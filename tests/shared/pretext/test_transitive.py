@@ -1,6 +1,7 @@
 """Transitive invariance: neighbours, the views of a pair, the closed set of pairs, refusals."""
 
 import itertools
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from shared.data.sources import open_data
 from shared.pretext.build import make_task
 from shared.pretext.transitive import Neighbours, Transitive, nearest
 from shared.runtime.errors import UserError
+from shared.runtime.stop import StopRequest
+from shared.training.stage import Stage
+from stages import pretrain
 from tests.support.pretext import first_encoder, learn, options_of, upright
 from tests.support.sources import images
 
@@ -108,6 +112,23 @@ def test_the_first_network_counts_by_its_weights_and_a_run_is_a_folder():
     settings = task().settings
     assert len(settings["transitive.encoder"]) == 64
     assert task(f"--transitive.init={first_encoder().parent}").settings == settings
+
+
+def test_a_run_that_goes_on_takes_the_neighbours_of_its_checkpoint(tmp_path, monkeypatch):
+    """Embedding all images takes long, and another machine would find others."""
+    arguments = [*options_of("transitive"), f"--output={tmp_path}", "--pretrain.steps=2"]
+    with monkeypatch.context() as patch:
+
+        def stop(self, step):
+            patch.setattr(StopRequest, "received", signal.SIGTERM)
+            checkpoint(self, step)
+
+        checkpoint = Stage.checkpoint
+        patch.setattr(Stage, "checkpoint", stop)
+        assert pretrain.main(arguments) == 128 + signal.SIGTERM
+    monkeypatch.setattr(StopRequest, "received", None)
+    monkeypatch.setattr(Transitive, "begin", lambda *_: pytest.fail("embeds all images again"))
+    assert pretrain.main(arguments) == 0
 
 
 @pytest.mark.slow
