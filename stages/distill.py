@@ -166,7 +166,7 @@ def require_same_task(
             f" {len(classes)} ({', '.join(classes[:3])}, ...); they must be the same"
         )
     taught_with = teacher["labels"]
-    if taught_with["number"] and LabelSet.of_tag(taught_with["given"]).tag != label_set.tag:
+    if taught_with["number"] and LabelSet.parse(taught_with["given"]).tag != label_set.tag:
         raise UserError(
             f"the teacher {folder} was trained with --labels {taught_with['given']}, now it is"
             f" {label_set.text}; give the same"

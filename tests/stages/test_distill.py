@@ -146,6 +146,8 @@ def test_the_teacher_must_have_the_same_label_set():
     require_same_task("here/mine.csv", 14, "there/mine.csv")  # a file is known by its name
     with pytest.raises(UserError, match=r"trained with --labels here/mine\.csv"):
         require_same_task("here/mine.csv", 14, "here/other.csv")
+    with pytest.raises(UserError, match=r"trained with --labels 1pct, now it is 1pct\.csv"):
+        require_same_task("1pct", 14, "1pct.csv")
     require_same_task("100pct", 0, "1pct")  # an imported teacher does not say how many
 
 
