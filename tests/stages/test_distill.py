@@ -194,6 +194,27 @@ def test_each_distillation_has_its_temperature(photos, finished, tmp_path, monke
     assert temperatures == [0.2, 0.2, 3.0, 3.0]  # two steps each
 
 
+@pytest.mark.parametrize("use", ["--distill.images=labeled", "--distill.labeled_weight=0.5"])
+def test_the_labels_that_the_student_sees_are_noted(
+    photos, finished, tmp_path, monkeypatch, capfd, use
+):
+    """Those of another teacher's seed are others. What an earlier version made stays done."""
+    options = [*options_of(photos, finished, tmp_path), use, "--seed=1"]
+    assert run(distill.main, *options) == 0
+    file = tmp_path / "r/distill-2perclass-seed1/meta.json"
+    meta = json.loads(file.read_text())
+    assert meta["labels"]["hash"] == meta["settings"]["student_labels"]
+    assert meta["settings"]["student_labels"] != meta["settings"]["labels"]
+    draw = distill.draw_labels
+    monkeypatch.setattr(distill, "draw_labels", lambda *arguments: draw(*arguments[:2], 2))
+    message = refused(capfd, distill.main, *options)
+    assert "the student sees other labels" in message
+    del meta["settings"]["student_labels"]
+    file.write_text(json.dumps(meta))
+    assert run(distill.main, *options) == 0
+    assert json.loads(file.read_text()) == meta
+
+
 @pytest.mark.parametrize(("images", "number"), [("all", 24), ("labeled", 6)])
 def test_images_to_distill_on(photos, finished, tmp_path, monkeypatch, images, number):
     ids, batches = [], Stage.batches
