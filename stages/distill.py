@@ -42,7 +42,7 @@ from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
 from shared.training.device import read_later, to_device, to_inference
 from shared.training.losses import distillation_loss
-from shared.training.stage import Stage, follows, settings_of_test_images
+from shared.training.stage import Stage, follows, labels_meta, settings_of_test_images
 
 
 def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Path:
@@ -70,16 +70,21 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     require_same_task(teacher_meta, source, splits, config.label_set)
     images = splits.train
     pretrained = False if row.copies_teacher else cfg.student_pretrained
+    labels, noted, own = None, teacher_meta["labels"], {}
+    if cfg.labeled_weight or cfg.images == "labeled":
+        labels = draw_labels(splits, config.label_set, config.seed)  # the teacher's may be others
+        noted, own = labels_meta(config, labels), {"student_labels": labels.hash}
     settings = {
         "parent": teacher_meta["weights_sha256"],
         "images": images.fingerprint,
         **settings_of_test_images(splits),
         "labels": teacher_meta["labels"]["hash"],
+        **own,
         **weights_setting(pretrained),
         "seed": config.seed,
     }
     changes = follows(config, images)
-    stage = Stage(config, accelerator, method, settings, config.seed, follows=changes)
+    stage = Stage(config, accelerator, method, settings, config.seed, changes, unnoted=own)
     if stage.done:
         return stage.path
 
@@ -98,8 +103,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     temperature = cfg.self_temperature if row.copies_teacher else cfg.temperature
     augmentation = augmentation_for(cfg.views_of(config.augment), cfg.augmentation)
     labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
-    if cfg.labeled_weight or cfg.images == "labeled":
-        labels = draw_labels(splits, config.label_set, config.seed)
+    if labels:
         targets[labels.ids] = torch.from_numpy(labels.targets)
         ids = labels.ids if cfg.images == "labeled" else ids
         if cfg.labeled_weight:
@@ -143,7 +147,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         if stage.log_is_due:
             agreement = student_logits.argmax(1) == teacher_logits.argmax(1)
             stage.log(loss=loss, agreement=weight * agreement.float().mean())
-    return stage.finish_classifier(classifier, teacher_meta["labels"], splits.test, source)
+    return stage.finish_classifier(classifier, noted, splits.test, source)
 
 
 def teacher_folder(config: Config, method: str) -> Path:
@@ -166,7 +170,7 @@ def require_same_task(
             f" {len(classes)} ({', '.join(classes[:3])}, ...); they must be the same"
         )
     taught_with = teacher["labels"]
-    if taught_with["number"] and LabelSet.of_tag(taught_with["given"]).tag != label_set.tag:
+    if taught_with["number"] and LabelSet.parse(taught_with["given"]).tag != label_set.tag:
         raise UserError(
             f"the teacher {folder} was trained with --labels {taught_with['given']}, now it is"
             f" {label_set.text}; give the same"

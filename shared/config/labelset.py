@@ -27,7 +27,8 @@ class LabelSet:
 
     Attributes:
         text: as the user wrote it.
-        tag: names the label set in folders and results: ``1pct``, or a file's name.
+        tag: names the label set in folders and results: ``1pct``, or a file's name without its
+            suffix; ``file-1pct`` for a file ``1pct.csv``.
         share: of the labeled images, in [0, 1].
         per_class: images of each class.
         random: images drawn without a look at their classes.
@@ -54,7 +55,33 @@ class LabelSet:
         """Read a value of ``--labels``.
 
         Raises:
-            ValueError: where it is none of ``ALLOWED``, or a number is out of range.
+            UserError: where it is none of ``ALLOWED``, or a number is out of range.
+        """
+        if drawn := cls._drawn(text):
+            return drawn
+        if _FILE.fullmatch(text):
+            tag = Path(text).stem
+            if any(form.fullmatch(tag) for form in (_SHARE, _PER_CLASS, _NUMBER)):
+                tag = f"file-{tag}"  # else its folders were those of the labels that are drawn
+            if len(os.fsencode(tag)) > LONGEST_TAG:
+                raise UserError(
+                    f"labels: the name of {text} is longer than {LONGEST_TAG} bytes, and folders"
+                    " are called so; rename the file"
+                )
+            return cls(text, tag, file=Path(text))
+        if _LONG.fullmatch(text):
+            raise UserError(
+                f"labels={text[:60]}: the number is too long; a share has at most 3 digits and 20"
+                " decimals, the others have at most 12 digits"
+            )
+        raise UserError(f"labels must be {ALLOWED}, got {text!r}")
+
+    @classmethod
+    def _drawn(cls, text: str) -> "LabelSet | None":
+        """A set that a share or a number names; None for all other texts.
+
+        Raises:
+            UserError: the number is out of range.
         """
         if match := _SHARE.fullmatch(text):
             share = float(match[1]) / 100
@@ -70,27 +97,14 @@ class LabelSet:
             if match[2] == "random":
                 return cls(text, text, random=number)
             return cls(text, text, suggested=number)
-        if _FILE.fullmatch(text):
-            tag = Path(text).stem
-            if len(os.fsencode(tag)) > LONGEST_TAG:
-                raise ValueError(
-                    f"labels: the name of {text} is longer than {LONGEST_TAG} bytes, and folders"
-                    " are called so; rename the file"
-                )
-            return cls(text, tag, file=Path(text))
-        if _LONG.fullmatch(text):
-            raise UserError(
-                f"labels={text[:60]}: the number is too long; a share has at most 3 digits and 20"
-                " decimals, the others have at most 12 digits"
-            )
-        raise ValueError(f"labels must be {ALLOWED}, got {text!r}")
+        return None
 
     @classmethod
     def of_tag(cls, tag: str) -> "LabelSet":
-        """The label set that a row of results names, which knows a file by its stem alone."""
+        """The label set that a row of results names, which knows a file by its tag alone."""
         try:
-            return cls.parse(tag)
-        except ValueError:
+            return cls._drawn(tag) or cls(tag, tag, file=Path(tag))
+        except UserError:
             return cls(tag, tag, file=Path(tag))
 
     @property

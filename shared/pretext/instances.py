@@ -20,7 +20,7 @@ from shared.data.batches import Batch
 from shared.data.image_ops import upload
 from shared.data.images import UNLABELED, ImageSet
 from shared.pretext.task import Answer, Metrics, Task, Tensors
-from shared.runtime.distributed import gather_with_grad
+from shared.runtime.distributed import gather_with_grad, mean_over_processes
 from shared.runtime.errors import UserError
 from shared.training.device import free_bytes
 
@@ -169,9 +169,10 @@ class Instances(Task):
     def _neighbours(self, v: Tensor, ids: Tensor) -> Metrics:
         """Accuracy of a vote of the bank's most similar labeled images, the image itself left out.
 
-        As the original's test: votes weigh exp(similarity / temperature).
+        As the original's test: votes weigh exp(similarity / temperature). Images without label do
+        not count. Collective where images of the set have labels; which rows have does not matter.
         """
-        if not (own := self.labels[ids] != UNLABELED).any():
+        if (self.labels == UNLABELED).all():
             return {}
         similar = v @ self.bank.vectors.T  # (b, n)
         similar[torch.arange(len(v)), ids] = -math.inf
@@ -181,7 +182,10 @@ class Instances(Task):
         votes = weights.new_zeros(len(v), int(self.labels.max()) + 1)
         votes.scatter_add_(1, self.labels[near].clamp(min=0), weights)
         right = votes.argmax(1) == self.labels[ids]
-        return {"neighbours_top1": self.weight * right[own].float().mean()}
+        known = self.labels[ids] != UNLABELED
+        counts = torch.stack([(right & known).sum(), known.sum()]).float()
+        hits, labeled = mean_over_processes(counts)
+        return {"neighbours_top1": hits / labeled} if labeled > 0 else {}
 
     def update(self, model: nn.Module, answer: Answer) -> None:
         """Move the vectors of the batch's images."""

@@ -48,6 +48,7 @@ HASHES = {
     "test_images": f" the test images have changed,{_HELD_OUT} (not with --data.test);",
     "classes": " the names of the classes, or which image is in which, have changed;",
     "labels": " other images are labeled;",
+    "student_labels": " the student sees other labels;",
     "parent": " the artifact that it starts from is another one;",
 }
 

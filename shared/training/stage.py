@@ -57,7 +57,10 @@ from shared.training.runlog import RunLog
 from shared.training.schedule import require_an_image_each, schedule_of
 
 # what a file of labels decides: a classifier follows its changes without --force, see `follows`
-FOLLOWS = ("labels", "classes", "images", "test_images", "from_layer", "parent")
+FOLLOWS = (
+    *("labels", "student_labels", "classes", "images", "test_images"),
+    *("from_layer", "parent"),
+)
 
 B = TypeVar("B")
 # what runs one stage, as the pipeline hands it to a grid of runs
@@ -103,6 +106,7 @@ class Stage:
         seed: of initial weights, order, augmentation and dropout.
         follows: whether a classifier is made again, without ``--force``, where labels or images
             have changed.
+        unnoted: of settings that earlier versions did not note, what their artifacts count as.
 
     Attributes:
         done: the artifact is there already, made with these settings.
@@ -131,6 +135,7 @@ class Stage:
         settings: Mapping[str, Any],
         seed: int,
         follows: bool = False,
+        unnoted: Mapping[str, Any] | None = None,
     ):
         self.config, self.accelerator, self.method, self.seed = config, accelerator, method, seed
         self.training: Training = config.training_of(method)
@@ -146,7 +151,7 @@ class Stage:
             force=config.forces(method),
             accelerator=accelerator,
             go_on=config.to_go_on(method),
-            defaults=defaults(),
+            defaults={**defaults(), **(unnoted or {})},
             renamed=renamed_of(method),
             follows=FOLLOWS if follows else (),
         )

@@ -172,7 +172,7 @@ class Inputs:
     def label_sets(self) -> dict[str, np.ndarray]:
         """Classes of the used training images: those that training may see, and "all" known ones.
 
-        There is no "all" where the two are equal.
+        There is no "all" where the two are equal. Beside a file all.csv it is called "all known".
         """
         positions = self.train_features[1]
         of_training, known = (
@@ -180,9 +180,9 @@ class Inputs:
             self.splits.train.labels.copy(),
         )
         of_training[self.labels.ids] = known[self.labels.ids] = self.labels.targets
-        sets = {self.config.label_set.tag: of_training[positions], "all": known[positions]}
-        if (sets["all"] == of_training[positions]).all():
-            del sets["all"]
+        sets = {self.config.label_set.tag: of_training[positions]}
+        if (known != of_training)[positions].any():
+            sets["all" if "all" not in sets else "all known"] = known[positions]
         return sets
 
     @cached_property

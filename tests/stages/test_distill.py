@@ -146,6 +146,8 @@ def test_the_teacher_must_have_the_same_label_set():
     require_same_task("here/mine.csv", 14, "there/mine.csv")  # a file is known by its name
     with pytest.raises(UserError, match=r"trained with --labels here/mine\.csv"):
         require_same_task("here/mine.csv", 14, "here/other.csv")
+    with pytest.raises(UserError, match=r"trained with --labels 1pct, now it is 1pct\.csv"):
+        require_same_task("1pct", 14, "1pct.csv")
     require_same_task("100pct", 0, "1pct")  # an imported teacher does not say how many
 
 
@@ -190,6 +192,27 @@ def test_each_distillation_has_its_temperature(photos, finished, tmp_path, monke
     options.append("--distill.self_temperature=0.2")
     assert run(distill.main, *options_of(photos, finished, tmp_path), *options) == 0
     assert temperatures == [0.2, 0.2, 3.0, 3.0]  # two steps each
+
+
+@pytest.mark.parametrize("use", ["--distill.images=labeled", "--distill.labeled_weight=0.5"])
+def test_the_labels_that_the_student_sees_are_noted(
+    photos, finished, tmp_path, monkeypatch, capfd, use
+):
+    """Those of another teacher's seed are others. What an earlier version made stays done."""
+    options = [*options_of(photos, finished, tmp_path), use, "--seed=1"]
+    assert run(distill.main, *options) == 0
+    file = tmp_path / "r/distill-2perclass-seed1/meta.json"
+    meta = json.loads(file.read_text())
+    assert meta["labels"]["hash"] == meta["settings"]["student_labels"]
+    assert meta["settings"]["student_labels"] != meta["settings"]["labels"]
+    draw = distill.draw_labels
+    monkeypatch.setattr(distill, "draw_labels", lambda *arguments: draw(*arguments[:2], 2))
+    message = refused(capfd, distill.main, *options)
+    assert "the student sees other labels" in message
+    del meta["settings"]["student_labels"]
+    file.write_text(json.dumps(meta))
+    assert run(distill.main, *options) == 0
+    assert json.loads(file.read_text()) == meta
 
 
 @pytest.mark.parametrize(("images", "number"), [("all", 24), ("labeled", 6)])

@@ -60,6 +60,22 @@ def test_files(suffix):
     assert labels.csv_file == (Path(text) if suffix == "csv" else None)
 
 
+@pytest.mark.parametrize("name", ["1pct", "12.5pct", "3perclass", "30random", "30suggested"])
+@pytest.mark.parametrize("suffix", ["csv", "TSV", "txt"])
+def test_a_file_called_as_drawn_labels_has_folders_of_its_own(name, suffix):
+    """Else its artifacts were taken for outdated ones of the drawn labels, and made anew."""
+    labels, drawn = LabelSet.parse(f"mine/{name}.{suffix}"), LabelSet.parse(name)
+    assert labels.file == Path(f"mine/{name}.{suffix}")
+    assert labels.folder("finetune", 0) != drawn.folder("finetune", 0)
+    assert LabelSet.of_tag(labels.tag).file is not None
+    assert LabelSet.of_tag(labels.tag).title == labels.title != drawn.title
+
+
+def test_a_tag_that_reads_like_a_file_is_a_whole_tag():
+    labels = LabelSet.parse("labels.csv.csv")
+    assert LabelSet.of_tag(labels.tag).tag == labels.tag == "labels.csv"
+
+
 @pytest.mark.parametrize(
     "bad",
     [
