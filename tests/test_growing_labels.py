@@ -156,7 +156,10 @@ def test_labels_in_a_metadata_file_grow_likewise(tmp_path, capsys, form):
         if made_before:
             assert made_now["pretrain"] == made_before["pretrain"]
             assert made_now["finetune-100pct-seed0"] > made_before["finetune-100pct-seed0"]
-            assert "finetune: made again, with other" in capsys.readouterr().out
+            printed = capsys.readouterr().out
+            (line,) = [x for x in printed.splitlines() if x.startswith("finetune: made again")]
+            what = line.removeprefix("finetune: made again, with other ").split(", ")
+            assert {"labels"} <= {*what} <= {"labels", "images", "test images"}
         made_before = made_now
 
 

@@ -127,6 +127,8 @@ def _parser(program: str, description: str) -> _Parser:
         elif action.dest == "pretrain.task":
             action.metavar = "TASK"
             action.help = f"{action.help} Tasks: {', '.join(TASKS)}."
+        elif action.dest == "print_config":
+            action.metavar = "[=flags]"  # the parser's own has a control character
         elif action.dest == "force":
             action.help = f"{action.help}: {', '.join(FORCEABLE)} or all"
     return parser

@@ -681,12 +681,7 @@ class Assess:
 
     def __post_init__(self) -> None:
         for part in self.parts.split(","):
-            require(
-                part in ("all", *ASSESSMENTS),
-                "assess.parts",
-                part,
-                "all or of " + ", ".join(ASSESSMENTS),
-            )
+            require_one_of(("all", *ASSESSMENTS), "assess.parts", part)
         require(self.map_points >= 10, "assess.map_points", self.map_points, "10 or more")
         require(self.max_images >= 10, "assess.max_images", self.max_images, "10 or more")
 
@@ -792,8 +787,7 @@ class Config:
         seconds = self.budget_seconds
         require(seconds is None or seconds > 0, "budget", self.budget, "like 30min, 1.5h or 90s")
         for stage in filter(None, self.force.split(",")):
-            allowed = (*FORCEABLE, "all")
-            require(stage in allowed, "force", stage, "of " + ", ".join(allowed))
+            require_one_of((*FORCEABLE, "all"), "force", stage)
         self._require_task()
         for stage in (self.finetune, self.linear, self.supervised, self.classical):
             layers = self.head_layers

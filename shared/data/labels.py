@@ -25,6 +25,7 @@ from shared.data.label_files import (
 from shared.runtime.errors import UserError
 from shared.runtime.files import open_regular, write_atomically
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
+from shared.runtime.progress import counted
 from shared.runtime.randomness import generator
 from shared.runtime.records import read_record
 
@@ -159,8 +160,9 @@ def _checked(train: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path) 
         )
     if len(np.unique(targets)) < 2:
         raise UserError(
-            f"{file} has {len(ids)} labels of images that training may see, and they are not of two"
-            " or more classes"
+            f"{file} has {counted(len(ids), 'label')} of images that training may see, of"
+            f" {counted(len(np.unique(targets)), 'class', 'classes')}; give labels of two or more"
+            " classes, of images that are not in --data.test"
         )
     return Labels(ids, targets)
 

@@ -243,7 +243,7 @@ def table_line(table: LabelTable, splits: Splits) -> str:
         f" {counted(len(classes), 'class', 'classes')}"
     )
     if without := len(table.rows) - len(ids):
-        line += f", {without:,} rows without a label"
+        line += f", {counted(without, 'row')} without a label"
     if held_out := int((ids < 0).sum()):
         line += f"; {held_out:,} of them are of images for testing, or of unreadable ones"
     if 1 < len(classes) <= LISTED:  # a misspelt class shows here

@@ -45,6 +45,7 @@ SPARED = 0.1  # share of the budget that the first choice leaves, because clocks
 MEASURED = 0.04  # share of the budget that measuring takes, about
 FEW_LABELS = 0.25  # share of the budget that stages on the labels alone may take at full length
 SHORTEST = 0.01  # times the recipe's length: so far a stage shrinks
+SHORTEST_OF_FEW = 0.1  # the same of the stages on the labels; a few updates teach nothing
 LONGEST = 5.0  # times the recipe's length: so far a large budget lengthens stages 1 and 3
 CPU_FLOPS = 2.5e11  # of one core with AMX (docs/performance.md); others reach less
 FEW = 20  # epochs of pretraining, of which fewer are worth a note
@@ -138,7 +139,12 @@ def fit(
 
 def settings_as_before(config: Config) -> str:
     """One line for a run whose settings were chosen by an earlier call."""
-    also = "; --budget was for that choice" if config.budget else ""
+    also = ""
+    if config.budget:
+        also = (
+            "; --budget was for that choice, other lengths are given as --finetune.steps N or"
+            " --distill.epochs N, with --force finetune,distill"
+        )
     return f"settings as chosen before: {config.folder / KEPT}{also}"
 
 
@@ -359,6 +365,16 @@ def fit_lengths(
         raise UserError(
             f"--budget {config.budget} is too short for {counted(counts.train, 'image')}: less than"
             f" one pass over them; give {duration(least)} or more, or fewer images"
+        )
+    few = [plan for plan in plans if plan.stage in factors and not METHODS[plan.stage].all_images]
+    of_few = sum(map(_moving, few))
+    if budget and few and factors[few[0].stage] < SHORTEST_OF_FEW:
+        fixed = sum(plan.seconds for plan in plans) - sum(map(_moving, plans))
+        needed = fixed + SHORTEST_OF_FEW * of_few / FEW_LABELS
+        raise UserError(
+            f"--budget {config.budget} is too short for the stages on the labels: less than"
+            f" {SHORTEST_OF_FEW:.0%} of their length; give"
+            f" {duration(time.time() - began + needed / (1 - SPARED))} or more"
         )
     factors = {name: max(factor, SHORTEST) for name, factor in factors.items()}
     config = lengthen(config, flags, factors)

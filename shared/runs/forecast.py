@@ -131,7 +131,14 @@ def forecast(
             "The rows without a batch were not measured: their time is from the FLOP/s of the"
             " others, and can be wrong by a factor of 2.\n"
         )
-    say(note + f"In all {duration(sum(line.seconds for line in lines))} of training.")
+    done = [
+        name
+        for name in stages
+        if (config.folder_of(name) / "meta.json").exists() and not config.forces(name)
+    ]
+    left = sum(line.seconds for line in lines if line.stage not in done)
+    there = f" without {', '.join(done)}, which the run has already" if done else ""
+    say(f"{note}In all {duration(left)} of training{there}.")
     for warning in warnings_of(lines, accelerator):
         say_block(warning)
     if config.data.train.startswith("ILSVRC/imagenet-1k"):

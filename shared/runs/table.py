@@ -87,9 +87,10 @@ def load_table(name: str) -> Table:
     files = {file.stem: file for file in sorted((RECIPES / "tables").glob("*.yaml"))}
     file = files.get(name, Path(name))
     if not os.path.isfile(file):
-        known = ", ".join(files)
+        close = difflib.get_close_matches(name, files, n=1)
+        hint = f"; did you mean {close[0]}?" if close else did_you_mean(file)
         raise UserError(
-            f"no table {name!r}; there are {known}, or give a YAML file{did_you_mean(file)}"
+            f"no table {name!r}; there are {', '.join(files)}, or give a YAML file{hint}"
         )
     if file.name.startswith("."):  # the table's folder is called as its file
         raise UserError(f"{file}: the name of a table must not begin with a dot; rename the file")

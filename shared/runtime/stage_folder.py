@@ -52,6 +52,8 @@ HASHES = {
     "parent": " the artifact that it starts from is another one;",
 }
 
+WORDS = {"classes": "labels", "test_images": "test images", "student_labels": "labels"}
+
 
 class OtherSettingsError(UserError):
     """An artifact was made with other settings.
@@ -172,7 +174,8 @@ class StageFolder:
         if self.done:  # what is finished may be read on other hardware
             changed.pop("precision", None)
         if changed and changed.keys() <= self.follows and changed.keys() != {"parent"}:
-            self.accelerator.print(f"{self.stage}: made again, with other {', '.join(changed)}")
+            others = ", ".join(dict.fromkeys(WORDS.get(key, key) for key in changed))
+            self.accelerator.print(f"{self.stage}: made again, with other {others}")
             self.force, self.meta = True, None
             self.accelerator.wait_for_everyone()  # all have read what `start` deletes
         elif changed:

@@ -170,6 +170,10 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"no such run: {folder}{did_you_mean(folder)}")
     rows = collect(folder)
     if not rows:
+        if (folder / "meta.json").exists():
+            raise UserError(
+                f"{folder} is the folder of a stage; give that of its run: {folder.parent}"
+            )
         raise UserError(f"no finished classifier in {folder}; run pipeline.py first")
     metas = {path.parent.name: read_meta(path.parent) for path in folder.glob("*/meta.json")}
     config = _read_config(folder)

@@ -33,6 +33,7 @@ const save = () => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
   unsaved = false;
+  remember();
   count();
   say(`${element("status").textContent}, saved as ${data.file} where this browser keeps downloads`);
 };
@@ -40,16 +41,16 @@ const save = () => {
 // ------------------------------------------------------------- the browser keeps what is typed
 const remember = () => {
   try {
-    localStorage.setItem(data.key, JSON.stringify(labels));
+    localStorage.setItem(data.key, JSON.stringify({ labels, unsaved }));
   } catch {
     // the browser does not allow it; the file is saved all the same
   }
 };
 const recall = () => {
   try {
-    const kept = JSON.parse(localStorage.getItem(data.key)) ?? [];
-    kept.forEach((label, i) => put(i, label));
-    unsaved = kept.some(Boolean);
+    const kept = JSON.parse(localStorage.getItem(data.key)) ?? { labels: [], unsaved };
+    kept.labels.forEach((label, i) => put(i, label));
+    unsaved = kept.unsaved;
   } catch {
     // as above
   }

@@ -45,7 +45,7 @@ RANGES = {
     "run": (["a/b", "..", "", ".x"], "letters, digits"),
     "labels": (["1%", "pct", "..pct", "1.2.3pct", "-1pct", "labels.json"], "1pct, 10pct, 100pct"),
     "seed": ([-1, 2**32], "0 to 2**32 - 1"),
-    "force": (["pretain", "finetune,linaer"], "pretrain, pixels-svm"),
+    "force": (["pretain", "finetune,linaer"], "did you mean"),
     "threads": ([-1], "0 or more"),
     "data.image_size": ([3], "at least 4 pixels"),
     "data.test_fraction": ([0, 1], "in (0, 1)"),

@@ -334,7 +334,7 @@ def test_csv_of_one_class_is_refused(tmp_path):
     splits = Splits(images([-1, -1], ["x.png", "y.png"], ("class0",)), None)
     for name in ("l.csv", "l.tsv", "l.CSV"):
         message = refusal(splits, csv_file(tmp_path / name, "x.png,class0", "y.png,class0"))
-        assert "they are not of two or more classes" in message
+        assert "of 1 class; give labels of two or more classes" in message
 
 
 def test_csv_that_is_refused(tmp_path):

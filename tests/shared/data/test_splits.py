@@ -206,7 +206,7 @@ def test_the_line_on_a_file():
     line = table_line(rows._replace(rows=[*rows.rows, ("0099.png", "")]), splits)
     held_out = len(splits.test)
     assert line == (
-        "labels: l.csv, columns file and label, 50 labels of 2 classes, 1 rows without a label;"
+        "labels: l.csv, columns file and label, 50 labels of 2 classes, 1 row without a label;"
         f" {held_out} of them are of images for testing, or of unreadable ones; a 25, b 25"
     )
 

@@ -529,6 +529,10 @@ def test_a_plan_and_a_refusal_keep_nothing(photos, capsys, monkeypatch):
     for budget in ("7s", "0.1s"):
         assert call(photos, f"--budget={budget}", "--precision=no", "--threads=1") == 2
         assert f"--budget {budget} is too short" in capsys.readouterr().err
+    # enough for a pass over all images, and for 2 % of the stages on the labels
+    assert call(photos, "--budget=200s", "--precision=no", "--threads=1") == 2
+    error = capsys.readouterr().err
+    assert "is too short for the stages on the labels: less than 10% of their length" in error
     assert not (photos.parent / "out").exists()
 
 

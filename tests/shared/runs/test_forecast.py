@@ -75,6 +75,19 @@ def test_what_scikit_learn_fits_is_named_and_not_measured(tmp_path, capsys, monk
     assert [line["stage"] for line in lines] == ["pretrain"]
 
 
+def test_what_is_done_does_not_count(tmp_path, capsys, monkeypatch):
+    clock(monkeypatch, *[0] * 4)
+    (tmp_path / "digits/pretrain").mkdir(parents=True)
+    (tmp_path / "digits/pretrain/meta.json").write_text("{}")
+    for options, end in (
+        ([], " without pretrain, which the run has already."),
+        (["--force=all"], "."),
+    ):
+        config = config_of(f"--output={tmp_path}", *options)
+        forecast(config, Accelerator(cpu=True), {"pretrain": pipeline.stages()["pretrain"]}, 0.1)
+        assert f" of training{end}\n" in capsys.readouterr().out
+
+
 def test_late_stages_are_not_measured_and_the_plan_says_so(tmp_path, capsys, monkeypatch):
     clock(monkeypatch, 0, 0, 61)
     config = config_of(f"--output={tmp_path}")

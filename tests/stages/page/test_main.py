@@ -18,6 +18,13 @@ def test_bad_input(arguments, message, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == message
 
 
+def test_the_folder_of_a_stage_is_answered_with_that_of_its_run(tmp_path, capsys):
+    (tmp_path / "photos/pretrain").mkdir(parents=True)
+    (tmp_path / "photos/pretrain/meta.json").write_text("{}")
+    assert main([str(tmp_path / "photos/pretrain")]) == 2
+    assert f"give that of its run: {tmp_path / 'photos'}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

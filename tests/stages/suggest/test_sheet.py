@@ -150,6 +150,8 @@ def test_arrows_move_and_a_reload_keeps_what_was_typed(opened, tmp_path):
     view.reload()
     assert view.inner_text("#status") == "1 of 6 labeled, not saved yet"
     assert saved(view, tmp_path)[1] == (NAMES[1], "dog")
+    view.reload()
+    assert view.inner_text("#status") == "1 of 6 labeled"
 
 
 def test_five_hundred_images(opened, tmp_path):
