@@ -3,7 +3,7 @@
 The rule. Of the rows with the same labels the one with the highest test accuracy is deployed. A
 row that is not clearly worse is preferred: the student, because it is small; then the best whose
 network is saved, because it is ready. Clearly means that the 95% interval of the difference
-leaves leaves zero out. Rows are compared image by image on the same test images, and where there are
+leaves zero out. Rows are compared image by image on the same test images, and where there are
 several label draws, also draw by draw. Pretraining paid where the row to deploy, or else the best
 pretrained one, is clearly better than the best row without it. Fewer than ``FEW`` test images
 decide nothing.
