@@ -36,7 +36,7 @@ from shared.data import augment, image_ops
 from shared.networks.build import build_contrastive, network_meta
 from shared.runtime.randomness import generator
 from shared.training import losses
-from shared.training.device import to_device
+from shared.training.device import prepare_to_train
 from shared.training.optim import build_optimizer, set_learning_rate
 from stages import distill, finetune, pretrain
 
@@ -195,7 +195,7 @@ def parts(name: str, work: Path, sizes: Sizes) -> dict[str, Any]:
     B = cfg.batch_size
     model = build_contrastive(network_meta(config.model, config.data))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
-    to_device(model, config, here)
+    prepare_to_train(model, config, here)
     net, optimizer = here.prepare(model, optimizer)
     net.train()
     side = size if name == "32" else size * 8 // 7
@@ -289,7 +289,7 @@ def memory(work: Path, sizes: Sizes) -> list[dict[str, Any]]:
     cfg, size, rows = config.pretrain, config.data.image_size, []
     model = build_contrastive(network_meta(config.model, config.data))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
-    to_device(model, config, here)
+    prepare_to_train(model, config, here)
     net, optimizer = here.prepare(model, optimizer)
     for batch in sizes.batches:
         images = torch.rand(2 * batch, 3, size, size, device=DEVICE)

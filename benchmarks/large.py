@@ -26,7 +26,7 @@ from benchmarks.compare import ROOT, circumstances, replace_between
 from benchmarks.ours import accelerator, read
 from shared.networks.build import build_contrastive, network_meta
 from shared.training import stage
-from shared.training.device import to_device
+from shared.training.device import prepare_to_train
 from shared.training.losses import Pairs, nt_xent
 from stages import pretrain
 
@@ -114,7 +114,7 @@ def network_row(encoder: str, images: int, checkpointed: bool) -> dict[str, floa
     )
     here = accelerator()
     meta = network_meta(config.model, config.data) | {"encoder": encoder}
-    net = here.prepare(to_device(build_contrastive(meta), config, here))
+    net = here.prepare(prepare_to_train(build_contrastive(meta), config, here))
     seconds = 0.0
     for size in (32, config.data.image_size):
         x = torch.rand(2 * images, 3, size, size).to(here.device)

@@ -27,7 +27,7 @@ from shared.networks.build import build_classifier, build_contrastive, network_m
 from shared.networks.cpu import Conv2d
 from shared.runtime.randomness import generator
 from shared.training import stage
-from shared.training.device import to_device, to_inference
+from shared.training.device import prepare_to_train, to_device, to_inference
 from shared.training.losses import Pairs, nt_xent
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
@@ -165,7 +165,7 @@ def bare(lap: Lap, argv: list[str], steps_per_lap: int = 1) -> None:
     cfg, size = config.pretrain, config.data.image_size
     model = build_contrastive(network_meta(config.model, config.data))
     optimizer = build_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.momentum)
-    to_device(model, config, here)
+    prepare_to_train(model, config, here)
     net, optimizer = here.prepare(model, optimizer)
     images = torch.rand(2 * cfg.batch_size, 3, size, size, device=here.device)
     net.train()

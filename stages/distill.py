@@ -40,7 +40,7 @@ from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, read_met
 from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
-from shared.training.device import read_later, to_device, to_inference
+from shared.training.device import prepare_to_train, read_later, to_inference
 from shared.training.losses import distillation_loss
 from shared.training.stage import Stage, follows, labels_meta, settings_of_test_images
 
@@ -96,7 +96,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         "classes": teacher_meta["classes"],
         "from_layer": teacher_meta["from_layer"] if row.copies_teacher else 0,
     }
-    student = to_device(build_classifier(classifier, pretrained), config, accelerator)
+    student = build_classifier(classifier, pretrained)
+    prepare_to_train(student, config, accelerator)
     ids = images.training_ids
     net = stage.prepare(student, len(ids))
     stage.chance = math.log(len(teacher_meta["classes"]))

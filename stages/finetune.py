@@ -55,7 +55,7 @@ from shared.runtime.artifacts import ClassifierNetwork, NetworkMeta, read_meta
 from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
-from shared.training.device import read_later, to_device
+from shared.training.device import prepare_to_train, read_later
 from shared.training.evaluate import state_hash
 from shared.training.stage import Stage, follows, labels_meta, settings_of_test_images
 
@@ -114,7 +114,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         model = build_classifier(classifier)
     freeze_beginning(model, cfg, whole=row.frozen)
     trained = model if cfg.auxiliary == "none" else aided_by_rotation(model, cfg)
-    to_device(trained, config, accelerator)
+    prepare_to_train(trained, config, accelerator)
     if cfg.linear_init == "class_means":
         start_from_class_means(model, images, labels, config, accelerator.device)
     encoder_before = state_hash(model.encoder) if row.frozen else ""

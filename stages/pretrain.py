@@ -51,7 +51,7 @@ from shared.runs.forecast import forecast
 from shared.runtime.artifacts import NetworkMeta, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
-from shared.training.device import read_later, to_device
+from shared.training.device import prepare_to_train, read_later
 from shared.training.stage import Stage, images_then
 
 
@@ -101,7 +101,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
         kept = build_contrastive(network, config.model.pretrained)
     model = task.network(kept)
     freeze_unseen(model, config.data.image_size)
-    to_device(model, config, accelerator)
+    prepare_to_train(model, config, accelerator)
     parts = cfg.batch_size // cfg.images_at_once
     if parts > 1:
         stretch_memory(model, parts)

@@ -316,8 +316,9 @@ class Batches:
     ) -> Batch:
         """Normalise; before that, flip, colour and blur on the device, unless the workers did."""
         views = [crop.to(self.device, non_blocking=True) for crop in crops]
-        clean = normalize(views.pop(), self.data) if self.clean else None
-        images = torch.cat(views)
+        clean = normalize(views[-1], self.data) if self.clean else None
+        # without augmentation what is clean is also the view
+        images = torch.cat(views[:-1] if self.clean and self.augmentation else views)
         if self.augmentation and not self.workers_finish:
             images = self.look(images, step, range(self.views), rows or self.rows)
         drawn = self._drawn(step, rows or self.rows)

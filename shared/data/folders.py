@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 from pyarrow import csv, json, parquet
 
@@ -409,14 +410,49 @@ def _read_table(path: Path, file: str, notes: list[str]) -> list[dict[str, Any]]
 def _table(path: Path, file: str, notes: list[str]) -> pa.Table:
     if path.suffix != ".csv":
         return json.read_json(path) if path.suffix == ".jsonl" else parquet.read_table(path)
-    content: Path | pa.BufferReader = path
+    content: bytes | None = None
     text = begin_of_utf8(path)
     if not text:
         text, western = read_encoded(path)
-        content = pa.BufferReader(text.encode())
+        content = text.encode()
         if western:
             notes.append(f"{file}{western_note(re.findall(WORD, text))}")
-    # empty text is null, but NA and None may be names
-    options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+
+    def source() -> Path | pa.BufferReader:
+        return path if content is None else pa.BufferReader(content)
+
     layout = csv.ParseOptions(delimiter=separator_of(text), newlines_in_values=True)
-    return csv.read_csv(content, parse_options=layout, convert_options=options)
+    with csv.open_csv(source(), parse_options=layout) as begin:
+        as_text = dict.fromkeys(begin.schema.names, pa.string())
+    # empty text is null, but NA and None may be names
+    options = csv.ConvertOptions(column_types=as_text, null_values=[""], strings_can_be_null=True)
+    table = csv.read_csv(source(), parse_options=layout, convert_options=options)
+    for place, name in enumerate(table.column_names):
+        if name != "file_name":
+            table = table.set_column(place, name, _numbers_or_text(table[place]))
+    return table
+
+
+def _numbers_or_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Cells as they are; as numbers where no text is lost by that, so that 9 is before 10.
+
+    Whole numbers lose the ``.0`` that programs write where another row of the column is empty.
+    """
+    text = pc.utf8_trim_whitespace(column)  # type: ignore[attr-defined]
+    values = [value for value in text.unique().to_pylist() if value is not None]
+    if all(re.fullmatch(r"-?[0-9]+(\.0)?", value) for value in values):
+        values = [value.removesuffix(".0") for value in values]
+        column = text = pc.replace_substring_regex(text, r"\.0$", "")  # type: ignore[attr-defined]
+    for kind, dtype in ((int, pa.int64()), (float, pa.float64())):
+        if all(_is_written_as(kind, value) for value in values):
+            return text.cast(dtype)
+    return column
+
+
+def _is_written_as(kind: type[int] | type[float], value: str) -> bool:
+    """Whether a number of 64 bits has this text in Python."""
+    try:
+        number = kind(value)
+    except ValueError:
+        return False
+    return str(number) == value and -(2**63) <= number < 2**63

@@ -3,13 +3,15 @@
 The rule. Of the rows with the same labels the one with the highest test accuracy is deployed. A
 row that is not clearly worse is preferred: the student, because it is small; then the best whose
 network is saved, because it is ready. Clearly means that the 95% interval of the difference
-leaves zero out. One label draw is compared image by image on the same test images, several draws
-by draw. Pretraining paid where the row to deploy, or else the best pretrained one, is clearly
-better than the best row without it. Fewer than ``FEW`` test images decide nothing.
+leaves zero out. Rows are compared image by image on the same test images, and where there are
+several label draws, also draw by draw. Pretraining paid where the row to deploy, or else the best
+pretrained one, is clearly better than the best row without it. Fewer than ``FEW`` test images
+decide nothing.
 """
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,9 +165,9 @@ def _pretraining(
 def gain(run: Path, rows: Sequence[Result], others: Sequence[Result]) -> Gain:
     """How much more accurate some rows are than others: paired, with the 95% interval.
 
-    Several label draws in common: Student's t over their differences. One: over the test images
-    that both rows saw (Agresti and Min 2005: the discordant pairs, with one half added to each
-    kind, so that few images do not look certain).
+    Over the test images that both rows saw, and of several label draws in common also by Student's
+    t over their differences: the wider one counts. Few draws may agree by chance, and all of them
+    are tested on the same images.
 
     Args:
         run: folder of the run.
@@ -173,19 +175,31 @@ def gain(run: Path, rows: Sequence[Result], others: Sequence[Result]) -> Gain:
         others: of another method, with the same labels.
     """
     pairs = [(a, b) for a in rows for b in others if a["seed"] == b["seed"]]
-    if len(pairs) > 1:
-        return Gain(*interval([100 * (a.get("top1", 0) - b.get("top1", 0)) for a, b in pairs]))
-    points = 100 * (_accuracy(rows) - _accuracy(others))
     if not pairs:
-        return Gain(points, None)
-    first, second = (_right(run, row) for row in pairs[0])
-    if first is None or second is None or first.keys() != second.keys():
-        return Gain(points, None)
-    more = sum(right and not second[image] for image, right in first.items())
-    less = sum(second[image] and not right for image, right in first.items())
-    n = len(first) + 2
-    variance = (more + less + 1 - (more - less) ** 2 / n) / n**2
-    return Gain(points, 100 * 1.96 * math.sqrt(variance))
+        return Gain(100 * (_accuracy(rows) - _accuracy(others)), None)
+    points, of_draws = interval([100 * (a.get("top1", 0) - b.get("top1", 0)) for a, b in pairs])
+    halves = [half for half in (of_draws, _half_of_images(run, pairs)) if half]
+    return Gain(points, max(halves, default=None))
+
+
+def _half_of_images(run: Path, pairs: Sequence[tuple[Result, Result]]) -> float | None:
+    """Half the interval that the choice of test images leaves; None where they are not noted.
+
+    Agresti and Min 2005: from the discordant pairs, with one half added to each kind, so that few
+    images do not look certain. Of several draws an image counts with its mean difference.
+    """
+    differences: Counter[int] = Counter()
+    images = 0
+    for pair in pairs:
+        first, second = (_right(run, row) for row in pair)
+        if first is None or second is None or first.keys() != second.keys():
+            return None
+        images += len(first)
+        differences.update({image: right - second[image] for image, right in first.items()})
+    each = [total / len(pairs) for total in differences.values()]
+    n = images / len(pairs) + 2
+    variance = (sum(mean**2 for mean in each) + 1 - sum(each) ** 2 / n) / n**2
+    return 100 * 1.96 * math.sqrt(variance)
 
 
 def _right(run: Path, row: Result) -> dict[int, bool] | None:

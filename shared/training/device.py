@@ -24,25 +24,14 @@ M = TypeVar("M", bound=nn.Module)
 def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
     """Move a model, in the memory layout that suits the precision, batch norm over processes.
 
-    One that is to be trained also gets its activations checkpointed and its encoder compiled, where
-    that is asked for.
-
     Raises:
-        UserError: where the model or the machine cannot do what is asked for.
+        UserError: its batch norm cannot be computed over several processes.
     """
-    try:
-        if accelerator.num_processes > 1:
+    if accelerator.num_processes > 1:
+        try:
             synchronize(model)
-        if config.checkpoint_activations or config.compile:
-            encoder = model.get_submodule("encoder")
-            trained = any(p.requires_grad for p in encoder.parameters())
-            if trained and config.checkpoint_activations:
-                checkpoint_activations(encoder)
-            if trained and config.compile:
-                require_compiler()
-                encoder.compile()  # in place: names, and so checkpoints, stay what they are
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        except ValueError as error:
+            raise UserError(str(error)) from error
     # on CPU it pays in float32 too (docs/performance.md); on GPUs nobody has measured that
     pays = accelerator.mixed_precision != "no" or accelerator.device.type == "cpu"
     if config.channels_last == "yes" or (config.channels_last == "auto" and pays):
@@ -50,6 +39,33 @@ def to_device(model: M, config: Config, accelerator: Accelerator) -> M:
     if accelerator.num_processes > 1:
         let_gradients_lie_as_weights(model)
     return model.to(accelerator.device)
+
+
+def prepare_to_train(model: M, config: Config, accelerator: Accelerator) -> M:
+    """`to_device` for a model with an ``encoder`` that is to be trained.
+
+    The encoder's activations are checkpointed and it is compiled, where that is asked for and some
+    of it is trained.
+
+    Raises:
+        UserError: where the model or the machine cannot do what is asked for.
+    """
+    if config.checkpoint_activations or config.compile:
+        encoder = model.get_submodule("encoder")
+        if any(p.requires_grad for p in encoder.parameters()):
+            _make_lean(encoder, config)
+    return to_device(model, config, accelerator)
+
+
+def _make_lean(encoder: nn.Module, config: Config) -> None:
+    if config.checkpoint_activations:
+        try:
+            checkpoint_activations(encoder)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    if config.compile:
+        require_compiler()
+        encoder.compile()  # in place: names, and so checkpoints, stay what they are
 
 
 def let_gradients_lie_as_weights(model: nn.Module) -> None:

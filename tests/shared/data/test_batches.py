@@ -255,7 +255,15 @@ def test_without_augmentation_and_clean_show_the_plain_image(folder, loading):
     train, data = images_of(folder, loading)
     plain = next(batches_of(folder, loading, augmentation=None, views=1).steps(0, 1))
     both = next(batches_of(folder, loading, views=1, clean=True).steps(0, 1))
-    for batch, plain_images in ((plain, plain.images), (both, both.clean)):
+    alone = next(
+        batches_of(folder, loading, augmentation=None, views=1, clean=True).steps(0, 1)
+    )  # the plain image is also the only view
+    for batch, plain_images in (
+        (plain, plain.images),
+        (both, both.clean),
+        (alone, alone.images),
+        (alone, alone.clean),
+    ):
         pixels = torch.stack([train.decode(int(id_)) for id_ in batch.ids])
         expected = center_crop(pixels, data.image_size)
         torch.testing.assert_close(plain_images, expected, atol=0.5 / 255 + 1e-6, rtol=0)

@@ -6,6 +6,7 @@ import tracemalloc
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -426,12 +427,45 @@ def test_metadata_that_is_no_text_is_said_once(tmp_path, content):
     assert error_of(tmp_path).count("cannot read") == 1
 
 
-def test_metadata_values_keep_their_text(tmp_path):
-    make_folder(tmp_path, [f"{i}.png" for i in range(20)])
-    words = ["NA", "None", "null", "007"] * 5
-    rows = "".join(f"{i}.png,{word}\n" for i, word in enumerate(words))
-    metadata(tmp_path, "\ufefffile_name,label\n" + rows)
-    assert opened(tmp_path).train.classes == ("007", "NA", "None", "null")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("NA", "None", "null", "007"),
+        ("true", "false", "TRUE"),
+        ("1", "2", "nan"),
+        ("1000", "1e3", "inf"),
+        ("2020-01-01 10:00:00", "2020-01-01T10:00:00"),
+        ("99999999999999999999", "99999999999999999998"),
+        ("1.5", "2"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "labels"])
+def test_texts_of_labels_stay_what_they_are(tmp_path, words, kind):
+    """The one rule, in all formats; a blank around a text and an empty cell are no part of it."""
+    names = [f"{i}.png" for i in range(4 * len(words))]
+    make_folder(tmp_path / "data", [*names, "none.png"])
+    table = pd.DataFrame({"file_name": [*names, "none.png"], "label": [*(words * 4), " "]})
+    label_set = LabelSet.parse("100pct")
+    if kind == "csv":
+        metadata(tmp_path / "data", "\ufeff" + table.to_csv(index=False).replace(",", ", "))
+    elif kind == "labels":
+        table.to_csv(tmp_path / "labels.csv", index=False)
+        label_set = LabelSet.parse(str(tmp_path / "labels.csv"))
+    elif kind == "jsonl":
+        table.to_json(tmp_path / "data/metadata.jsonl", orient="records", lines=True)
+    else:
+        table.to_parquet(tmp_path / "data/metadata.parquet")
+    splits = open_data(Data(train=str(tmp_path / "data"), test_fraction=0.25), label_set)
+    assert splits.train.classes == tuple(sorted(words))
+
+
+def test_numbers_of_a_metadata_file_are_in_their_order(tmp_path):
+    """As they always were: classes keep their places. Programs write 3.0 for 3 beside a gap."""
+    make_folder(tmp_path, [f"{i}.png" for i in range(24)])
+    for cells in ([*range(12)], [float(i) for i in range(12)]):
+        rows = "".join(f"{i}.png, {cell}\n" for i, cell in enumerate(cells * 2))
+        metadata(tmp_path, "file_name,label\n" + rows)
+        assert opened(tmp_path).train.classes == tuple(map(str, range(12)))
 
 
 def test_bad_metadata_is_one_line(tmp_path, capsys):

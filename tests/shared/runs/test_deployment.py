@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shared.runs import deployment
-from shared.runs.deployment import Gain, advise, gain
+from shared.runs.deployment import advise, gain
 from shared.runs.results import advice_text
 from shared.runtime.errors import UserError
 from shared.runtime.tensors import save_arrays
@@ -112,30 +112,56 @@ def test_artifacts_of_earlier_versions_cannot_be_compared(tmp_path):
     )
 
 
-def test_several_draws_are_compared_draw_by_draw(tmp_path):
+def test_several_draws_are_compared_draw_by_draw_and_image_by_image(tmp_path):
+    """Draws that agree leave what the test images leave: 10 points of 400 all of one kind."""
     shares = {"supervised": 0.5, "distill": 0.6}
     of = {row["stage"]: [] for row in rows(tmp_path, shares)}
     for row in rows(tmp_path, shares, seeds=(0, 1, 2)):
         of[row["stage"]].append(row)
-    assert gain(tmp_path, of["distill"], of["supervised"]) == Gain(
-        pytest.approx(10), pytest.approx(0, abs=1e-9)
-    )
+    agreed = gain(tmp_path, of["distill"], of["supervised"])
+    assert agreed.points == pytest.approx(10)
+    assert 2.8 < agreed.half < 3.0  # 196 sqrt(0.1 * 0.9 / 400) = 2.94, and less by the shifted ones
+    of["distill"][0]["top1"] = 0.9  # draws that disagree
+    assert gain(tmp_path, of["distill"], of["supervised"]).half > 10
     assert gain(tmp_path, of["distill"][:1], of["supervised"][1:]).half is None  # nothing in common
 
 
-def test_the_interval_covers_the_difference_as_often_as_it_says(tmp_path, monkeypatch):
-    """Pairs of classifiers that differ by 6 points; 60 images."""
+@pytest.mark.parametrize("noted", [True, False])
+def test_two_draws_that_agree_are_not_certain(tmp_path, noted):
+    shares = {"supervised": 0.5, "distill": 0.52}
+    made = rows(tmp_path, shares, n=50, seeds=(0, 2), noted=noted)
+    of = [[row for row in made if row["stage"] == stage] for stage in ("distill", "supervised")]
+    assert not gain(tmp_path, *of).clear
+
+
+@pytest.mark.parametrize("changed", [None, 0.0, 0.3])
+def test_the_interval_covers_the_difference_as_often_as_it_says(tmp_path, monkeypatch, changed):
+    """Pairs of classifiers that differ by 6 points; 60 images; of one draw, or of two.
+
+    Another draw changes so large a share of the answers, anew for each image.
+    """
     rng, n, covered = np.random.default_rng(0), 60, 0
     monkeypatch.setattr(deployment, "_right", lambda run, row: dict(enumerate(row["right"])))
+
+    def kinds() -> np.ndarray:
+        return rng.choice(4, size=n, p=[0.5, 0.2, 0.16, 0.14])  # both, first, none, second
+
     for _ in range(200):
-        kind = rng.choice(4, size=n, p=[0.5, 0.2, 0.16, 0.14])  # both, first, none, second
+        draws = [kinds()]
+        if changed is not None:
+            draws.append(np.where(rng.random(n) < changed, kinds(), draws[0]))
         first, second = (
-            [{"seed": 0, "top1": right.mean(), "right": right.tolist()}]
-            for right in (kind <= 1, (kind == 0) | (kind == 3))
+            [
+                {"seed": seed, "top1": right.mean(), "right": right.tolist()}
+                for seed, right in enumerate(answers)
+            ]
+            for answers in zip(
+                *((kind <= 1, (kind == 0) | (kind == 3)) for kind in draws), strict=True
+            )
         )
-        found = gain(tmp_path, first, second)
-        covered += abs(found.points - 6) <= found.half
-    assert 184 <= covered <= 199  # 95% of 200, and what chance adds
+        difference = gain(tmp_path, first, second)
+        covered += abs(difference.points - 6) <= difference.half
+    assert 184 <= covered <= 200 - (changed is None)  # 95% of 200, and what chance adds
 
 
 def test_a_damaged_file_is_one_line(tmp_path):

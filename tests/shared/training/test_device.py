@@ -11,7 +11,7 @@ from shared.networks.encoders import create_encoder
 from shared.networks.heads import Classifier
 from shared.runtime.errors import UserError
 from shared.training import device
-from shared.training.device import read_later, to_device, to_inference
+from shared.training.device import prepare_to_train, read_later, to_device, to_inference
 
 
 def process(precision: str = "no") -> SimpleNamespace:
@@ -53,15 +53,27 @@ def test_compiling_keeps_the_names_and_needs_a_compiler(monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
     monkeypatch.setenv("CXX", "python")  # is there
-    to_device(model, Config(compile=True), process())
+    prepare_to_train(model, Config(compile=True), process())
     assert compiled == [model.encoder]
     assert list(model.state_dict()) == names
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler, .* no python here"):
-        to_device(model, Config(compile=True), process())
-    to_device(model.requires_grad_(False), Config(compile=True), process())  # nothing to train
-    to_device(model.requires_grad_(True), Config(), process())
+        prepare_to_train(model, Config(compile=True), process())
+    prepare_to_train(
+        model.requires_grad_(False), Config(compile=True), process()
+    )  # nothing to train
+    prepare_to_train(model.requires_grad_(True), Config(), process())
     assert compiled == [model.encoder]
+
+
+def test_a_network_that_only_answers_is_never_compiled(monkeypatch):
+    """It may be a bare encoder, whose parameters still ask for gradients."""
+    monkeypatch.setattr(nn.Module, "compile", lambda module: pytest.fail("compiled"))
+    config = Config(compile=True, checkpoint_activations=True)
+    encoder = create_encoder("simclr_resnet8_1x_sk0", 16)
+    to_device(encoder, config, process())
+    to_device(Classifier(encoder, 5), config, process())
+    assert not encoder.grad_checkpointing
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
