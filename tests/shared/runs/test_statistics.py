@@ -167,6 +167,19 @@ def test_what_was_repeated_is_said(vary, text):
     assert repeated(replace(TOY, seeds=(4,)), []) == "1 label draw, one pretraining"
 
 
+def test_the_best_of_several_rivals_is_compared_with(lines):
+    """Per column; a row with fewer draws is no rival there."""
+    summary = summarize(replace(TOY, against=("a", "b_1")), lines)
+    assert summary["rivals"] == {"1%": "b_1", "100%": "a"}  # b_1 has one of three draws at 100%
+    assert [(d["row"], d["column"]) for d in summary["differences"]] == [
+        ("a", "1%"),
+        ("b_1", "100%"),
+    ]
+    text = render(summary, lines)["txt"]
+    assert 'the best of 2 rivals in each column (1% "b_1", 100% "a")' in text
+    assert summarize(replace(TOY, against=("c",)), lines)["differences"] == []
+
+
 def test_only_draws_that_both_rows_have_are_compared(lines):
     """Also where the row that is compared with lacks one."""
     lost = [x for x in lines if (x["row"], x["column"], x["seed"]) != ("a", "1%", 1)]
