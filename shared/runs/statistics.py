@@ -17,6 +17,7 @@ import numpy as np
 from scipy.special import betaincinv, stdtrit
 
 from shared.config.labelset import LabelSet
+from shared.config.methods import ancestors
 from shared.runs.metrics import METRICS
 from shared.runs.table import Paper, Table
 from shared.runtime.artifacts import Result
@@ -163,21 +164,25 @@ def repeated(table: Table, lines: Sequence[CellLine]) -> str:
 
     Other training images need a pretraining of their own, also with the same seed.
     """
-    n, vary = len(table.seeds), list(table.vary)
-    known = {"pretrain.seed": "a pretraining", "data.split_seed": "a split of the images"}
-    own = [known[option] for option in known if option in vary]
-    own += [option for option in vary if option not in known]
-    if "pretrain.seed" in vary:
-        text = f"{n} pretraining{'s' * (n > 1)}"
-        own.remove("a pretraining")
-    elif "data.split_seed" in vary:
-        text = f"{n} split{'s' * (n > 1)} of the images"
-        own[0] = "a pretraining"
-    else:
-        text = f"{n} label draw{'s' * (n > 1)}, one pretraining"
-        return text + (f", each with its own {' and '.join(own)}" if own else "") + _undrawn(lines)
-    parts = [*own, "a label draw"]
-    return f"{text}, each with {' and '.join(parts)} of its own{_undrawn(lines)}"
+    pretrained = any(
+        "pretrain" in ancestors(line["method"]) or line["method"].endswith(", features")
+        for line in lines
+    )
+    n, vary = len(table.seeds), dict.fromkeys(table.vary)
+    own: list[str] = []
+    what = "label draw"
+    if "data.split_seed" in vary:
+        what, own = "split of the images", ["a label draw"]
+    if pretrained and vary.keys() & {"pretrain.seed", "data.split_seed"}:
+        own = [f"a {what}", *own]
+        what = "pretraining"
+    own += [option for option in vary if option not in ("pretrain.seed", "data.split_seed")]
+    text = f"{n} {what}{'s' * (n > 1)}"
+    if pretrained and what != "pretraining":
+        text += " on one pretraining"
+    if own:
+        text += f", {'each ' * (n > 1)}with {' and '.join(own)} of its own"
+    return text + _undrawn(lines)
 
 
 def _undrawn(lines: Sequence[CellLine]) -> str:
