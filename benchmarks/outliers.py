@@ -5,12 +5,12 @@
 Pictures of noise, pictures of one grey, and scanned digits are planted among the training images
 of the run, ten of each at once. Printed is the AUROC of each kind against the images of the run, by
 the distance to the last of the nearest neighbours and by the mean distance to the first ten, and
-how many of those beyond the fence are planted. Means and standard deviations of three seeds.
+how many of those beyond the fence are planted. Means of three seeds ± half their 95% intervals.
 """
 
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from shared.config.command_line import read_config
 from shared.config.labelset import LabelSet
 from shared.data.sources import open_data
+from shared.runs.statistics import interval
 from shared.runtime.artifacts import hardware
 from shared.runtime.randomness import generator
 from shared.training.predictor import Predictor
@@ -79,7 +80,7 @@ def main(pretrained: str) -> None:
         cells = []
         for key in turns[0][name]:
             values = [turn[name][key] for turn in turns]
-            cells.append(f"{key} {mean(values):.1f} ± {stdev(values):.1f}")
+            cells.append(f"{key} {mean(values):.1f} ± {interval(values)[1] or 0.0:.1f}")
         print(f"{name}: {', '.join(cells)}")
 
 

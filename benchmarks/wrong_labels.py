@@ -5,7 +5,7 @@
 A share of the labels is changed to another class by lot, and what the part suspects is compared
 with that: by the features of the pretrained network, and by two rivals that need no network, the
 principal components of the pixels and histograms of gradients. All else is the same code. Writes
-``table.csv`` (a line per seed) and ``table.md`` (means and standard deviations) into FOLDER.
+``table.csv`` (a line per seed) and ``table.md`` (means ± half their 95% intervals) into FOLDER.
 """
 
 import csv
@@ -13,7 +13,7 @@ import io
 import sys
 import time
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from shared.config.command_line import read_config
 from shared.config.labelset import LabelSet
 from shared.data.sources import open_data
+from shared.runs.statistics import interval
 from shared.runs.text import markdown
 from shared.runtime.files import write_atomically
 from shared.runtime.provenance import hardware
@@ -120,7 +121,7 @@ def main(pretrained: str, folder: str) -> None:
         cells = [f"{mean(line['suspects'] for line in of_name):.0f}"]
         for key in ("precision", "recall", "first"):
             shares = [100 * line[key] for line in of_name]
-            cells.append(f"{mean(shares):.1f} ± {stdev(shares):.1f}")
+            cells.append(f"{mean(shares):.1f} ± {interval(shares)[1] or 0.0:.1f}")
         table.append([name, *cells, f"{mean(line['seconds'] for line in of_name):.0f}"])
     caption = f"{len(targets):,} labels, {SHARE:.0%} changed, {len(SEEDS)} seeds; {hardware()}"
     write_atomically(Path(folder) / "table.md", f"{caption}\n\n{markdown(table)}\n")

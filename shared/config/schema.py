@@ -274,6 +274,8 @@ class Training:
     Args:
         epochs: passes over the stage's images.
         steps: number of updates; set, it replaces epochs.
+        least_epochs: with steps, at least so many passes over the stage's images: a length that was
+            chosen for few labels grows with them. 0: steps alone.
         batch_size: images per update over all processes; may exceed the number of images.
         optimizer: lars for large batches, adamw for small networks, sgd (Nesterov).
         learning_rate: peak rate before scaling.
@@ -290,6 +292,7 @@ class Training:
 
     epochs: float = 100
     steps: int | None = None
+    least_epochs: float = 0.0
     batch_size: int = 1024
     optimizer: str = "lars"
     learning_rate: float = 0.1
@@ -313,7 +316,7 @@ class Training:
         for key in ("epochs", "learning_rate"):
             value = getattr(self, key)
             require(value > 0, f"{self.section}.{key}", value, "greater than 0")
-        for key in ("warmup_epochs", "weight_decay"):
+        for key in ("least_epochs", "warmup_epochs", "weight_decay"):
             value = getattr(self, key)
             require(value >= 0, f"{self.section}.{key}", value, "0 or more")
         require(0 <= self.momentum < 1, f"{self.section}.momentum", self.momentum, "in [0, 1)")

@@ -301,6 +301,7 @@ def _run_for(
     training = replace(
         config.training_of(method).with_batch(batch_size),
         steps=steps,
+        least_epochs=0.0,
         warmup_epochs=0.0,
         log_every_steps=max(1, steps // 4),
         checkpoint_every_steps=10**9,

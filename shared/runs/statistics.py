@@ -17,6 +17,7 @@ import numpy as np
 from scipy.special import betaincinv, stdtrit
 
 from shared.config.labelset import LabelSet
+from shared.config.methods import ancestors
 from shared.runs.metrics import METRICS
 from shared.runs.table import Paper, Table
 from shared.runtime.artifacts import Result
@@ -111,7 +112,10 @@ class Worth(TypedDict):
 
 
 class Summary(TypedDict):
-    """All numbers of a table, ``summary.json``; ``cells`` and so on in the order of the rows."""
+    """All numbers of a table, ``summary.json``; ``cells`` and so on in the order of the rows.
+
+    ``rivals`` says which row of ``against`` each column takes.
+    """
 
     name: str
     title: str
@@ -123,7 +127,8 @@ class Summary(TypedDict):
     repeated: str
     cells: list[CellSummary]
     messages: list[str]
-    against: str
+    against: list[str]
+    rivals: dict[str, str]
     differences: list[Difference]
     worth: list[Worth]
     worth_of: str | None
@@ -159,21 +164,25 @@ def repeated(table: Table, lines: Sequence[CellLine]) -> str:
 
     Other training images need a pretraining of their own, also with the same seed.
     """
-    n, vary = len(table.seeds), list(table.vary)
-    known = {"pretrain.seed": "a pretraining", "data.split_seed": "a split of the images"}
-    own = [known[option] for option in known if option in vary]
-    own += [option for option in vary if option not in known]
-    if "pretrain.seed" in vary:
-        text = f"{n} pretraining{'s' * (n > 1)}"
-        own.remove("a pretraining")
-    elif "data.split_seed" in vary:
-        text = f"{n} split{'s' * (n > 1)} of the images"
-        own[0] = "a pretraining"
-    else:
-        text = f"{n} label draw{'s' * (n > 1)}, one pretraining"
-        return text + (f", each with its own {' and '.join(own)}" if own else "") + _undrawn(lines)
-    parts = [*own, "a label draw"]
-    return f"{text}, each with {' and '.join(parts)} of its own{_undrawn(lines)}"
+    pretrained = any(
+        "pretrain" in ancestors(line["method"]) or line["method"].endswith(", features")
+        for line in lines
+    )
+    n, vary = len(table.seeds), dict.fromkeys(table.vary)
+    own: list[str] = []
+    what = "label draw"
+    if "data.split_seed" in vary:
+        what, own = "split of the images", ["a label draw"]
+    if pretrained and vary.keys() & {"pretrain.seed", "data.split_seed"}:
+        own = [f"a {what}", *own]
+        what = "pretraining"
+    own += [option for option in vary if option not in ("pretrain.seed", "data.split_seed")]
+    text = f"{n} {what}{'s' * (n > 1)}"
+    if pretrained and what != "pretraining":
+        text += " on one pretraining"
+    if own:
+        text += f", {'each ' * (n > 1)}with {' and '.join(own)} of its own"
+    return text + _undrawn(lines)
 
 
 def _undrawn(lines: Sequence[CellLine]) -> str:
@@ -261,7 +270,8 @@ def summarize(table: Table, lines: Sequence[CellLine]) -> Summary:
     }
     values = {place: _values(group, table.metric) for place, group in groups.items()}
     messages = sorted({line["message"] for line in lines if line["message"]})
-    against = table.against or rows[0]
+    cells = [_cell(place, groups[place], values[place], messages, table.metric) for place in groups]
+    rivals = _rivals(cells, table)
     return {
         "name": table.name,
         "title": table.title,
@@ -271,12 +281,11 @@ def summarize(table: Table, lines: Sequence[CellLine]) -> Summary:
         "seeds": list(table.seeds),
         "vary": table.vary,
         "repeated": repeated(table, lines),
-        "cells": [
-            _cell(place, groups[place], values[place], messages, table.metric) for place in groups
-        ],
+        "cells": cells,
         "messages": messages,
-        "against": against,
-        "differences": _differences(values, against),
+        "against": list(table.against or rows[:1]),
+        "rivals": rivals,
+        "differences": _differences(values, rivals),
         "worth": _worth(values, groups, table.worth) if table.worth else [],
         "worth_of": table.worth,
         "paper": table.paper,
@@ -333,13 +342,29 @@ def _cell(
     }
 
 
-def _differences(values: Values, against: str) -> list[Difference]:
-    """Row minus ``against`` over the repetitions that both have."""
+def _rivals(cells: Sequence[CellSummary], table: Table) -> dict[str, str]:
+    """Column -> the best of the rows that the others are compared with, where one is measured.
+
+    Rows with fewer repetitions than another are left out: their mean is of other draws.
+    """
+    against, sign = table.against or list(table.rows)[:1], 1 if table.metric in ACCURACIES else -1
+    best: dict[str, str] = {}
+    for column in table.columns:
+        those = [c for c in cells if c["column"] == column and c["row"] in against and c["n"]]
+        whole = [c for c in those if c["n"] == max(other["n"] for other in those)]
+        if whole:
+            best[column] = max(whole, key=lambda c: sign * (c["mean"] or 0.0))["row"]
+    return best
+
+
+def _differences(values: Values, rivals: Mapping[str, str]) -> list[Difference]:
+    """Row minus the column's rival over the repetitions that both have."""
     differences: list[Difference] = []
     for (row, column), of_row in values.items():
-        other = values[against, column]
+        rival = rivals.get(column, row)
+        other = values[rival, column]
         pairs = [of_row[key] - other[key] for key in of_row if key in other]
-        if row != against and pairs:
+        if row != rival and pairs:
             mean, half = interval(pairs)
             differences.append(
                 {"row": row, "column": column, "mean": mean, "half": half, "n": len(pairs)}

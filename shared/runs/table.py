@@ -60,7 +60,8 @@ class Table:
         vary: option -> one value for each seed. So repetitions can also differ in their pretraining
             or their test images.
         metric: the measurement that the table shows, a key of ``METRICS``.
-        against: the row that the others are compared with; unset: the first.
+        against: the row that the others are compared with; unset: the first. Of several rows, each
+            column takes the one with the highest mean there, or the lowest where less is better.
         worth: the row whose accuracy over the number of labels says what the labels are worth.
         paper: the published table.
     """
@@ -73,7 +74,7 @@ class Table:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     vary: dict[str, list[Any]] = field(default_factory=dict)
     metric: str = "top1"
-    against: str | None = None
+    against: tuple[str, ...] = ()
     worth: str | None = None
     paper: Paper | None = None
 
@@ -103,7 +104,7 @@ def load_table(name: str) -> Table:
 
 def dump_table(table: Table) -> str:
     """The table as YAML, which `load_table` reads."""
-    definition = {**asdict(table), "seeds": list(table.seeds)}
+    definition = {**asdict(table), "seeds": list(table.seeds), "against": list(table.against)}
     del definition["name"]
     return yaml.safe_dump(definition, sort_keys=False)
 
@@ -152,9 +153,13 @@ def _table(name: str, content: Any) -> Table:
                 f" {len(parts['seeds'])} seeds, got {choices!r}"
             )
     _require_known([parts.get("metric", "top1")], METRICS, "metric")
-    for key in {"against", "worth"} & parts.keys():
-        parts[key] = str(parts[key])  # as the rows' labels
-        _require_known([parts[key]], parts["rows"], f"row in {key}")
+    against = parts.get("against", [])
+    against = tuple(map(str, against if isinstance(against, list) else [against]))
+    _require_known(against, parts["rows"], "row in against")
+    parts["against"] = against or tuple(parts["rows"])[:1]
+    if "worth" in parts:
+        parts["worth"] = str(parts["worth"])  # as the rows' labels
+        _require_known([parts["worth"]], parts["rows"], "row in worth")
     _check_paper(parts.get("paper"))
     return Table(name, **parts)
 

@@ -154,9 +154,14 @@ def _differences(summary: Summary) -> tuple[str, Lines]:
             return "-"
         return f"{_mean(cell['mean'], cell['half'], digits, '+')} ({cell['n']})"
 
-    rows = [row for row in summary["rows"] if row != summary["against"]]
+    against = summary["against"]
+    rows = [row for row in summary["rows"] if [row] != against]
+    rival = f'"{against[0]}"'
+    if len(against) > 1:
+        best = (f'{column} "{row}"' for column, row in summary["rivals"].items())
+        rival = f"the best of {len(against)} rivals in each column ({', '.join(best)})"
     caption = (
-        f'Difference to "{summary["against"]}" in the same repetition, mean ± half its 95%'
+        f"Difference to {rival} in the same repetition, mean ± half its 95%"
         " interval by Student's t (pairs)"
     )
     return caption, _lines(rows, summary["columns"], text)

@@ -38,7 +38,8 @@ def schedule_of(training: Training, images: int) -> Schedule:
         UserError: where the warmup is as long as the whole stage.
     """
     size = training.batch_size
-    steps = training.steps or training_steps(images, training.epochs, size)
+    epochs = training.least_epochs if training.steps else training.epochs
+    steps = max(training.steps or 0, training_steps(images, epochs, size) if epochs else 0)
     warmup = warmup_steps(images, training.warmup_epochs, size)
     if warmup >= steps:
         raise UserError(

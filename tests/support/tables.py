@@ -26,7 +26,7 @@ TOY = Table(
     rows={"a": {}, "b_1": {}, "c": {}},
     columns={"1%": {}, "100%": {}},
     seeds=(0, 1, 2),
-    against="a",
+    against=("a",),
     worth="a",
     paper={"source": "a paper", "cells": {"a": {"1%": 12.5, "10%": 50.0}}},
 )

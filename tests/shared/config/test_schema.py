@@ -62,6 +62,7 @@ RANGES = {
     "pretrain.batch_size": ([0], "1 or more"),
     "pretrain.learning_rate": ([0, -1], "greater than 0"),
     "pretrain.warmup_epochs": ([-1], "0 or more"),
+    "finetune.least_epochs": ([-1], "0 or more"),
     "pretrain.weight_decay": ([-1], "0 or more"),
     "pretrain.momentum": ([1, -0.1], "in [0, 1)"),
     "pretrain.log_every_steps": ([0], "1 or more"),

@@ -144,19 +144,19 @@ def test_equal_runs_are_not_without_doubt():
 @pytest.mark.parametrize(
     ("vary", "text"),
     [
-        ({}, "3 label draws, one pretraining"),
+        ({}, "3 label draws on one pretraining"),
         ({"pretrain.seed": [0, 1, 2]}, "3 pretrainings, each with a label draw of its own"),
         (
             {"pretrain.seed": [0, 1, 2], "data.split_seed": [0, 1, 2]},
             "3 pretrainings, each with a split of the images and a label draw of its own",
         ),
-        (
+        (  # other images need another pretraining
             {"data.split_seed": [0, 1, 2]},
-            "3 splits of the images, each with a pretraining and a label draw of its own",
+            "3 pretrainings, each with a split of the images and a label draw of its own",
         ),
         (
             {"distill.temperature": [1, 2, 3]},
-            "3 label draws, one pretraining, each with its own distill.temperature",
+            "3 label draws on one pretraining, each with distill.temperature of its own",
         ),
     ],
 )
@@ -164,7 +164,28 @@ def test_what_was_repeated_is_said(vary, text):
     table = replace(TOY, vary=vary)
     assert repeated(table, [toy_line("a", "1%", 0)]) == text
     assert repeated(table, [toy_line("a", "100%", 0)]).startswith(f"{text}; in 100% no label is")
-    assert repeated(replace(TOY, seeds=(4,)), []) == "1 label draw, one pretraining"
+
+
+def test_without_pretraining_none_is_said():
+    line = {**toy_line("a", "1%", 0), "method": "supervised"}
+    assert repeated(replace(TOY, vary={"pretrain.seed": [0, 1, 2]}), [line]) == "3 label draws"
+    split = replace(TOY, vary={"data.split_seed": [7]}, seeds=(4,))
+    assert repeated(split, [line]) == "1 split of the images, with a label draw of its own"
+    line["method"] = "baseline: label spreading, features"
+    assert repeated(replace(TOY, seeds=(4,)), [line]) == "1 label draw on one pretraining"
+
+
+def test_the_best_of_several_rivals_is_compared_with(lines):
+    """Per column; a row with fewer draws is no rival there."""
+    summary = summarize(replace(TOY, against=("a", "b_1")), lines)
+    assert summary["rivals"] == {"1%": "b_1", "100%": "a"}  # b_1 has one of three draws at 100%
+    assert [(d["row"], d["column"]) for d in summary["differences"]] == [
+        ("a", "1%"),
+        ("b_1", "100%"),
+    ]
+    text = render(summary, lines)["txt"]
+    assert 'the best of 2 rivals in each column (1% "b_1", 100% "a")' in text
+    assert summarize(replace(TOY, against=("c",)), lines)["differences"] == []
 
 
 def test_only_draws_that_both_rows_have_are_compared(lines):

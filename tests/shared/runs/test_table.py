@@ -30,7 +30,7 @@ from tests.support.tables import write
         ({"seeds": ["x"]}, "seeds must be a number"),
         ({"metric": "top2"}, "unknown metric: top2; did you mean"),
         ({"against": "b"}, "unknown row in against: b"),
-        ({"against": ["a"]}, "unknown row in against: ['a']"),
+        ({"against": [["a"]]}, "unknown row in against: ['a']"),
         ({"worth": {"a": 1}}, "unknown row in worth: {'a': 1}"),
         ({"metric": ["top1"]}, "unknown metric: ['top1']"),
         ({"metric": {"top1": 1}}, "unknown metric: {'top1': 1}"),

@@ -25,6 +25,15 @@ def test_steps_win_over_epochs():
     assert schedule_of(training, 1000).steps == 7
 
 
+@pytest.mark.parametrize(("images", "steps"), [(14, 100), (144, 100), (640, 301), (6400, 3001)])
+def test_a_length_for_few_labels_grows_with_them(images, steps):
+    training = Finetune(steps=100, least_epochs=30, batch_size=64, warmup_epochs=0)
+    assert schedule_of(training, images).steps == steps
+    alone = replace(training, steps=None, epochs=60)  # epochs grow by themselves
+    assert schedule_of(alone, 640).steps == 601
+    assert schedule_of(replace(training, least_epochs=0.0), images).steps == 100
+
+
 def test_the_rate_of_each_step():
     schedule = Schedule(steps=12, warmup=2, peak=4.0)
     rates = [schedule.learning_rate(step) for step in (0, 1, 2, 7, 12)]
