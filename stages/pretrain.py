@@ -133,6 +133,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     net.train()
     steps = stage.steps(batches) if parts == 1 else stage.steps_in_parts(batches, parts)
     for step, batch in steps:
+        task.at(step)
         if isinstance(batch, Parts):
             key = (cfg.seed, method, step, accelerator.process_index)
             answer = backward_in_parts(net, batch, task, accelerator, key)

@@ -412,6 +412,8 @@ class Prototypes:
         number: of prototypes, to which the images are assigned in equal shares.
         epsilon: how even an image's assignment is: larger is more even.
         sinkhorn_steps: how often the assignments are balanced over prototypes and images.
+        frozen_steps: updates before which the prototypes stay; the original takes those of the
+            first epoch.
     """
 
     only_with: ClassVar = ("pretrain.loss", ("prototypes",))
@@ -419,12 +421,84 @@ class Prototypes:
     number: int = 3000
     epsilon: float = 0.05
     sinkhorn_steps: int = 3
+    frozen_steps: int = 0
 
     def __post_init__(self) -> None:
         number, epsilon, steps = self.number, self.epsilon, self.sinkhorn_steps
         require(2 <= number <= WIDTH, "prototypes.number", number, f"2 to {WIDTH:,}")
         require(epsilon >= 0.001, "prototypes.epsilon", epsilon, "0.001 or more")
         require(1 <= steps <= 1000, "prototypes.sinkhorn_steps", steps, "1 to 1000")
+        require(self.frozen_steps >= 0, "prototypes.frozen_steps", self.frozen_steps, "0 or more")
+
+
+@dataclass(frozen=True)
+class Infomax:
+    """Options of pretrain.loss=infomax (Deep InfoMax: Hjelm et al. 2019, arXiv 1808.06670).
+
+    Args:
+        bound: on the mutual information: jsd by the Jensen-Shannon divergence, dv by Donsker and
+            Varadhan, infonce.
+        width: of what vectors and places of the feature map are brought to.
+        across: compare the vector of each view with the places of the other one, as AMDIM.
+    """
+
+    only_with: ClassVar = ("pretrain.loss", ("infomax",))
+
+    bound: Literal["jsd", "dv", "infonce"] = "jsd"
+    width: int = 2048
+    across: bool = False
+
+    def __post_init__(self) -> None:
+        require(1 <= self.width <= WIDTH, "infomax.width", self.width, f"1 to {WIDTH:,}")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Options of pretrain.contextualisation=attention (Set Transformer, arXiv 1810.00825).
+
+    Args:
+        heads: of the attention, a divisor of the feature map's channels.
+    """
+
+    only_with: ClassVar = ("pretrain.contextualisation", ("attention",))
+
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        require(1 <= self.heads <= 256, "attention.heads", self.heads, "1 to 256")
+
+
+@dataclass(frozen=True)
+class CodeBook:
+    """Options of pretrain.quantisation=gumbel (wav2vec 2.0, arXiv 2006.11477).
+
+    Args:
+        groups: code books, from each of which one entry is chosen.
+        entries: of each code book.
+        temperature: of the choice's gradient, at first.
+        decay: of the temperature, at each update.
+        least_temperature: below which it does not sink.
+        diversity: weight of the term that keeps the entries in even use.
+    """
+
+    only_with: ClassVar = ("pretrain.quantisation", ("gumbel",))
+
+    groups: int = 2
+    entries: int = 320
+    temperature: float = 2.0
+    decay: float = 0.999995
+    least_temperature: float = 0.5
+    diversity: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(1 <= self.groups <= 64, "code_book.groups", self.groups, "1 to 64")
+        require(2 <= self.entries <= WIDTH, "code_book.entries", self.entries, f"2 to {WIDTH:,}")
+        start, least = self.temperature, self.least_temperature
+        require(start > 0, "code_book.temperature", start, "greater than 0")
+        require(0 < self.decay <= 1, "code_book.decay", self.decay, "in (0, 1]")
+        allowed = f"greater than 0, and at most code_book.temperature={start}"
+        require(0 < least <= start, "code_book.least_temperature", least, allowed)
+        require(self.diversity >= 0, "code_book.diversity", self.diversity, "0 or more")
 
 
 # The sections of options, by their name; a task without options has none. What a section calls
@@ -442,4 +516,7 @@ TASK_SECTIONS = {
     "decoupling": Decoupling,
     "transitive": Transitive,
     "prototypes": Prototypes,
+    "infomax": Infomax,
+    "attention": Attention,
+    "code_book": CodeBook,
 }

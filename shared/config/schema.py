@@ -23,9 +23,12 @@ from shared.config.optimizers import OPTIMIZERS
 from shared.config.pretext import (
     TASK_SECTIONS,
     TASKS,
+    Attention,
+    CodeBook,
     Colour,
     Decoupling,
     Exemplar,
+    Infomax,
     Inpainting,
     Instances,
     Jigsaw,
@@ -53,7 +56,8 @@ MOST_OF = {
     "max_pixels": 2**40,
 }
 LONGEST_TEXT, LONGEST_NAME = 3000, 255  # bytes: of a path, and of each name in it
-Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet", "pair", "prototypes"]
+Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet", "pair", "prototypes", "infomax"]
+PAIRWISE = ("nt_xent", "dcl", "nt_logistic", "margin_triplet", "pair")  # views with views
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
@@ -359,8 +363,12 @@ class Pretrain(Training):
         micro_batch: images per forward pass, where batch_size does not fit into memory; the
             gradient is that of the whole batch. Unset: all in one pass.
         loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet;
-            dcl leaves the positive out of the denominator; pair is Hadsell's, prototypes SwAV's,
-            with a section of that name.
+            dcl leaves the positive out of the denominator; pair is Hadsell's; prototypes (SwAV) and
+            infomax (Deep InfoMax) have sections.
+        contextualisation: attention pools the feature map by attention before a projection head of
+            its own; the artifact is the encoder alone.
+        quantisation: gumbel compares with candidates that are made of few learned vectors
+            (code_book).
         temperature: of nt_xent, dcl, nt_logistic, prototypes; the paper takes 0.1 on ImageNet.
         margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
         init: run or artifact folder of another pretraining, also by another task, whose encoder is
@@ -392,6 +400,8 @@ class Pretrain(Training):
     temperature: float = only_with(
         0.1, "loss", "nt_xent", "dcl", "nt_logistic", "prototypes", recipes=True
     )
+    contextualisation: Literal["none", "attention"] = only_with("none", "loss", *PAIRWISE)
+    quantisation: Literal["none", "gumbel"] = only_with("none", "loss", *PAIRWISE)
     margin: float = only_with(0.8, "loss", "margin_triplet", "pair")
     semi_hard: bool = only_with(False, "loss", "nt_logistic", "margin_triplet", "pair")
     memory: int = only_with(0, "loss", "nt_xent")
@@ -419,6 +429,9 @@ class Pretrain(Training):
             f"a divisor of pretrain.batch_size={size}, or null",
         )
         require(self.margin >= 0, "pretrain.margin", self.margin, "0 or more")
+        for key in ("contextualisation", "quantisation"):
+            allowed = f"0 with pretrain.{key}={getattr(self, key)}"
+            require(getattr(self, key) == "none" or not memory, "pretrain.memory", memory, allowed)
         require(
             memory > 0 or self.negatives != "memory",
             "pretrain.memory",
@@ -728,6 +741,9 @@ class Config:
         decoupling: of stage 1 with pretrain.task=decoupling.
         transitive: of stage 1 with pretrain.task=transitive.
         prototypes: of stage 1 with pretrain.loss=prototypes.
+        infomax: of stage 1 with pretrain.loss=infomax.
+        attention: of stage 1 with pretrain.contextualisation=attention.
+        code_book: of stage 1 with pretrain.quantisation=gumbel.
         finetune: stage 2.
         linear: linear evaluation.
         supervised: supervised training from scratch.
@@ -766,6 +782,9 @@ class Config:
     decoupling: Decoupling = field(default_factory=Decoupling)
     transitive: Transitive = field(default_factory=Transitive)
     prototypes: Prototypes = field(default_factory=Prototypes)
+    infomax: Infomax = field(default_factory=Infomax)
+    attention: Attention = field(default_factory=Attention)
+    code_book: CodeBook = field(default_factory=CodeBook)
     finetune: Finetune = field(default_factory=Finetune)
     linear: Linear = field(default_factory=Linear)
     supervised: Supervised = field(default_factory=Supervised)
@@ -817,6 +836,10 @@ class Config:
                 "none",
                 f"full or crop with pretrain.task={kind.name}, whose views would be alike",
             )
+        out, groups = self.model.head_out, self.code_book.groups
+        quantised = self.pretrain.quantisation != "none"
+        allowed = f"a divisor of model.head_out={out}"
+        require(not quantised or out % groups == 0, "code_book.groups", groups, allowed)
         require(
             "transitive" not in self.tasks or bool(self.transitive.init),
             "transitive.init",
@@ -868,6 +891,9 @@ class Config:
                 smallest=max(part.smallest for part in parts),
                 batch=max(part.batch for part in parts),
             )
+        if kind.name == "contrastive":  # whose head is then the task's own
+            own_head = cfg.loss == "infomax" or cfg.contextualisation != "none"
+            kind = replace(kind, embeds=not own_head)
         if kind.name == "contrastive" and cfg.memory:  # as MoCo, the other view is a key
             return replace(kind, batch=1, inputs=1 if cfg.negatives == "memory" else 2)
         views = getattr(getattr(self, kind.section, None), "views", None)

@@ -237,6 +237,22 @@ def feature_map(encoder: nn.Module, images: Tensor) -> Tensor:
     )
 
 
+def map_and_features(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The last feature map but one, and the features: (B, 3, S, S) -> (B, C, H, W), (B, F).
+
+    Raises:
+        ValueError: the encoder does not give its inner maps.
+    """
+    try:
+        last, (inner,) = cast(Any, encoder).forward_intermediates(images, indices=[-2])
+    except (AttributeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{type(encoder).__name__} does not give its inner feature maps, which this loss needs:"
+            " choose another encoder, as a ResNet, a ViT or a Swin, or another --pretrain.loss"
+        ) from error
+    return inner, cast(Any, encoder).forward_head(last)
+
+
 def map_size(encoder: nn.Module, image_size: int) -> tuple[int, int]:
     """Channels and side of an encoder's feature map of square images; it stays as it is.
 

@@ -8,7 +8,7 @@ Images are (B, C, H, W) in [0, 1], not normalised by mean and deviation.
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -266,6 +266,22 @@ class SimCLRResNet(nn.Module):
             for block in group.children():
                 x = _recomputed(block, x)
         return x
+
+    def forward_intermediates(self, x: Tensor, indices: list[int]) -> tuple[Tensor, list[Tensor]]:
+        """Images (B, in_chans, H, W) -> last feature map, and those of some groups.
+
+        Args:
+            x: the images.
+            indices: of the groups, from the first, or negative from the last. In timm the maps
+                begin with the stem's.
+        """
+        x, maps = self.stem(x), []
+        for group in self.groups:
+            for block in cast(nn.Sequential, group).children():
+                recomputes = self.grad_checkpointing and torch.is_grad_enabled()
+                x = _recomputed(block, x) if recomputes else block(x)
+            maps.append(x)
+        return x, [maps[index] for index in indices]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature map -> pooled features (B, F), or logits (B, num_classes) with a classifier."""

@@ -3,10 +3,12 @@
 from accelerate import Accelerator
 
 from shared.config.schema import Config
+from shared.pretext.code_book import Quantised
 from shared.pretext.colour import Colour
 from shared.pretext.contrastive import Contrastive
 from shared.pretext.decoupling import Decoupling
 from shared.pretext.exemplar import Exemplar
+from shared.pretext.infomax import Infomax
 from shared.pretext.inpainting import Inpainting
 from shared.pretext.instances import Instances
 from shared.pretext.jigsaw import Jigsaw
@@ -36,12 +38,17 @@ TASK_CLASSES: dict[str, type[Task]] = {
     )
 }
 
+# losses of the contrastive task that need layers of their own
+LOSS_CLASSES: dict[str, type[Task]] = {"prototypes": Prototypes, "infomax": Infomax}
+
 
 def make_task(config: Config, accelerator: Accelerator) -> Task:
     """The task that ``pretrain.task`` names; the contrastive one as its loss wants it."""
     name, tasks = config.pretrain.task, config.task_weights
     classes = dict(TASK_CLASSES)
-    if config.pretrain.loss == "prototypes":
-        classes["contrastive"] = Prototypes
+    if config.pretrain.loss in LOSS_CLASSES:
+        classes["contrastive"] = LOSS_CLASSES[config.pretrain.loss]
+    elif config.pretrain.quantisation == "gumbel":
+        classes["contrastive"] = Quantised
     parts = {part: classes[part](config, accelerator) for part in tasks}
     return parts[name] if name in parts else MultiTask(config, accelerator, parts)

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from shared.config.schema import Config, Pretrain
 from shared.data.batches import Batch
 from shared.data.images import ImageSet
+from shared.networks.heads import ContrastiveModel
 from shared.networks.negatives_queue import Memory
-from shared.pretext.network import kept_part
+from shared.pretext.attention import attention_head
+from shared.pretext.network import PretextModel, kept_part
 from shared.pretext.task import Answer, Metrics, Task, Tensors
 from shared.runtime.distributed import gather_with_grad, own_rows
 from shared.training.losses import (
@@ -53,6 +55,12 @@ class Contrastive(Task):
     def memory(self) -> Memory | None:
         """The averaged network and its keys of earlier batches; None without them."""
         return self._memory
+
+    def network(self, model: ContrastiveModel) -> nn.Module:
+        """Encoder and projection head, or the encoder with attention and a head of its own."""
+        if self.cfg.contextualisation == "none":
+            return model
+        return PretextModel(model, [attention_head(model, self.config)])
 
     def start(self, model: nn.Module, images: ImageSet) -> None:
         """Copy the network, where an average of it is to embed the candidates."""
@@ -90,6 +98,10 @@ class Contrastive(Task):
             ValueError: the loss has no branch here.
         """
         pairs, keys = self._pairs(outputs[0], targets[0] if targets else None)
+        return self.of_pairs(pairs)._replace(kept=(keys,))
+
+    def of_pairs(self, pairs: Pairs) -> Answer:
+        """The chosen loss of what is compared."""
         loss = self.weight * contrastive_loss(pairs, self.cfg)
 
         def metrics() -> Metrics:
@@ -100,7 +112,7 @@ class Contrastive(Task):
                 "negatives_per_anchor": self.negatives,
             }
 
-        return Answer(loss, metrics, (keys,))
+        return Answer(loss, metrics)
 
     def _pairs(self, z: Tensor, keys: Tensor | None) -> tuple[Pairs, Tensor]:
         """What is compared, and the candidates' second views of all processes."""

@@ -89,6 +89,11 @@ class MultiTask(Task):
         self._drawn = [len(own) for own in drawn]
         return tuple(chain(*drawn))
 
+    def at(self, step: int) -> None:
+        """Say it to all parts."""
+        for part in self.parts.values():
+            part.at(step)
+
     def inputs(self, batch: Batch) -> Tensors:
         """Those of all parts."""
         return tuple(chain(*(part.inputs(own) for part, own in self._batches(batch))))

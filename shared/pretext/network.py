@@ -1,10 +1,16 @@
 """The network of tasks that do not answer by the projection head."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 from torch import Tensor, nn
 
-from shared.networks.encoders import feature_map, map_size, outside_of_map
+from shared.networks.encoders import (
+    feature_map,
+    map_and_features,
+    map_size,
+    outside_of_map,
+)
 from shared.networks.heads import ContrastiveModel
 from shared.runtime.errors import UserError
 
@@ -16,7 +22,8 @@ class PretextModel(nn.Module):
         model: encoder and projection head, which are kept.
         heads: for each input its own layers on the encoder's features (B, F) or, where the head
             has ``takes_map``, on its last feature map, or with ``takes_projection`` on what the
-            projection head makes of the features; None answers by the projection head.
+            projection head makes of the features, or with ``takes_both`` on a map and the features;
+            None answers by the projection head. ``further_inputs`` of a head come after its images.
     """
 
     def __init__(self, model: ContrastiveModel, heads: Sequence[nn.Module | None]) -> None:
@@ -26,14 +33,18 @@ class PretextModel(nn.Module):
         self.projects = [head is None or takes_projection(head) for head in heads]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Images (k B, 3, s, s) for each head -> its answers (m B, ...)."""
-        outputs = []
-        for x, head, projects in zip(inputs, self.heads, self.projects, strict=True):
+        """Images (k B, 3, s, s) for each head, and its further inputs -> its answers (m B, ...)."""
+        outputs, rest = [], iter(inputs)
+        for head, projects in zip(self.heads, self.projects, strict=True):
+            x, further = next(rest), islice(rest, getattr(head, "further_inputs", 0))
             if takes_map(head):
-                outputs.append(head(feature_map(self.encoder, x)))
+                seen = (feature_map(self.encoder, x),)
+            elif getattr(head, "takes_both", False):
+                seen = map_and_features(self.encoder, x)
             else:
                 features = self.encoder(x)
-                outputs.append(head(self.head(features)[-1] if projects else features))
+                seen = (self.head(features)[-1] if projects else features,)
+            outputs.append(head(*seen, *further))
         return tuple(outputs)
 
 

@@ -37,9 +37,11 @@ class PrototypeHead(nn.Module):
 
     Attributes:
         weight: (K, D), the prototypes; their lengths have no meaning.
+        frozen: whether the prototypes learn nothing.
     """
 
     takes_projection = True
+    frozen = False
 
     def __init__(self, width: int, number: int) -> None:
         super().__init__()
@@ -48,7 +50,10 @@ class PrototypeHead(nn.Module):
     def forward(self, projections: Tensor) -> Tensor:
         """Projections (B, D) -> cosines (B, K)."""
         with torch.autocast(projections.device.type, enabled=False):
-            return F.normalize(projections.float()) @ F.normalize(self.weight.float()).T
+            weight = F.normalize(self.weight.float())
+            if self.frozen:  # a gradient of 0, as several processes wait for one
+                weight = weight.detach() + 0 * weight
+            return F.normalize(projections.float()) @ weight.T
 
 
 class Prototypes(Task):
@@ -68,7 +73,13 @@ class Prototypes(Task):
 
     def network(self, model: ContrastiveModel) -> nn.Module:
         """With the prototypes on the projection head."""
-        return PretextModel(model, [PrototypeHead(model.head.widths[-1], self.cfg.number)])
+        self.head = PrototypeHead(model.head.widths[-1], self.cfg.number)
+        return PretextModel(model, [self.head])
+
+    def at(self, step: int) -> None:
+        """Let the prototypes learn after the first steps."""
+        super().at(step)
+        self.head.frozen = step < self.cfg.frozen_steps
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Answer:
         """Of the scores (2b, K), with codes from those of all processes."""

@@ -5,6 +5,7 @@
     task.start(model, images)
     task.begin(images)                                    # unless a checkpoint goes on
     for step, batch in stage.steps(batches):              # batches draw for the task
+        task.at(step)
         outputs = net(*task.inputs(batch))
         answer = task.loss(outputs, task.targets(batch))
         ...                                               # backward, update
@@ -60,11 +61,13 @@ class Task:
         chance: the loss of a network that has learned nothing.
         companions: of which other images the second half of the views are; None: of no others.
         weight: of this process's rows, for means that are averaged over processes.
+        step: number of updates before the present one (`at`).
     """
 
     name: ClassVar[str]
     chance: float
     companions: Companions | None = None
+    step = 0
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
@@ -135,6 +138,10 @@ class Task:
     def draw(self, rng: np.random.Generator, batch_size: int) -> Tensors:
         """What is drawn for a global batch: (B, ...) each, a row for each image."""
         return ()
+
+    def at(self, step: int) -> None:
+        """Say which step the next batch is of, where something changes with the steps."""
+        self.step = step
 
     def inputs(self, batch: Batch) -> Tensors:
         """What the network sees: (k b, 3, s, s) each."""

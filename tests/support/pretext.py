@@ -59,6 +59,34 @@ VARIANTS = {
         "--pretrain.loss=prototypes",
         "--prototypes.number=12",
     ],
+    "contrastive-infomax": [
+        "--pretrain.task=contrastive",
+        "--pretrain.loss=infomax",
+        "--infomax.width=32",
+    ],
+    "contrastive-dv": [
+        "--pretrain.task=contrastive",
+        "--pretrain.loss=infomax",
+        "--infomax.width=32",
+        "--infomax.bound=dv",
+        "--infomax.across=true",
+    ],
+    "contrastive-attention": [
+        "--pretrain.task=contrastive",
+        "--pretrain.contextualisation=attention",
+    ],
+    "contrastive-codes": [
+        "--pretrain.task=contrastive",
+        "--pretrain.quantisation=gumbel",
+        "--code_book.entries=8",
+        "--code_book.decay=0.9",
+    ],
+    "contrastive-context-codes": [
+        "--pretrain.task=contrastive",
+        "--pretrain.contextualisation=attention",
+        "--pretrain.quantisation=gumbel",
+        "--code_book.entries=8",
+    ],
     "contrastive-pair": ["--pretrain.task=contrastive", "--pretrain.loss=pair"],
     "inpainting-adversarial": ["--pretrain.task=inpainting", "--inpainting.adversarial=0.1"],
 }

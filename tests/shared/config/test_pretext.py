@@ -46,7 +46,10 @@ def test_an_artifact_depends_on_its_own_task_alone():
         config, _ = load_config(command_line(variant), "", "")
         sections = {option.partition(".")[0] for option in options_of(config, "pretrain")}
         own = {TASKS[task].section for task in config.tasks} & TASK_SECTIONS.keys()
-        own |= {"prototypes"} if variant == "contrastive-prototypes" else set()  # that of a loss
+        cfg = config.pretrain
+        own |= {cfg.loss} & {"prototypes", "infomax"}
+        own |= {cfg.contextualisation} & {"attention"}
+        own |= {"code_book"} if cfg.quantisation == "gumbel" else set()
         assert sections & TASK_SECTIONS.keys() == own
         assert {line.partition(":")[0] for line in dump(config).splitlines()} & {
             *TASK_SECTIONS
