@@ -24,6 +24,7 @@ from shared.config.schema import Config
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError, exit_code_2
 from shared.runtime.files import did_you_mean
+from shared.runtime.imports import no_garbage
 from shared.runtime.media import say_block
 
 if TYPE_CHECKING:
@@ -35,14 +36,19 @@ if TYPE_CHECKING:
 
 def stages() -> dict[str, "RunStage"]:
     """What makes the artifact of each method, in the order in which they run."""
-    every = {
-        name: partial(import_module(f"stages.{method.stage}").run, method=name)
+    every: dict[str, RunStage] = {
+        name: partial(run_stage, f"stages.{method.stage}", method=name)
         for name, method in METHODS.items()
     }
     return {
         name: stage if name == "pretrain" else partial(with_choice, stage)
         for name, stage in every.items()
     }
+
+
+def run_stage(module: str, config: Config, accelerator: "Accelerator", **options: object) -> object:
+    """Import a stage and run it: those that fit with scikit-learn take a second to import."""
+    return import_module(module).run(config, accelerator, **options)
 
 
 def with_choice(stage: "RunStage", config: Config, accelerator: "Accelerator") -> object:
@@ -88,12 +94,11 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         line: the command line, whose flags win over a table's and over what is fitted.
         began: when the command was called, in seconds since 1970.
     """
-    from shared.networks.build import require_weights
-    from shared.runs.fit import fit, settings_as_before
-    from shared.runs.forecast import forecast
-    from shared.runs.grid import fill
-    from shared.runtime.artifacts import read_meta
-    from stages.assess import assess
+    with no_garbage():
+        from shared.networks.build import require_weights
+        from shared.runs.fit import fit, settings_as_before
+        from shared.runs.forecast import forecast
+        from shared.runtime.artifacts import read_meta
 
     pace, every = None, to_train(line)
     alone = not every.keys() & CLASSIFIERS
@@ -109,12 +114,10 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
     elif line.origin != "recipe":
         accelerator.print(settings_as_before(config))
     if config.table:
-        return fill(
-            config,
-            accelerator,
-            {**stages(), "assess": partial(with_choice, assess.run)},
-            line.flags,
-        )
+        from shared.runs.grid import fill
+
+        assess = partial(with_choice, partial(run_stage, "stages.assess.assess"))
+        return fill(config, accelerator, {**stages(), "assess": assess}, line.flags)
     if pretraining_is_imported(config):
         stages()["pretrain"](config, accelerator)  # says so
     wanted = {name: stage for name, stage in every.items() if config.asks_for(name)}
@@ -279,7 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.time()
     line = read_command_line(argv, "pipeline.py", purpose, ())
     refuse_missing_files(line.config)
-    from shared.config.command import run_command  # imports torch
+    with no_garbage():
+        from shared.config.command import run_command  # imports torch
 
     return run_command(partial(run, line=line, began=began), line.config)
 

@@ -19,6 +19,12 @@ saved as classifiers like the others, and can be deployed.
 """
 
 import sys
+
+from shared.config.command_line import load_config, refuse_unknown_options
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    refuse_unknown_options("stages.classical")
+
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,9 +43,8 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from shared.config.command import run_command
-from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
-from shared.config.methods import METHODS, made_by, method_of
+from shared.config.methods import CLASSES_FITTED, METHODS, made_by, method_of
 from shared.config.schema import Config, Data, defaults, dump, hashed_settings
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.labels import Labels, draw_labels
@@ -56,7 +61,6 @@ from shared.runtime.artifacts import ClassifierNetwork, read_meta
 from shared.runtime.randomness import generator
 from shared.runtime.stage_folder import StageFolder
 from shared.training.classical import (
-    CLASSES,
     Fit,
     as_pixels,
     fit,
@@ -152,8 +156,10 @@ def run(config: Config, accelerator: Accelerator, method: str) -> Path | None:
 
 def _why_left_out(saved: bool, splits: Splits) -> str:
     """Why a row is not made; empty where it is."""
-    if len(splits.train.classes) > CLASSES:
-        return f"because there are {len(splits.train.classes):,} classes, more than {CLASSES}"
+    if len(splits.train.classes) > CLASSES_FITTED:
+        return (
+            f"because there are {len(splits.train.classes):,} classes, more than {CLASSES_FITTED}"
+        )
     if splits.test is None and not saved:
         return "because there are no test images, and its model is not saved"
     return ""

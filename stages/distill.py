@@ -9,8 +9,14 @@ network.
     accelerate launch -m stages.distill --distill.teacher runs/digits/finetune-1pct-seed0
 """
 
-import math
 import sys
+
+from shared.config.command_line import load_config, refuse_unknown_options
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    refuse_unknown_options("stages.distill")
+
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +25,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from shared.config.command import run_command
-from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
 from shared.config.methods import made_by, method_of
 from shared.config.schema import Config

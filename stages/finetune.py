@@ -16,8 +16,14 @@ orientations, and a second linear layer, thrown away at the end, tells these apa
     accelerate launch -m stages.finetune --method linear --linear.init runs/digits/pretrain
 """
 
-import math
 import sys
+
+from shared.config.command_line import load_config, refuse_unknown_options
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    refuse_unknown_options("stages.finetune")
+
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +36,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from shared.config.command import run_command
-from shared.config.command_line import load_config
 from shared.config.imported import imported
 from shared.config.methods import method_of
 from shared.config.schema import Config, Finetune, hashed_settings

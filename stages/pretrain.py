@@ -13,6 +13,12 @@ With ``--pretrain.micro_batch`` the batch passes in parts, with the gradient of 
 """
 
 import sys
+
+from shared.config.command_line import CommandLine, read_command_line, refuse_unknown_options
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    refuse_unknown_options("stages.pretrain")
+
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +30,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from shared.config.command import run_command
-from shared.config.command_line import CommandLine, read_command_line
 from shared.config.imported import first_pretraining, pretraining_is_imported
 from shared.config.methods import method_of
 from shared.config.pretext import TASKS

@@ -6,9 +6,12 @@ import runpy
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
+
+from shared.config.command_line import refuse_unknown_options
 
 ROOT = Path(__file__).parents[1]
 # runtime <- config <- {data, networks} <- training <- pretext <- runs <- stages <- pipeline
@@ -192,6 +195,51 @@ def test_the_command_line_answers_before_torch_is_imported(arguments, code, says
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert says in done.stdout + done.stderr
+
+
+ALONE = ("pretrain", "finetune", "distill", "classical", "assess")
+
+
+@pytest.mark.parametrize("stage", ALONE)
+def test_a_stage_alone_answers_a_misspelt_option_before_torch_is_imported(stage, monkeypatch):
+    """Its file has nothing above the answer that takes long to import."""
+    file = sources().get(f"stages.{stage}.__main__") or sources()[f"stages.{stage}"]
+    lines = iter(ast.parse(file.read_text()).body)
+    above = [ast.unparse(line) for line in takewhile(lambda line: not _answers(line), lines)]
+    own = "from shared.config.command_line import "
+    assert [line.startswith(own) or line == "import sys" for line in above[1:]] == [True] * 2
+    assert f"refuse_unknown_options('stages.{stage}')" in file.read_text().replace('"', "'")
+    monkeypatch.setattr(sys, "argv", [stage, "--config", "none.yaml", "--lables", "1pct"])
+    with pytest.raises(SystemExit) as left:
+        refuse_unknown_options(f"stages.{stage}")
+    assert left.value.code == 2
+
+
+def _answers(line):
+    return isinstance(line, ast.If) and "refuse_unknown_options" in ast.unparse(line)
+
+
+def test_stage_1_begins_without_what_only_later_stages_need():
+    """scikit-learn and scipy take two seconds to import, and the digits' first step neither."""
+    modules = sources()
+    seen, todo, others = set(), ["pipeline", "stages.pretrain", "shared.runs.forecast"], set()
+    todo += ["shared.networks.build", "shared.runs.fit", "shared.runs.results"]
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for node in ast.parse(modules[name].read_text()).body:  # those in functions come later
+            if isinstance(node, ast.Import):
+                others |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                others.add(str(node.module).partition(".")[0])
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                todo += {name if name in modules else str(node.module) for name in whole} & {
+                    *modules
+                }
+    assert {"torch", "timm", "datasets"} < others
+    assert not others & {"sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "jinja2"}
 
 
 MOVED = {

@@ -254,6 +254,26 @@ def read_command_line(
         parser.error(str(error))
 
 
+def refuse_unknown_options(program: str) -> None:
+    """Answer a misspelt option of this process's own command line, and read nothing else.
+
+    A stage that is run alone calls this before it imports torch, and reads its line in ``main``.
+
+    Raises:
+        SystemExit: with code 2 and one line for an unknown option or a wrong type.
+    """
+    _, flags = _recipe_first(sys.argv[1:])
+    if {"-h", "--help"} & set(flags):
+        return  # ``main`` knows what to say
+    parser = _parser(program, "")
+    try:
+        _require_bounded([], flags)
+        asked = [flag for flag in flags if not flag.startswith("--print_config")]
+        parser.parse_args(asked, defaults=False)
+    except (ValueError, OverflowError) as error:
+        parser.error(str(error))
+
+
 def _require_bounded(recipe: Sequence[str], flags: Sequence[str]) -> None:
     """ValueError where a recipe or a flag stands for more than options can hold."""
     for name in (argument.removeprefix("--config=") for argument in recipe):

@@ -10,6 +10,9 @@ from typing import Literal
 
 from shared.config.pretext import TASK_SECTIONS
 
+# at most that rows of scikit-learn are fitted to: a support vector machine compares every two
+CLASSES_FITTED = 100
+
 
 @dataclass(frozen=True)
 class Method:

@@ -8,7 +8,6 @@ from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from shared.config.schema import Data
 from shared.data.images import UNLABELED, ImageSet, Splits, decode_image
@@ -162,10 +161,50 @@ def _stratified_part(train: ImageSet, data: Data) -> np.ndarray:
     size = math.ceil(len(labeled) * data.test_fraction)
     if not len(counts) or counts.min() < 2 or not len(counts) <= size <= len(labeled) - len(counts):
         return labeled[:0]
-    _, test = train_test_split(
-        labeled, test_size=size, stratify=train.labels[labeled], random_state=data.split_seed
-    )
-    return np.sort(test)
+    return labeled[stratified(train.labels[labeled], size, data.split_seed)]
+
+
+def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Positions of a part whose classes have the shares that they have in the whole.
+
+    It is the part that scikit-learn's ``train_test_split(stratify=labels)`` takes for testing, so
+    the test images of a run do not depend on its version; to import it takes a second as well.
+
+    Args:
+        labels: (n,) int64.
+        size: of the part, k; both it and the rest have at least one image for each class.
+        seed: of the draw.
+
+    Returns:
+        (k,) int64, ascending.
+    """
+    rng = np.random.RandomState(seed)
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    rest = _shares(counts, len(labels) - size, rng)
+    part = _shares(counts - rest, size, rng)
+    members = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+    drawn = [rng.permutation(len(ids)) for ids in members]
+    bounds = zip(members, drawn, rest, rest + part, strict=True)
+    return np.sort(np.concatenate([ids[order[a:b]] for ids, order, a, b in bounds]))
+
+
+def _shares(counts: np.ndarray, size: int, rng: np.random.RandomState) -> np.ndarray:
+    """How many of each class (C,) make ``size`` in all, in proportion to the counts (C,).
+
+    The fractions are rounded down; what is missing goes to the largest ones, by lot among equals.
+    """
+    exact = counts / counts.sum() * size
+    shares = np.floor(exact)
+    missing = int(size - shares.sum())
+    fractions = exact - shares
+    for fraction in np.unique(fractions)[::-1]:
+        if missing <= 0:
+            break
+        equal = np.flatnonzero(fractions == fraction)
+        chosen = rng.choice(equal, size=min(len(equal), missing), replace=False)
+        shares[chosen] += 1
+        missing -= len(chosen)
+    return shares.astype(int)
 
 
 def _part_by_name(train: ImageSet, data: Data) -> np.ndarray:

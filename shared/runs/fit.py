@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 
 from shared.config.command_line import KEPT, CommandLine, kept_origin, recipe_of
 from shared.config.imported import pretraining_is_imported
-from shared.config.methods import CLASSIFIERS, METHODS
+from shared.config.methods import CLASSES_FITTED, CLASSIFIERS, METHODS
 from shared.config.schema import RECIPES, Config, Training
 from shared.data import sources
 from shared.data.cache import sample_sizes, smallest_side
@@ -35,7 +35,6 @@ from shared.runtime.errors import UserError
 from shared.runtime.files import write_atomically
 from shared.runtime.lock import SHORT, held
 from shared.runtime.progress import counted, duration
-from shared.training.classical import CLASSES
 from shared.training.device import free_bytes
 from shared.training.schedule import schedule_of
 from shared.training.stage import RunStage
@@ -302,7 +301,7 @@ def fit_warmups(config: Config, flags: Collection[str], counts: Counts) -> Confi
 
 def fit_teacher(config: Config, flags: Collection[str], counts: Counts) -> Config:
     """The fine-tuned network teaches where labels are not few, or where no other is made."""
-    if counts.labeled < TAUGHT and counts.classes <= CLASSES and config.classical.enabled:
+    if counts.labeled < TAUGHT and counts.classes <= CLASSES_FITTED and config.classical.enabled:
         return config
     return change(config, flags, {"distill.taught_by": "finetune"})
 

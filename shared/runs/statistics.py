@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
-from scipy.special import betaincinv, stdtrit
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import ancestors
@@ -148,11 +147,20 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     mean = float(np.mean(values))
     if n < 2:
         return mean, None
-    return mean, float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
+    return mean, float(_t_quantile(n) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def _t_quantile(n: int) -> float:
+    """97.5% of Student's distribution of n - 1 degrees of freedom lie below it."""
+    from scipy.special import stdtrit  # at the end of a run: scipy makes its start slower
+
+    return float(stdtrit(n - 1, 0.975))
 
 
 def of_images(accuracy: float, images: int) -> tuple[float, float]:
     """The 95% interval of an accuracy in [0, 1] by the number of test images (Clopper, Pearson)."""
+    from scipy.special import betaincinv  # as above
+
     right = round(accuracy * images)
     low = betaincinv(right, images - right + 1, 0.025) if right else 0.0
     high = betaincinv(right + 1, images - right, 0.975) if right < images else 1.0
@@ -243,7 +251,7 @@ def worth(
         [crossing(shares, reference[i].mean(0), float(values[i].mean())) for i in others]
     )
     logs = np.log(each.clip(shares[0], shares[-1]))
-    half = stdtrit(n - 1, 0.975) * math.sqrt((n - 1) * logs.var())
+    half = _t_quantile(n) * math.sqrt((n - 1) * logs.var())
     low, high = share * math.exp(-half), share * math.exp(half)
     return share, (
         0.0 if low < shares[0] or each.min() == 0 else low,

@@ -19,7 +19,6 @@ from torch import Tensor
 from shared.data.images import UNLABELED
 
 PIXEL_SIDE = 32  # larger images are shrunk to this side where pixels are the features
-CLASSES = 100  # at most: a support vector machine compares every two of them
 HOLD_OUT = 1000  # from so many labels on, one part is held out instead of five in turn
 REGULARISATION = tuple(10.0**power for power in range(-4, 3))  # C of logistic regression
 

@@ -2,7 +2,10 @@
 
 import sys
 
-from stages.assess.assess import main
+from shared.config.command_line import refuse_unknown_options
 
 if __name__ == "__main__":
+    refuse_unknown_options("stages.assess")  # before torch is imported, which takes seconds
+    from stages.assess.assess import main
+
     sys.exit(main())

@@ -22,6 +22,7 @@ from typing import Any
 from torch.distributed import TCPStore
 
 import pipeline
+from shared.config.methods import METHODS
 
 SHIM = ctypes.CDLL(os.environ["LD_PRELOAD"])
 SHIM.crash_watch.argtypes = [ctypes.c_char_p, ctypes.c_int]
@@ -144,7 +145,8 @@ def _be(rank: int, port: int, request: dict[str, Any], folder: Path, other: int)
 
 def main() -> None:
     """Answer requests until there are none."""
-    pipeline.stages()
+    for stage in {method.stage for method in METHODS.values()}:
+        import_module(f"stages.{stage}")
     for module in ("export.export", "suggest.suggest", "import_weights.command", "page.__main__"):
         import_module(f"stages.{module}")
     for module in ("stages.predict.command", "stages.assess.assess", "shared.config.command"):

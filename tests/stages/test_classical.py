@@ -137,7 +137,7 @@ def test_the_linear_layer_gives_the_probabilities_of_the_regression(classes):
 
 def test_left_out_with_a_line(photos, tmp_path, monkeypatch, capsys):
     options = [f"--data.train={photos}", f"--output={tmp_path}"]
-    monkeypatch.setattr(classical, "CLASSES", 2)
+    monkeypatch.setattr(classical, "CLASSES_FITTED", 2)
     assert run(classical.main, *options) == 0
     said = capsys.readouterr().out
     assert said.count("left out, because there are 3 classes, more than 2") == len(ON_PIXELS)

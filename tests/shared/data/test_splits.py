@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
@@ -28,6 +29,7 @@ from shared.data.splits import (
     no_test_line,
     one_side_line,
     same_classes,
+    stratified,
     table_line,
 )
 from shared.runtime.errors import UserError
@@ -98,6 +100,18 @@ def test_too_small_for_a_lockbox():
     ):
         with pytest.raises(UserError, match=r"data.hold_out=lockbox: of \d+ labeled images the"):
             hold_out(Splits(bad, None), Data(hold_out="lockbox"), False)
+
+
+# ------------------------------------------------------------------------- the same share of each
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=12), st.integers(0, 2**32 - 1), st.data())
+def test_the_stratified_part_is_that_of_scikit_learn(counts, seed, draw):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)) * 3, counts))
+    size = draw.draw(st.integers(len(counts), len(labels) - len(counts)))
+    _, expected = train_test_split(
+        np.arange(len(labels)), test_size=size, stratify=labels, random_state=seed
+    )
+    np.testing.assert_array_equal(stratified(labels, size, seed), np.sort(expected))
 
 
 # ---------------------------------------------------------------------------- drawn by their names

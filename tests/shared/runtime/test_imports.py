@@ -1,0 +1,32 @@
+"""The collector while a command imports."""
+
+import gc
+import sys
+import types
+
+from shared.runtime import imports
+
+
+def test_the_collector_rests_within_and_works_after(monkeypatch):
+    frozen = gc.get_freeze_count()
+    with imports.no_garbage():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen  # nothing was imported, so all can still be collected
+    monkeypatch.setattr(imports, "MANY", 0)
+    try:
+        with imports.no_garbage():
+            monkeypatch.setitem(sys.modules, "a_new_module", types.ModuleType("a_new_module"))
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
+
+
+def test_a_collector_that_is_switched_off_stays_so():
+    gc.disable()
+    try:
+        with imports.no_garbage():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
