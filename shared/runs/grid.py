@@ -329,8 +329,8 @@ def _make(
                 say(f"failed: {error}", error=True)
             failures[job.path] = str(error)
             clock.leave_out(job)
+            accelerator.free_memory()  # what was prepared; a stage that ends well does the same
         release_all()  # also of a stage that failed
-        accelerator.free_memory()  # it holds on to every model that it prepared
 
 
 class _Clock:

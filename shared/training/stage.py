@@ -366,6 +366,7 @@ class Stage:
             The artifact folder.
         """
         run = {"stage": self.method, "seed": self.seed, "seconds": self.seconds}
+        self.accelerator.free_memory()  # else it holds on to every network that it prepared
         return finish(self.folder, model or self.model, {**meta, **run}, parent, predictions)
 
     def finish_classifier(
