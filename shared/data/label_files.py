@@ -147,6 +147,15 @@ def read_text(file: Path) -> str:
     return read_encoded(file)[0]
 
 
+def read_list(file: Path) -> list[str]:
+    """Names of images in a text file, one a line; blank lines are none.
+
+    Raises:
+        UserError: as of `read_text`.
+    """
+    return [name for line in read_text(file).splitlines() if (name := line.strip())]
+
+
 def read_encoded(file: Path) -> tuple[str, bool]:
     """The same, and whether it was Windows-1252."""
     try:

@@ -20,7 +20,7 @@ from shared.data.label_files import (
     find_images,
     find_names,
     read_csv,
-    read_text,
+    read_list,
 )
 from shared.runtime.errors import UserError
 from shared.runtime.files import open_regular, write_atomically
@@ -117,8 +117,7 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
     train, file = splits.train, labels.file
     assert file is not None
     if labels.csv_file is None:
-        lines = [line.strip() for line in read_text(file).splitlines()]
-        ids = find_images(splits, [line for line in lines if line], file)
+        ids = find_images(splits, read_list(file), file)
         ids = ids[ids >= 0]
         targets = train.labels[ids]
         if (targets == UNLABELED).any():
