@@ -94,7 +94,7 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
             ),
             after("    file: Path | None = None\n", "    first: bool = False\n"),
             before(
-                "        if _FILE.fullmatch(text):\n",
+                "        return None\n",
                 "        if match := _FIRST.fullmatch(text):\n"
                 "            return cls(text, text, per_class=int(match[1]), first=True)\n",
             ),

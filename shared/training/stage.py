@@ -269,7 +269,11 @@ class Stage:
         self._log.close()
 
     def _keeping(self, batches: Iterator[B]) -> Iterator[B]:
-        """Pass the batches on; where one cannot be made, what was learned so far is saved."""
+        """Pass the batches on; where one cannot be made, what was learned so far is saved.
+
+        Of several processes the main one saves, if its own batch is the one: others that cannot go
+        on have no part in the next exchange, and so no way to tell it before that.
+        """
         done = self.start
         try:
             for done, batch in enumerate(batches, self.start):
