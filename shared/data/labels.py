@@ -17,6 +17,7 @@ from shared.data.label_files import (
     MOST_BYTES,
     class_text,
     csv_text,
+    each_once,
     find_images,
     find_names,
     read_csv,
@@ -145,10 +146,7 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
 
 def _checked(train: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path) -> Labels:
     """Each image once, in order; UserError where a class has no label or an image has several."""
-    ids, targets = np.unique(np.stack([ids, targets]), axis=1)  # (k,) each: in order, no repeats
-    repeated = ids[1:][ids[1:] == ids[:-1]]
-    if len(repeated):
-        raise UserError(f"{file} gives several labels to {abbreviated(train.names[repeated])}")
+    ids, targets = each_once(train, ids, targets, file)
     # a class without any labeled image needs no label here
     classes = np.unique(train.labels[train.labels != UNLABELED])
     if len(missing := np.setdiff1d(classes, targets)):
