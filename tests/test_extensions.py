@@ -94,7 +94,7 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
             ),
             after("    file: Path | None = None\n", "    first: bool = False\n"),
             before(
-                "        if _FILE.fullmatch(text):\n",
+                "        return None\n",
                 "        if match := _FIRST.fullmatch(text):\n"
                 "            return cls(text, text, per_class=int(match[1]), first=True)\n",
             ),
@@ -203,8 +203,8 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
     "an optimizer": {
         "shared/config/optimizers.py": [
             after(
-                '        OptimizerKind("adamw", "fused_adamw", slots=2),\n',
-                '        OptimizerKind("rmsprop", "rmsprop", slots=2),\n',
+                '        OptimizerKind("adamw", slots=2),\n',
+                '        OptimizerKind("rmsprop", slots=2),\n',
             )
         ],
         "shared/training/optim.py": [
@@ -214,7 +214,8 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
                 " -> torch.optim.RMSprop:\n"
                 '    """Torch\'s RMSprop with momentum."""\n'
                 "    return torch.optim.RMSprop(groups, lr=0.0, momentum=momentum)\n\n\n",
-            )
+            ),
+            after('    "adamw": fused_adamw,\n', '    "rmsprop": rmsprop,\n'),
         ],
     },
     "a tracker": {

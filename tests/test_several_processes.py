@@ -224,7 +224,6 @@ def train(output: str, name: str) -> None:
     accelerator = Accelerator(cpu=True, mixed_precision=config.precision)
     line = CommandLine(config, frozenset(), (), "recipe")
     pipeline.run(config, accelerator, line, time.time())
-    accelerator.free_memory()
 
 
 def work(rank: int, processes: int, folder: str) -> None:

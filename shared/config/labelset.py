@@ -61,7 +61,7 @@ class LabelSet:
             return drawn
         if _FILE.fullmatch(text):
             tag = Path(text).stem
-            if any(form.fullmatch(tag) for form in (_SHARE, _PER_CLASS, _NUMBER)):
+            if cls.of_tag(tag).file is None:
                 tag = f"file-{tag}"  # else its folders were those of the labels that are drawn
             if len(os.fsencode(tag)) > LONGEST_TAG:
                 raise UserError(

@@ -26,6 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -166,7 +167,7 @@ class Batches:
         self.views, self.clean, self.device = views, clean, accelerator.device
         self.draw, self.companions = draw, companions
         self.rows = rows_of(accelerator.process_index, world, batch_size)
-        self._pixels = None if images.pixels is None else images.pixels.to(self.device)
+        self._pixels = None if images.pixels is None else _on_device(images.pixels, self.device)
         self._sizes = np.array([copy.shape[1:] for copy in images.shrunk or ()])  # (n, 2)
         decoded = images.pixels is not None or images.shrunk is not None
         self.workers_finish = not decoded and self.device.type == "cpu"
@@ -370,6 +371,20 @@ class Batches:
         assert self.augmentation is not None
         key = (self.seed, self.stage, "look", step, view)
         return _draws(self.augmentation, self.batch_size, *key)
+
+
+_copies: WeakValueDictionary[tuple[int, torch.device], Tensor] = WeakValueDictionary()
+
+
+def _on_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """The pixels there: one copy for all batches of an image set, while any of them is alive.
+
+    Batches keep their image set alive, so the ``id`` of its pixels means no others meanwhile.
+    """
+    key = (id(pixels), device)
+    if (copy := _copies.get(key)) is None:
+        _copies[key] = copy = pixels.to(device)
+    return copy
 
 
 class _DecodeAndCrop(torch.utils.data.Dataset):

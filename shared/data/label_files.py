@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from shared.data.images import UNLABELED, Splits
+from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.runtime.errors import UserError
 from shared.runtime.files import did_you_mean, open_regular, read_bytes
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
@@ -145,6 +145,15 @@ def read_text(file: Path) -> str:
         UserError: it cannot be read, or is no text.
     """
     return read_encoded(file)[0]
+
+
+def read_list(file: Path) -> list[str]:
+    """Names of images in a text file, one a line; blank lines are none.
+
+    Raises:
+        UserError: as of `read_text`.
+    """
+    return [name for line in read_text(file).splitlines() if (name := line.strip())]
 
 
 def read_encoded(file: Path) -> tuple[str, bool]:
@@ -318,6 +327,21 @@ def _without_decimals(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
     if all(re.fullmatch(r"[0-9]+(\.0)?|", label) for _, label in rows):
         return [(name, label.removesuffix(".0")) for name, label in rows]
     return rows
+
+
+def each_once(
+    images: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (k,) and classes (k,) of a file's rows, each image once, in order.
+
+    Raises:
+        UserError: an image has several labels.
+    """
+    ids, targets = np.unique(np.stack([ids, targets]), axis=1)
+    repeated = ids[1:][ids[1:] == ids[:-1]]
+    if len(repeated):
+        raise UserError(f"{file} gives several labels to {abbreviated(images.names[repeated])}")
+    return ids, targets
 
 
 # ------------------------------------------------------------------------- which image is meant

@@ -17,10 +17,11 @@ from shared.data.label_files import (
     MOST_BYTES,
     class_text,
     csv_text,
+    each_once,
     find_images,
     find_names,
     read_csv,
-    read_text,
+    read_list,
 )
 from shared.runtime.errors import UserError
 from shared.runtime.files import open_regular, write_atomically
@@ -118,8 +119,7 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
     train, file = splits.train, labels.file
     assert file is not None
     if labels.csv_file is None:
-        lines = [line.strip() for line in read_text(file).splitlines()]
-        ids = find_images(splits, [line for line in lines if line], file)
+        ids = find_images(splits, read_list(file), file)
         ids = ids[ids >= 0]
         targets = train.labels[ids]
         if (targets == UNLABELED).any():
@@ -147,10 +147,7 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
 
 def _checked(train: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path) -> Labels:
     """Each image once, in order; UserError where a class has no label or an image has several."""
-    ids, targets = np.unique(np.stack([ids, targets]), axis=1)  # (k,) each: in order, no repeats
-    repeated = ids[1:][ids[1:] == ids[:-1]]
-    if len(repeated):
-        raise UserError(f"{file} gives several labels to {abbreviated(train.names[repeated])}")
+    ids, targets = each_once(train, ids, targets, file)
     # a class without any labeled image needs no label here
     classes = np.unique(train.labels[train.labels != UNLABELED])
     if len(missing := np.setdiff1d(classes, targets)):

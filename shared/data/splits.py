@@ -14,6 +14,7 @@ from shared.data.images import UNLABELED, ImageSet, Splits, decode_image
 from shared.data.label_files import (
     LabelTable,
     class_text,
+    each_once,
     find_images,
     na_note,
     read_csv,
@@ -79,12 +80,7 @@ def one_label_each(
     number = {label: index for index, label in enumerate(classes)}
     ids = find_images(Splits(images, None), [name for name, _ in table.labeled], table.file)
     targets = np.array([number[label] for _, label in table.labeled], dtype=np.int64)
-    ids, targets = np.unique(np.stack([ids, targets])[:, ids >= 0], axis=1)
-    repeated = ids[1:][ids[1:] == ids[:-1]]
-    if len(repeated):
-        names = abbreviated(images.names[repeated])
-        raise UserError(f"{table.file} gives several labels to {names}")
-    return classes, ids, targets
+    return classes, *each_once(images, ids[ids >= 0], targets[ids >= 0], table.file)
 
 
 # ------------------------------------------------------------------------------------ test images

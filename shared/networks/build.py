@@ -11,7 +11,14 @@ from shared.config.methods import METHODS
 from shared.config.schema import Config, Data, Model
 from shared.networks.encoders import create_encoder, fetch_weights, takes_size
 from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
-from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, Meta, NetworkMeta, read_meta
+from shared.runtime.artifacts import (
+    ClassifierMeta,
+    ClassifierNetwork,
+    HeadMeta,
+    Meta,
+    NetworkMeta,
+    read_meta,
+)
 from shared.runtime.errors import UserError
 from shared.runtime.tensors import (
     MisfitError,
@@ -34,21 +41,19 @@ def network_meta(model: Model, data: Data, head_layers: int | None = None) -> Ne
         head_layers: in place of the model's, where a task of stage 1 leaves no projection head.
     """
     layers = model.head_layers if head_layers is None else head_layers
-    return {
-        "encoder": model.encoder,
-        "head": {"layers": layers, "width": model.head_width, "out": model.head_out},
-        "image_size": data.image_size,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "antialias": data.antialias,
-    }
+    head: HeadMeta = {"layers": layers, "width": model.head_width, "out": model.head_out}
+    return _described(model.encoder, head, data)
 
 
 def network_of(meta: NetworkMeta, data: Data) -> NetworkMeta:
     """The part of a ``meta.json`` that describes the network, and how ``data`` feeds it now."""
+    return _described(meta["encoder"], meta["head"], data)
+
+
+def _described(encoder: str, head: HeadMeta, data: Data) -> NetworkMeta:
     return {
-        "encoder": meta["encoder"],
-        "head": meta["head"],
+        "encoder": encoder,
+        "head": head,
         "image_size": data.image_size,
         "mean": list(data.mean),
         "std": list(data.std),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import Config
-from shared.data.label_files import read_csv, read_text
+from shared.data.label_files import read_csv, read_list
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data
 from shared.networks.build import build_classifier, build_contrastive, network_meta
@@ -64,7 +64,7 @@ def known_counts(train: int, test: int, classes: int, labels: LabelSet) -> Count
         labeled = len(read_csv(labels.csv_file, labels.image_column, labels.label_column).labeled)
     else:
         assert labels.file is not None
-        labeled = len(read_text(labels.file).split())
+        labeled = len(set(read_list(labels.file)))
     return Counts(train, labeled, test, classes)
 
 

@@ -276,15 +276,21 @@ def fit_batches(
             batches = [training.batch_size for training in trained(config, methods).values()]
             if max(batches) <= room:  # an image of the other stages takes no more
                 break
-        while config.training_of(name).images_at_once > max(room, 4):
-            training = config.training_of(name)
-            half = training.images_at_once // 2
-            option = "micro_batch" if hasattr(training, "micro_batch") else "batch_size"
-            smaller = change(config, flags, {f"{training.section}.{option}": half})
-            if smaller == config:
-                break
-            config = smaller
+        training = config.training_of(name)
+        if training.images_at_once > (room := max(room, 4)):
+            config = change(config, flags, _smaller_batch(training, room))
     return config
+
+
+def _smaller_batch(training: Training, room: int) -> dict[str, int]:
+    """The option that makes a batch fit: parts that divide it evenly, or halved until it does."""
+    size = training.batch_size
+    if hasattr(training, "micro_batch"):
+        parts = [part for part in range(2, room + 1) if size % part == 0]
+        return {f"{training.section}.micro_batch": parts[-1]} if parts else {}
+    while size > room:
+        size //= 2
+    return {f"{training.section}.batch_size": size}
 
 
 def fit_warmups(config: Config, flags: Collection[str], counts: Counts) -> Config:

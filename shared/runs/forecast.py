@@ -314,7 +314,6 @@ def _run_for(
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         run(short, accelerator)
     seconds = time.monotonic() - began
-    accelerator.free_memory()
     folder = short.folder_of(method)
     log = (folder / "metrics.jsonl").read_text().splitlines()
     if not any(method in other.made_from for other in METHODS.values()):

@@ -212,12 +212,21 @@ def _with_parent(config: Config, method: str, parent: Job) -> Config:
 
 def _slug(changes: Mapping[str, Any]) -> str:
     """A folder's name that says what differs: ``pretrain.temperature-0.5_model.head_layers-2``."""
-    short = {k: f"{v:g}" if isinstance(v, float) else v for k, v in changes.items()}
-    text = "_".join(f"{option}-{value}" for option, value in short.items())
+    text = "_".join(f"{option}-{_short(value)}" for option, value in changes.items())
     name = re.sub(r"[^\w.]+", "-", text).strip("-")
     if len(name) > 120:
         name = f"{name[:110]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return name
+
+
+def _short(value: object) -> object:
+    """A value for a folder's name: numbers in few digits, but different ones stay different."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return value
+    sign, size = "minus" * (value < 0), abs(value)
+    if isinstance(size, float) and float(f"{size:g}") == size:
+        return f"{sign}{size:g}"
+    return f"{sign}{size}"
 
 
 def in_order(cells: Sequence[Cell]) -> list[Job]:
@@ -329,8 +338,8 @@ def _make(
                 say(f"failed: {error}", error=True)
             failures[job.path] = str(error)
             clock.leave_out(job)
+            accelerator.free_memory()  # what was prepared; a stage that ends well does the same
         release_all()  # also of a stage that failed
-        accelerator.free_memory()  # it holds on to every model that it prepared
 
 
 class _Clock:

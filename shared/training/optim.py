@@ -9,8 +9,7 @@ restore. Which optimizers there are stands in ``shared/config/optimizers.py``.
 # pyright: reportPrivateImportUsage=false
 
 import math
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -178,6 +177,14 @@ def fused_adamw(groups: list[dict[str, Any]], momentum: float) -> torch.optim.Ad
     return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True)
 
 
+# the names are those of `OPTIMIZERS`
+MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "lars": LARS,
+    "sgd": NesterovSGD,
+    "adamw": fused_adamw,
+}
+
+
 def _kind(name: str) -> OptimizerKind:
     if name not in OPTIMIZERS:
         *others, last = OPTIMIZERS
@@ -270,8 +277,8 @@ def build_optimizer(
     Raises:
         ValueError: unknown name, or a hyper-parameter is out of range.
     """
-    make = getattr(sys.modules[__name__], _kind(name).maker)
-    return make(parameter_groups(model, name, weight_decay, lr_scales), momentum=momentum)
+    groups = parameter_groups(model, name, weight_decay, lr_scales)  # refuses unknown names
+    return MAKERS[name](groups, momentum=momentum)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -269,7 +269,11 @@ class Stage:
         self._log.close()
 
     def _keeping(self, batches: Iterator[B]) -> Iterator[B]:
-        """Pass the batches on; where one cannot be made, what was learned so far is saved."""
+        """Pass the batches on; where one cannot be made, what was learned so far is saved.
+
+        Of several processes the main one saves, if its own batch is the one: others that cannot go
+        on have no part in the next exchange, and so no way to tell it before that.
+        """
         done = self.start
         try:
             for done, batch in enumerate(batches, self.start):
@@ -369,6 +373,7 @@ class Stage:
         run["updates"] = self.schedule.steps
         if not self.start:
             run["cpu_seconds"] = round(time.process_time() - self._cpu_began, 1)
+        self.accelerator.free_memory()  # else it holds on to every network that it prepared
         return finish(self.folder, model or self.model, {**meta, **run}, parent, predictions)
 
     def finish_classifier(

@@ -1,6 +1,7 @@
 """Batches are a function of (seed, stage, step): resuming, processes, passes, views, loading."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import pickle
@@ -8,6 +9,7 @@ import shutil
 import signal
 import time
 import traceback
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +201,23 @@ def test_only_the_chosen_images_take_part(folder):
 
 
 # ---------------------------------------------------------------------------------------- views
+def test_batches_of_the_same_images_share_their_copy_on_the_device(folder):
+    """As of the images and of the labeled ones among them, in distillation."""
+    train, data = images_of(folder)
+    there = process()
+    there.device = torch.device("meta")  # as a GPU: what lies there is a copy
+    arguments = {"seed": 0, "stage": "s", "batch_size": 4}
+    first = Batches(train, np.arange(N), data, None, there, **arguments)
+    second = Batches(train, np.arange(4), data, None, there, **arguments)
+    assert first._pixels is second._pixels is not train.pixels
+    copy = weakref.ref(first._pixels)
+    other = Batches(train.select(np.arange(4)), np.arange(4), data, None, there, **arguments)
+    assert other._pixels is not copy()
+    del first, second
+    gc.collect()
+    assert copy() is None
+
+
 @pytest.mark.parametrize("loading", LOADINGS)
 def test_views_differ(folder, loading):
     batch = next(batches_of(folder, loading).steps(0, 1))

@@ -58,7 +58,7 @@ def test_labels_of_a_data_set_that_is_not_here(labels, number):
 
 
 def test_labels_of_a_file_for_a_data_set_that_is_not_here(tmp_path):
-    (tmp_path / "names.txt").write_text("a.png\nb.png\n")
+    (tmp_path / "names.txt").write_text("a.png\n\nmy photo 1.png\na.png\n")
     (tmp_path / "labels.csv").write_text("file,label\na.png,cat\nb.png,dog\nc.png,a cat\n")
     for name, number in (("names.txt", 2), ("labels.csv", 3)):
         labels = LabelSet.parse(str(tmp_path / name))

@@ -128,6 +128,16 @@ def test_a_batch_that_does_not_fit_into_memory_passes_in_parts(monkeypatch):
     assert fitted.distill.batch_size < 128
 
 
+@pytest.mark.parametrize(("batch", "part"), [(100, 10), (96, 12), (128, 8), (77, 11), (101, None)])
+def test_parts_divide_any_batch_evenly(monkeypatch, batch, part):
+    """There is room for 15 images. Parts of a prime number of images there are none."""
+    command = line(f"--pretrain.batch_size={batch}", "--pretrain.memory=0")
+    monkeypatch.setattr(fitting, "free_bytes", lambda accelerator: 15.5 * 2**18 / 0.6)
+    monkeypatch.setattr(fitting, "cost_of", lambda *_: SimpleNamespace(activations=2**18))
+    fitted = fit_batches(command.config, command.flags, look().counts, CPU)
+    assert (fitted.pretrain.batch_size, fitted.pretrain.micro_batch) == (batch, part)
+
+
 @pytest.mark.parametrize(
     ("flag", "warmup"), [("--pretrain.epochs=5", 0.5), ("--pretrain.steps=8", 0.032 * 8 / 4)]
 )

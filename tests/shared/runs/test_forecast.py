@@ -185,7 +185,6 @@ def test_each_network_has_its_own_peak(tmp_path, capsys, monkeypatch):
         is_local_main_process=True,
         mixed_precision="no",
         device=torch.device("cpu"),
-        free_memory=lambda: None,
     )
     config = config_of(f"--output={tmp_path}")
     forecast(config, accelerator, {name: run(name) for name in peaks}, seconds=0.1)

@@ -13,6 +13,7 @@ from shared.runs import grid
 from shared.runs.grid import (
     Cell,
     _Clock,
+    _slug,
     expand,
     fill,
     in_order,
@@ -193,6 +194,17 @@ def test_rows_of_scikit_learn_depend_on_the_images_or_the_pretraining(config):
     elsewhere = changed(config, classical={"init": "runs/other/pretrain"})
     row = make_job("features-logistic", elsewhere, config)
     assert (row.parents, row.config.classical.init) == ((), "runs/other/pretrain")
+
+
+def test_different_numbers_have_folders_of_their_own():
+    """And the usual ones those that they always had."""
+    numbers = [0.1234567, 0.1234568, 0.5, -0.5, 7, -7, 10_000_001.0, 10_000_002.0, 1e-7]
+    slugs = [_slug({"pretrain.temperature": number}) for number in numbers]
+    assert len(set(slugs)) == len(numbers)
+    assert slugs[2] == "pretrain.temperature-0.5"
+    usual = {"distill.images": "all", "distill.self_first": True, "pretrain.epochs": 100.0}
+    text = "distill.images-all_distill.self_first-True_pretrain.epochs-100"
+    assert _slug(usual | {"pretrain.init": None}) == f"{text}_pretrain.init-None"
 
 
 def test_the_result_of_a_row_without_a_network_is_read(config, tmp_path):
