@@ -7,7 +7,7 @@ projection head follows. As both belong to each other, neither is kept: later st
 encoder with its own pooling.
 """
 
-from timm.layers import AttentionPoolLatent
+from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
 from shared.config.schema import Config

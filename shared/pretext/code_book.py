@@ -71,8 +71,8 @@ class Quantised(Contrastive):
         D, total, V = self.width, self.batch_size, self.book.entries
         z, quantised, logits = outputs[0].float().split([D, D, outputs[0].shape[1] - 2 * D], 1)
         (z1, z2), (q1, q2) = z.chunk(2), quantised.chunk(2)
-        everyone = [gather_with_grad(q, total) for q in (q1, q2)]
-        pairs = Pairs.of_views(z1, z2, *everyone, own_rows(total).start)
+        q1_all, q2_all = (gather_with_grad(q, total) for q in (q1, q2))  # (B, D) each
+        pairs = Pairs.of_views(z1, z2, q1_all, q2_all, own_rows(total).start)
         with torch.autocast(z.device.type, enabled=False):
             each = logits.unflatten(1, (-1, V))  # (2b, G, V)
             shares = self._mean(each.softmax(2))
