@@ -8,7 +8,9 @@ pretraining; encoder and projection head are kept, as of the other losses.
 
 What differs from the authors' main_swav.py on purpose: there are two views and no smaller ones. The
 codes come from the batch alone, without a queue. The prototypes are divided by their length where
-they are used, not after each step, and learn from the first step on. Codes balance the whole batch
+they are used, not after each step, and learn from the first step on, unless
+``--prototypes.frozen_steps`` says otherwise: where they learn fast, codes of 0.05 and a temperature
+of 0.1 need that. Codes balance the whole batch
 of all processes, also where it passes in parts.
 """
 

@@ -105,8 +105,10 @@ def test_what_does_not_fit_is_refused(option, message, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path):
-    line = learn(tmp_path, "contrastive-codes", "--pretrain.steps=60")
-    assert line["contrastive_top1"] > 0.12 > 5 / 47, line  # of 47 others
+    options = ["--pretrain.steps=120", "--code_book.entries=32", "--pretrain.temperature=0.5"]
+    line = learn(tmp_path, "contrastive-codes", *options)
+    assert line["contrastive_top1"] > 0.06 > 2 / 47, line  # of 47 others
     assert line["code_perplexity"] > 3
-    assert line["loss"] < line["loss_of_chance"]
+    assert line["loss"] < 0.95 * line["loss_of_chance"]
