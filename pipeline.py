@@ -230,7 +230,8 @@ def require_schedules(
     accelerator: "Accelerator",
 ) -> None:
     """Refuse impossible schedules of any stage, all in one line, before the first one trains."""
-    from shared.training.schedule import require_an_image_each, schedule_of
+    from shared.training.schedule import schedule_of
+    from shared.training.stage import require_an_image_each
 
     refused: dict[str, None] = {}  # in order, each once
     for name in wanted:

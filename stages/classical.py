@@ -70,7 +70,7 @@ from shared.training.classical import (
     scaled,
 )
 from shared.training.device import to_device
-from shared.training.evaluate import Predictions, over_images, predict
+from shared.training.evaluate import Predictions, outputs_of, over_images, predict
 from shared.training.stage import (
     FOLLOWS,
     finish,
@@ -405,12 +405,8 @@ def _on_features(
     to_device(model, config, accelerator).eval()
     kept = by_lot(labels.targets, FEATURE_LABELS, config.seed)
 
-    def features(batch: Tensor, *_: object) -> Tensor:
-        with accelerator.autocast():
-            return model.features(batch)
-
-    rows, positions = over_images(
-        features, splits.train, labels.ids[kept], config.data, accelerator, title="features"
+    rows, positions = outputs_of(
+        model.features, splits.train, labels.ids[kept], config.data, accelerator, "features"
     )
     targets = labels.targets[np.searchsorted(labels.ids, positions)]
     fitted = set_linear_layer(model, rows, targets, config.seed)

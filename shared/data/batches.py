@@ -459,6 +459,13 @@ def normalize(images: Tensor, data: Data) -> Tensor:
     return (images - mean) / std
 
 
+def denormalize(images: Tensor, data: Data) -> Tensor:
+    """Undo `normalize`: (B, 3, S, S) float32 in [0, 1] up to rounding."""
+    std_and_mean = torch.tensor([data.std, data.mean], dtype=images.dtype)
+    std, mean = image_ops.upload(std_and_mean, images.device).view(2, 3, 1, 1)
+    return images * std + mean
+
+
 def _ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:
     """``make(start)``, ``make(start + 1)``, ...; a thread makes up to ``depth`` in advance."""
     with ThreadPoolExecutor(1) as pool:

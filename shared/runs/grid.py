@@ -47,8 +47,7 @@ from shared.runtime.media import say, say_block
 from shared.runtime.progress import counted
 from shared.runtime.records import mismatch, read_lines
 from shared.runtime.stop import Stopped
-from shared.training.schedule import require_an_image_each
-from shared.training.stage import RunStage
+from shared.training.stage import RunStage, require_an_image_each
 
 
 @dataclass(frozen=True)

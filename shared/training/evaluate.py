@@ -115,6 +115,32 @@ def over_images(
     return all_rows[order], all_positions[order]
 
 
+def outputs_of(
+    network: Callable[[Tensor], Tensor],
+    images: ImageSet,
+    ids: np.ndarray,
+    data: Data,
+    accelerator: Accelerator,
+    title: str = "images",
+) -> tuple[np.ndarray, np.ndarray]:
+    """`over_images` of a network that only answers, in the precision of this run.
+
+    Args:
+        network: on its device and in evaluation: (b, 3, S, S) -> (b, F).
+        images: as those that follow, of `over_images`.
+        ids: positions.
+        data: image size, normalisation, workers.
+        accelerator: of this process.
+        title: of the progress bar.
+    """
+
+    def outputs(batch: Tensor, *_: object) -> Tensor:
+        with accelerator.autocast():
+            return network(batch)
+
+    return over_images(outputs, images, ids, data, accelerator, title=title)
+
+
 class Predictions(NamedTuple):
     """What a classifier says of the labeled images of a set, in their order.
 

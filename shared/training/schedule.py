@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.config.schema import Config, Training
+from shared.config.schema import Training
 from shared.runtime.errors import UserError
 from shared.training.optim import (
     learning_rate_at,
@@ -48,27 +48,3 @@ def schedule_of(training: Training, images: int) -> Schedule:
         )
     peak = scaled_learning_rate(training.learning_rate, size, training.learning_rate_scaling)
     return Schedule(steps, warmup, peak)
-
-
-def require_an_image_each(config: Config, method: str, processes: int) -> None:
-    """Refuse a method whose batches have fewer images than there are processes.
-
-    What is done already is not refused: any number of processes may read it.
-
-    Raises:
-        UserError: naming the option, and the sizes that fit.
-    """
-    if (config.folder_of(method) / "meta.json").exists() and not config.forces(method):
-        return
-    training = config.training_of(method)
-    keys = ["batch_size", "micro_batch"]
-    if getattr(training, "labeled_weight", 0):
-        keys.append("labeled_batch_size")
-    for key in keys:
-        size = getattr(training, key, None)
-        if size is not None and size < processes:
-            raise UserError(
-                f"{training.section}.{key}={size} leaves some of the {processes} processes without"
-                f" an image; give --{training.section}.{key} {processes} or more, or start fewer"
-                " processes"
-            )

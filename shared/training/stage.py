@@ -54,7 +54,7 @@ from shared.runtime.stop import Stopped, StopRequest
 from shared.training.evaluate import Predictions, predict
 from shared.training.optim import build_optimizer, set_learning_rate
 from shared.training.runlog import RunLog
-from shared.training.schedule import require_an_image_each, schedule_of
+from shared.training.schedule import schedule_of
 
 # what a file of labels decides: a classifier follows its changes without --force, see `follows`
 FOLLOWS = (
@@ -92,6 +92,30 @@ def renamed_of(method: str) -> Mapping[str, str]:
     were never antialiased.
     """
     return {} if method in CLASSIFIERS else RENAMED
+
+
+def require_an_image_each(config: Config, method: str, processes: int) -> None:
+    """Refuse a method whose batches have fewer images than there are processes.
+
+    What is done already is not refused: any number of processes may read it.
+
+    Raises:
+        UserError: naming the option, and the sizes that fit.
+    """
+    if (config.folder_of(method) / "meta.json").exists() and not config.forces(method):
+        return
+    training = config.training_of(method)
+    keys = ["batch_size", "micro_batch"]
+    if getattr(training, "labeled_weight", 0):
+        keys.append("labeled_batch_size")
+    for key in keys:
+        size = getattr(training, key, None)
+        if size is not None and size < processes:
+            raise UserError(
+                f"{training.section}.{key}={size} leaves some of the {processes} processes without"
+                f" an image; give --{training.section}.{key} {processes} or more, or start fewer"
+                " processes"
+            )
 
 
 class Stage:

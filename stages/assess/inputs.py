@@ -26,7 +26,7 @@ from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
 from shared.training.classical import as_pixels
 from shared.training.device import to_device
-from shared.training.evaluate import over_images, state_hash
+from shared.training.evaluate import outputs_of, over_images, state_hash
 from shared.training.stage import images_then
 
 THUMBNAIL = 96  # pixels per side of stored pictures, at most
@@ -115,15 +115,16 @@ class Inputs:
         """``over_images`` with this run's processes: rows (n, F) and positions (n,)."""
         return over_images(function, images, ids, data, self.accelerator, title=title)
 
+    def answers(
+        self, network: nn.Module, images: ImageSet, ids: np.ndarray, title: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a network answers to images: rows (n, F) and positions (n,)."""
+        return outputs_of(network, images, ids, self.config.data, self.accelerator, title)
+
     def all_layers(self, images: ImageSet, ids: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Rows (n, F) of the encoder and of each layer of the head, and positions (n,)."""
-        rows, positions = self.rows(
-            lambda batch, *_: self.apply(_AllLayers(self.pretrained), batch),
-            images,
-            ids,
-            self.config.data,
-            "features",
-        )
+        network = _AllLayers(self.pretrained)
+        rows, positions = self.answers(network, images, ids, "features")
         edges = np.cumsum(self.pretrained.head.widths)[:-1]
         return np.split(rows, edges, axis=1), positions
 
@@ -189,13 +190,7 @@ class Inputs:
     def logits(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Logits (T, C) of each classifier and positions (T,) of the test images."""
         return {
-            stage: self.rows(
-                lambda batch, *_, network=network: self.apply(network, batch),
-                self.test_images,
-                self.test_ids,
-                self.config.data,
-                stage,
-            )
+            stage: self.answers(network, self.test_images, self.test_ids, stage)
             for stage, network in self.classifiers.items()
         }
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from shared.config.schema import Config
+from shared.data.batches import denormalize
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.label_files import can_be_listed, csv_text, find_images, marked, read_csv
 from shared.runs.assessment import LabelCheck, Outlier, Suspect, Twin, better_than_guess
@@ -145,10 +146,9 @@ def labels(inputs: Inputs) -> tuple[LabelCheck, Arrays] | None:
 def _open_pool(inputs: Inputs) -> Pool:
     """The images, with what the encoder makes of them; every process computes its share."""
     train, test, data = inputs.splits.train, inputs.splits.test, inputs.config.data
-    std, mean = (torch.tensor(value).view(3, 1, 1) for value in (data.std, data.mean))
 
     def both(batch: Tensor, *_: object) -> Tensor:
-        pixels = batch.cpu() * std + mean
+        pixels = denormalize(batch.cpu(), data)
         features = inputs.apply(inputs.pretrained.encoder, batch)
         return torch.cat([features, doubts.small_pictures(pixels).to(batch.device)], dim=1)
 

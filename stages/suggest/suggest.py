@@ -35,7 +35,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from shared.config.command import run_command
 from shared.config.command_line import override, read_config
@@ -63,7 +63,7 @@ from shared.runtime.progress import Progress, counted
 from shared.runtime.randomness import generator
 from shared.runtime.records import read_json
 from shared.training.device import to_device
-from shared.training.evaluate import over_images
+from shared.training.evaluate import outputs_of
 from stages.suggest.choose import WAYS, in_order_of_worth
 from stages.suggest.sheet import sheet, thumbnail
 
@@ -164,12 +164,7 @@ def _shown(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Outputs (n, F) of a network for images as evaluation shows them, and positions (n,)."""
     to_device(network, config, accelerator).eval().requires_grad_(False)
-
-    def outputs(batch: Tensor, *_: object) -> Tensor:
-        with accelerator.autocast():
-            return network(batch)
-
-    return over_images(outputs, images, ids, config.data, accelerator, title=title)
+    return outputs_of(network, images, ids, config.data, accelerator, title)
 
 
 # ------------------------------------------------------------------------------------- choosing

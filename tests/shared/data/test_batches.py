@@ -24,7 +24,14 @@ from torch.utils.data import DataLoader
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Augmentation, Data
-from shared.data.batches import Batches, _DecodeAndCrop, normalize, plain_batches, positions
+from shared.data.batches import (
+    Batches,
+    _DecodeAndCrop,
+    denormalize,
+    normalize,
+    plain_batches,
+    positions,
+)
 from shared.data.image_ops import center_crop
 from shared.data.images import ImageSet
 from shared.data.sources import OPENED, open_data
@@ -297,12 +304,14 @@ def test_normalisation(folder):
     arguments = {"seed": 0, "stage": "s", "batch_size": 4}
     ids = np.arange(len(train))
     batch = next(Batches(train, ids, data, None, process(), **arguments).steps(0, 1))
+    back = denormalize(batch.images, data)
     data = replace(data, mean=(0, 0, 0), std=(1, 1, 1))
     plain = next(Batches(train, ids, data, None, process(), **arguments).steps(0, 1))
     expected = (plain.images - torch.tensor([0.5, 0.25, 0]).view(3, 1, 1)) / torch.tensor(
         [0.5, 1, 2]
     ).view(3, 1, 1)
     torch.testing.assert_close(batch.images, expected)
+    torch.testing.assert_close(back, plain.images)
     white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     assert (normalize(white, data) == 1).all()
 

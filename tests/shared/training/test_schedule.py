@@ -1,12 +1,10 @@
 """Steps and rates of a stage, from its options and the number of images."""
 
-from dataclasses import replace
-
 import pytest
 
-from shared.config.schema import Config, Distill, Finetune, Pretrain
+from shared.config.schema import Distill, Finetune, Pretrain
 from shared.runtime.errors import UserError
-from shared.training.schedule import Schedule, require_an_image_each, schedule_of
+from shared.training.schedule import Schedule, schedule_of
 
 
 def test_epochs_become_steps_and_the_rate_is_scaled():
@@ -50,48 +48,3 @@ def test_a_warmup_too_long_is_refused_and_named(steps):
     assert str(error.value).startswith(says)
     longer = Distill(steps=17, batch_size=64, warmup_epochs=1.0)
     assert schedule_of(longer, 1024).warmup == 16
-
-
-# ------------------------------------------------------------------------------------- processes
-@pytest.mark.parametrize("processes", range(1, 17))
-def test_batches_are_taken_whatever_their_remainder(processes):
-    config = Config(pretrain=Pretrain(batch_size=64, micro_batch=16))
-    require_an_image_each(config, "pretrain", processes)
-
-
-def test_batches_with_fewer_images_than_processes_are_refused():
-    config = Config(finetune=Finetune(batch_size=2))
-    require_an_image_each(config, "finetune", 2)
-    with pytest.raises(UserError) as error:
-        require_an_image_each(config, "finetune", 3)
-    assert str(error.value) == (
-        "finetune.batch_size=2 leaves some of the 3 processes without an image; give"
-        " --finetune.batch_size 3 or more, or start fewer processes"
-    )
-    require_an_image_each(config, "pretrain", 4)
-    parts = Config(pretrain=Pretrain(batch_size=64, micro_batch=2))
-    with pytest.raises(UserError, match=r"pretrain.micro_batch=2 leaves some of the 4 processes"):
-        require_an_image_each(parts, "pretrain", 4)
-
-
-def test_labeled_batches_count_where_there_are_any():
-    without = Distill(batch_size=6, labeled_batch_size=2)
-    require_an_image_each(Config(distill=without), "distill", 3)
-    mixed = Distill(batch_size=6, labeled_batch_size=2, labeled_weight=0.5)
-    for method in ("distill", "self-distill"):
-        with pytest.raises(UserError, match=r"distill.labeled_batch_size=2 leaves some of the 3"):
-            require_an_image_each(Config(distill=mixed), method, 3)
-
-
-def test_what_is_done_is_read_by_any_number_of_processes(tmp_path):
-    config = Config(output=str(tmp_path), finetune=Finetune(batch_size=2))
-    folder = config.folder_of("finetune")
-    folder.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"finetune.batch_size=2"):
-        require_an_image_each(config, "finetune", 3)
-    (folder / "meta.json").touch()
-    require_an_image_each(config, "finetune", 3)
-    for force in ("finetune", "pretrain", "all"):
-        with pytest.raises(UserError, match=r"finetune.batch_size=2"):
-            require_an_image_each(replace(config, force=force), "finetune", 3)
-    require_an_image_each(replace(config, force="distill"), "finetune", 3)
