@@ -435,8 +435,11 @@ def kept_origin(kept: Path) -> tuple[Origin, list[str]]:
 
 
 def run_name(source: str) -> str:
-    """The name of a run on own images: that of their folder or file."""
-    name = re.sub(r"[@:].*", "", Path(source).name)
+    """The name of a run on own images: that of their folder or file, or of a pattern's folder."""
+    path = Path(source)
+    while "*" in path.name and not path.exists():
+        path = path.parent
+    name = re.sub(r"[@:].*", "", path.name)
     name = re.sub(r"[^\w.-]+", "-", name.removesuffix(".parquet")).lstrip("-_.")
     return name or "images"
 

@@ -100,8 +100,9 @@ class Data:
 
     Args:
         train: training images: digits (embedded), a folder (root/class/*.png, or images only; also
-            in train/ and test/, also with metadata.csv), a .parquet file, or a Hugging Face hub
-            name; name:config and name@split pick a part.
+            in train/ and test/, also with metadata.csv), a .parquet file or a pattern of several
+            ('shards/*.parquet'), or a Hugging Face hub name; name:config and name@split pick a
+            part, and hf://datasets/name/*.parquet picks parquet files there.
         test: test images, likewise. Unset: the test or validation split of train, or else a
             part of its labeled images: stratified, and no stage trains on it; where a CSV gives the
             labels, drawn by the images' names, and stage 1 sees them without their labels. Or a CSV

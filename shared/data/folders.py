@@ -11,12 +11,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.fingerprint import generate_random_fingerprint
+from datasets.table import InMemoryTable
 from PIL import Image
 from pyarrow import csv, json, parquet
 
@@ -50,7 +54,18 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
 }
 _MAY_BE_CLASSES = ("valid", "dev")  # beside other folders, and without a train folder
+CHUNK = 1_000_000  # images in an array, about
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+class Listed(NamedTuple):
+    """The images that lie directly in a folder: ``folder`` is "" or ends with ``/``.
+
+    Their names are one Arrow array of text, sorted: ten million Python strings take a gigabyte.
+    """
+
+    folder: str
+    files: pa.StringArray
 
 
 @dataclass
@@ -58,8 +73,9 @@ class Walk:
     """What lies below a folder; all names are relative to it, with ``/`` between the parts.
 
     Attributes:
-        images: files that are images by suffix or content, in the order of ``os.walk``: the files
-            of a folder, then its folders.
+        listed: files that are images by suffix or content, folder by folder, in the order of
+            ``os.walk``: the files of a folder, then its folders.
+        odd: names of images that are not UTF-8, which ``listed`` has in a printable form.
         folders: that were walked, without the root.
         metadata: files of the names that Hugging Face gives to tables of images.
         passed_over: number of other files by suffix, or by another reason.
@@ -67,11 +83,20 @@ class Walk:
             be read; each with the reason where it is not hidden.
     """
 
-    images: list[str] = field(default_factory=list)
+    listed: list[Listed] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     not_entered: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(len(files) for _, files in self.listed)
+
+    @property
+    def images(self) -> list[str]:
+        """The names of all images, each a Python string."""
+        return [folder + file for folder, files in self.listed for file in files.to_pylist()]
 
     def notes(self) -> list[str]:
         """A line for files and a line for folders that were passed over, where there are any."""
@@ -91,7 +116,7 @@ def walk(root: Path) -> Walk:
     Links are followed after all real folders, so that a folder has its real name where it lies
     below the root. A link to a folder around the root is a loop. Only regular files are opened.
     """
-    found, seen, unknown = Walk(), set(), []
+    found, seen = Walk(), set()
     around = {_identity(folder) for folder in root.resolve().parents}
     real, links = [""], []
     while real or links:
@@ -110,7 +135,8 @@ def walk(root: Path) -> Walk:
             found.not_entered.append(f"{folder or '.'}/ ({error.strerror})")
             continue
         if folder:
-            found.folders.append(folder)
+            found.folders.append(folder if is_text(folder) else printable(folder))
+        files = []
         for entry in listed:
             name = f"{folder}/{entry.name}" if folder else entry.name
             kind = _kind(entry)
@@ -120,24 +146,27 @@ def walk(root: Path) -> Walk:
                 heapq.heappush(links, name)
             elif kind == "hidden folder":
                 found.not_entered.append(f"{name}/")
-            elif kind == "image":
-                found.images.append(name)
+            elif kind == "image" or (kind == "unknown" and _is_image(entry.path)):
+                files.append(entry.name)
             elif kind == "metadata":
                 found.metadata.append(name)
             elif kind == "unknown":
-                unknown.append(name)
+                found.passed_over[os.path.splitext(name)[1].lower() or "without suffix"] += 1
             else:
                 found.passed_over[kind] += 1
-    Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]  # some builds of Pillow lack some
-    for name in unknown:
-        if _is_image(os.path.join(root, name), formats):
-            found.images.append(name)
-        else:
-            found.passed_over[os.path.splitext(name)[1].lower() or "without suffix"] += 1
-    found.images.sort(key=_place)
+        if files:
+            _list(found, f"{folder}/" if folder else "", sorted(files))
+    found.listed.sort(key=lambda listed: listed.folder.split("/")[:-1])
     found.not_entered.sort()
     return found
+
+
+def _list(walked: Walk, folder: str, files: list[str]) -> None:
+    """Add the images of a folder; what is no text is kept apart and becomes printable."""
+    if not is_text(folder + "".join(files)):
+        walked.odd += [name for file in files if not is_text(name := folder + file)]
+        folder, files = printable(folder), [printable(file) for file in files]
+    walked.listed.append(Listed(folder, pa.array(files, pa.string())))
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
@@ -165,9 +194,15 @@ def _kind(entry: os.DirEntry) -> str:
     return "metadata" if name in _METADATA else "unknown"
 
 
-def _is_image(path: str, formats: list[str]) -> bool:
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]  # some builds of Pillow lack some
+
+
+def _is_image(path: str) -> bool:
     try:
-        with Image.open(path, formats=formats):
+        with Image.open(path, formats=_formats()):
             return True
     except Exception:  # Pillow raises whatever its format does
         return False
@@ -211,18 +246,25 @@ def open_folder(
         raise UserError(f"the path {printable(root)} is not UTF-8; rename its folders")
     walked = walk(root)
     notes = walked.notes()
-    if not walked.images:
+    if not walked.listed:
         passed_over = "".join(f"; {note}" for note in notes)
         raise UserError(
             f"no images in {source}: expected {source}/<class>/*.png or images"
             f" ({' '.join(SUFFIXES)}){passed_over}"
         )
-    parts = _parts(walked.images, source, notes)
+    parts = _parts(walked.listed, source, notes)
+    used = tuple(part.folder for part in parts.values())
+    odd = [name for name in walked.odd if printable(name).startswith(used)]
+    if odd and on_error == "stop":
+        raise UserError(
+            f"{len(odd):,} names of files or folders in {printable(root)} are not UTF-8:"
+            f" {abbreviated(odd)}; rename them or give --data.on_error skip"
+        )
     metadata = _read_metadata(root, walked, on_error, notes)
     splits: dict[str, datasets.Dataset] = {}
     classes: list[str] = []
     for kind, part in parts.items():
-        splits[kind] = _dataset(root, walked.images, part, classes, metadata, on_error)
+        splits[kind] = _dataset(root, walked.listed, part, classes, metadata)
         label = splits[kind].features.get("label")
         if kind == "train" and isinstance(label, datasets.ClassLabel):
             classes = label.names
@@ -235,18 +277,20 @@ def open_folder(
     return splits
 
 
-def _below(names: Iterable[str], folder: str) -> tuple[Counter[str], int]:
-    """Number of names in each direct subfolder of a folder, and of those directly in it."""
-    rests = [name[len(folder) :] for name in names if name.startswith(folder)]
-    folders = Counter(rest.partition("/")[0] for rest in rests if "/" in rest)
-    return folders, len(rests) - folders.total()
+def _below(images: Iterable[Listed], folder: str) -> tuple[Counter[str], int]:
+    """Number of images in each direct subfolder of a folder, and of those directly in it."""
+    folders: Counter[str] = Counter()
+    for name, files in images:
+        if name.startswith(folder):
+            folders[name[len(folder) :].partition("/")[0]] += len(files)
+    return folders, folders.pop("", 0)
 
 
 def _split_of(folder: str) -> str | None:
     return next((kind for kind, names in _SPLITS.items() if folder.lower() in names), None)
 
 
-def _descend(images: list[str], folder: str) -> str:
+def _descend(images: list[Listed], folder: str) -> str:
     """The first folder that holds several; ``folder`` itself where sole folders lead to none."""
     below, (folders, direct) = folder, _below(images, folder)
     while not direct and len(folders) == 1 and not _split_of(sole := next(iter(folders))):
@@ -255,7 +299,7 @@ def _descend(images: list[str], folder: str) -> str:
     return below if len(folders) > 1 or any(map(_split_of, folders)) else folder
 
 
-def _parts(images: list[str], source: str, notes: list[str]) -> dict[str, Part]:
+def _parts(images: list[Listed], source: str, notes: list[str]) -> dict[str, Part]:
     """The splits of a folder, train first; what is left out is added to ``notes``."""
     top = _descend(images, "")
     if top:
@@ -288,13 +332,13 @@ def _parts(images: list[str], source: str, notes: list[str]) -> dict[str, Part]:
     parts = {"train": Part(f"{top}{chosen.pop('train')}/", train)}
     for kind, name in chosen.items():
         folder = f"{top}{name}/"
-        same = any(image.startswith(folder + deeper) for image in images)
+        same = any(listed.folder.startswith(folder + deeper) for listed in images)
         parts[kind] = Part(folder, folder + deeper if same else folder)
     return parts
 
 
 def _empty_folders(walked: Walk, part: Part) -> list[str]:
-    filled = _below(walked.images, part.classes)[0]
+    filled = _below(walked.listed, part.classes)[0]
     folders = [name for name in walked.folders if name.startswith(part.classes)]
     empty = {name[len(part.classes) :].partition("/")[0] for name in folders} - filled.keys()
     names = [f"{part.classes}{name}/" for name in sorted(empty)]
@@ -303,32 +347,32 @@ def _empty_folders(walked: Walk, part: Part) -> list[str]:
 
 def _dataset(
     root: Path,
-    images: list[str],
+    images: list[Listed],
     part: Part,
     known: list[str],
     metadata: dict[str, dict[str, Any]],
-    on_error: str,
 ) -> datasets.Dataset:
     """The images of one split; ``known``: the training images' classes, for a test split."""
-    names = [name for name in images if name.startswith(part.folder)]
-    rows = [metadata.get(name, {}) for name in names]
-    columns: dict[str, list] = {"image": _paths(root, names, on_error)}
+    images = [listed for listed in images if listed.folder.startswith(part.folder)]
+    columns: dict[str, list] = {}
+    if metadata:
+        names = (folder + file for folder, files in images for file in files.to_pylist())
+        rows = [metadata.get(name, {}) for name in names]
+        for column in dict.fromkeys(key for row in rows for key in row):
+            columns[column] = [row.get(column) for row in rows]
+    own: dict[str, pa.ChunkedArray] = {"image": _files(root, images)}
     features = datasets.Features(image=datasets.Image())
-    for column in dict.fromkeys(key for row in rows for key in row):
-        columns[column] = [row.get(column) for row in rows]
-    classes = sorted(_below(names, part.classes)[0])
+    classes = sorted(_below(images, part.classes)[0])
     labeled = len(classes) > 1 or (bool(classes) and set(classes) <= set(known))
-    if labeled and not columns_called(columns, LABEL_COLUMNS):
+    if labeled and not columns_called(["image", *columns], LABEL_COLUMNS):
         number = {name: index for index, name in enumerate(classes)}
-        rests = [name[len(part.classes) :].partition("/") for name in names]
-        inside = [name.startswith(part.classes) for name in names]
-        columns["label"] = [
-            number[rest[0]] if rest[1] and is_inside else UNLABELED
-            for rest, is_inside in zip(rests, inside, strict=True)
-        ]
+        inside = (listed.folder.removeprefix(part.classes) for listed in images)
+        of_folders = [number.get(name.partition("/")[0], UNLABELED) for name in inside]
+        labels = np.repeat(of_folders, [len(listed.files) for listed in images])
+        columns.pop("label", None)
+        own["label"] = pa.chunked_array([pa.array(labels, pa.int64())])
         features["label"] = datasets.ClassLabel(names=[printable(name) for name in classes])
-    own = {key: columns.pop(key) for key in features}
-    dataset = datasets.Dataset.from_dict(own, features=features)
+    dataset = as_dataset(own, features)
     try:
         others = [datasets.Dataset.from_dict(columns)] if columns else []
     except Exception as error:  # of many kinds, by the types that do not fit
@@ -337,20 +381,33 @@ def _dataset(
     return datasets.concatenate_datasets([dataset, *others], axis=1)
 
 
-def _paths(root: Path, names: list[str], on_error: str) -> list[str]:
-    """Absolute paths; a name that is no text becomes one that is not there, so it is skipped."""
-    paths = [os.path.join(root, name) for name in names]
-    try:
-        "".join(paths).encode()
-        return paths
-    except UnicodeEncodeError:
-        odd = [name for name, path in zip(names, paths, strict=True) if not is_text(path)]
-    if on_error == "stop":
-        raise UserError(
-            f"{len(odd):,} names of files or folders in {printable(root)} are not UTF-8:"
-            f" {abbreviated(odd)}; rename them or give --data.on_error skip"
-        )
-    return [path if is_text(path) else printable(path) for path in paths]
+def as_dataset(columns: dict[str, pa.ChunkedArray], features: datasets.Features) -> Any:
+    """Columns in memory as a data set; its fingerprint is by lot, for that of all rows is slow."""
+    return datasets.Dataset(
+        InMemoryTable(pa.table(columns)),
+        info=datasets.DatasetInfo(features=features),
+        fingerprint=generate_random_fingerprint(),
+    )
+
+
+def _files(root: Path, images: list[Listed]) -> pa.ChunkedArray:
+    """The images as Hugging Face stores files that lie elsewhere: no bytes, absolute paths."""
+    begin = os.path.join(root, "")
+    paths = [pc.binary_join_element_wise(begin + folder, files, "") for folder, files in images]  # type: ignore[attr-defined]
+    ends = np.cumsum([len(part) for part in paths])
+    cuts = np.flatnonzero(np.diff(ends // CHUNK)) + 1  # an array of text holds 2 GiB
+    chunks = [
+        pa.concat_arrays(paths[a:b])
+        for a, b in zip([0, *cuts], [*cuts, len(paths)], strict=True)
+        if a < b
+    ]
+    return pa.chunked_array(
+        [
+            pa.StructArray.from_arrays([pa.nulls(len(part), pa.binary()), part], ["bytes", "path"])
+            for part in chunks
+        ],
+        datasets.Image().pa_type,
+    )
 
 
 def is_text(path: str) -> bool:

@@ -1,6 +1,6 @@
 """What ``data.train``, ``data.test`` and ``data.unlabeled`` may name, opened as image sets.
 
-A source is the embedded digits, a folder of images, a parquet file, or a data set of the hub. Which
+A source is the embedded digits, a folder of images, parquet files, or a data set of the hub. Which
 labels training may see is decided in ``shared/data/labels.py``.
 """
 
@@ -66,6 +66,8 @@ _HUB_NAME = re.compile(
     r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<config>[\w.+-]+))?(@(?P<split>\w.*))?"
 )
 
+_PATTERN = re.compile(r"[*?]|\[.+\].*\.parquet$")  # of files; name@split[:50%] is the hub's
+TEXT = np.dtypes.StringDType()  # Python's strings take twice the memory
 OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened last
 
 
@@ -76,8 +78,18 @@ def _open(
     if source == "digits":
         return {"train": _digits()}
     path = Path(source).expanduser()
+    if source.startswith("hf://"):
+        return dict(_load(source, "parquet", data_files={"train": source}, progress=progress))
     if source and path.is_dir():
         return _open_folder(path.absolute(), source, on_error, progress)
+    if _is_pattern(source):
+        files = sorted(glob.glob(str(path), recursive=True))
+        others = [file for file in files if not file.endswith(".parquet")]
+        if not files or others:
+            what = f"matches {abbreviated(others)}" if files else "matches nothing"
+            raise UserError(f"the pattern {source} {what}; it has to name .parquet files")
+        names = {"train": [glob.escape(os.path.abspath(file)) for file in files]}
+        return dict(_load(source, "parquet", data_files=names, progress=progress))
     if path.suffix == ".parquet" and path.is_file():
         files = {"train": glob.escape(str(path))}
         return dict(_load(source, "parquet", data_files=files, progress=progress))
@@ -89,6 +101,11 @@ def _open(
     name, config, split = hub["name"], hub["config"], hub["split"]
     loaded = _load(source, name, config, split=split, progress=progress)
     return {split: loaded} if split else dict(loaded)
+
+
+def _is_pattern(source: str) -> bool:
+    """Whether a source is a pattern of names of files, and no file is called so itself."""
+    return bool(_PATTERN.search(source)) and not os.path.exists(os.path.expanduser(source))
 
 
 def _load(source: str, *args: Any, progress: bool, **options: Any) -> Any:
@@ -113,6 +130,8 @@ def _load(source: str, *args: Any, progress: bool, **options: Any) -> Any:
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300]
         hint = "" if os.path.exists(source) else did_you_mean(source)
+        if source.startswith("hf://"):
+            hint = "; the hub has to be reached, and the pattern to name its parquet files"
         raise UserError(f"cannot load {source}: {reason}{hint}") from error
 
 
@@ -144,7 +163,7 @@ def _open_folder(
 ) -> dict[str, datasets.Dataset]:
     """The splits of a folder; Hugging Face opens one with parquet files."""
     if any(_parquet_files(root)):
-        if progress and (images := walk(root).images):
+        if progress and (images := walk(root)):
             say(
                 f"note: {source}: the parquet files there are read; of the image files beside them"
                 f" ({len(images):,}) only those that they name"
@@ -209,12 +228,7 @@ def _image_set(
         raise UserError(f"data.image_column={image} holds no images in {source}") from error
     if folder:
         files = _with_paths_below(folder, files, source)
-    paths = pc.struct_field(files.data.column("image"), "path").to_pylist()  # type: ignore[attr-defined]
-    root = os.path.join(folder or Path(source).absolute(), "")
-    names = [path.removeprefix(root) if path else str(row) for row, path in enumerate(paths)]
-    if len(set(names)) < len(paths):  # ambiguous ones
-        names = [str(row) for row in range(len(paths))]
-    names = np.array(names, dtype=object)
+    names = _names(files, os.path.join(folder or Path(source).absolute(), ""))
     decoding = Decoding(data.load_truncated, data.max_pixels)
     return ImageSet(
         files,
@@ -226,6 +240,21 @@ def _image_set(
         edited=edited,
         columns=others,
     )
+
+
+def _names(files: datasets.Dataset, root: str) -> np.ndarray:
+    """(n,) text: the paths below the root, row numbers where there is none or two are the same."""
+    paths = pc.struct_field(files.data.column("image"), "path")  # type: ignore[attr-defined]
+    empty = pc.equal(pc.binary_length(paths), 0).fill_null(True)  # type: ignore[attr-defined]
+    if pc.any(empty).as_py():  # type: ignore[attr-defined]
+        rows = pa.array(np.arange(len(paths)).astype(str))
+        paths = pc.if_else(empty, rows, paths)  # type: ignore[attr-defined]
+    inside = pc.starts_with(paths, root)  # type: ignore[attr-defined]
+    names = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(root)), paths)  # type: ignore[attr-defined]
+    if pc.count_distinct(names).as_py() < len(names):  # type: ignore[attr-defined]
+        return np.arange(len(names)).astype(TEXT)
+    parts = [np.array(chunk.to_pylist(), dtype=TEXT) for chunk in names.chunks]
+    return np.concatenate(parts) if parts else np.zeros(0, TEXT)
 
 
 def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: bool) -> str | None:
@@ -260,42 +289,43 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
     if missing and (data.on_error == "stop" or len(missing) == len(sources)):
         raise UserError(f"no such file or folder: {abbreviated(missing)}{did_you_mean(missing[0])}")
     files: list[str] = []
+    odd: list[str] = []
     for source in map(Path, sources):
         if source.suffix == ".parquet" and not os.path.isdir(source):
             table = _image_set(_open(str(source))["train"], data, str(source), labeled=False)
             names = table.names if len(sources) == 1 else [f"{source}/{n}" for n in table.names]
-            parts += [_image_files(files, data), (table.files, list(names))]
+            parts += [_image_files(files), (table.files, list(names))]
             files = []
         elif os.path.isdir(source):
             walked = walk(source)
             notes = walked.notes()
-            if not walked.images:
+            if not walked:
                 raise UserError("; ".join([f"no images in {printable(source)}", *notes]))
             files += [str(source / name) for name in walked.images]
+            odd += [str(source / name) for name in walked.odd]
             if progress:
                 for note in notes:
                     say(f"note: {printable(source)}: {note}", error=True)
         else:
-            files.append(str(source))
-    parts = [part for part in [*parts, _image_files(files, data)] if part[1]]
-    names = np.array([name for _, names in parts for name in names], dtype=object)
+            files.append(str(source) if is_text(str(source)) else printable(source))
+            odd += [] if is_text(str(source)) else [str(source)]
+    if odd and data.on_error == "stop":
+        raise UserError(
+            f"{len(odd):,} names of files are not UTF-8: {abbreviated(odd)}; rename them or give"
+            " --data.on_error skip"
+        )
+    parts = [part for part in [*parts, _image_files(files)] if part[1]]
+    names = np.concatenate([np.array(names, dtype=TEXT) for _, names in parts])
     rows = datasets.concatenate_datasets([rows for rows, _ in parts])
     unlabeled = np.full(len(names), UNLABELED)
     decoding = Decoding(data.load_truncated, data.max_pixels)
     return ImageSet(rows, names, unlabeled, (), data.on_error, decoding=decoding)
 
 
-def _image_files(files: list[str], data: Data) -> tuple[datasets.Dataset, list[str]]:
-    """Files as rows, and their names; one whose name is no text cannot be opened by a worker."""
-    odd = [file for file in files if not is_text(file)]
-    if odd and data.on_error == "stop":
-        raise UserError(
-            f"{len(odd):,} names of files are not UTF-8: {abbreviated(odd)}; rename them or give"
-            " --data.on_error skip"
-        )
-    names = [file if is_text(file) else printable(file) for file in files] if odd else files
+def _image_files(files: list[str]) -> tuple[datasets.Dataset, list[str]]:
+    """Files as rows, and their names."""
     features = datasets.Features(image=datasets.Image(decode=False))
-    return datasets.Dataset.from_dict({"image": names}, features=features), names
+    return datasets.Dataset.from_dict({"image": files}, features=features), files
 
 
 def _holds_bytes(feature: Any) -> bool:
@@ -308,6 +338,8 @@ def _holds_bytes(feature: Any) -> bool:
 def _folder_of(source: str) -> str | None:
     """The folder below which the paths of a source lie; None for the hub's and the digits."""
     path = Path(source).expanduser().absolute()
+    if _is_pattern(source) and not source.startswith("hf://"):
+        return str(next(folder for folder in path.parents if not glob.has_magic(str(folder))))
     if source == "digits" or not path.exists():
         return None
     return str(path if path.is_dir() else path.parent)
@@ -344,7 +376,12 @@ def _with_paths_below(folder: str, files: datasets.Dataset, source: str) -> data
             outside.append(path)
         return root + whole[len(normal_root) :]
 
-    chunks = files.data.column("image").chunks  # type: ignore[attr-defined]
+    column = files.data.column("image")  # type: ignore[attr-defined]
+    paths = pc.struct_field(column, "path")  # type: ignore[attr-defined]
+    below = pc.and_(pc.starts_with(paths, root), pc.invert(pc.match_substring(paths, "..")))  # type: ignore[attr-defined]
+    if pc.all(below, skip_nulls=False).as_py():  # type: ignore[attr-defined]
+        return files  # a folder's own, which may be very many
+    chunks = column.chunks
     old, new = [], []
     for chunk in chunks:
         encoded, paths = (pc.struct_field(chunk, name) for name in ("bytes", "path"))  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Data
+from shared.data import sources
 from shared.data.images import UNLABELED
 from shared.data.sources import open_data, open_images
 from shared.runtime.errors import UserError
@@ -376,9 +377,9 @@ def test_images_of_folders_and_files_in_their_order(tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize("name", ["gone", "gone.png", "gone.parquet"])
 def test_images_that_are_not_there(tmp_path, name):
     make_folder(tmp_path, ["a.png"])
-    for sources in ([tmp_path / name], [tmp_path / "a.png", tmp_path / name]):
+    for paths in ([tmp_path / name], [tmp_path / "a.png", tmp_path / name]):
         with pytest.raises(UserError, match=r"no such file or folder: .*gone"):
-            open_images(sources, Data())
+            open_images(paths, Data())
     with pytest.raises(UserError, match=r"no such f.*gone"):
         open_images([tmp_path / name], Data(on_error="skip"))
 
@@ -484,3 +485,54 @@ def test_what_is_called_parquet_and_is_no_file_is_passed_over_or_refused(tmp_pat
     assert len(opened(tmp_path / "p").train) == 12
     if not os.path.isdir(odd):
         assert str(odd) in error_of(odd)
+
+
+# ------------------------------------------------------------------------------- parquet in shards
+def shards(folder, **columns):
+    """Two files of ten images each."""
+    for i, rows in enumerate((slice(0, 10), slice(10, 20))):
+        part = {"image": STRUCTS[rows], "label": HALVES[rows]} | columns
+        parquet(folder / f"part-{i}.parquet", **part)
+    return folder
+
+
+@pytest.mark.parametrize("pattern", ["*.parquet", "part-?.parquet", "part-[01].parquet"])
+def test_a_pattern_takes_all_its_files_in_order(tmp_path, pattern):
+    splits = opened(shards(tmp_path / "shards") / pattern, test_fraction=0.01)
+    assert splits.train.names.tolist() == [str(i) for i in range(20)]
+    assert [int(splits.train.decode(i)[0, 0, 0]) for i in (0, 9, 10, 19)] == [0, 9, 10, 19]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("*.parqet", "matches nothing; it has to name .parquet files"),
+        ("*", "matches"),
+        ("sub/*/x.parquet", "matches nothing"),
+    ],
+)
+def test_patterns_that_are_refused(tmp_path, pattern, says):
+    shards(tmp_path / "shards")
+    (tmp_path / "shards" / "notes.txt").write_text("")
+    assert says in error_of(tmp_path / "shards" / pattern)
+
+
+def test_paths_in_shards_stay_below_the_folder_of_the_pattern(tmp_path):
+    outside = [{"bytes": None, "path": "../away.png"}] * 10
+    shards(tmp_path / "shards", image=outside)
+    assert "outside of its folder" in error_of(tmp_path / "shards" / "*.parquet")
+
+
+def test_a_folder_with_signs_of_a_pattern_in_its_name_is_a_folder(tmp_path):
+    root = class_folders(tmp_path / "a[1]*", 4)
+    assert len(opened(root, test_fraction=0.01).train) == 12
+
+
+def test_parquet_files_of_the_hub_are_asked_for_as_they_are_named(monkeypatch):
+    def load(*args, **options):
+        assert (args, options) == (("parquet",), {"data_files": {"train": source}})
+        raise ConnectionError
+
+    source = "hf://datasets/a/b/data/*.parquet"
+    monkeypatch.setattr(sources.datasets, "load_dataset", load)
+    assert "the hub cannot be reached" in error_of(source)
