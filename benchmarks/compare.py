@@ -59,6 +59,7 @@ NAMES = {
     "lightly:bf16": "lightly, bf16",
     "ours:bare": "our network, loss and optimizer alone",
     "ours:gpu": "ours beside a GPU, which takes colours and blur",
+    "ours:paper": "ours with the paper's recipe: crops in float, not antialiased",
     "ours:torch": "torch's convolution",
     "ours:fp32": "float32",
     "ours:nchw": "without channels_last",
@@ -163,7 +164,7 @@ LINES = {
     ),
     "data224": Line(
         "loading + augmenting two views, 224-px JPEGs, 2 workers",
-        (*THREE, "ours:gpu"),
+        (*THREE, "ours:gpu", "ours:paper"),
         rate("images", peers(2), peers(2)),
     ),
     "data32": Line(

@@ -69,11 +69,11 @@ def recipe32(work: Path, quick: bool, batch_size: int) -> list[str]:
     return flags("cifar10", work, "small", "--pretrain.batch_size", str(size), *encoder)
 
 
-def recipe224(work: Path, quick: bool, batch_size: int) -> list[str]:
-    """ImageNet's recipe with ResNet-50 (width 1, no selective kernels)."""
+def recipe224(work: Path, quick: bool, batch_size: int, recipe: str = "imagenet") -> list[str]:
+    """The paper's recipe, or that of photos, with ResNet-50 (width 1, no selective kernels)."""
     layers, size, side = (8, 2, 40) if quick else (50, batch_size, 224)
     return flags(
-        "imagenet",
+        recipe,
         work,
         "photos",
         "--model.encoder",
@@ -297,11 +297,13 @@ def run(line: str, lap: Lap, work: Path, quick: bool) -> None:
         case "augment32", "":
             augmentation(lap, recipe32(work, quick, 256), 2 * few)
         case "load224", "":
-            data(lap, recipe224(work, quick, 32), few, augmented=False)
+            data(lap, recipe224(work, quick, 32, "image_folder"), few, augmented=False)
         case "data224", "":
+            data(lap, recipe224(work, quick, 32, "image_folder"), few)
+        case "data224", "paper":
             data(lap, recipe224(work, quick, 32), few)
         case "data224", "gpu":
-            data(lap, recipe224(work, quick, 32), few, for_gpu=True)
+            data(lap, recipe224(work, quick, 32, "image_folder"), few, for_gpu=True)
         case "data32", "":
             data(lap, recipe32(work, quick, 256), 2 * few)
         case "teacher224", "":

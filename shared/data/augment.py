@@ -87,6 +87,12 @@ def augmentation_for(augment: Augmentation, kind: str) -> Augmentation | None:
     return augment if kind == "full" else replace(augment, color_strength=0.0, blur=0.0)
 
 
+def warps(augmentation: Augmentation) -> bool:
+    """Whether images are rotated, sheared, moved or zoomed in fractions of a pixel."""
+    a = augmentation
+    return bool(a.rotate or a.shear or a.translate or a.zoom_area != (1, 1))
+
+
 # ---------------------------------------------------------------------------------- draw
 def draw_boxes(
     augmentation: Augmentation,
@@ -223,12 +229,7 @@ def apply(augmentation: Augmentation, images: Tensor, draws: Draws) -> Tensor:
     images = ops.to_float(images)  # a copy, so in place from here
     device = images.device
     _change_(images, draws.flip, lambda x: x.flip(-1))
-    if (
-        augmentation.rotate
-        or augmentation.shear
-        or augmentation.translate
-        or augmentation.zoom_area != (1, 1)
-    ):
+    if warps(augmentation):
         warp = (draws.angle, draws.shear, draws.scale, draws.shift)
         images = ops.affine_warp(images, *(ops.upload(values, device) for values in warp))
     if augmentation.color_strength > 0:

@@ -9,6 +9,7 @@ channel, and saturation scales the S of HSV.
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +24,11 @@ def to_float(images: Tensor) -> Tensor:
     """Copy images to float32; uint8 is scaled from 0..255 to [0, 1], floats keep their values."""
     copy = images.to(torch.float32, copy=True)
     return copy.div_(255) if images.dtype == torch.uint8 else copy
+
+
+def floor_to_uint8(images: Tensor) -> Tensor:
+    """Floats from 0 to below 256, on the CPU, as uint8: NumPy is five times as fast as torch."""
+    return torch.from_numpy(images.numpy().astype(np.uint8))
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:

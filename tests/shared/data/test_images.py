@@ -12,7 +12,7 @@ from PIL import Image
 from shared.config.labelset import LabelSet
 from shared.config.schema import Config, Data
 from shared.data.batches import plain_batches
-from shared.data.images import ImageSet, decode_image
+from shared.data.images import ImageSet, decode_image, rgb_pixels
 from shared.data.labels import draw_labels
 from shared.data.sources import OPENED, open_data, open_run
 from shared.runtime.errors import UserError
@@ -28,6 +28,18 @@ def test_colour_keeps_its_values_and_places():
     image = decode_image(encoded(Image.fromarray(COLOUR)))
     assert image.dtype == torch.uint8
     np.testing.assert_array_equal(image, COLOUR.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("size", "block"), [((1, 1), None), ((50, 30), None), ((50, 30), 4096)])
+def test_pixels_are_pillows(size, block):
+    usual = Image.core.get_block_size()
+    Image.core.set_block_size(block or usual)  # a large image fills several
+    try:
+        image = Image.linear_gradient("L").resize(size)
+        image = Image.merge("RGB", [image, image.rotate(180), image])
+        np.testing.assert_array_equal(rgb_pixels(image).permute(1, 2, 0).numpy(), np.asarray(image))
+    finally:
+        Image.core.set_block_size(usual)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1"])

@@ -1,5 +1,7 @@
 """Steps and rates of a stage, from its options and the number of images."""
 
+from dataclasses import replace
+
 import pytest
 
 from shared.config.schema import Distill, Finetune, Pretrain
