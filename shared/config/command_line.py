@@ -129,6 +129,7 @@ def _parser(program: str, description: str) -> _Parser:
             action.help = f"{action.help} Tasks: {', '.join(TASKS)}."
         elif action.dest == "print_config":
             action.metavar = "[=flags]"  # the parser's own has a control character
+            action.help = "print the resolved recipe and exit; flags: skip_default, skip_unset"
         elif action.dest == "force":
             action.help = f"{action.help}: {', '.join(FORCEABLE)} or all"
     return parser

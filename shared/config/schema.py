@@ -279,8 +279,8 @@ class Training:
     Args:
         epochs: passes over the stage's images.
         steps: number of updates; set, it replaces epochs.
-        least_epochs: with steps, at least so many passes over the stage's images: a length that was
-            chosen for few labels grows with them. 0: steps alone.
+        least_epochs: with steps, at least so many passes over the images, so that a length for few
+            labels grows with them; 0: steps alone.
         batch_size: images per update over all processes; may exceed the number of images.
         optimizer: lars for large batches, adamw for small networks, sgd (Nesterov).
         learning_rate: peak rate before scaling.
@@ -366,20 +366,19 @@ class Pretrain(Training):
         loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet;
             dcl leaves the positive out of the denominator; pair is Hadsell's; prototypes (SwAV) and
             infomax (Deep InfoMax) have sections.
-        contextualisation: attention pools the feature map by attention before a projection head of
-            its own; the artifact is the encoder alone.
+        contextualisation: attention pools the feature map before a projection head of its own,
+            which is not kept.
         quantisation: gumbel compares with candidates that are made of few learned vectors
             (code_book).
         temperature: of nt_xent, dcl, nt_logistic, prototypes; the paper takes 0.1 on ImageNet.
         margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
-        init: run or artifact folder of another pretraining, also by another task, whose encoder is
-            the start, as where images came later; and its projection head, where both tasks have
-            one. Unset: from scratch.
+        init: run or artifact folder of another pretraining, whose encoder, and projection head if
+            both tasks have one, this one starts from, as where images came later.
         semi_hard: take one negative per anchor (nt_logistic, margin_triplet, pair), the most
             similar of those that are less similar than the positive.
         memory: second views of earlier steps kept as further negatives, embedded by a moving
-            average of the network; 0 keeps none, the paper takes 65536. Keep it well below the
-            number of images, or an image has itself among its negatives.
+            average of the network; 0 keeps none, the paper takes 65536. As large as the number
+            of images, it makes an image its own negative.
         memory_momentum: share of the old average in the new one, per update.
         negatives: batch+memory adds the memory to the batch, as SimCLRv2; memory takes it alone,
             with first views as queries and second views as keys, as MoCo.
