@@ -368,8 +368,7 @@ class Pretrain(Training):
             infomax (Deep InfoMax) have sections.
         contextualisation: attention pools the feature map before a projection head of its own,
             which is not kept.
-        quantisation: gumbel compares with candidates that are made of few learned vectors
-            (code_book).
+        quantisation: gumbel compares with few learned vectors (code_book).
         temperature: of nt_xent, dcl, nt_logistic, prototypes; the paper takes 0.1 on ImageNet.
         margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
         init: run or artifact folder of another pretraining, whose encoder, and projection head if
