@@ -278,7 +278,7 @@ class Training:
 
     Args:
         epochs: passes over the stage's images.
-        steps: number of updates; set, it replaces epochs.
+        steps: number of updates, in place of epochs.
         least_epochs: with steps, at least so many passes over the images, so that a length for few
             labels grows with them; 0: steps alone.
         batch_size: images per update over all processes; may exceed the number of images.
@@ -288,7 +288,7 @@ class Training:
         warmup_epochs: epochs of linear warmup; then half a cosine to 0.
         weight_decay: of kernels (sgd also decays biases); never of batch norm.
         momentum: of lars and sgd; beta1 of adamw.
-        log_every_steps: steps between two lines of metrics.jsonl.
+        log_every_steps: steps between lines of metrics.jsonl.
         checkpoint_every_steps: steps between two checkpoints, from which a stopped run goes on.
     """
 
