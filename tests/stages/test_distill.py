@@ -194,7 +194,13 @@ def test_each_distillation_has_its_temperature(photos, finished, tmp_path, monke
     assert temperatures == [0.2, 0.2, 3.0, 3.0]  # two steps each
 
 
-@pytest.mark.parametrize("use", ["--distill.images=labeled", "--distill.labeled_weight=0.5"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        "--distill.images=labeled",
+        pytest.param("--distill.labeled_weight=0.5", marks=pytest.mark.slow),
+    ],
+)
 def test_the_labels_that_the_student_sees_are_noted(
     photos, finished, tmp_path, monkeypatch, capfd, use
 ):
