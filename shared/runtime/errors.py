@@ -1,6 +1,7 @@
 """The one exception that is a message to the user rather than a defect of ours."""
 
 import argparse
+import difflib
 import errno
 import os
 import re
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec
 
-from shared.runtime.media import one_line, say
+from shared.runtime.media import one_line, printable, say
 
 P = ParamSpec("P")
 _NO_MEMORY = re.compile(
@@ -69,8 +70,17 @@ class CommandParser(argparse.ArgumentParser):
         """UserError instead of the usage and an exit."""
         raise UserError(f"{message} (see --help)")
 
+    def _require_known(self, option: str) -> None:
+        """Name a misspelt option itself, before argparse names what is missing in its place."""
+        known = list(self._option_string_actions)
+        if re.match("--.", option) and not any(name.startswith(option) for name in known):
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unknown option {printable(option)}{hint}")
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # overloaded there
         """As argparse does, where every argument may be a path, which has its bounds."""
+        options = True
         for argument in sys.argv[1:] if args is None else args:
             try:
                 path = os.fsencode(argument)
@@ -78,6 +88,9 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"{argument[:40]!a} is no text")
             if b"\0" in path or len(path) > 3000 or max(map(len, path.split(b"/"))) > 255:
                 self.error(f"{argument[:40]}... is too long for a path, or has a NUL character")
+            options = options and argument != "--"
+            if options:
+                self._require_known(argument.partition("=")[0])
         return super().parse_known_args(args, namespace)
 
 

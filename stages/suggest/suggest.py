@@ -25,7 +25,7 @@ import json
 import os
 import re
 import shlex
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -58,7 +58,7 @@ from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 from shared.runtime.files import did_you_mean, write_atomically
 from shared.runtime.lock import held
-from shared.runtime.media import abbreviated
+from shared.runtime.media import abbreviated, printable
 from shared.runtime.progress import Progress, counted
 from shared.runtime.randomness import generator
 from shared.runtime.records import read_json
@@ -353,6 +353,13 @@ def config_of(run: Path, labels: str | None, seed: int | None) -> Config:
     return replace(config, output=str(run.parent), run=run.name, data=data, seed=seed)
 
 
+def _images(text: str) -> int:
+    """The budget as argparse reads it; that of pipeline.py is a time."""
+    if not re.fullmatch("-?[0-9]{1,12}", text):
+        raise ArgumentTypeError(f"it is a number of images, such as 30, got {printable(text)!r}")
+    return int(text)
+
+
 def _parser() -> CommandParser:
     parser = CommandParser(
         "python -m stages.suggest",
@@ -361,7 +368,7 @@ def _parser() -> CommandParser:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="runs/NAME", help="the folder of a run with a pretraining")
-    add("--budget", type=int, required=True, metavar="N", help="images that you can label now")
+    add("--budget", type=_images, required=True, metavar="N", help="images that you can label now")
     add("--by", choices=WAYS, help=f"how they are chosen; default: {WAYS[0]}")
     add(
         "--labels",

@@ -59,6 +59,9 @@ def command(*arguments: str) -> int:
     [
         ((), "error: the following arguments are required: count (see --help)\n"),
         (("1", "2"), "error: unrecognized arguments: 2 (see --help)\n"),
+        (("1", "--cuont"), "error: unknown option --cuont (see --help)\n"),
+        (("--hepl",), "error: unknown option --hepl; did you mean --help? (see --help)\n"),
+        (("1", "--", "--2"), "error: unrecognized arguments: --2 (see --help)\n"),
         (("one",), "error: argument count: invalid int value: 'one' (see --help)\n"),
     ],
 )

@@ -30,7 +30,7 @@ def test_the_folder_of_a_stage_is_answered_with_that_of_its_run(tmp_path, capsys
     [
         ([], "error: the following arguments are required: runs/NAME"),
         (["a", "b", "c"], "error: unrecognized arguments: c"),
-        (["a", "--open"], "error: unrecognized arguments: --open"),
+        (["a", "--open"], "error: unknown option --open"),
     ],
 )
 def test_bad_call(arguments, message, capsys):

@@ -164,7 +164,7 @@ def test_labels_do_not_matter_in_the_first_round(finished, tmp_path, monkeypatch
     [
         (["--budget", 61], "--budget 61, but 60 images have no label yet; give at most 60"),
         (["--budget", 0], "--budget must be 1 or more, got 0"),
-        (["--budget", "ten"], "argument --budget: invalid int value: 'ten'"),
+        (["--budget", "ten"], "argument --budget: it is a number of images, such as 30, got 'ten'"),
         ([], "the following arguments are required: --budget"),
         (["--budget", 3, "--by", "luck"], "argument --by: invalid choice: 'luck'"),
         (["--budget", 3, "--labels", "no.csv"], "cannot read the label file no.csv"),
