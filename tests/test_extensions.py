@@ -94,7 +94,7 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
                 "    return (first - second).square().sum(1).mean()\n\n\n",
             )
         ],
-        "shared/config/schema.py": [after('Loss = Literal["nt_xent", ', '"alignment", ')],
+        "shared/config/schema.py": [after('    "nt_xent",\n', '    "alignment",\n')],
         "shared/pretext/contrastive.py": [
             after("from shared.training.losses import (\n    Pairs,\n", "    alignment,\n"),
             before(
@@ -139,7 +139,7 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
         "shared/pretext/half_turn.py": HALF_TURN,
         "shared/pretext/build.py": [
             before(
-                "from shared.pretext.inpainting import Inpainting\n",
+                "from shared.pretext.infomax import Infomax\n",
                 "from shared.pretext.half_turn import HalfTurn\n",
             ),
             after("        Transitive,\n", "        HalfTurn,\n"),

@@ -56,7 +56,15 @@ MOST_OF = {
     "max_pixels": 2**40,
 }
 LONGEST_TEXT, LONGEST_NAME = 3000, 255  # bytes: of a path, and of each name in it
-Loss = Literal["nt_xent", "dcl", "nt_logistic", "margin_triplet", "pair", "prototypes", "infomax"]
+Loss = Literal[
+    "nt_xent",
+    "dcl",
+    "nt_logistic",
+    "margin_triplet",
+    "pair",
+    "prototypes",
+    "infomax",
+]
 PAIRWISE = ("nt_xent", "dcl", "nt_logistic", "margin_triplet", "pair")  # views with views
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 

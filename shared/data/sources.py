@@ -301,8 +301,10 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
             notes = walked.notes()
             if not walked:
                 raise UserError("; ".join([f"no images in {printable(source)}", *notes]))
-            files += [str(source / name) for name in walked.images]
+            below = str(source) if is_text(str(source)) else printable(source)
+            files += [os.path.join(below, name) for name in walked.images]
             odd += [str(source / name) for name in walked.odd]
+            odd += [str(source)] if below != str(source) else []
             if progress:
                 for note in notes:
                     say(f"note: {printable(source)}: {note}", error=True)

@@ -37,7 +37,13 @@ RECORDS: dict[str, Callable[[str], Any]] = {  # files in which a clock may have 
     ".jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
     ".csv": lambda text: list(csv.DictReader(io.StringIO(text))),
 }
-SECONDS = ("seconds", "images_per_second", "waiting_for_data", "git")  # clock, and commit
+SECONDS = (
+    "seconds",
+    "cpu_seconds",
+    "images_per_second",
+    "waiting_for_data",
+    "git",
+)  # clock, and commit
 TOY = [
     "--model.encoder=simclr_resnet8_1x_sk0",
     "--model.head_width=32",

@@ -526,7 +526,7 @@ def write_table(folder: Path, row: str, message: str) -> None:
 
 def table_report(rng: Random, folder: Path) -> None:
     run = a_run(rng, folder, rng.choice([".yaml", "meta.json"]))
-    report(run, rng.choice(["small", "label_efficiency", "../x"]))
+    report(run, rng.choice(["small", "pretrainings", "../x"]))
 
 
 # --------------------------------------------------------------------------- weights of others

@@ -176,11 +176,14 @@ ROTATION = "--finetune.auxiliary=rotation"
 
 
 def test_without_rotation_nothing_changes(photos, finished, tmp_path, capfd):
-    """Its weight changes no bit, and an artifact that knows neither option stays valid."""
+    """An artifact that knows neither option stays valid; the weight alone is refused."""
     options = options_of(photos, finished, tmp_path)
     plain = load_file(finished / "finetune-2perclass-seed0/model.safetensors")
-    weight = ["--finetune.from_layer=1", "--finetune.auxiliary_weight=0.7"]
-    assert run(finetune.main, *options, *weight) == 0
+    weight = "--finetune.auxiliary_weight=0.7"
+    assert "is an option of finetune.auxiliary=rotation" in refused(
+        capfd, finetune.main, *options, weight
+    )
+    assert run(finetune.main, *options, "--finetune.from_layer=1") == 0
     weights, meta = artifact(tmp_path, "finetune")
     assert all(torch.equal(weights[name], plain[name]) for name in plain)
     for option in ("auxiliary", "auxiliary_weight"):

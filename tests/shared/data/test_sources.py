@@ -398,6 +398,15 @@ def test_names_that_are_no_text(tmp_path, below):
         images.decode(int(np.argmin(images.names)))
 
 
+def test_folders_whose_name_is_no_text(tmp_path):
+    make_folder(tmp_path / "new", ["a.png", "b.png"])
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    (tmp_path / "new").rename(odd)
+    with pytest.raises(UserError, match=r"1 names of files are not UTF-8: .*caf\\xe9"):
+        open_images([odd], Data())
+    assert len(open_images([odd], Data(on_error="skip"))) == 2
+
+
 def test_no_fifo_is_opened(tmp_path):
     make_folder(tmp_path / "new", ["a.png"])
     for name in ("new/x.png", "y.png", "z.parquet"):

@@ -220,7 +220,7 @@ def test_refused(copy, photos, quick, capfd, options, words):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("--assess.parts=maps", "assess.parts must be all or of linear, neighbours"),
+        ("--assess.parts=maps", "assess.parts must be one of 'all', 'linear', 'neighbours'"),
         ("--assess.map_points=3", "assess.map_points must be 10 or more, got 3"),
         ("--assess.max_images=0", "assess.max_images must be 10 or more"),
     ],
