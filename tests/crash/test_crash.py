@@ -33,7 +33,7 @@ def faults(crash: Crash, name: str, modes: list[str], every: int, first: int = 1
     return [f"{mode} at {operation}: {fault}" for mode, operation, fault in points if fault]
 
 
-SAMPLE = {"kill": 30, "torn": 10, "full": 24, "read-only": 60}
+SAMPLE = {"kill": 45, "torn": 10, "full": 36, "read-only": 60}
 
 
 @pytest.mark.parametrize(("mode", "every"), SAMPLE.items())

@@ -146,7 +146,7 @@ CASES = {
         for name in RESUMED
     },
 }
-BY_DEFAULT = {"pipeline", "photos", "lars", "memory-micro_batch", "augmented", "resumed-adamw"}
+BY_DEFAULT = {"pipeline", "photos", "memory-micro_batch", "resumed-adamw"}
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Augmentation, Data
@@ -41,6 +42,12 @@ from tests.support.photos import class_folders, make_folder, process
 VIEWS = Augmentation(rotate=10, shear=5, blur_sigma_per="image")
 N = 30
 LOADINGS = ["memory", "workers"]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """The loader looks every 5 s whether its workers live."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
 
 
 @pytest.fixture(scope="module")

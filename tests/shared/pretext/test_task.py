@@ -36,7 +36,7 @@ QUICK = (
     "multi-task",
     "transitive",
 )
-OF_PROCESSES = ["contrastive", "instances-nce", "inpainting-adversarial", "multi-task"]
+OF_PROCESSES = ["instances-nce", "multi-task"]  # a bank, and several heads; others are slow
 MOST_SLOW = [v if v in QUICK else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
 
 
