@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from benchmarks import compare, gpu, ours
 from benchmarks.laps import PeakMemory, cpu_seconds
 from benchmarks.photos import make_photos, make_small
+from shared.networks import cpu as convolution
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,10 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _any_precision():
-    """One process has one precision; the tests share a process."""
+def _as_it_was(monkeypatch):
+    """One process has one precision, and one way of convolution; the tests share a process."""
+    for name in ("WEIGHTS_PER_POSITION", "LEAST_CHANNELS"):
+        monkeypatch.setattr(convolution, name, getattr(convolution, name))
     AcceleratorState._reset_state(True)
     yield
     AcceleratorState._reset_state(True)

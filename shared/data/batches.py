@@ -518,7 +518,7 @@ def _require_room_for(workers: int) -> None:
 def _without_traceback(loaded: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from loaded
-    except (UserError, OSError, RuntimeError, MemoryError) as error:
+    except (UserError, OSError, EOFError, RuntimeError, MemoryError) as error:
         refusal = _refusal(error)
         if refusal is None:
             raise
@@ -532,7 +532,9 @@ def _refusal(error: Exception) -> UserError | None:
     text = str(error).strip()
     if isinstance(error, UserError):
         return UserError(text.splitlines()[-1].rpartition("UserError: ")[2])
-    if _ENDED.search(text):
+    # a worker that ends as it hands a batch over breaks the connection
+    broken = isinstance(error, ConnectionError | EOFError) and "in DataLoader worker" not in text
+    if broken or _ENDED.search(text):
         return UserError(
             "a process that reads images was ended from outside, most often because memory is"
             " short; run the same command again to go on, with fewer --data.workers if it happens"

@@ -605,6 +605,18 @@ def test_what_the_system_takes_away_is_one_line_and_no_bad_image(act, folder, mo
     assert ".png" not in message
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError, ConnectionRefusedError, EOFError])
+def test_a_worker_that_ends_as_it_hands_a_batch_over(error, folder, monkeypatch):
+    train, data = images_of(folder, "workers")
+
+    def broken(self):
+        raise error
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", broken)
+    with pytest.raises(UserError, match="ended from outside"):
+        list(plain_batches(train, np.arange(4), replace(data, workers=1), 4, "cpu"))
+
+
 def missing():
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "no space/shared memory")
 
