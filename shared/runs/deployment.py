@@ -1,12 +1,12 @@
 """Which classifier of a run to deploy, and whether pretraining paid: from what is in its folder.
 
 The rule. Of the rows with the same labels the one with the highest test accuracy is deployed. A
-row that is not clearly worse is preferred: the student, because it is small; then the best whose
-network is saved, because it is ready. Clearly means that the 95% interval of the difference
-leaves zero out. Rows are compared image by image on the same test images, and where there are
-several label draws, also draw by draw. Pretraining paid where the row to deploy, or else the best
-pretrained one, is clearly better than the best row without it. Fewer than ``FEW`` test images
-decide nothing.
+row that is not clearly worse is preferred: the student, because it is small, if it is at most
+``CLOSE`` points behind the best saved network; then that network, because it is ready. Clearly
+means that the 95% interval of the difference leaves zero out. Rows are compared image by image on
+the same test images, and where there are several label draws, also draw by draw. Pretraining paid
+where the row to deploy, or else the best pretrained one, is clearly better than the best row
+without it. Fewer than ``FEW`` test images decide nothing.
 """
 
 import math
@@ -23,6 +23,7 @@ from shared.runs.statistics import interval
 from shared.runtime.artifacts import Result, read_predictions
 
 FEW = 50  # test images
+CLOSE = 2.0  # points of accuracy that a small network may cost, where few images leave all open
 
 Rows = Mapping[str, Sequence[Result]]  # method -> its evaluated rows, one per label draw
 
@@ -99,8 +100,10 @@ def advise(run: Path, rows: Sequence[Result]) -> Advice | None:
     ready = [method for method in ranked if METHODS[method].saved][:1]
     tested = _test_images(run, by_method[best])
     undecided = tested is not None and tested < FEW
-    # few images cannot show that the student is worse
-    small = [DEPLOYED] if DEPLOYED in by_method and not undecided else []
+    small = []  # few images cannot show that the student is worse
+    if DEPLOYED in by_method and not undecided:
+        behind = _accuracy(by_method[ready[0]]) - _accuracy(by_method[DEPLOYED])
+        small = [DEPLOYED] if round(100 * behind, 6) <= CLOSE else []
     candidates = [*small, *ready, best]
     gains = {method: gain(run, by_method[best], by_method[method]) for method in candidates}
     as_good = (m for m in candidates if m == best or gains[m].half is not None)

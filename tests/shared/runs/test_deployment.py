@@ -59,6 +59,15 @@ def test_the_most_accurate_is_deployed_where_it_is_clear(tmp_path, shares, metho
     assert says in " ".join(advice.sentences)
 
 
+@pytest.mark.parametrize(
+    ("student", "method"), [(0.2, "distill"), (0.185, "distill"), (0.15, "features-logistic")]
+)
+def test_few_images_are_no_reason_for_a_worse_student(tmp_path, student, method):
+    """Of 60 images none of the differences is clear."""
+    shares = {"pixels-svm": 0.2, "features-logistic": 0.2, "distill": student}
+    assert advise(tmp_path, rows(tmp_path, shares, n=60)).method == method
+
+
 def test_a_model_that_is_not_saved_is_fitted_anew(tmp_path):
     advice = advise(tmp_path, rows(tmp_path, STRONG | {"gradients-svm": 0.99}))
     assert advice.method == "gradients-svm"
