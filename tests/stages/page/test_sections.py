@@ -61,8 +61,9 @@ def card_of(bare):
 
 
 def test_a_card_names_better_methods(bare, monkeypatch):
-    """The student is preferred where it is not clearly worse."""
+    """The student is preferred where it is not clearly worse, and not by much."""
     monkeypatch.setattr(deployment, "gain", lambda *_: Gain(5.0, 6.0))
+    monkeypatch.setattr(deployment, "CLOSE", 5.0)
     card = card_of(bare)
     assert (card.title, card.accuracy) == ("1% = 14 labels", "90.0%")
     assert card.sentences[0].startswith("To deploy: distilled student; 95% interval 86.5 to 92.7")
