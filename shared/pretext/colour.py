@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.config.schema import Config
-from shared.data.batches import Batch
+from shared.data.batches import Batch, denormalize
 from shared.data.colour_space import rgb_to_lab
 from shared.data.image_ops import upload
 from shared.data.images import ImageSet
@@ -115,7 +115,8 @@ class Colour(Task):
     def inputs(self, batch: Batch) -> Tensors:
         """The lightness as a grey image, normalised as images are: (b, 3, S, S)."""
         lightness = rgb_to_lab(self._pixels(batch))[:, :1] / 100
-        mean, std = self._normalisation(batch.images.device)
+        both = upload(torch.tensor([self.data.mean, self.data.std]), batch.images.device)
+        mean, std = both.view(2, 1, 3, 1, 1)
         return ((lightness - mean) / std,)
 
     def targets(self, batch: Batch) -> Tensors:
@@ -123,12 +124,7 @@ class Colour(Task):
         return self.target.encode(self._pixels(batch))
 
     def _pixels(self, batch: Batch) -> Tensor:
-        mean, std = self._normalisation(batch.images.device)
-        return (batch.images * std + mean).clamp(0, 1)
-
-    def _normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        both = upload(torch.tensor([self.data.mean, self.data.std]), device).view(2, 1, 3, 1, 1)
-        return both[0], both[1]
+        return denormalize(batch.images, self.data).clamp(0, 1)
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Answer:
         """Of the answers (b, channels, g, g)."""

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.config.schema import Config
-from shared.data.batches import Batch
+from shared.data.batches import Batch, denormalize
 from shared.data.image_ops import upload
 from shared.data.images import ImageSet
 from shared.networks.batchnorm import BatchNorm
@@ -126,11 +126,9 @@ class Inpainting(Task):
 
     def targets(self, batch: Batch) -> Tensors:
         """The pixels (b, 3, S, S) from -1 to 1, and their weights (b, 1, S, S), 0 outside."""
-        both = upload(torch.tensor([self.data.mean, self.data.std]), batch.images.device)
-        mean, std = both.view(2, 3, 1, 1)
         hole, hidden = self._regions(batch)
         weights = RIM_WEIGHT * hole - (RIM_WEIGHT - 1) * hidden
-        return 2 * (batch.images * std + mean).clamp(0, 1) - 1, weights
+        return 2 * denormalize(batch.images, self.data).clamp(0, 1) - 1, weights
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Answer:
         """Of the painted images (b, 3, S, S); it keeps the finished and the true ones."""

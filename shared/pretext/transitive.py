@@ -32,7 +32,7 @@ from shared.pretext.exemplar import Exemplar
 from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import UserError
 from shared.training.device import to_device
-from shared.training.evaluate import over_images
+from shared.training.evaluate import outputs_of
 from shared.training.losses import semi_hard_triplet
 
 ROWS = 1024  # similarities of so many images with all others are in memory at once
@@ -96,14 +96,9 @@ class Transitive(Exemplar):
         network, meta = load_contrastive(self.source)
         encoder = to_device(network.encoder, self.config, self.accelerator)
         encoder.eval().requires_grad_(False)
-
-        def features(batch: Tensor, *_: object) -> Tensor:
-            with self.accelerator.autocast():
-                return encoder(batch)
-
         data, everything = input_of(meta, self.config.data), np.arange(len(images))
-        rows, positions = over_images(
-            features, images, everything, data, self.accelerator, title="neighbours"
+        rows, positions = outputs_of(
+            encoder, images, everything, data, self.accelerator, title="neighbours"
         )
         places = torch.from_numpy(positions)
         near = nearest(torch.from_numpy(rows).to(self.accelerator.device), self.cfg.neighbours)
