@@ -232,7 +232,7 @@ def _on_pixels(
         "seconds": seconds,
         "cpu_seconds": round(time.process_time() - cpu_began, 1),
     }
-    return finish(folder, None, meta, None, predictions)
+    return finish(folder, None, meta, (), predictions)
 
 
 @lru_cache(maxsize=1)
@@ -432,7 +432,7 @@ def _on_features(
         "seconds": seconds,
         "cpu_seconds": round(time.process_time() - cpu_began, 1),
     }
-    return finish(folder, model, about, source, predictions)
+    return finish(folder, model, about, [source], predictions)
 
 
 def set_linear_layer(model: Classifier, rows: np.ndarray, targets: np.ndarray, seed: int) -> Fit:

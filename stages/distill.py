@@ -2,11 +2,12 @@
 
 The teacher's predictions on the unlabeled images are the student's labels. The teacher is the
 fine-tuned network, or with ``--distill.taught_by features-logistic`` the regression on the frozen
-features. The student may have the teacher's architecture (self-distillation) or be any smaller
-network.
+features. Of several teachers the labels are the mean of their probabilities. The student may have
+the teacher's architecture (self-distillation) or be any smaller network.
 
     accelerate launch -m stages.distill
     accelerate launch -m stages.distill --distill.teacher runs/digits/finetune-1pct-seed0
+    accelerate launch -m stages.distill --distill.taught_by '[finetune, features-logistic]'
 """
 
 import sys
@@ -45,8 +46,9 @@ from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, read_met
 from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
+from shared.runtime.records import field_of
 from shared.training.device import prepare_to_train, read_later, to_inference
-from shared.training.losses import distillation_loss
+from shared.training.losses import distillation_loss, soft_targets
 from shared.training.stage import Stage, follows, labels_meta, settings_of_test_images
 
 
@@ -68,22 +70,24 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     """
     cfg, row = config.distill, method_of("distill", method)
     require_weights(config, method)
-    source = teacher_folder(config, method)
-    teacher_meta = read_meta(source, "classifier")
-    require_same_input(teacher_meta, config.data, source)
+    teachers = read_teachers(config, method)
+    sources, metas = list(teachers), list(teachers.values())
     splits = open_run(config, accelerator)
-    require_same_task(teacher_meta, source, splits, config.label_set)
-    images = splits.train
+    for source, meta in teachers.items():
+        require_same_task(meta, source, splits, config.label_set)
+    images, shown = splits.train, " and ".join(map(str, sources))
+    first, known = metas[0], (meta["labels"] for meta in metas if meta["labels"]["hash"])
+    taught_with = next(known, first["labels"])  # all have the same; imported ones do not say which
     pretrained = False if row.copies_teacher else cfg.student_pretrained
-    labels, noted, own = None, teacher_meta["labels"], {}
+    labels, noted, own = None, taught_with, {}
     if cfg.labeled_weight or cfg.images == "labeled":
         labels = draw_labels(splits, config.label_set, config.seed)  # the teacher's may be others
         noted, own = labels_meta(config, labels), {"student_labels": labels.hash}
     settings = {
-        "parent": teacher_meta["weights_sha256"],
+        "parent": field_of([meta["weights_sha256"] for meta in metas]),
         "images": images.fingerprint,
         **settings_of_test_images(splits),
-        "labels": teacher_meta["labels"]["hash"],
+        "labels": taught_with["hash"],
         **own,
         **weights_setting(pretrained),
         "seed": config.seed,
@@ -93,19 +97,19 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     if stage.done:
         return stage.path
 
-    teacher = to_inference(load_classifier(source)[0], config, accelerator)
+    networks = [to_inference(load_classifier(each)[0], config, accelerator) for each in sources]
     stage.seed_initial_weights()
     classifier: ClassifierNetwork = {
-        **network_of(teacher_meta, config.data),
-        "encoder": teacher_meta["encoder"] if row.copies_teacher else cfg.student,
-        "classes": teacher_meta["classes"],
-        "from_layer": teacher_meta["from_layer"] if row.copies_teacher else 0,
+        **network_of(first, config.data),
+        "encoder": first["encoder"] if row.copies_teacher else cfg.student,
+        "classes": first["classes"],
+        "from_layer": first["from_layer"] if row.copies_teacher else 0,
     }
     student = build_classifier(classifier, pretrained)
     prepare_to_train(student, config, accelerator)
     ids = images.training_ids
     net = stage.prepare(student, len(ids))
-    stage.chance = math.log(len(teacher_meta["classes"]))
+    stage.chance = math.log(len(first["classes"]))
     temperature = cfg.self_temperature if row.copies_teacher else cfg.temperature
     augmentation = augmentation_for(cfg.views_of(config.augment), cfg.augmentation)
     labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
@@ -122,7 +126,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
             ).steps(stage.start, stage.schedule.steps)
     batches = stage.batches(images, ids, augmentation, clean=cfg.teacher_view == "clean")
     accelerator.print(
-        f"{method}: {source} into {classifier['encoder']}, {counted(len(ids), 'image')},"
+        f"{method}: {shown} into {classifier['encoder']}, {counted(len(ids), 'image')},"
         f" {counted(stage.schedule.steps, 'step')} of {cfg.batch_size}, learning rate"
         f" {stage.schedule.peak:.4g}, temperature {temperature}"
     )
@@ -133,14 +137,15 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     for _, batch in stage.steps(batches):
         with torch.inference_mode(), accelerator.autocast():
             plain = batch.images if batch.clean is None else batch.clean
-            teacher_logits = teacher(plain)  # (b, classes)
+            teacher_logits = [teacher(plain) for teacher in networks]  # (b, classes) each
+        soft = soft_targets(teacher_logits, temperature)
         inputs, extra, target = batch.images, next(labeled, None), None
         if extra is not None:
             target = upload(targets[extra.ids], inputs.device)  # (labeled,)
             inputs = torch.cat([inputs, extra.images])
         logits = net(inputs)  # (b or b + labeled, classes)
         student_logits, labeled_logits = logits.tensor_split([len(batch.images)])
-        loss = weight * distillation_loss(student_logits, teacher_logits, temperature)
+        loss = weight * distillation_loss(student_logits, soft, temperature)
         if target is not None:
             hard = weight_of_labeled * F.cross_entropy(labeled_logits, target)
             loss = (1 - cfg.labeled_weight) * loss + cfg.labeled_weight * hard
@@ -151,17 +156,47 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         stage.optimizer.zero_grad()
 
         if stage.log_is_due:
-            agreement = student_logits.argmax(1) == teacher_logits.argmax(1)
+            agreement = student_logits.argmax(1) == soft.argmax(1)
             stage.log(loss=loss, agreement=weight * agreement.float().mean())
-    return stage.finish_classifier(classifier, noted, splits.test, source)
+    return stage.finish_classifier(classifier, noted, splits.test, sources)
 
 
-def teacher_folder(config: Config, method: str) -> Path:
-    """The classifier that teaches: the self-distilled one for a student with ``self_first``."""
-    teacher = config.parent_of(method)
-    if teacher != "self-distill" and config.distill.teacher:
-        return Path(config.distill.teacher)
-    return config.folder_of(str(teacher))
+def teacher_folders(config: Config, method: str) -> list[Path]:
+    """The classifiers that teach: the self-distilled one for a student with ``self_first``."""
+    teachers = config.parents_of(method)
+    if teachers != ("self-distill",) and config.distill.teacher_folders:
+        return list(map(Path, config.distill.teacher_folders))
+    return list(map(config.folder_of, teachers))
+
+
+def read_teachers(config: Config, method: str) -> dict[Path, ClassifierMeta]:
+    """The classifiers that teach, and what each is; all see the run's images, and agree on labels.
+
+    Raises:
+        UserError: one was made for other images, or two of them are the same network, know other
+            classes or were made from other labels.
+    """
+    teachers: dict[Path, ClassifierMeta] = {}
+    for folder in teacher_folders(config, method):
+        meta = read_meta(folder, "classifier")
+        require_same_input(meta, config.data, folder)
+        for other, its in teachers.items():
+            both = f"the teachers {other} and {folder}"
+            if its["weights_sha256"] == meta["weights_sha256"]:
+                raise UserError(f"{both} are the same network; give one of them")
+            if its["classes"] != meta["classes"]:
+                raise UserError(
+                    f"{both} know other classes ({len(its['classes'])} and"
+                    f" {len(meta['classes'])}), or in another order; they must be the same"
+                )
+            hashes = {its["labels"]["hash"], meta["labels"]["hash"]} - {None}  # None: imported
+            if len(hashes) > 1:
+                raise UserError(
+                    f"{both} were made from other labels; give teachers of one label draw: of one"
+                    " --seed, or of one file of --labels"
+                )
+        teachers[folder] = meta
+    return teachers
 
 
 def require_same_task(

@@ -161,7 +161,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     if row.frozen and state_hash(model.encoder) != encoder_before:
         raise AssertionError(f"{method} changed the frozen encoder")
     known = labels_meta(config, labels)
-    return stage.finish_classifier(classifier, known, splits.test, source, model)
+    parents = [source] if source else []
+    return stage.finish_classifier(classifier, known, splits.test, parents, model)
 
 
 def starting_point(config: Config, method: str) -> tuple[Path | None, NetworkMeta, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.config.schema import Config
 from shared.runtime.errors import UserError
-from shared.runtime.records import REDO, read_json
+from shared.runtime.records import REDO, listed, read_json
 
 INPUT = ("image_size", "mean", "std", "antialias")  # of the section data
 NAMED_BY = ("finetune.init", "linear.init", "classical.init", "distill.teacher")
@@ -33,7 +33,7 @@ def pretraining_is_imported(config: Config) -> bool:
 
 def named_folders(config: Config, options: Iterable[str] = NAMED_BY) -> list[Path]:
     """The artifact folders that these options name."""
-    return [Path(folder) for option in options if (folder := config.option(option))]
+    return [Path(folder) for option in options for folder in listed(config.option(option))]
 
 
 def first_pretraining(config: Config, option: str) -> Path | None:

@@ -238,6 +238,7 @@ METHODS = {
 CLASSIFIERS = {name: method for name, method in METHODS.items() if name != "pretrain"}
 REFERENCE = next(name for name, method in METHODS.items() if method.role == "reference")
 DEPLOYED = next(name for name, method in METHODS.items() if method.role == "deployed")
+TEACHERS = ("finetune", "features-logistic")  # of a run's own classifiers; the usual one first
 # what --force may name, in the order in which it runs
 FORCEABLE = (*METHODS, "assess")
 

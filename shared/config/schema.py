@@ -18,7 +18,7 @@ import yaml
 from shared.config.checks import not_hashed, only_with, require, require_one_of
 from shared.config.conditions import unmet
 from shared.config.labelset import LabelSet
-from shared.config.methods import FORCEABLE, METHODS, ancestors, made_by
+from shared.config.methods import FORCEABLE, METHODS, TEACHERS, ancestors, made_by
 from shared.config.optimizers import OPTIMIZERS
 from shared.config.pretext import (
     TASK_SECTIONS,
@@ -40,6 +40,7 @@ from shared.config.pretext import (
     Transitive,
 )
 from shared.runtime.bounds import LAYERS, LEVEL, SIDE, WIDTH
+from shared.runtime.records import field_of, listed
 
 RECIPES = Path(__file__).parents[2] / "configs"
 MAX_PIXELS = 178_956_970  # Pillow's limit, against small files that decode to huge images
@@ -616,9 +617,11 @@ class Distill(OwnCrops):
     """Stage 3, distillation into a student on all images (SimCLRv2, section 2, eq. 2 and 3).
 
     Args:
-        teacher: artifact folder of a classifier; unset: the one of this run that taught_by names.
-        taught_by: the fine-tuned network, as in the paper, or logistic regression on the frozen
-            features, which overfits less where labels are very few (classical.from_layer).
+        teacher: artifact folder of a classifier, or a list of them; unset: what taught_by names.
+        taught_by: finetune, the fine-tuned network, as in the paper, features-logistic, the
+            regression on the frozen features, which overfits less where labels are very few
+            (classical.from_layer), or a list of both, [finetune, features-logistic]. The student
+            learns the mean of its teachers' probabilities, each at temperature.
         student: any timm model, as model.encoder.
         student_pretrained: start the student from published weights, as model.pretrained.
         temperature: of both softmaxes; the paper takes 1.0, and 0.1 for a student of the teacher's
@@ -630,8 +633,8 @@ class Distill(OwnCrops):
         labeled_batch_size: labeled images per update where labeled_weight is not 0.
         teacher_view: same shows the teacher the student's augmented image, clean the plain one.
         augmentation: as for fine-tuning.
-        self_first: distill the teacher into its own architecture first and that one into the
-            student, as the paper's best results do.
+        self_first: distill the teacher into its own architecture first (of several teachers, into
+            that of the first) and that one into the student, as the paper's best results do.
         self_temperature: temperature of that self-distillation.
     """
 
@@ -642,8 +645,8 @@ class Distill(OwnCrops):
     batch_size: int = 4096
     warmup_epochs: float = 20
     weight_decay: float = 1e-4
-    teacher: str | None = not_hashed(None)
-    taught_by: Literal["finetune", "features-logistic"] = "finetune"
+    teacher: tuple[str, ...] | str | None = not_hashed(None)
+    taught_by: tuple[str, ...] | str = "finetune"
     student: str = "simclr_resnet50_1x_sk0"
     student_pretrained: bool | str = False
     temperature: float = 1.0
@@ -660,9 +663,27 @@ class Distill(OwnCrops):
         for key in ("temperature", "self_temperature"):
             value = getattr(self, key)
             require(value > 0, f"distill.{key}", value, "greater than 0")
+        for key in ("teacher", "taught_by"):
+            value = getattr(self, key)
+            names = listed(value)
+            require(value is None or len(names) > 0, f"distill.{key}", value, "one or a list")
+            require(len(set(names)) == len(names), f"distill.{key}", value, "different ones")
+            object.__setattr__(self, key, field_of(names))  # a list of one is that one
+        for name in self.teachers:
+            require_one_of(TEACHERS, "distill.taught_by", name)
         weight, size = self.labeled_weight, self.labeled_batch_size
         require(0 <= weight < 1, "distill.labeled_weight", weight, "in [0, 1)")
         require(size >= 1, "distill.labeled_batch_size", size, "1 or more")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The methods that ``taught_by`` names."""
+        return tuple(listed(self.taught_by))
+
+    @property
+    def teacher_folders(self) -> tuple[str, ...]:
+        """The folders that ``teacher`` names; none where it is unset."""
+        return tuple(listed(self.teacher))
 
 
 # What stages.assess can measure, in its order.
@@ -968,23 +989,23 @@ class Config:
     def asks_for(self, method: str) -> bool:
         """Whether a run of the pipeline makes the method's artifact."""
         option = METHODS[method].asked_by
-        return not option or bool(self.option(option)) or method == self.distill.taught_by
+        return not option or bool(self.option(option)) or method in self.distill.teachers
 
-    def parent_of(self, method: str) -> str | None:
-        """The method whose artifact this one starts from; None where it starts from scratch.
+    def parents_of(self, method: str) -> tuple[str, ...]:
+        """The methods whose artifacts this one starts from; none where it starts from scratch.
 
-        Of several it is the last one that this run makes: the self-distilled teacher before the
-        fine-tuned one.
+        Of those that it may start from it is the last one that this run makes: the self-distilled
+        teacher before the fine-tuned one. Only a student has several: its teachers.
         """
         parents = [parent for parent in METHODS[method].made_from if self.asks_for(parent)]
-        parent = parents[-1] if parents else None
-        return self.distill.taught_by if parent == "finetune" else parent
+        return self.distill.teachers if parents[-1:] == ["finetune"] else tuple(parents[-1:])
 
     def ancestors_of(self, method: str) -> tuple[str, ...]:
-        """`ancestors`, with the teacher of this run and its own."""
-        usual = ancestors(method)
-        teacher = self.distill.taught_by
-        every = {*usual, teacher, *ancestors(teacher)} if "finetune" in usual else usual
+        """`ancestors`, with the teachers of this run and their own."""
+        every = set(ancestors(method))
+        if "finetune" in every:
+            for teacher in self.distill.teachers:
+                every |= {teacher, *ancestors(teacher)}
         return tuple(name for name in METHODS if name in every)
 
     def forces(self, stage: str) -> bool:

@@ -80,13 +80,13 @@ class Cost(NamedTuple):
 def cost_of(method: str, config: Config, counts: Counts, precision: str) -> Cost:
     """Count what one image costs."""
     size = network_size(method, config, counts, precision)
-    training, parent = config.training_of(method), config.parent_of(method)
+    training = config.training_of(method)
     passes = (
         1 if METHODS[method].frozen else config.passes_of(method)
     )  # nothing goes back to a frozen one
     update = passes * size.flops
-    if training.has_teacher and parent:
-        update += network_size(parent, config, counts, precision).flops
+    for teacher in config.parents_of(method) if training.has_teacher else ():
+        update += network_size(teacher, config, counts, precision).flops
     activations = math.ceil(config.inputs_of(method) * size.activations)
     return Cost(update, size.flops, activations, size.parameters)
 
@@ -107,7 +107,6 @@ def network_size(method: str, config: Config, counts: Counts, precision: str) ->
 
 def _kept_layers(method: str, config: Config, counts: Counts) -> int:
     """Layers of the projection head in a classifier."""
-    teacher = config.parent_of(method)
-    if METHODS[method].copies_teacher and teacher:
-        return _kept_layers(teacher, config, counts)
+    if METHODS[method].copies_teacher:
+        return _kept_layers(config.parents_of(method)[0], config, counts)
     return config.training_of(method).kept_layers(counts.labeled, counts.train, config.head_layers)

@@ -191,6 +191,10 @@ def measure(
             else:
                 share = seconds / len(stages)
                 probe = _measure(method, run, small, accelerator, cost, share)
+                if config.training_of(method).has_teacher:  # of several, one was there
+                    measured = cost_of(method, small, counts, accelerator.mixed_precision)
+                    each = probe.seconds_per_image * cost.update / measured.update
+                    probe = probe._replace(seconds_per_image=each)
             lines.append(_stage_plan(method, config, counts, cost, probe))
     if fitted:
         note += f"Not measured, because scikit-learn takes seconds: {', '.join(fitted)}.\n"

@@ -45,7 +45,7 @@ from shared.runtime.files import clean, did_you_mean, require_no_link, write_ato
 from shared.runtime.lock import SHORT, held, release_all
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import counted
-from shared.runtime.records import mismatch, read_lines
+from shared.runtime.records import listed, mismatch, read_lines
 from shared.runtime.stop import Stopped
 from shared.training.stage import RunStage, require_an_image_each
 
@@ -139,13 +139,13 @@ def make_job(method: str, config: Config, base: Config) -> Job:
     if method != "pretrain":  # which has neither labels nor a label draw
         alone = replace(alone, labels=config.labels, seed=config.seed)
     path = alone.folder_of(method)
-    kind = config.parent_of(method)
-    if kind is None or (kind == "pretrain" and _given_pretraining(method, config)):
-        return Job(method, alone, path)
-    parent = make_job(kind, config, base)
-    if parent.path.parent != path.parent:
-        alone = _with_parent(alone, method, parent)
-    return Job(method, alone, path, (parent,))
+    kinds = config.parents_of(method)
+    if kinds == ("pretrain",) and _given_pretraining(method, config):
+        kinds = ()
+    parents = tuple(make_job(kind, config, base) for kind in kinds)
+    if any(parent.path.parent != path.parent for parent in parents):
+        alone = _with_parents(alone, method, parents)
+    return Job(method, alone, path, parents)
 
 
 def _assess_job(config: Config, base: Config) -> Job:
@@ -156,12 +156,12 @@ def _assess_job(config: Config, base: Config) -> Job:
     return Job("assess", alone, alone.folder_of("assess"), (parent,))
 
 
-def _given_pretraining(method: str, config: Config) -> str | None:
-    """The option ``init`` of the method itself, or of that one of its ancestors which reads it."""
-    for name in (*config.ancestors_of(method), method):
-        if "pretrain" in METHODS[name].made_from:
-            return config.option(f"{METHODS[name].section}.init")
-    return None
+def _given_pretraining(method: str, config: Config) -> bool:
+    """Whether the option ``init`` of the method, or of each of its teachers, names a folder."""
+    if "pretrain" in METHODS[method].made_from:
+        return bool(config.option(f"{METHODS[method].section}.init"))
+    parents = config.parents_of(method)
+    return bool(parents) and all(_given_pretraining(parent, config) for parent in parents)
 
 
 def _alone(method: str, config: Config, base: Config) -> Config:
@@ -193,19 +193,20 @@ def _alone(method: str, config: Config, base: Config) -> Config:
     return replace(base, **changed, output=str(base.folder / VARIANTS), run=slug)
 
 
-def _with_parent(config: Config, method: str, parent: Job) -> Config:
-    """The configuration that names the parent's folder, because it is none of this run.
+def _with_parents(config: Config, method: str, parents: Sequence[Job]) -> Config:
+    """The configuration that names the parents' folders, because not all are of this run.
 
     The two kinds of stages name it by options of their own: ``init`` is a pretraining, ``teacher``
-    a classifier.
+    a classifier, or several.
     """
     section = getattr(config, METHODS[method].section)
     if isinstance(section, Finetune | Classical):
-        section = replace(section, init=str(parent.path))
+        section = replace(section, init=str(parents[0].path))
     elif isinstance(section, Distill):
         # a self-distilled teacher from another folder is a teacher like any other
-        first = section.self_first and parent.method != "self-distill"
-        section = replace(section, teacher=str(parent.path), self_first=first)
+        first = section.self_first and parents[0].method != "self-distill"
+        folders = tuple(str(parent.path) for parent in parents)
+        section = replace(section, teacher=folders, self_first=first)
     return replace(config, **{METHODS[method].section: section})
 
 
@@ -230,16 +231,17 @@ def _short(value: object) -> object:
 
 def in_order(cells: Sequence[Cell]) -> list[Job]:
     """The artifacts of all cells, each once, parents first."""
-
-    def walk(job: Job) -> Iterator[Job]:
-        for parent in job.parents:
-            yield from walk(parent)
-        yield job
-
-    jobs = {job.path: job for cell in cells if cell.job for job in walk(cell.job)}
+    jobs = {job.path: job for cell in cells if cell.job for job in _with_ancestors(cell.job)}
     if any(LabelSet.parse(cell.labels).suggested for cell in cells):  # by what is pretrained
         return sorted(jobs.values(), key=lambda job: job.method != "pretrain")
     return list(jobs.values())
+
+
+def _with_ancestors(job: Job) -> Iterator[Job]:
+    """An artifact after all that it is made from; what several are made from comes as often."""
+    for parent in job.parents:
+        yield from _with_ancestors(parent)
+    yield job
 
 
 # --------------------------------------------------------------------------------------- filling
@@ -423,10 +425,8 @@ class Budget(TypedDict):
 
 def _budget(job: Job) -> Budget:
     """The updates of each stage that an artifact is made from, and the CPU seconds of them all."""
-    chain = [job]
-    while chain[0].parents:
-        chain.insert(0, chain[0].parents[0])
-    metas = [read_meta(each.path) for each in chain if each.method in METHODS]
+    paths = {each.path: each for each in _with_ancestors(job) if each.method in METHODS}
+    metas = [read_meta(path) for path in paths]
     budget: Budget = {}
     if updates := [meta["updates"] for meta in metas if "updates" in meta]:
         budget["updates"] = updates
@@ -479,9 +479,10 @@ def require_made_so(job: Job) -> None:
             raise UserError(
                 f"{job.path} was made with {option}={settings[option]}, now it is {value}"
             )
-    for parent in job.parents:
+    noted = listed(settings.get("parent"))
+    for number, parent in enumerate(job.parents):
         require_made_so(parent)
-        if settings.get("parent") != read_meta(parent.path)["weights_sha256"]:
+        if noted[number : number + 1] != [read_meta(parent.path)["weights_sha256"]]:
             raise UserError(f"{job.path} was made from another {parent.path} than lies there now")
 
 

@@ -5,6 +5,7 @@ read within bounds and as the types that it should have.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast, overload
 
@@ -13,7 +14,7 @@ import numpy as np
 from shared.runtime.bounds import CLASSES, LAYERS, LEVEL, SIDE, WIDTH
 from shared.runtime.errors import UserError
 from shared.runtime.files import did_you_mean
-from shared.runtime.records import REDO, damaged, mismatch, read_json
+from shared.runtime.records import REDO, damaged, listed, mismatch, read_json
 from shared.runtime.tensors import load_arrays
 
 
@@ -101,7 +102,8 @@ class Meta(NetworkMeta):
             which is not saved itself; ``encoder`` then says which it was.
         weights_sha256: hash of ``model.safetensors``; of ``predictions.npz`` for predictions.
         settings: everything that the content depends on.
-        parent: folder of the artifact that it was made from, relative to its own.
+        parent: folder of the artifact that it was made from, relative to its own; a list of them
+            for several teachers, whose hashes ``settings`` then has as a list too.
         stage: the method that made it; ``import`` of an imported one.
         seed: of the stage; None of an imported artifact.
         images: number of images of a pretraining; None of an imported one.
@@ -118,7 +120,7 @@ class Meta(NetworkMeta):
     kind: str
     weights_sha256: str
     settings: dict[str, Any]
-    parent: NotRequired[str | None]
+    parent: NotRequired[str | list[str] | None]
     stage: NotRequired[str]
     seed: NotRequired[int | None]
     images: NotRequired[int | None]
@@ -242,13 +244,18 @@ def is_outdated(path: Path, meta: Meta) -> bool:
 
     An artifact whose parent is no longer there is as good as it ever was.
     """
-    seen = {path.resolve()}
-    while parent := meta.get("parent"):
-        path = path / parent
-        if path.resolve() in seen or not (path / "meta.json").exists():
-            return False
-        seen.add(path.resolve())
-        noted, meta = meta.get("settings", {}).get("parent"), read_meta(path)
-        if meta["weights_sha256"] != noted:
-            return True
+    seen, unchecked = {path.resolve()}, [(path, meta)]
+    while unchecked:
+        path, meta = unchecked.pop()
+        places, noted = listed(meta.get("parent")), listed(meta.get("settings", {}).get("parent"))
+        for place, sha256 in zip_longest(places, noted[: len(places)]):
+            parent = path / place
+            if not (parent / "meta.json").exists():
+                continue
+            parent_meta = read_meta(parent)
+            if parent_meta["weights_sha256"] != sha256:
+                return True
+            if parent.resolve() not in seen:
+                seen.add(parent.resolve())
+                unchecked.append((parent, parent_meta))
     return False

@@ -123,6 +123,18 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
     raise ValueError(f"nested more than {DEPTH} deep")
 
 
+def listed(value: Any) -> list[Any]:
+    """The values of a field that holds None, one value, or a list or tuple of several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def field_of(values: Sequence[Any]) -> Any:
+    """What such a field holds: None, the one value, or the several as they are."""
+    return values if len(values) > 1 else next(iter(values), None)
+
+
 def damaged(path: Path, error: Exception, remedy: str) -> UserError:
     """What to say of a file that cannot be used, and what to do about it."""
     reason = " ".join(str(error).split())[:200]

@@ -38,7 +38,7 @@ from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, remove, write_atomically
 from shared.runtime.lock import held, release, require_held, take
 from shared.runtime.provenance import provenance
-from shared.runtime.records import REDO, read_json
+from shared.runtime.records import REDO, field_of, read_json
 from shared.runtime.tensors import save_arrays, save_tensors, sha256
 
 # What it means that a setting which is a hash has changed.
@@ -301,7 +301,7 @@ class StageFolder:
         self,
         model: nn.Module | None,
         meta: Mapping[str, object],
-        parent: Path | None = None,
+        parents: Sequence[Path] = (),
         predictions: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Write the result and, last, ``meta.json``; then the checkpoint is no longer needed.
@@ -309,8 +309,8 @@ class StageFolder:
         Args:
             model: the result; None where it is the predictions alone.
             meta: what it is.
-            parent: folder of the artifact that it was made from; its place relative to this folder
-                is noted, for ``is_outdated``.
+            parents: folders of the artifacts that it was made from; their places relative to this
+                folder are noted, for ``is_outdated``.
             predictions: what a classifier says of the test images; see ``read_predictions``.
         """
         if self.main:
@@ -320,10 +320,10 @@ class StageFolder:
                 save_arrays(self.path / "predictions.npz", predictions)
             if model is not None:
                 save_tensors(weights, model.state_dict(), {})
-            place = os.path.relpath(parent.resolve(), self.path.resolve()) if parent else None
+            places = [os.path.relpath(each.resolve(), self.path.resolve()) for each in parents]
             complete = {
                 **meta,
-                "parent": place,
+                "parent": field_of(places),
                 "weights_sha256": sha256(weights),
                 "settings": self.settings,
                 "processes": self.accelerator.num_processes,

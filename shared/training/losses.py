@@ -17,6 +17,7 @@ Shape letters: V views (2, or 1 for MoCo's one direction), B images of this proc
 processes, K embeddings in the memory, D embedding width, C classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -604,17 +605,42 @@ def _check_shapes(
         )
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the student with the teacher's softened predictions (SimCLRv2, eq. 2).
+def soft_targets(teacher_logits: Sequence[Tensor], temperature: float) -> Tensor:
+    """The mean of the teachers' softened predictions: of probabilities, not of logits.
+
+    Hinton et al. (arXiv 1503.02531, section 3) distill an ensemble with such a mean. Each teacher's
+    logits are divided by the temperature before its softmax, so a teacher whose logits are larger
+    is not softened less.
+
+    Args:
+        teacher_logits: (B, C) of each teacher, any floating dtype. No gradient reaches them.
+        temperature: divides all logits, > 0.
+
+    Returns:
+        (B, C) probabilities, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: the shapes differ, or the temperature is not positive.
+    """
+    _check_temperature(temperature)
+    shapes = {tuple(logits.shape) for logits in teacher_logits}
+    if len(shapes) != 1:
+        raise ValueError(f"teacher logits must have one shape (B, C), got {sorted(shapes)}")
+    logits = torch.stack([_at_least_float32(each.detach()) for each in teacher_logits])
+    return (logits / temperature).softmax(2).mean(0)
+
+
+def distillation_loss(student_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of the student with its teachers' softened predictions (SimCLRv2, eq. 2).
 
     The factor temperature^2, from the authors' colabs/distillation_self_training.ipynb, keeps the
-    size of the gradient independent of the temperature. No gradient reaches the teacher.
+    size of the gradient independent of the temperature.
 
     Args:
         student_logits: (B, C), any floating dtype.
-        teacher_logits: (B, C).
-        temperature: divides both logits, > 0; the paper uses 0.1 for self-distillation and 1.0
-            from a big network to a small one.
+        targets: (B, C) probabilities, `soft_targets` at the same temperature.
+        temperature: divides the student's logits, > 0; the paper uses 0.1 for self-distillation and
+            1.0 from a big network to a small one.
 
     Returns:
         The mean over the batch, a scalar.
@@ -623,13 +649,11 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
         ValueError: the shapes differ, or the temperature is not positive.
     """
     _check_temperature(temperature)
-    if student_logits.shape != teacher_logits.shape:
+    if student_logits.shape != targets.shape:
         raise ValueError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits "
-            f"{tuple(teacher_logits.shape)} must have the same shape (B, C): give the student as "
-            "many classes as the teacher"
+            f"student logits {tuple(student_logits.shape)} and targets {tuple(targets.shape)} must"
+            " have the same shape (B, C): give the student as many classes as the teacher"
         )
-    targets = (_at_least_float32(teacher_logits.detach()) / temperature).softmax(1)
     loss = F.cross_entropy(_at_least_float32(student_logits) / temperature, targets)
     return temperature**2 * loss
 

@@ -20,7 +20,7 @@ step itself stays in the stage's file.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -378,7 +378,7 @@ class Stage:
     def finish(
         self,
         meta: Mapping[str, object],
-        parent: Path | None = None,
+        parents: Sequence[Path] = (),
         predictions: Predictions | None = None,
         model: nn.Module | None = None,
     ) -> Path:
@@ -386,7 +386,7 @@ class Stage:
 
         Args:
             meta: what the artifact is: keys of ``shared.runtime.artifacts.Meta``.
-            parent: folder of the artifact that it was made from.
+            parents: folders of the artifacts that it was made from.
             predictions: of a classifier, where there are test images.
             model: the part of the trained model that is kept; unset: all of it.
 
@@ -398,14 +398,14 @@ class Stage:
         if not self.start:
             run["cpu_seconds"] = round(time.process_time() - self._cpu_began, 1)
         self.accelerator.free_memory()  # else it holds on to every network that it prepared
-        return finish(self.folder, model or self.model, {**meta, **run}, parent, predictions)
+        return finish(self.folder, model or self.model, {**meta, **run}, parents, predictions)
 
     def finish_classifier(
         self,
         network: ClassifierNetwork,
         labels: LabelsMeta,
         test: ImageSet | None,
-        parent: Path | None,
+        parents: Sequence[Path],
         model: nn.Module | None = None,
     ) -> Path:
         """Evaluate the trained classifier and save it, with its row of the table.
@@ -414,7 +414,7 @@ class Stage:
             network: what it is.
             labels: what it was made from.
             test: test images, where there are any.
-            parent: folder of the artifact that it was made from.
+            parents: folders of the artifacts that it was made from.
             model: the part of the trained model that is kept; unset: all of it.
 
         Returns:
@@ -427,7 +427,7 @@ class Stage:
             config, self.method, labels, parameters, self.seconds, measured(predictions)
         )
         meta = {"kind": "classifier", **network, "labels": labels, "result": result}
-        return self.finish(meta, parent, predictions, model)
+        return self.finish(meta, parents, predictions, model)
 
 
 def measured(predictions: Predictions | None) -> dict[str, float]:
@@ -460,7 +460,7 @@ def finish(
     folder: StageFolder,
     model: nn.Module | None,
     meta: Mapping[str, Any],
-    parent: Path | None,
+    parents: Sequence[Path],
     predictions: Predictions | None,
 ) -> Path:
     """Save an artifact, and say so.
@@ -469,10 +469,10 @@ def finish(
         folder: of the artifact.
         model: the artifact; None where it is the predictions alone.
         meta: what it is.
-        parent: folder of the artifact that it was made from.
+        parents: folders of the artifacts that it was made from.
         predictions: of a classifier, where there are test images.
     """
-    folder.finish(model, meta, parent, predictions.arrays() if predictions else None)
+    folder.finish(model, meta, parents, predictions.arrays() if predictions else None)
     top1 = meta.get("result", {}).get("top1")
     accuracy = f", top-1 {100 * top1:.1f} %" if top1 is not None else ""
     folder.accelerator.print(

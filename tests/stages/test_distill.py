@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +18,11 @@ from safetensors.torch import load_file, save_file
 from shared.config.labelset import LabelSet
 from shared.config.schema import Config, Distill
 from shared.data.images import Splits
+from shared.runtime.artifacts import is_outdated, read_meta
 from shared.runtime.errors import UserError
+from shared.runtime.stop import StopRequest
 from shared.runtime.tensors import sha256
+from shared.training.device import to_inference
 from shared.training.stage import Stage
 from stages import distill
 from tests.support.photo_run import files, refused, run
@@ -100,24 +105,114 @@ def test_teacher_of_other_labels(capfd, tmp_path, photos, finished):
 def test_who_teaches():
     config = Config(output="out", run="r", labels="1pct", seed=3)
     own = Path("out/r/finetune-1pct-seed3")
-    assert distill.teacher_folder(config, "distill") == own
-    assert distill.teacher_folder(config, "self-distill") == own
+    assert distill.teacher_folders(config, "distill") == [own]
+    assert distill.teacher_folders(config, "self-distill") == [own]
     regression = replace(config, distill=Distill(taught_by="features-logistic"))
     for method in ("distill", "self-distill"):
         folder = Path("out/r/features-logistic-1pct-seed3")
-        assert distill.teacher_folder(regression, method) == folder
+        assert distill.teacher_folders(regression, method) == [folder]
     other = replace(
         config, distill=Distill(teacher="elsewhere/classifier", taught_by="features-logistic")
     )
-    assert distill.teacher_folder(other, "distill") == Path("elsewhere/classifier")
+    assert distill.teacher_folders(other, "distill") == [Path("elsewhere/classifier")]
 
 
 def test_who_teaches_with_self_distillation_first():
     """The teacher that is named teaches itself; the student learns from the result."""
     config = Config(output="out", run="r", labels="1pct", seed=3)
     twice = replace(config, distill=Distill(teacher="elsewhere/classifier", self_first=True))
-    assert distill.teacher_folder(twice, "self-distill") == Path("elsewhere/classifier")
-    assert distill.teacher_folder(twice, "distill") == Path("out/r/self-distill-1pct-seed3")
+    assert distill.teacher_folders(twice, "self-distill") == [Path("elsewhere/classifier")]
+    assert distill.teacher_folders(twice, "distill") == [Path("out/r/self-distill-1pct-seed3")]
+
+
+def another_teacher(finished: Path, folder: Path, **changes) -> Path:
+    """The fine-tuned network with other weights, and what ``meta.json`` says of it changed."""
+    shutil.copytree(finished / "finetune-2perclass-seed0", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["linear.bias"] += torch.tensor([0.0, 3.0, -1.0])
+    save_file(weights, folder / "model.safetensors")
+    meta = json.loads((folder / "meta.json").read_text())
+    meta |= {"weights_sha256": sha256(folder / "model.safetensors"), **changes}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+def test_several_teachers_are_averaged(photos, finished, tmp_path, monkeypatch, capsys):
+    """The student learns the mean of their probabilities, and goes on where it was stopped."""
+    first = finished / "finetune-2perclass-seed0"
+    second = another_teacher(finished, tmp_path / "second")
+    logits, learned, loss = [], [], distill.distillation_loss
+
+    def remember(model, config, accelerator):
+        teacher = to_inference(model, config, accelerator)
+        return lambda images: logits.append(teacher(images)) or logits[-1]
+
+    monkeypatch.setattr(distill, "to_inference", remember)
+    monkeypatch.setattr(
+        distill, "distillation_loss", lambda s, t, T: learned.append(t) or loss(s, t, T)
+    )
+    options = [f"--data.train={photos}", "--distill.temperature=2"]
+    both = [*options, f"--distill.teacher=[{first}, {second}]"]
+    checkpoint = Stage.checkpoint
+
+    def stop(self, step):
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        checkpoint(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "received", None)
+        patch.setattr(Stage, "checkpoint", stop)
+        assert run(distill.main, *both, f"--output={tmp_path / 'o'}") == 128 + signal.SIGTERM
+    monkeypatch.setattr(StopRequest, "received", None)
+    for output in ("o", "whole"):
+        assert run(distill.main, *both, f"--output={tmp_path / output}") == 0
+    means = [(a / 2).softmax(1) / 2 + (b / 2).softmax(1) / 2 for a, b in pairs(logits)]
+    for target, mean in zip(learned, means, strict=True):
+        torch.testing.assert_close(target, mean)
+    made, whole = (tmp_path / output / "r/distill-2perclass-seed0" for output in ("o", "whole"))
+    assert sha256(made / "model.safetensors") == sha256(whole / "model.safetensors")
+    meta = read_meta(made)
+    assert [(made / place).resolve() for place in meta["parent"]] == [first, second]
+    hashes = [read_meta(teacher)["weights_sha256"] for teacher in (first, second)]
+    assert meta["settings"]["parent"] == hashes
+    assert not is_outdated(made, meta)
+    out = f"--output={tmp_path / 'o'}"
+    assert run(distill.main, *both, out) == 0
+    assert "distill: already done" in capsys.readouterr().out
+    assert run(distill.main, *options, out, f"--distill.teacher={first}") == 2
+    assert f"was made with parent={hashes}, now it is {hashes[0]};" in capsys.readouterr().err
+
+
+def pairs(items: list) -> list[tuple]:
+    """(0, 1), (2, 3), ... of a list."""
+    return list(zip(items[::2], items[1::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"classes": ["a", "c", "b"]}, "know other classes (3 and 3), or in another order"),
+        (
+            {"labels": {"given": "2perclass", "hash": "0", "number": 6}},
+            "made from other labels",
+        ),
+        ({"image_size": 9}, "was trained with data.image_size=9, now it is 8"),
+        ({"mean": [0.5, 0.5, 0.5]}, "was trained with data.mean=[0.5, 0.5, 0.5], now it is"),
+        ({"kind": "encoder"}, "holds an artifact of kind encoder, needed is classifier"),
+    ],
+)
+def test_teachers_that_do_not_fit_together(capfd, photos, finished, tmp_path, changes, said):
+    first = finished / "finetune-2perclass-seed0"
+    other = another_teacher(finished, tmp_path / "second", **changes)
+    options = [f"--data.train={photos}", f"--output={tmp_path / 'o'}"]
+    message = refused(capfd, distill.main, *options, f"--distill.teacher=[{first}, {other}]")
+    assert said in message
+    assert str(other) in message
+    copied = shutil.copytree(first, tmp_path / "copy")
+    message = refused(capfd, distill.main, *options, f"--distill.teacher=[{first}, {copied}]")
+    assert "are the same network; give one of them" in message
+    assert not list((tmp_path / "o").glob("r/*"))
 
 
 def require_same_task(taught_with: str, number: int, labels: str, train=(), test=None) -> None:
@@ -166,8 +261,8 @@ def options_of(photos, finished, output) -> list[str]:
 def test_labeled_weight_mixes_both_losses(photos, finished, tmp_path, monkeypatch):
     """The rest goes to distillation; the cross-entropy is log 3 before the first update."""
 
-    def two(student_logits, teacher_logits, temperature):
-        assert student_logits.shape == teacher_logits.shape == (8, 3)  # without the labeled images
+    def two(student_logits, targets, temperature):
+        assert student_logits.shape == targets.shape == (8, 3)  # without the labeled images
         return 2.0 + 0 * student_logits.sum()
 
     monkeypatch.setattr(distill, "distillation_loss", two)
@@ -183,9 +278,9 @@ def test_labeled_weight_mixes_both_losses(photos, finished, tmp_path, monkeypatc
 def test_each_distillation_has_its_temperature(photos, finished, tmp_path, monkeypatch):
     temperatures, loss = [], distill.distillation_loss
 
-    def remember(student_logits, teacher_logits, temperature):
+    def remember(student_logits, targets, temperature):
         temperatures.append(temperature)
-        return loss(student_logits, teacher_logits, temperature)
+        return loss(student_logits, targets, temperature)
 
     monkeypatch.setattr(distill, "distillation_loss", remember)
     options = ["--distill.self_first=true", "--distill.temperature=3"]

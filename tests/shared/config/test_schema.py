@@ -3,7 +3,9 @@
 import dataclasses
 
 import pytest
+import yaml
 
+from shared.config.command_line import override
 from shared.config.pretext import Exemplar
 from shared.config.schema import (
     SECTIONS,
@@ -12,6 +14,7 @@ from shared.config.schema import (
     Distill,
     Finetune,
     Pretrain,
+    dump,
     hashed_settings,
 )
 from tests.support.command_line import load, refusal
@@ -231,20 +234,22 @@ def test_what_a_method_trains_and_starts_from():
     assert config.training_of("self-distill") is config.distill
     assert config.encoder_of("finetune") == config.model.encoder
     assert config.encoder_of("distill") == config.encoder_of("supervised-student") == "resnet18"
-    assert config.parent_of("supervised") is config.parent_of("pretrain") is None
-    assert config.parent_of("finetune") == config.parent_of("linear") == "pretrain"
-    assert config.parent_of("distill") == config.parent_of("self-distill") == "finetune"
+    assert config.parents_of("supervised") == config.parents_of("pretrain") == ()
+    assert config.parents_of("finetune") == config.parents_of("linear") == ("pretrain",)
+    assert config.parents_of("distill") == config.parents_of("self-distill") == ("finetune",)
     twice = load("--distill.self_first=true")
-    assert twice.parent_of("distill") == "self-distill"
-    assert twice.parent_of("self-distill") == "finetune"
+    assert twice.parents_of("distill") == ("self-distill",)
+    assert twice.parents_of("self-distill") == ("finetune",)
 
 
 def test_another_teacher_takes_the_place_of_the_fine_tuned_one(capsys):
     flag = "--distill.taught_by=features-logistic"
     config = load(flag)
-    assert config.parent_of("distill") == config.parent_of("self-distill") == "features-logistic"
-    assert config.parent_of("finetune") == "pretrain"
-    assert load(flag, "--distill.self_first=true").parent_of("distill") == "self-distill"
+    assert (
+        config.parents_of("distill") == config.parents_of("self-distill") == ("features-logistic",)
+    )
+    assert config.parents_of("finetune") == ("pretrain",)
+    assert load(flag, "--distill.self_first=true").parents_of("distill") == ("self-distill",)
     for forced, redone in (("features-logistic", True), ("linear", False), ("finetune", True)):
         assert load(flag, f"--force={forced}").forces("distill") == redone
     assert not load("--force=features-logistic").forces("distill")
@@ -252,6 +257,33 @@ def test_another_teacher_takes_the_place_of_the_fine_tuned_one(capsys):
     assert alone.asks_for("features-logistic")
     assert not alone.asks_for("pixels-svm")
     assert "one of 'finetune', 'features-logistic'" in refusal(capsys, "--distill.taught_by=linear")
+
+
+def test_several_teachers():
+    both = ("features-logistic", "finetune")
+    config = load("--distill.taught_by=[features-logistic, finetune]", "--classical.enabled=false")
+    assert config.parents_of("distill") == config.parents_of("self-distill") == both
+    assert config.parents_of("finetune") == ("pretrain",)
+    assert all(config.asks_for(teacher) for teacher in both)
+    assert "features-logistic" in config.ancestors_of("distill")
+    assert yaml.safe_load(dump(config))["distill"]["taught_by"] == [*both]
+    assert override(config, {}).distill == config.distill
+    one = Distill(taught_by=("finetune",), teacher=("runs/a",))
+    assert one == Distill(teacher="runs/a")  # which has the same hash
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"taught_by": ("finetune", "feature-logistic")}, "did you mean 'features-logistic'"),
+        ({"taught_by": ("finetune", "finetune")}, "taught_by must be different ones, got"),
+        ({"taught_by": ()}, r"taught_by must be one or a list, got \(\)"),
+        ({"teacher": ("a", "a")}, "teacher must be different ones"),
+    ],
+)
+def test_teachers_that_cannot_be(options, said):
+    with pytest.raises(ValueError, match=said):
+        Distill(**options)
 
 
 # ------------------------------------------------------------------------------------------- force

@@ -6,6 +6,8 @@ import torch
 from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
 from shared.networks.build import build_contrastive, network_meta
+from shared.networks.size import Size
+from shared.runs import cost
 from shared.runs.cost import Counts, cost_of, known_counts, network_size
 from shared.runtime.errors import UserError
 
@@ -89,3 +91,12 @@ def test_cost_of_each_method():
     assert itself.parameters == teacher.parameters  # its layers of the head too
     assert itself.update == 4 * teacher.prediction
     assert student.parameters == cost("supervised-student").parameters < teacher.parameters
+
+
+@pytest.mark.parametrize("method", ["distill", "self-distill"])
+def test_each_teacher_sees_each_image(method, monkeypatch):
+    """An update of the student costs one forward pass of each: 3 of its own, and those."""
+    monkeypatch.setattr(cost, "network_size", lambda *_: Size(1, 10.0, 100))
+    for teachers, flops in (("finetune", 40), ("[finetune, features-logistic]", 50)):
+        config = config_of(f"--distill.taught_by={teachers}")
+        assert cost_of(method, config, Counts(1437, 14, 360, 10), "no").update == flops

@@ -254,6 +254,32 @@ def test_a_student_depends_on_the_teacher_that_is_named(config):
     assert make_job("published", deeper, config).path.parent == config.folder
 
 
+def test_a_student_of_several_teachers_depends_on_all(config):
+    """One of them lies in the run's folder, the other where its options have led."""
+    both = changed(
+        config,
+        distill={"taught_by": ("features-logistic", "finetune")},
+        finetune={"from_layer": 2},
+    )
+    job = make_job("distill", both, config)
+    teachers = [
+        config.folder / "features-logistic-1pct-seed0",
+        config.folder / "variants/finetune.from_layer-2/finetune-1pct-seed0",
+    ]
+    assert [parent.path for parent in job.parents] == teachers
+    assert job.config.distill.teacher_folders == tuple(map(str, teachers))
+    name = "finetune.from_layer-2_distill.taught_by-features-logistic-finetune"
+    assert job.path.parent.name == name
+    cells = [Cell("", "", "distill", "1pct", 0, {}, job)]
+    methods = [each.method for each in in_order(cells)]
+    assert methods == ["pretrain", "features-logistic", "finetune", "distill"]
+    given = changed(both, finetune={"init": "elsewhere"}, pretrain={"temperature": 0.5})
+    job = make_job("distill", given, config)  # the regression still is on this pretraining
+    assert "pretrain.temperature-0.5" in job.path.parent.name
+    given = changed(given, classical={"init": "elsewhere"})
+    assert "pretrain" not in make_job("distill", given, config).path.parent.name
+
+
 def test_given_pretraining_needs_no_job(config):
     variant = changed(config, finetune={"init": "runs/r50/pretrain"})
     job = make_job("finetune", variant, config)

@@ -60,6 +60,27 @@ def test_no_network_is_like_that(tmp_path, change):
     assert "meta.json is damaged (" in message(read_meta, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("redone", "outdated"), [(None, False), ("first", True), ("second", True), ("older", True)]
+)
+def test_one_of_several_teachers_was_redone(tmp_path, redone, outdated):
+    """Both were made from one pretraining, ``older``."""
+    parents = {"older": [], "first": "../older", "second": "../older"}
+    parents["student"] = ["../first", "../second"]
+    for name, parent in parents.items():
+        (tmp_path / name).mkdir()
+        noted = ["w"] * len(parent) if isinstance(parent, list) else "w"
+        meta = {**META, "weights_sha256": "new" if name == redone else "w"}
+        meta |= {"parent": parent or None, "settings": {"parent": noted or None}}
+        (tmp_path / name / "meta.json").write_text(json.dumps(meta))
+    student = tmp_path / "student"
+    assert is_outdated(student, read_meta(student)) == outdated
+    (tmp_path / "older/meta.json").unlink()  # what is not there is as good as it ever was
+    assert is_outdated(student, read_meta(student)) == (outdated and redone != "older")
+    (tmp_path / "first/meta.json").unlink()
+    assert is_outdated(student, read_meta(student)) == (redone == "second")
+
+
 def test_ancestors_in_a_circle(tmp_path):
     for name, parent in (("a", "../b"), ("b", "../a"), ("c", ".")):
         (tmp_path / name).mkdir()

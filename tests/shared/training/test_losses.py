@@ -19,6 +19,7 @@ from shared.training.losses import (
     nt_xent,
     nt_xent_tiled,
     pair,
+    soft_targets,
 )
 from tests.support import golden
 
@@ -269,9 +270,11 @@ def test_half_precision_embeddings_are_computed_with_in_float32(dtype):
     expected = nt_xent(Pairs.of_views(z[0].float(), z[1].float()), 0.1)
     assert value.item() == expected.item()
     logits = z[0] * 30
-    assert distillation_loss(logits, z[1], 0.1).dtype == torch.float32
-    expected = distillation_loss(logits.float(), z[1].float(), 0.1)
-    assert distillation_loss(logits, z[1], 0.1).item() == expected.item()
+    targets = soft_targets([z[1]], 0.1)
+    assert distillation_loss(logits, targets, 0.1).dtype == targets.dtype == torch.float32
+    assert torch.equal(targets, soft_targets([z[1].float()], 0.1))
+    expected = distillation_loss(logits.float(), targets, 0.1)
+    assert distillation_loss(logits, targets, 0.1).item() == expected.item()
 
 
 @pytest.mark.parametrize(("B", "start", "temperature"), [(4, 0, 0.5), (3, 2, 0.1), (1, 0, 1.0)])
@@ -553,7 +556,8 @@ def test_pair_losses_name_what_is_wrong():
 def test_distillation_is_the_reference(case):
     student = torch.tensor(DISTILL[f"{case}/student_logits"], requires_grad=True)
     teacher = torch.tensor(DISTILL[f"{case}/teacher_logits"], requires_grad=True)
-    loss = distillation_loss(student, teacher, DISTILL_META[case]["temperature"])
+    temperature = DISTILL_META[case]["temperature"]
+    loss = distillation_loss(student, soft_targets([teacher], temperature), temperature)
     loss.backward()
     assert_close(loss.item(), DISTILL[f"{case}/loss"])
     assert_close(loss.item(), DISTILL[f"{case}/loss_np64"])
@@ -566,6 +570,23 @@ def test_distillation_names_what_is_wrong():
         distillation_loss(torch.zeros(2, 5), torch.zeros(2, 10), 1.0)
     with pytest.raises(ValueError, match="temperature must be > 0"):
         distillation_loss(torch.zeros(2, 5), torch.zeros(2, 5), 0.0)
+    with pytest.raises(ValueError, match="temperature must be > 0"):
+        soft_targets([torch.zeros(2, 5)], -1.0)
+    with pytest.raises(ValueError, match=r"one shape \(B, C\), got \[\(2, 5\), \(2, 10\)\]"):
+        soft_targets([torch.zeros(2, 10), torch.zeros(2, 5)], 1.0)
+
+
+def test_several_teachers_say_the_mean_of_their_probabilities():
+    """Not of their logits: sure teachers who disagree leave the choice open between their two."""
+    teachers = [torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 4.0, 0.0]])]
+    for temperature in (1.0, 0.5):
+        e2, e4 = math.exp(2 / temperature), math.exp(4 / temperature)
+        first, second = [e2, 1, 1], [1, e4, 1]
+        expected = [
+            (a / sum(first) + b / sum(second)) / 2 for a, b in zip(first, second, strict=True)
+        ]
+        assert_close(soft_targets(teachers, temperature), torch.tensor([expected]))
+    assert torch.equal(soft_targets(teachers[:1], 0.5), (teachers[0] / 0.5).softmax(1))
 
 
 @pytest.mark.parametrize("case", [case for case in DISTILL_META if case.startswith("sup")])
