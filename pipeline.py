@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from shared.config.command_line import CommandLine, read_command_line
 from shared.config.imported import pretraining_is_imported
+from shared.config.label_file import require_one_file
 from shared.config.methods import CLASSIFIERS, DEPLOYED, METHODS
 from shared.config.schema import Config
 from shared.runs.table import load_table
@@ -264,13 +265,15 @@ def next_commands(config: Config, deployed: str) -> str:
 
 
 def refuse_missing_files(config: Config) -> None:
-    """UserError where the table or the file of labels cannot be read."""
+    """UserError where the table or the file of labels cannot be read, or is another than before."""
     file = config.label_set.file
     if config.table:
         load_table(config.table)
     elif file and not file.is_file():
         hint = did_you_mean(file)
         raise UserError(f"cannot read the label file {file}: there is no such file{hint}")
+    elif file:
+        require_one_file(config)
 
 
 @exit_code_2

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.config.methods import METHODS
 from shared.runtime.errors import UserError
 
 ALLOWED = (
@@ -28,7 +29,8 @@ class LabelSet:
     Attributes:
         text: as the user wrote it.
         tag: names the label set in folders and results: ``1pct``, or a file's name without its
-            suffix; ``file-1pct`` for a file ``1pct.csv``.
+            suffix; ``file-1pct`` for a file ``1pct.csv``, and ``file-student-x`` for one called
+            ``student-x.csv``: other labels, or another method, have folders of these names.
         share: of the labeled images, in [0, 1].
         per_class: images of each class.
         random: images drawn without a look at their classes.
@@ -61,8 +63,8 @@ class LabelSet:
             return drawn
         if _FILE.fullmatch(text):
             tag = Path(text).stem
-            if cls.of_tag(tag).file is None:
-                tag = f"file-{tag}"  # else its folders were those of the labels that are drawn
+            if cls.of_tag(tag).file is None or _continues_a_method(tag):
+                tag = f"file-{tag}"
             if len(os.fsencode(tag)) > LONGEST_TAG:
                 raise UserError(
                     f"labels: the name of {text} is longer than {LONGEST_TAG} bytes, and folders"
@@ -134,6 +136,15 @@ class LabelSet:
     def folder(self, stage: str, seed: int) -> str:
         """Name of the folder of what a stage makes with these labels."""
         return f"{stage}-{self.tag}-seed{seed}"
+
+
+def _continues_a_method(tag: str) -> bool:
+    """Whether a method's folder of this tag is called as that of another method and tag.
+
+    ``supervised`` with ``student-x`` would be called as ``supervised-student`` with ``x``.
+    """
+    longer = ((name, other) for name in METHODS for other in METHODS if other.startswith(name))
+    return any(f"{name}-{tag}".startswith(f"{other}-") for name, other in longer if name != other)
 
 
 def is_csv(file: Path) -> bool:

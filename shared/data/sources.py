@@ -30,6 +30,7 @@ from datasets.table import InMemoryTable
 from huggingface_hub import constants as hub_constants
 from PIL import Image
 
+from shared.config.label_file import require_one_file
 from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Config, Data
 from shared.data.cache import shrunk
@@ -490,8 +491,10 @@ def open_run(config: Config, accelerator: Accelerator) -> Splits:
     ``skipped.txt`` there has a line for each. All processes must call this.
 
     Raises:
-        UserError: as ``open_data``.
+        UserError: as ``open_data``; and where the run holds what another file of labels of the same
+            name made.
     """
+    require_one_file(config)
     splits = open_data(config.data, config.label_set, accelerator.is_local_main_process)
     skipped = [name for images in splits if images for name in images.skipped]
     if skipped and accelerator.is_main_process:

@@ -172,6 +172,7 @@ def _check_options(
     places |= {f"rows: {label}": options for label, options in rows.items()}
     places |= {f"columns: {label}": options for label, options in columns.items()}
     known = ["method", "labels", *settable_options(Config())]
+    called: dict[str, LabelSet] = {}  # by their tags
     for place, options in places.items():
         if not isinstance(options, dict):
             raise ValueError(f"{place} must be a mapping from options to values, got {options!r}")
@@ -181,10 +182,16 @@ def _check_options(
             _require_known([options["method"]], methods, f"method in {place}")
         if "labels" in options and place != "vary":
             try:
-                LabelSet.parse(str(options["labels"]))
+                labels = LabelSet.parse(str(options["labels"]))
             except ValueError as error:
                 message = str(error).replace("labels", f"labels in {place}", 1)
                 raise ValueError(message) from error
+            other = called.setdefault(labels.tag, labels)
+            if other.file != labels.file:
+                raise ValueError(
+                    f"labels in {place}: {other.text} and {labels.text} have the same name, and"
+                    " folders are called so; rename one of the files"
+                )
 
 
 def _require_set_once(

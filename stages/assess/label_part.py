@@ -12,6 +12,7 @@ Three files in the assessment's folder, made for spreadsheets:
 """
 
 import itertools
+import re
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
@@ -178,8 +179,10 @@ def _leaks_first(groups: list[np.ndarray], training: int) -> list[np.ndarray]:
 
 # ----------------------------------------------------------------------------------- the CSV files
 def file_name(config: Config) -> str:
-    """Name of the file of labels; that of a file that was checked before is the same."""
-    return f"{config.label_set.tag.removesuffix(MARK)}{MARK}.csv"
+    """Name of the file of labels; that of a file that was checked before has a number."""
+    tag = config.label_set.tag
+    before = re.fullmatch(rf"(.+{MARK})(?:-([0-9]{{1,9}}))?", tag)
+    return f"{before[1]}-{int(before[2] or 1) + 1}.csv" if before else f"{tag}{MARK}.csv"
 
 
 def files(config: Config) -> list[Path]:

@@ -10,8 +10,9 @@ normalisation is in its config.json, softmax is left to the caller.
 """
 
 import math
+import os
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -35,19 +36,23 @@ class Format(NamedTuple):
         name: of the file or folder, in the artifact's folder.
         write: writes it.
         load: reads it again, as a function of images.
+        notes: what a file says of itself (`Source.notes`); None where it is no export.
         require: UserError where a package is missing.
     """
 
     name: str
     write: Callable[[Source, Path], None]
     load: Callable[[Path], Function]
+    notes: Callable[[Path], Mapping[str, str] | None]
     require: Callable[[], None] = lambda: None
 
 
 FORMATS = {
-    "onnx": Format("model.onnx", onnx_file.write, onnx_file.load, onnx_file.require_packages),
-    "timm": Format("timm", timm_folder.write, timm_folder.load),
-    "torchscript": Format("model.pt", torchscript.write, torchscript.load),
+    "onnx": Format(
+        "model.onnx", onnx_file.write, onnx_file.load, onnx_file.notes, onnx_file.require_packages
+    ),
+    "timm": Format("timm", timm_folder.write, timm_folder.load, timm_folder.notes),
+    "torchscript": Format("model.pt", torchscript.write, torchscript.load, torchscript.notes),
 }
 
 
@@ -80,11 +85,14 @@ def export(
     form.require()
     read_meta(path)  # before a lock is made beside what is no artifact
     out = path / form.name if out is None else out
-    _require_free(out, to)
+    files = [out, _small(out)] if int8 else [out]
+    for file in files:
+        _require_free(file, form)
     # no stage may make the artifact anew meanwhile
     stage = held(path.resolve(), advice=ADVICE) if out.parent == path else nullcontext()
     with stage, held(out, advice=ADVICE):
-        _require_free(out, to)  # another export may have ended just now
+        for file in files:
+            _require_free(file, form)  # another export may have ended just now
         source = load(path, layer)
         if int8 and not source.classes:
             raise UserError(
@@ -103,29 +111,49 @@ def _write(source: Source, form: Format, images: RealImages, out: Path, int8: bo
             form.write(source, new)
             lines = [check(source, form.load(new), images)]
             if int8:
-                small = new.with_suffix(".int8.onnx")
+                small = _small(new)
                 onnx_file.quantize(source, new, small)
                 lines += _compare_int8(source, new, small, images)
-                lines.append(f"{out.with_suffix('.int8.onnx')}: {_size(small)}")
+                lines.append(f"{_small(out)}: {_size(small)}")
             lines.insert(0, f"{out}: {_size(new)}, {_description(source)}")
             if out.is_dir():
                 out.replace(folder / "old")
             new.replace(out)
             if int8:
-                new.with_suffix(".int8.onnx").replace(out.with_suffix(".int8.onnx"))
+                _small(new).replace(_small(out))
+            elif form is FORMATS["onnx"]:
+                lines += _without_another_int8(source, out)
     except OSError as error:
         raise CannotWriteError(f"cannot write {out}: {error}; make room or {ADVICE}") from error
     return lines
 
 
-def _require_free(out: Path, to: str) -> None:
+def _require_free(out: Path, form: Format) -> None:
     """UserError where something else than an earlier export stands in the way."""
-    if to == "timm":
-        earlier = {"config.json", "model.safetensors"}
-        if out.exists() and not (out.is_dir() and {f.name for f in out.iterdir()} <= earlier):
+    if not os.path.lexists(out):
+        return
+    if form is FORMATS["timm"]:
+        if form.notes(out) is None:
             raise UserError(f"{out} exists and is no folder of an earlier export; {ADVICE}")
     elif out.is_dir():
         raise UserError(f"{out} is a folder; -o names the file to write")
+    elif not out.is_file() or (out.stat().st_size and form.notes(out) is None):
+        raise UserError(f"{out} exists and is no earlier export of this format; {ADVICE}")
+
+
+def _small(out: Path) -> Path:
+    """The file with 8-bit weights beside an ONNX file."""
+    return out.with_suffix(".int8.onnx")
+
+
+def _without_another_int8(source: Source, out: Path) -> list[str]:
+    """Remove a file with 8-bit weights of an earlier export of something else; say so."""
+    small = _small(out)
+    notes = onnx_file.notes(small) if small.is_file() else None
+    if notes is None or notes == source.notes():
+        return []
+    small.unlink()
+    return [f"{small} is removed: it was of another export; --int8 makes it anew"]
 
 
 def _compare_int8(source: Source, whole: Path, small: Path, images: RealImages) -> list[str]:

@@ -103,6 +103,18 @@ def load(path: Path) -> Function:
     return run
 
 
+def notes(path: Path) -> dict[str, str] | None:
+    """What an exported file says of itself; None where it is no file of an export."""
+    import onnx
+
+    try:
+        properties = onnx.load(path, load_external_data=False).metadata_props
+    except Exception:  # the parser's errors are those of its backend
+        return None
+    notes_ = {entry.key: entry.value for entry in properties}
+    return notes_ if "source" in notes_ else None
+
+
 def quantize(source: Source, path: Path, out: Path) -> None:
     """Write the file with weights in 8 bits; activations are rounded to 8 bits as they come.
 

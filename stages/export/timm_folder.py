@@ -108,6 +108,12 @@ def load(path: Path) -> Function:
     return run
 
 
+def notes(path: Path) -> dict[str, str] | None:
+    """A folder says nothing of its source; None where it holds other files than an export's."""
+    own = {"config.json", "model.safetensors"}
+    return {} if path.is_dir() and {file.name for file in path.iterdir()} <= own else None
+
+
 def how_to_load(path: Path) -> list[str]:
     """What a user of the folder writes."""
     lines = [f'timm.create_model("local-dir:{path}", pretrained=True)']

@@ -3,6 +3,7 @@
 import warnings
 from io import BytesIO
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -38,3 +39,14 @@ def load(path: Path) -> Function:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return torch.jit.load(path)
+
+
+def notes(path: Path) -> dict[str, str] | None:
+    """What an exported file says of itself; None where it is no file of an export."""
+    try:
+        with ZipFile(path) as file:
+            extra = [name for name in file.namelist() if name.split("/")[1:2] == ["extra"]]
+            notes_ = {name.split("/")[-1]: file.read(name).decode() for name in extra}
+    except (OSError, BadZipFile, ValueError):
+        return None
+    return notes_ if "source" in notes_ else None

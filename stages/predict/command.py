@@ -8,6 +8,7 @@ The network sees each image as in evaluation: its central part, normalised as in
 the rows are written block by block, and the same command goes on where it was stopped.
 """
 
+import os
 import re
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator, Sequence
@@ -301,6 +302,9 @@ def _run(arguments: Namespace) -> None:
         made_with = {"artifact": predictor.meta["weights_sha256"], **made_with}
         out = RowFile(arguments.out, wanted.schema(), made_with)
     images = open_images(arguments.images, data, progress=True)
+    if isinstance(out, RowFile):
+        names, sources = images.names.tolist(), arguments.images
+        out.require_same_images(names, _changed_at(sources, names), _base(sources))
     ids = out.missing(images.names.tolist())
     if wanted.abstain:
         if "temperature" not in out.about:
@@ -319,6 +323,25 @@ def _run(arguments: Namespace) -> None:
     out.about |= {"skipped": unreadable, **provenance()}
     out.finish()
     _report(arguments.out, out, wanted, unreadable, len(images))
+
+
+def _changed_at(sources: Sequence[Path], names: Sequence[str]) -> list[int]:
+    """When the file of each image was changed last, nanoseconds."""
+    tables = [source for source in sources if source.suffix == ".parquet" and source.is_file()]
+    of_tables, times = max((file.stat().st_mtime_ns for file in tables), default=0), []
+    for name in names:
+        try:
+            times.append(of_tables if [*sources] == tables else os.stat(name).st_mtime_ns)
+        except (OSError, ValueError):  # a row of a table, or gone
+            times.append(of_tables)
+    return times
+
+
+def _base(sources: Sequence[Path]) -> Path | None:
+    """What the names of the images are relative to; None where they are absolute."""
+    if len(sources) == 1 and sources[0].suffix == ".parquet" and sources[0].is_file():
+        return sources[0].resolve()
+    return None if all(source.is_absolute() for source in sources) else Path.cwd()
 
 
 def _predict_into(

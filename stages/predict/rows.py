@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from pyarrow import parquet
 
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import into_place, write_atomically
-from shared.runtime.media import csv_cell, csv_lines, csv_value, printable
+from shared.runtime.media import abbreviated, csv_cell, csv_lines, csv_value, printable
+from shared.runtime.progress import counted
 from shared.runtime.records import damaged, mismatch, parse_json, read_json
 
 
@@ -270,6 +272,40 @@ class RowFile:
         first = {name: position for position, name in reversed([*enumerate(names)])}
         rest = [position for name, position in first.items() if name not in self._done]
         return np.sort(np.array(rest, dtype=np.int64))
+
+    def require_same_images(
+        self, names: Sequence[str], times: Sequence[int], base: Path | None
+    ) -> None:
+        """Refuse images that have the names of others whose rows are there, and note these.
+
+        Args:
+            names: of the images.
+            times: when each image was changed last, nanoseconds.
+            base: what the names are relative to; None where they are not.
+
+        Raises:
+            UserError: the names are relative to another folder than before, or an image has changed
+                since its row was written.
+        """
+        other = f"choose another -o, or remove {self.path} and {self.notes.name}"
+        if base is not None:
+            folder = self.path.resolve().parent  # both may be moved together
+            now = os.path.relpath(base, folder)
+            before = self.about.setdefault("names_below", now)
+            if before != now:
+                raise UserError(
+                    f"{self.path} has rows of images in {os.path.normpath(folder / str(before))},"
+                    f" now they are in {base}, and their names do not tell them apart; {other}"
+                )
+        noted = self.about.get("newest_image")  # not by earlier versions
+        newest = noted if isinstance(noted, int) else max(times, default=0)
+        pairs = zip(names, times, strict=True)
+        if changed := [name for name, time in pairs if time > newest and name in self._done]:
+            raise UserError(
+                f"{self.path}: {counted(len(changed), 'image')} changed after the row was written:"
+                f" {abbreviated(changed)}; {other}"
+            )
+        self.about["newest_image"] = max([newest, *times])
 
     def _require_same(self, made_with: dict[str, Any]) -> None:
         before = self.about.get("made_with")

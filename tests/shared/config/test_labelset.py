@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared.config.labelset import LabelSet, parse_folder
+from shared.config.methods import METHODS
 from shared.runtime.errors import UserError
 
 
@@ -69,6 +70,17 @@ def test_a_file_called_as_drawn_labels_has_folders_of_its_own(name, suffix):
     assert labels.folder("finetune", 0) != drawn.folder("finetune", 0)
     assert LabelSet.of_tag(labels.tag).file is not None
     assert LabelSet.of_tag(labels.tag).title == labels.title != drawn.title
+
+
+@pytest.mark.parametrize("text", ["student-x.csv", "a/student-1pct.txt", "student--seed0.tsv"])
+def test_a_file_whose_folder_would_be_that_of_another_method(text):
+    """``supervised`` with ``student-x`` was called as ``supervised-student`` with ``x``."""
+    labels = LabelSet.parse(text)
+    other = LabelSet.of_tag(Path(text).stem.removeprefix("student-"))
+    for seed in (0, 7):
+        names = [of.folder(method, seed) for of in (labels, other) for method in METHODS]
+        assert len(set(names)) == len(names)
+    assert LabelSet.parse("student.csv").tag == "student"
 
 
 def test_a_tag_that_reads_like_a_file_is_a_whole_tag():

@@ -56,6 +56,20 @@ def test_another_process_is_told_of_before_the_network_is_loaded(
     assert "busy; choose another -o" in refused(capfd, student, "--to", format_)
 
 
+@pytest.mark.parametrize("format_", ["torchscript", "onnx", "timm"])
+@pytest.mark.parametrize("content", [b"file,label\n", b"PK\x03\x04", "link"])
+def test_what_is_no_export_is_not_replaced(student, tmp_path, capfd, format_, content):
+    file = tmp_path / "mine.csv"
+    if content == "link":
+        file.symlink_to("/dev/null")
+    else:
+        file.write_bytes(content)
+    message = refused(capfd, student, "--to", format_, "-o", file)
+    assert "earlier export" in message
+    assert "choose another -o" in message
+    assert file.is_symlink() or file.read_bytes() == content
+
+
 @pytest.mark.parametrize("format_", ["torchscript", "timm"])
 @pytest.mark.parametrize("failing", ["write", "load", "check"])
 def test_a_failed_export_leaves_what_was_there(student, monkeypatch, format_, failing):

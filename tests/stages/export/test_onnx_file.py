@@ -16,6 +16,7 @@ from shared.data.image_ops import center_crop
 from shared.data.images import decode_image
 from shared.runtime.errors import UserError
 from stages.export import onnx_file
+from stages.export.export import _without_another_int8
 from stages.export.network import Deployed, load
 from stages.predict import predict
 from tests.support.exported import artifact, refused, run
@@ -74,9 +75,9 @@ def test_the_example_gives_the_labels_of_predict(exported, tmp_path, monkeypatch
     files = [folder / name for name in names]
     rows = serve(monkeypatch, tmp_path, files)
     expected = list(predict(path, files))
-    assert [label for _, label, _ in rows] == [label for _, label, _ in expected]
-    assert len({label for _, label, _ in rows}) > 1
-    np.testing.assert_allclose([p for *_, p in rows], [p for *_, p in expected], atol=1e-5)
+    assert [label for *_, label in rows] == [label for _, label, _ in expected]
+    assert len({label for *_, label in rows}) > 1
+    np.testing.assert_allclose([p for _, p, _ in rows], [p for *_, p in expected], atol=1e-5)
 
 
 def test_the_metadata(exported):
@@ -94,6 +95,20 @@ def test_the_metadata(exported):
         assert b".py" not in content  # lines of code, and paths of this machine
         assert str(ROOT).encode() not in content
     assert (path / "model.int8.onnx").stat().st_size < (path / "model.onnx").stat().st_size / 2
+
+
+def test_small_weights_of_another_export_do_not_stay_beside(exported, tmp_path):
+    path, _ = exported
+    out, small = tmp_path / "m.onnx", tmp_path / "m.int8.onnx"
+    small.write_bytes((path / "model.int8.onnx").read_bytes())
+    assert _without_another_int8(load(path), out) == []
+    assert small.exists()
+    (line,) = _without_another_int8(load(path, 0), out)  # the features of the same network
+    assert f"{small} is removed" in line
+    assert not small.exists()
+    small.write_bytes(b"of somebody")
+    assert _without_another_int8(load(path, 0), out) == []
+    assert small.exists()
 
 
 def test_an_operator_that_onnx_lacks(tmp_path, capfd, monkeypatch):

@@ -221,6 +221,43 @@ def test_a_parquet_file(here, capsys, inside):
     ]
 
 
+def refused(capsys, *arguments: str) -> str:
+    assert main([*arguments, "--workers", "0"]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.parquet"])
+def test_other_images_of_the_same_names_are_refused(here, capsys, monkeypatch, name):
+    """Else the rows of the first passed for those of the second."""
+    for folder in ("one", "two"):
+        (here / folder).mkdir()
+        shutil.copy(here / f"new/{len(folder)}.png", here / folder / "x.png")
+        row = {"bytes": (here / folder / "x.png").read_bytes(), "path": None}
+        parquet.write_table(pa.table({"image": [row]}), here / folder / "x.parquet")
+    classifier, file = str(here / "classifier"), str(here / name)
+    options = ["-o", file, "--workers", "0"]
+    assert main([classifier, "one/x.parquet", *options]) == 0
+    before = (here / name).read_bytes()
+    assert "one/x.parquet, now they are in" in refused(
+        capsys, classifier, "two/x.parquet", *options
+    )
+    assert (here / name).read_bytes() == before
+    shutil.move(here / name, here / "other")
+    (here / f"{name}.meta.json").unlink()
+    monkeypatch.chdir(here / "one")
+    assert main([classifier, "x.png", *options]) == 0
+    monkeypatch.chdir(here / "two")
+    assert "choose another -o, or remove" in refused(capsys, classifier, "x.png", *options)
+    monkeypatch.chdir(here / "one")
+    assert main([classifier, ".", *options]) == 0  # more images
+    os.utime("x.png", (2**31, 2**31))
+    shutil.copy("x.png", "y.png")
+    assert main([classifier, "y.png", *options]) == 0
+    assert "1 image changed after the row was written: x.png" in refused(
+        capsys, classifier, "x.png", *options
+    )
+
+
 # --------------------------------------------------------------------------------- images that fail
 BAD = {
     "text.jpg": b"no image",

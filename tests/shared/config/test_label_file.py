@@ -1,0 +1,83 @@
+"""Two files of labels of one name, of which a run can hold what only one of them made."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from shared.config.label_file import require_one_file
+from shared.config.schema import Config
+from shared.runtime.errors import UserError
+
+MADE = {"done": "meta.json", "begun": "config.yaml"}
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """The configuration of a run with labels of ``b/x.csv``; ``a/x.csv`` is another file."""
+    monkeypatch.chdir(tmp_path)
+    for folder, label in (("a", "cat"), ("b", "dog")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.csv").write_text(f"file,label\n1.png,{label}\n")
+    return Config(labels="b/x.csv", output="out", run="r")
+
+
+def make(config, stage: str, labels: str, how: str):
+    """The folder of a stage that was done or begun with other labels."""
+    folder = config.folder_of(stage)
+    folder.mkdir(parents=True)
+    if how == "done":
+        (folder / "meta.json").write_text(json.dumps({"labels": {"given": labels}}))
+    else:
+        (folder / "config.yaml").write_text(yaml.safe_dump({"labels": labels}))
+
+
+@pytest.mark.parametrize("how", MADE)
+@pytest.mark.parametrize(
+    ("stage", "labels"),
+    [
+        ("supervised", "a/x.csv"),
+        ("distill", "./a/x.csv"),
+        ("assess", "a/x.csv"),
+        ("linear", "x.txt"),
+    ],
+)
+def test_another_file_of_the_same_name_is_refused(two, tmp_path, stage, labels, how):
+    (tmp_path / "x.txt").write_text("1.png\n")
+    make(two, stage, labels, how)
+    with pytest.raises(UserError) as error:
+        require_one_file(two)
+    for part in (two.folder_of(stage), labels.removeprefix("./"), "rename b/x.csv"):
+        assert str(part) in str(error.value)
+    require_one_file(replace(two, force="supervised,linear,finetune,assess"))
+    require_one_file(replace(two, labels=labels))
+
+
+@pytest.mark.parametrize("same", ["moved", "copied", "linked", "elsewhere"])
+def test_a_file_that_is_the_same_or_gone_is_none(two, tmp_path, same):
+    first, second = tmp_path / "a/x.csv", tmp_path / "b/x.csv"
+    make(two, "finetune", "a/x.csv", "done")
+    if same == "moved":
+        first.replace(second)
+    elif same == "copied":
+        second.write_bytes(first.read_bytes())
+    elif same == "linked":
+        second.unlink()
+        second.symlink_to(first)
+    else:
+        first.unlink()
+    require_one_file(two)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"labels": 3}', '{"labels": {"given": ""}}'])
+def test_what_is_damaged_is_told_by_its_stage(two, content):
+    two.folder_of("finetune").mkdir(parents=True)
+    for name in MADE.values():
+        (two.folder_of("finetune") / name).write_text(content)
+        require_one_file(two)
+
+
+def test_drawn_labels_have_no_file(two):
+    make(two, "finetune", "a/x.csv", "done")
+    require_one_file(replace(two, labels="10pct"))
