@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shared.config.schema import VARIANTS
 from shared.runs import grid
 from shared.runs.results import advice_text, collect, results_text
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
@@ -41,7 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     rows = collect(arguments.run)
     if not rows:
-        raise UserError(f"no finished classifier in {arguments.run}{did_you_mean(arguments.run)}")
+        tables = (arguments.run / VARIANTS).is_dir()
+        hint = (
+            "; those of its tables come with --table NAME"
+            if tables
+            else did_you_mean(arguments.run)
+        )
+        raise UserError(f"no finished classifier in {arguments.run}{hint}")
     say_block(f"{results_text(rows)}\n\n{advice_text(arguments.run, rows)}")
     return 0
 

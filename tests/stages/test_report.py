@@ -33,6 +33,9 @@ def test_command(run, capsys, tmp_path_factory):
     for wrong in (run / "nowhere", tmp_path_factory.mktemp("empty")):
         assert main([str(wrong)]) == 2
         assert capsys.readouterr().err == f"error: no finished classifier in {wrong}\n"
+    (wrong / "variants").mkdir()
+    assert main([str(wrong)]) == 2
+    assert capsys.readouterr().err.endswith("those of its tables come with --table NAME\n")
     (run / "pretrain/meta.json").write_text("{")
     assert main([str(run)]) == 2
     assert "is damaged" in capsys.readouterr().err
