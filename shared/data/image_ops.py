@@ -164,8 +164,12 @@ def crop_resize_photo(image: Tensor, box: Tensor, size: int | tuple[int, int]) -
     """
     y, x, h, w = box[0].tolist()
     part = image[:, :, y : y + h, x : x + w]
+    channels, stride = part.shape[1], part.stride()
+    if channels == 3 and (stride[1], stride[3]) == (1, 4):
+        # Pillow keeps four bytes a pixel. Of four channels torch makes no copy before it resizes.
+        part = part.as_strided((1, 4, h, w), stride)
     shape = (size, size) if isinstance(size, int) else size
-    return F.interpolate(part, shape, mode="bicubic", antialias=True)
+    return F.interpolate(part, shape, mode="bicubic", antialias=True)[:, :channels]
 
 
 def crop_share(height: int, width: int) -> float:
