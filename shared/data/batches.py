@@ -475,7 +475,8 @@ def central_photo(image: Tensor, data: Data) -> Tensor:
 
 def normalize(images: Tensor, data: Data) -> Tensor:
     """Subtract ``data.mean`` and divide by ``data.std`` per channel; (B, 3, S, S) float32."""
-    images = images if images.is_floating_point() else images.float().div_(255)
+    if not images.is_floating_point():
+        images = image_ops.to_unit(images)
     if data.mean == (0, 0, 0) and data.std == (1, 1, 1):
         return images
     mean_and_std = torch.tensor([data.mean, data.std], dtype=images.dtype)
