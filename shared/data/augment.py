@@ -18,6 +18,8 @@ Source: SimCLRv2, appendix A, and "tf2/data_util.py".
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,14 +126,19 @@ def draw_boxes(
     if augmentation.crop_area != (1, 1):
         pending = np.arange(len(boxes))
         for numbers in _crop_numbers(rng, rows or slice(0, len(boxes))):
-            attempted, accepted = _place_boxes(
-                augmentation, numbers[pending], H[pending], W[pending]
+            *attempted, accepted = _place(
+                augmentation, numbers[pending].T, H[pending], W[pending], np
             )
-            boxes[pending[accepted]] = attempted[accepted]
+            boxes[pending[accepted]] = np.stack(attempted, axis=1)[accepted]
             pending = pending[~accepted]
             if not len(pending):
                 break
     return torch.from_numpy(boxes.astype(np.int64))
+
+
+def crop_numbers(rng: np.random.Generator, batch_size: int) -> list[list[float]]:
+    """What the first attempt makes the crops of a global batch from: (B, 4), for `place_box`."""
+    return next(_crop_numbers(rng, slice(0, batch_size))).tolist()
 
 
 def _crop_numbers(rng: np.random.Generator, rows: slice) -> Iterator[np.ndarray]:
@@ -149,32 +156,61 @@ def _crop_numbers(rng: np.random.Generator, rows: slice) -> Iterator[np.ndarray]
         blocks.advance(MAX_ROWS - count)
 
 
-def _place_boxes(
-    augmentation: Augmentation, numbers: np.ndarray, H: np.ndarray, W: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """One attempt per image, made from numbers (b, 4) in [0, 1) and image sizes (b,).
+# What `_place` needs of numpy, for plain numbers: of one image they take a fiftieth of the time.
+_PLAIN = SimpleNamespace(floor=math.floor, rint=round, sqrt=math.sqrt, minimum=min, maximum=max)
+
+
+def place_box(
+    augmentation: Augmentation, numbers: Sequence[float], height: int, width: int
+) -> tuple[int, int, int, int] | None:
+    """The crop of one image as `draw_boxes` makes it in its first attempt.
+
+    Args:
+        augmentation: its ``crop_*`` numbers are used.
+        numbers: the image's row of `crop_numbers`.
+        height: of the image in pixels.
+        width: of the image in pixels.
 
     Returns:
-        Boxes (b, 4) of y, x, height, width, and which of them are accepted (b,).
+        y, x, height, width in pixels; None where `draw_boxes` would make another attempt.
     """
-    u_aspect, u_height, u_y, u_x = numbers.T
+    if augmentation.crop_area == (1, 1):
+        return 0, 0, height, width
+    y, x, h, w, accepted = _place(augmentation, numbers, height, width, _PLAIN)
+    return (int(y), int(x), int(h), int(w)) if accepted else None
+
+
+def _place(augmentation: Augmentation, numbers: Any, H: Any, W: Any, m: Any) -> tuple[Any, ...]:
+    """One attempt, made from four numbers in [0, 1) and the image's size.
+
+    Args:
+        augmentation: its ``crop_*`` numbers are used.
+        numbers: (4, b), or four numbers.
+        H: (b,) heights, or one.
+        W: (b,) widths, or one.
+        m: numpy, or what stands for it where there is one image.
+
+    Returns:
+        y, x, height and width of the crop, and whether it is accepted.
+    """
+    u_aspect, u_height, u_y, u_x = numbers
     min_area, max_area = augmentation.crop_area[0] * H * W, augmentation.crop_area[1] * H * W
     min_aspect, max_aspect = augmentation.crop_aspect
     aspect = min_aspect + (max_aspect - min_aspect) * u_aspect  # width / height
-    widest = np.floor((W + 0.5) / aspect)  # height at which the rounded width just fits
-    highest = np.minimum(np.rint(np.sqrt(max_area / aspect)), np.minimum(widest, H))
-    lowest = np.minimum(np.rint(np.sqrt(min_area / aspect)), highest)
-    h = lowest + np.floor(u_height * (highest - lowest + 1))  # both ends included
+    widest = m.floor((W + 0.5) / aspect)  # height at which the rounded width just fits
+    highest = m.minimum(m.rint(m.sqrt(max_area / aspect)), m.minimum(widest, H))
+    lowest = m.minimum(m.rint(m.sqrt(min_area / aspect)), highest)
+    h = lowest + m.floor(u_height * (highest - lowest + 1))  # both ends included
     # Rounding may have pushed the area out of its range: by one row it comes back.
-    h = h + (h * np.rint(h * aspect) < min_area)
-    h = h - (h * np.rint(h * aspect) > max_area)
-    w = np.rint(h * aspect)
+    h = h + (h * m.rint(h * aspect) < min_area)
+    h = h - (h * m.rint(h * aspect) > max_area)
+    w = m.rint(h * aspect)
     area = h * w
     accepted = (min_area <= area) & (area <= max_area) & (area > 0) & (h <= H) & (w <= W)
     accepted &= area >= augmentation.crop_min_covered * H * W
     # The upper end is left out, so the last possible offset is never drawn: as in TensorFlow.
-    y, x = np.floor(u_y * np.maximum(H - h, 1)), np.floor(u_x * np.maximum(W - w, 1))
-    return np.stack([y, x, h, w], axis=1), accepted
+    y, x = m.floor(u_y * m.maximum(H - h, 1)), m.floor(u_x * m.maximum(W - w, 1))
+    return y, x, h, w, accepted
 
 
 def draw(augmentation: Augmentation, rng: np.random.Generator, batch_size: int) -> Draws:

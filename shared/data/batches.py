@@ -84,6 +84,18 @@ def _draws(augmentation: Augmentation, B: int, *key: str | int) -> Draws:
     return augment.draw(augmentation, generator(*key), B)
 
 
+@lru_cache(maxsize=4)
+def _looks(augmentation: Augmentation, B: int, *key: str | int) -> list[photo_looks.Look]:
+    """The same for photos, which are finished one by one."""
+    return photo_looks.looks_of(_draws(augmentation, B, *key))
+
+
+@lru_cache(maxsize=4)
+def _crop_numbers(B: int, *key: str | int) -> list[list[float]]:
+    """What the crops of the global batch are made from, at the first attempt."""
+    return augment.crop_numbers(generator(*key), B)
+
+
 class Batch(NamedTuple):
     """One process's part of a batch.
 
@@ -342,9 +354,14 @@ class Batches:
     ) -> Tensor:
         """Crops (b, 4) of these rows of the global batch; their images have these sizes (b,)."""
         assert self.augmentation is not None
-        count = len(range(self.batch_size)[rows])
-        sides = np.broadcast_to(heights, count), np.broadcast_to(widths, count)
+        numbers = range(self.batch_size)[rows]
         key = (self.seed, self.stage, "crop", step, view)
+        if len(numbers) == 1:  # a photo, in a worker
+            own = _crop_numbers(self.batch_size, *key)[numbers[0]]
+            height, width = (int(np.ravel(side)[0]) for side in (heights, widths))
+            if box := augment.place_box(self.augmentation, own, height, width):
+                return torch.tensor([box])
+        sides = np.broadcast_to(heights, len(numbers)), np.broadcast_to(widths, len(numbers))
         return augment.draw_boxes(self.augmentation, generator(*key), *sides, rows)
 
     def crop_photo(self, image: Tensor, box: Tensor) -> Tensor:
@@ -369,10 +386,11 @@ class Batches:
     def look_of_photo(self, crop: Tensor, step: int, view: int, rows: slice) -> Tensor:
         """The same of one crop (1, 3, S, S) on the CPU, in less time where it is uint8."""
         assert self.augmentation is not None
-        draws = self._draws_of(step, view)[rows]
         if crop.dtype == torch.uint8 and not augment.warps(self.augmentation):
-            return photo_looks.look_of_photo(self.augmentation, crop, draws)
-        return augment.apply(self.augmentation, crop, draws)
+            key = (self.seed, self.stage, "look", step, view)
+            look = _looks(self.augmentation, self.batch_size, *key)[rows.start]
+            return photo_looks.look_of_photo(self.augmentation, crop, look)
+        return augment.apply(self.augmentation, crop, self._draws_of(step, view)[rows])
 
     def _draws_of(self, step: int, view: int) -> Draws:
         """What is drawn for a view of the whole batch, except crops."""
@@ -457,7 +475,8 @@ def central_photo(image: Tensor, data: Data) -> Tensor:
 
 def normalize(images: Tensor, data: Data) -> Tensor:
     """Subtract ``data.mean`` and divide by ``data.std`` per channel; (B, 3, S, S) float32."""
-    images = images if images.is_floating_point() else images.float().div_(255)
+    if not images.is_floating_point():
+        images = image_ops.to_unit(images)
     if data.mean == (0, 0, 0) and data.std == (1, 1, 1):
         return images
     mean_and_std = torch.tensor([data.mean, data.std], dtype=images.dtype)

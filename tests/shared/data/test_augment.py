@@ -286,6 +286,32 @@ def test_the_box_of_a_row_is_its_own():
     assert torch.equal(again, whole[:5])
 
 
+CROPS = {
+    "photos": Augmentation(),
+    "large": Augmentation(crop_area=(0.3, 1.0)),
+    "wide": Augmentation(crop_area=(0.05, 0.1), crop_aspect=(3.0, 9.0), crop_min_covered=0.0),
+    "whole": Augmentation(crop_area=(1.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_the_box_of_one_photo_is_that_of_its_row(name):
+    """Made from plain numbers, where the first attempt is accepted."""
+    augmentation = CROPS[name]
+    heights, widths = np.concatenate(
+        [rng(1).integers(1, 60, (200, 2)), rng(2).integers(60, 9000, (400, 2))]
+    ).T.tolist()
+    numbers = augment.crop_numbers(rng(), 600)
+    boxes = draw_boxes(augmentation, rng(), heights, widths).tolist()
+    refused = 0
+    for row, height, width, box in zip(numbers, heights, widths, boxes, strict=True):
+        first = augment.place_box(augmentation, row, height, width)
+        refused += first is None
+        assert first is None or list(first) == box
+    assert (refused == 0) == (name == "whole")
+    assert refused < 400
+
+
 def test_attempts_are_independent_of_each_other_and_of_other_rows():
     """No number is used twice: not in another row, and not in another attempt."""
     attempts = augment._crop_numbers(rng(), slice(0, 1000))

@@ -192,3 +192,10 @@ def test_the_whole_image_at_its_own_size_is_the_image(H, W, seed):
     for antialias in (False, True):
         actual = crop_resize(images, torch.tensor([[0, 0, H, W]]), (H, W), antialias)
         torch.testing.assert_close(actual, images, rtol=0, atol=1e-6)
+
+
+def test_grey_levels_are_divided_as_torch_divides_them():
+    levels = torch.arange(256).to(torch.uint8)
+    strided = levels.view(4, 8, 8).permute(2, 0, 1)
+    for images in (levels, strided, levels.view(2, 2, 8, 8).flip(-1)[:, :1], levels[:0]):
+        assert torch.equal(ops.to_unit(images), images.float() / 255)

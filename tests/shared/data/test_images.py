@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from shared.data.labels import draw_labels
 from shared.data.sources import OPENED, open_data, open_run
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
-from tests.support.sources import HALVES, PNGS, encoded, error_of, opened, parquet
+from tests.support.sources import HALVES, PNGS, STRUCTS, encoded, error_of, opened, parquet
 
 GREY = np.array([[0, 100, 200], [255, 50, 25]], dtype=np.uint8)  # H 2, W 3
 COLOUR = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
@@ -438,6 +439,25 @@ def test_paths_beside_bytes_are_only_names(tmp_path):
     rows = [{"bytes": png, "path": f"/home/author/{i}.png"} for i, png in enumerate(PNGS)]
     train, _ = opened(parquet(tmp_path / "a.parquet", image=rows, label=HALVES))
     assert train.names[0].startswith("/home/author/")
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet"])
+def test_the_source_of_a_selected_image_is_its_own(tmp_path, source):
+    """Selected once, twice and not at all; from paths and from bytes, also of two tables."""
+    if source == "folder":
+        images = opened(class_folders(tmp_path / "a", 6)).train
+    else:
+        images = opened(parquet(tmp_path / "a.parquet", image=STRUCTS, label=HALVES)).train
+    files = datasets.concatenate_datasets([images.files, images.files])
+    twice = replace(images, files=files, names=np.tile(images.names, 2))
+    n = len(images)
+    for order in (np.arange(2 * n), np.arange(2 * n)[::-1], np.array([n, 1, 1, 2 * n - 1])):
+        chosen = replace(twice, files=files.select(order))
+        nested = replace(chosen, files=chosen.files.select([1, 0, 3]))
+        for case in (chosen, nested):
+            expected = [row["image"] for row in case.files]
+            actual = [case.source(i) for i in range(len(case.files))]
+            assert actual == [row["bytes"] or row["path"] for row in expected]
 
 
 def test_missing_paths_and_fifos_in_a_parquet_are_unreadable(tmp_path):

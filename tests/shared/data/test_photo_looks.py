@@ -7,7 +7,7 @@ import torch
 
 from shared.config.schema import Augmentation
 from shared.data import augment
-from shared.data.photo_looks import look_of_photo
+from shared.data.photo_looks import look_of_photo, looks_of
 from shared.runtime.randomness import generator
 
 PHOTOS = Augmentation(blur_sigma_per="image")
@@ -33,11 +33,11 @@ def test_a_view_is_off_by_one_grey_level_at_most(name):
     crops[:3] = torch.tensor([0, 255, 7], dtype=torch.uint8).view(3, 1, 1, 1)  # black, white, grey
     crops[3, 1] = 0  # colours without green
     draws = augment.draw(augmentation, generator(0, name), count)
-    shares = []
+    looks, shares = looks_of(draws), []
     for i, crop in enumerate(crops.split(1)):
         before = crop.clone()
         crop = crop.contiguous(memory_format=torch.channels_last) if i % 2 else crop
-        view = look_of_photo(augmentation, crop, draws[i : i + 1])
+        view = look_of_photo(augmentation, crop, looks[i])
         assert view.shape == crop.shape
         assert view.dtype == torch.uint8
         assert torch.equal(crop, before)  # the photo's other view is cut from the same pixels
