@@ -217,7 +217,8 @@ def center_crop_photo(image: Tensor, size: int | tuple[int, int], antialias: boo
         return center_crop(image, size)
     y, x, h, w = _central_box(image, size)[0].tolist()
     height, width = (size, size) if isinstance(size, int) else size
-    shown = _as_pillow(image[0]).crop((x, y, x + w, y + h)).resize((width, height), Image.BICUBIC)
+    part = _as_pillow(image[0]).crop((x, y, x + w, y + h))
+    shown = part.resize((width, height), Image.Resampling.BICUBIC)
     return to_float(torch.from_numpy(np.array(shown)).permute(2, 0, 1)[None])
 
 
