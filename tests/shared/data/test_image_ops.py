@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from shared.data import image_ops as ops
 from shared.data.image_ops import center_crop, crop_resize
+from shared.data.images import rgb_pixels
 from tests.support.recorded_images import ATOL, cases, photos, to_numpy, to_torch
 
 
@@ -199,3 +201,18 @@ def test_grey_levels_are_divided_as_torch_divides_them():
     strided = levels.view(4, 8, 8).permute(2, 0, 1)
     for images in (levels, strided, levels.view(2, 2, 8, 8).flip(-1)[:, :1], levels[:0]):
         assert torch.equal(ops.to_unit(images), images.float() / 255)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (41, 97), (20, 30)])
+@pytest.mark.parametrize(("size", "share"), [(32, 1.0), (48, 0.875)])
+def test_an_antialiased_photo_is_shown_as_pillow_shows_it(shape, size, share):
+    """So that the ten lines in README that serve an ONNX file see the same pixels."""
+    photo = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    image = Image.fromarray(photo)
+    side = round(share * min(shape))
+    left, top = ((length - side + 1) // 2 for length in image.size)
+    cut = image.crop((left, top, left + side, top + side))
+    expected = np.array(cut.resize((size, size), Image.BICUBIC))
+    for pixels in (rgb_pixels(image), torch.from_numpy(photo).permute(2, 0, 1).contiguous()):
+        shown = ops.center_crop_photo(pixels[None], size, True)
+        assert np.array_equal((255 * shown[0]).round().permute(1, 2, 0).numpy(), expected)
