@@ -636,6 +636,15 @@ class Distill(OwnCrops):
         self_first: distill the teacher into its own architecture first (of several teachers, into
             that of the first) and that one into the student, as the paper's best results do.
         self_temperature: temperature of that self-distillation.
+        self_ema: decay of a moving average, such as 0.99: the self-distilled network starts with
+            the teacher's weights, and the average of its weights teaches it and is kept, as in
+            Semi-ViT. It learns pseudo labels, the likeliest class of each image, so that
+            self_temperature has no effect; give labeled_weight, for its labeled batch, and
+            teacher_view clean, too. 0 is self-distillation as in the paper.
+        self_confidence: probability that the average must give a class for it to count, with
+            self_ema; Semi-ViT takes 0.6 at 1% and 0.5 at 10% of the labels.
+        bootstrap: share of the student's own prediction in the soft targets (soft bootstrapping,
+            Reed et al. 2014), which makes it surer; 0, as in the paper, has the teacher's alone.
     """
 
     section: ClassVar[str] = "distill"
@@ -657,6 +666,9 @@ class Distill(OwnCrops):
     augmentation: Literal["crop", "full", "none"] = "crop"
     self_first: bool = False
     self_temperature: float = 0.1
+    self_ema: float = only_with(0.0, "self_first")
+    self_confidence: float = only_with(0.6, "self_ema")
+    bootstrap: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -674,6 +686,12 @@ class Distill(OwnCrops):
         weight, size = self.labeled_weight, self.labeled_batch_size
         require(0 <= weight < 1, "distill.labeled_weight", weight, "in [0, 1)")
         require(size >= 1, "distill.labeled_batch_size", size, "1 or more")
+        for key in ("self_ema", "self_confidence", "bootstrap"):
+            value = getattr(self, key)
+            require(0 <= value < 1, f"distill.{key}", value, "in [0, 1)")
+        names = self.teacher_folders or self.teachers
+        allowed = f"0 with several teachers ({', '.join(names)}), as it starts from one"
+        require(len(names) == 1 or not self.self_ema, "distill.self_ema", self.self_ema, allowed)
 
     @property
     def teachers(self) -> tuple[str, ...]:
