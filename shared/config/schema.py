@@ -392,6 +392,9 @@ class Pretrain(Training):
             with first views as queries and second views as keys, as MoCo.
         seed: of initialisation, order and augmentation; apart from --seed, so that several label
             draws share one pretraining.
+        knn_every_steps: about every so many steps the log says how well nearest neighbours tell the
+            classes of the training images, knn_top1: for this their known labels are looked at,
+            whatever --labels says, and nothing is learned from them. 0: never.
     """
 
     section: ClassVar[str] = "pretrain"
@@ -416,9 +419,12 @@ class Pretrain(Training):
     memory_momentum: float = only_with(0.999, "memory")
     negatives: Literal["batch+memory", "memory"] = "batch+memory"
     seed: int = 0
+    knn_every_steps: int = not_hashed(0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        every = self.knn_every_steps
+        require(every >= 0, "pretrain.knn_every_steps", every, "0 or more")
         require_one_of(TASKS, "pretrain.task", self.task)
         require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
         memory, momentum, size = self.memory, self.memory_momentum, self.batch_size
