@@ -371,7 +371,7 @@ class Pretrain(Training):
         augmentation: of the views; auto is what is usual for the task.
         batch_size: images per update over all processes.
         micro_batch: images per forward pass, where batch_size does not fit into memory; the
-            gradient is that of the whole batch. Unset: all in one pass.
+            gradient is that of the whole batch.
         loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet;
             dcl leaves the positive out of the denominator; pair is Hadsell's; prototypes (SwAV) and
             infomax (Deep InfoMax) have sections.
@@ -382,19 +382,16 @@ class Pretrain(Training):
         margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
         init: run or artifact folder of another pretraining, whose encoder, and projection head if
             both tasks have one, this one starts from, as where images came later.
-        semi_hard: take one negative per anchor (nt_logistic, margin_triplet, pair), the most
-            similar of those that are less similar than the positive.
+        semi_hard: one negative per anchor (nt_logistic, margin_triplet, pair), the most similar of
+            those that are less similar than the positive.
         memory: second views of earlier steps kept as further negatives, embedded by a moving
             average of the network; 0 keeps none, the paper takes 65536. As large as the number
             of images, it makes an image its own negative.
         memory_momentum: share of the old average in the new one, per update.
         negatives: batch+memory adds the memory to the batch, as SimCLRv2; memory takes it alone,
             with first views as queries and second views as keys, as MoCo.
-        seed: of initialisation, order and augmentation; apart from --seed, so that several label
-            draws share one pretraining.
-        knn_every_steps: about every so many steps the log says how well nearest neighbours tell the
-            classes of the training images, knn_top1: for this their known labels are looked at,
-            whatever --labels says, and nothing is learned from them. 0: never.
+        seed: of initialisation, order and augmentation; label draws, by --seed, share it.
+        knn_every_steps: steps between two looks at labels.
     """
 
     section: ClassVar[str] = "pretrain"
@@ -624,10 +621,8 @@ class Distill(OwnCrops):
 
     Args:
         teacher: artifact folder of a classifier, or a list of them; unset: what taught_by names.
-        taught_by: finetune, the fine-tuned network, as in the paper, features-logistic, the
-            regression on the frozen features, which overfits less where labels are very few
-            (classical.from_layer), or a list of both, [finetune, features-logistic]. The student
-            learns the mean of its teachers' probabilities, each at temperature.
+        taught_by: finetune, as in the paper, features-logistic, which overfits less where labels
+            are very few (classical.from_layer), or a list of both: probabilities are averaged.
         student: any timm model, as model.encoder.
         student_pretrained: start the student from published weights, as model.pretrained.
         temperature: of both softmaxes; the paper takes 1.0, and 0.1 for a student of the teacher's
@@ -639,18 +634,13 @@ class Distill(OwnCrops):
         labeled_batch_size: labeled images per update where labeled_weight is not 0.
         teacher_view: same shows the teacher the student's augmented image, clean the plain one.
         augmentation: as for fine-tuning.
-        self_first: distill the teacher into its own architecture first (of several teachers, into
-            that of the first) and that one into the student, as the paper's best results do.
+        self_first: distill the teacher into its own (first one's) architecture first and that one
+            into the student, as the paper's best results do.
         self_temperature: temperature of that self-distillation.
-        self_ema: decay of a moving average, such as 0.99: the self-distilled network starts with
-            the teacher's weights, and the average of its weights teaches it and is kept, as in
-            Semi-ViT. It learns pseudo labels, the likeliest class of each image, so that
-            self_temperature has no effect; give labeled_weight, for its labeled batch, and
-            teacher_view clean, too. 0 is self-distillation as in the paper.
-        self_confidence: probability that the average must give a class for it to count, with
-            self_ema; Semi-ViT takes 0.6 at 1% and 0.5 at 10% of the labels.
-        bootstrap: share of the student's own prediction in the soft targets (soft bootstrapping,
-            Reed et al. 2014), which makes it surer; 0, as in the paper, has the teacher's alone.
+        self_ema: decay of the average of the weights, from the teacher's on, that teaches
+            self_first pseudo labels, as Semi-ViT (docs/reference.md, 11).
+        self_confidence: smallest probability of such a label.
+        bootstrap: share of the student's own prediction in its soft targets.
     """
 
     section: ClassVar[str] = "distill"
