@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from torch import nn
 
 from shared.config.command import run_command
 from shared.config.labelset import LabelSet
@@ -42,13 +43,15 @@ from shared.networks.build import (
     require_weights,
     weights_setting,
 )
+from shared.networks.heads import Classifier
+from shared.networks.moving_average import averaged, move_average
 from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, read_meta
 from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
 from shared.runtime.records import field_of
 from shared.training.device import prepare_to_train, read_later, to_inference
-from shared.training.losses import distillation_loss, soft_targets
+from shared.training.losses import distillation_loss, pseudo_label_loss, soft_targets
 from shared.training.stage import Stage, follows, labels_meta, settings_of_test_images
 
 
@@ -97,7 +100,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     if stage.done:
         return stage.path
 
-    networks = [to_inference(load_classifier(each)[0], config, accelerator) for each in sources]
+    decay = cfg.self_ema if row.copies_teacher else 0.0
+    networks = [] if decay else [as_teacher(each, config, accelerator) for each in sources]
     stage.seed_initial_weights()
     classifier: ClassifierNetwork = {
         **network_of(first, config.data),
@@ -105,12 +109,17 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         "classes": first["classes"],
         "from_layer": first["from_layer"] if row.copies_teacher else 0,
     }
-    student = build_classifier(classifier, pretrained)
+    student = load_classifier(sources[0])[0] if decay else build_classifier(classifier, pretrained)
     prepare_to_train(student, config, accelerator)
+    average = averaged(student).eval() if decay else None
+    if average:
+        networks.append(average)
     ids = images.training_ids
-    net = stage.prepare(student, len(ids))
+    state = nn.ModuleDict({"model": student, "average": average}) if average else None
+    net = stage.prepare(student, len(ids), state=state)
     stage.chance = math.log(len(first["classes"]))
     temperature = cfg.self_temperature if row.copies_teacher else cfg.temperature
+    temperature = 1.0 if average else temperature
     augmentation = augmentation_for(cfg.views_of(config.augment), cfg.augmentation)
     labeled, targets = iter(()), torch.full((len(images),), UNLABELED)
     if labels:
@@ -128,7 +137,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
     accelerator.print(
         f"{method}: {shown} into {classifier['encoder']}, {counted(len(ids), 'image')},"
         f" {counted(stage.schedule.steps, 'step')} of {cfg.batch_size}, learning rate"
-        f" {stage.schedule.peak:.4g}, temperature {temperature}"
+        f" {stage.schedule.peak:.4g},"
+        f" {f'taught by its average, decay {decay}' if average else f'temperature {temperature}'}"
     )
 
     weight = weight_of_own_rows(cfg.batch_size)
@@ -145,7 +155,10 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
             inputs = torch.cat([inputs, extra.images])
         logits = net(inputs)  # (b or b + labeled, classes)
         student_logits, labeled_logits = logits.tensor_split([len(batch.images)])
-        loss = weight * distillation_loss(student_logits, soft, temperature)
+        if average:
+            loss = weight * pseudo_label_loss(student_logits, soft, cfg.self_confidence)
+        else:
+            loss = weight * distillation_loss(student_logits, soft, temperature, cfg.bootstrap)
         if target is not None:
             hard = weight_of_labeled * F.cross_entropy(labeled_logits, target)
             loss = (1 - cfg.labeled_weight) * loss + cfg.labeled_weight * hard
@@ -156,9 +169,19 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
         stage.optimizer.zero_grad()
 
         if stage.log_is_due:
-            agreement = student_logits.argmax(1) == soft.argmax(1)
-            stage.log(loss=loss, agreement=weight * agreement.float().mean())
-    return stage.finish_classifier(classifier, noted, splits.test, sources)
+            sure, labels_of_teacher = soft.max(1)
+            shares = {"agreement": student_logits.argmax(1) == labels_of_teacher}
+            shares |= {"confident": sure >= cfg.self_confidence} if average else {}
+            means = {name: weight * share.float().mean() for name, share in shares.items()}
+            stage.log(loss=loss, **means)
+        if average:
+            move_average(average, student, decay)
+    return stage.finish_classifier(classifier, noted, splits.test, sources, average)
+
+
+def as_teacher(folder: Path, config: Config, accelerator: Accelerator) -> Classifier:
+    """The classifier of an artifact folder, to predict with."""
+    return to_inference(load_classifier(folder)[0], config, accelerator)
 
 
 def teacher_folders(config: Config, method: str) -> list[Path]:

@@ -33,7 +33,7 @@ from shared.config.command import run_command
 from shared.config.imported import first_pretraining, pretraining_is_imported
 from shared.config.methods import method_of
 from shared.config.pretext import TASKS
-from shared.config.schema import Config, hashed_settings
+from shared.config.schema import Config, Pretrain, hashed_settings
 from shared.data.batches import Parts
 from shared.data.images import ImageSet
 from shared.data.labels import write_names
@@ -57,6 +57,7 @@ from shared.runtime.artifacts import NetworkMeta, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.progress import counted
 from shared.training.device import prepare_to_train, read_later
+from shared.training.neighbours import NeighbourProbe
 from shared.training.stage import Stage, images_then
 
 
@@ -97,6 +98,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     if stage.done:
         return stage.path
     task.require(images)
+    probe = NeighbourProbe(images, config.data, accelerator) if cfg.knn_every_steps else None
 
     stage.seed_initial_weights()
     network = network_meta(config.model, config.data, config.head_layers)
@@ -152,10 +154,24 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
         stage.optimizer.step()
         stage.optimizer.zero_grad()
         if stage.log_is_due:  # of what the step saw: before the task learns from it
-            stage.log(loss=answer.loss, **answer.metrics(), loss_of_chance=task.chance)
+            seen = {**answer.metrics(), "loss_of_chance": task.chance}
+            if probe and probe_is_due(step + 1, cfg, stage.schedule.steps):
+                seen["knn_top1"] = probe.top1(model.get_submodule("encoder"))
+            stage.log(loss=answer.loss, **seen)
         task.update(model, answer)
     meta = {"kind": "encoder", **network, "task": cfg.task, "images": len(images)}
     return stage.finish(meta, model=kept_part(model))
+
+
+def probe_is_due(step: int, cfg: Pretrain, total: int) -> bool:
+    """Whether this line of the log is the last, or the first after a look's time has come.
+
+    Args:
+        step: number of updates at a line of the log.
+        cfg: says how often.
+        total: number of updates in all.
+    """
+    return step == total or step % cfg.knn_every_steps < cfg.log_every_steps
 
 
 def begun_from(

@@ -371,7 +371,7 @@ class Pretrain(Training):
         augmentation: of the views; auto is what is usual for the task.
         batch_size: images per update over all processes.
         micro_batch: images per forward pass, where batch_size does not fit into memory; the
-            gradient is that of the whole batch. Unset: all in one pass.
+            gradient is that of the whole batch.
         loss: nt_xent is the paper's; SimCLR compares it with nt_logistic and margin_triplet;
             dcl leaves the positive out of the denominator; pair is Hadsell's; prototypes (SwAV) and
             infomax (Deep InfoMax) have sections.
@@ -382,16 +382,16 @@ class Pretrain(Training):
         margin: of similarities for margin_triplet, of distances (0 to 2) for pair.
         init: run or artifact folder of another pretraining, whose encoder, and projection head if
             both tasks have one, this one starts from, as where images came later.
-        semi_hard: take one negative per anchor (nt_logistic, margin_triplet, pair), the most
-            similar of those that are less similar than the positive.
+        semi_hard: one negative per anchor (nt_logistic, margin_triplet, pair), the most similar of
+            those that are less similar than the positive.
         memory: second views of earlier steps kept as further negatives, embedded by a moving
             average of the network; 0 keeps none, the paper takes 65536. As large as the number
             of images, it makes an image its own negative.
         memory_momentum: share of the old average in the new one, per update.
         negatives: batch+memory adds the memory to the batch, as SimCLRv2; memory takes it alone,
             with first views as queries and second views as keys, as MoCo.
-        seed: of initialisation, order and augmentation; apart from --seed, so that several label
-            draws share one pretraining.
+        seed: of initialisation, order and augmentation; label draws, by --seed, share it.
+        knn_every_steps: steps between two looks at labels.
     """
 
     section: ClassVar[str] = "pretrain"
@@ -416,9 +416,12 @@ class Pretrain(Training):
     memory_momentum: float = only_with(0.999, "memory")
     negatives: Literal["batch+memory", "memory"] = "batch+memory"
     seed: int = 0
+    knn_every_steps: int = not_hashed(0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        every = self.knn_every_steps
+        require(every >= 0, "pretrain.knn_every_steps", every, "0 or more")
         require_one_of(TASKS, "pretrain.task", self.task)
         require(self.temperature > 0, "pretrain.temperature", self.temperature, "greater than 0")
         memory, momentum, size = self.memory, self.memory_momentum, self.batch_size
@@ -618,10 +621,8 @@ class Distill(OwnCrops):
 
     Args:
         teacher: artifact folder of a classifier, or a list of them; unset: what taught_by names.
-        taught_by: finetune, the fine-tuned network, as in the paper, features-logistic, the
-            regression on the frozen features, which overfits less where labels are very few
-            (classical.from_layer), or a list of both, [finetune, features-logistic]. The student
-            learns the mean of its teachers' probabilities, each at temperature.
+        taught_by: finetune, as in the paper, features-logistic, which overfits less where labels
+            are very few (classical.from_layer), or a list of both: probabilities are averaged.
         student: any timm model, as model.encoder.
         student_pretrained: start the student from published weights, as model.pretrained.
         temperature: of both softmaxes; the paper takes 1.0, and 0.1 for a student of the teacher's
@@ -633,9 +634,13 @@ class Distill(OwnCrops):
         labeled_batch_size: labeled images per update where labeled_weight is not 0.
         teacher_view: same shows the teacher the student's augmented image, clean the plain one.
         augmentation: as for fine-tuning.
-        self_first: distill the teacher into its own architecture first (of several teachers, into
-            that of the first) and that one into the student, as the paper's best results do.
+        self_first: distill the teacher into its own (first one's) architecture first and that one
+            into the student, as the paper's best results do.
         self_temperature: temperature of that self-distillation.
+        self_ema: decay of the average of the weights, from the teacher's on, that teaches
+            self_first pseudo labels, as Semi-ViT (docs/reference.md, 11).
+        self_confidence: smallest probability of such a label.
+        bootstrap: share of the student's own prediction in its soft targets.
     """
 
     section: ClassVar[str] = "distill"
@@ -657,6 +662,9 @@ class Distill(OwnCrops):
     augmentation: Literal["crop", "full", "none"] = "crop"
     self_first: bool = False
     self_temperature: float = 0.1
+    self_ema: float = only_with(0.0, "self_first")
+    self_confidence: float = only_with(0.6, "self_ema")
+    bootstrap: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -674,6 +682,12 @@ class Distill(OwnCrops):
         weight, size = self.labeled_weight, self.labeled_batch_size
         require(0 <= weight < 1, "distill.labeled_weight", weight, "in [0, 1)")
         require(size >= 1, "distill.labeled_batch_size", size, "1 or more")
+        for key in ("self_ema", "self_confidence", "bootstrap"):
+            value = getattr(self, key)
+            require(0 <= value < 1, f"distill.{key}", value, "in [0, 1)")
+        names = self.teacher_folders or self.teachers
+        allowed = f"0 with several teachers ({', '.join(names)}), as it starts from one"
+        require(len(names) == 1 or not self.self_ema, "distill.self_ema", self.self_ema, allowed)
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -5,10 +5,10 @@ A queue keeps its outputs, the *keys*, for some steps, and they serve as further
 average moves slowly, keys of different age still fit together.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
+
+from shared.networks.moving_average import averaged, move_average
 
 
 class Memory(nn.Module):
@@ -40,7 +40,7 @@ class Memory(nn.Module):
 
     def __init__(self, model: nn.Module, size: int, width: int, momentum: float = 0.999) -> None:
         super().__init__()
-        self.network = copy.deepcopy(model).requires_grad_(False).train()
+        self.network = averaged(model).train()
         self.momentum = momentum
         device = next(model.parameters()).device
         self.register_buffer("queue", torch.randn(size, width).to(device))
@@ -51,8 +51,8 @@ class Memory(nn.Module):
     def update(self, model: nn.Module, keys: Tensor) -> None:
         """After an update of ``model``: move the average, and replace the oldest keys.
 
-        Every parameter becomes m * itself + (1 - m) * the model's. Buffers are copied; those of
-        batch norm are not used in train mode.
+        Every parameter becomes m * itself + (1 - m) * the model's. The statistics of batch norm,
+        which are copied, are not used in train mode.
 
         Args:
             model: the trained network, without wrapper.
@@ -62,11 +62,7 @@ class Memory(nn.Module):
         Raises:
             ValueError: K is not a multiple of B.
         """
-        for average, current in zip(self.network.parameters(), model.parameters(), strict=True):
-            average.lerp_(current, 1 - self.momentum)
-        for buffer, current in zip(self.network.buffers(), model.buffers(), strict=True):
-            buffer.copy_(current)
-
+        move_average(self.network, model, self.momentum)
         if len(self.queue) % len(keys):
             raise ValueError(
                 f"a memory of {len(self.queue)} keys must be a multiple of the {len(keys)} keys of"

@@ -23,6 +23,7 @@ from shared.pretext.task import Answer, Metrics, Task, Tensors
 from shared.runtime.distributed import gather_with_grad, mean_over_processes
 from shared.runtime.errors import UserError
 from shared.training.device import free_bytes
+from shared.training.neighbours import votes
 
 
 class Bank(nn.Module):
@@ -177,11 +178,8 @@ class Instances(Task):
         similar = v @ self.bank.vectors.T  # (b, n)
         similar[torch.arange(len(v)), ids] = -math.inf
         similar[:, self.labels == UNLABELED] = -math.inf
-        weights, near = similar.topk(min(self.cfg.neighbours, self.images - 1))
-        weights = (weights / self.cfg.temperature).exp()
-        votes = weights.new_zeros(len(v), int(self.labels.max()) + 1)
-        votes.scatter_add_(1, self.labels[near].clamp(min=0), weights)
-        right = votes.argmax(1) == self.labels[ids]
+        voters = min(self.cfg.neighbours, self.images - 1)
+        right = votes(similar, self.labels, voters, self.cfg.temperature) == self.labels[ids]
         known = self.labels[ids] != UNLABELED
         counts = torch.stack([(right & known).sum(), known.sum()]).float()
         hits, labeled = mean_over_processes(counts)

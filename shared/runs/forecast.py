@@ -173,7 +173,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         # every teacher has the same encoder; one that scikit-learn fits is not made here
         usual = replace(config.distill, taught_by="finetune")
-        small = replace(config, output=folder, run="probe", force="", distill=usual)
+        blind = replace(config.pretrain, knn_every_steps=0)
+        small = replace(config, output=folder, run="probe", force="", distill=usual, pretrain=blind)
         shown = accelerator.is_local_main_process  # as the stages, so that all share one decoding
         labeled = bool(stages.keys() & CLASSIFIERS)
         small, counts, note = _data_of(small, Path(folder) / "images", shown, labeled)

@@ -204,9 +204,11 @@ def _with_parents(config: Config, method: str, parents: Sequence[Job]) -> Config
         section = replace(section, init=str(parents[0].path))
     elif isinstance(section, Distill):
         # a self-distilled teacher from another folder is a teacher like any other
-        first = section.self_first and parents[0].method != "self-distill"
         folders = tuple(str(parent.path) for parent in parents)
-        section = replace(section, teacher=folders, self_first=first)
+        section = replace(section, teacher=folders)
+        if parents[0].method == "self-distill":  # whose options are read no more
+            usual = {key: getattr(Distill, key) for key in ("self_ema", "self_confidence")}
+            section = replace(section, self_first=False, **usual)
     return replace(config, **{METHODS[method].section: section})
 
 

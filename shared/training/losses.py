@@ -630,15 +630,23 @@ def soft_targets(teacher_logits: Sequence[Tensor], temperature: float) -> Tensor
     return (logits / temperature).softmax(2).mean(0)
 
 
-def distillation_loss(student_logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor, targets: Tensor, temperature: float, own_share: float = 0.0
+) -> Tensor:
     """Cross-entropy of the student with its teachers' softened predictions (SimCLRv2, eq. 2).
 
     The factor temperature^2, from the authors' colabs/distillation_self_training.ipynb, keeps the
     size of the gradient independent of the temperature.
 
+    With ``own_share`` s the targets are (1 - s) * targets + s * the student's own prediction q:
+    soft bootstrapping (Reed et al., arXiv 1412.6596, eq. 6, with 1 - s = 0.95). The gradient goes
+    through both q, so the loss is (1 - s) * cross-entropy + s * entropy of q: with q as a constant
+    its part would have no gradient at all.
+
     Args:
         student_logits: (B, C), any floating dtype.
         targets: (B, C) probabilities, `soft_targets` at the same temperature.
+        own_share: s, in [0, 1).
         temperature: divides the student's logits, > 0; the paper uses 0.1 for self-distillation and
             1.0 from a big network to a small one.
 
@@ -654,8 +662,28 @@ def distillation_loss(student_logits: Tensor, targets: Tensor, temperature: floa
             f"student logits {tuple(student_logits.shape)} and targets {tuple(targets.shape)} must"
             " have the same shape (B, C): give the student as many classes as the teacher"
         )
-    loss = F.cross_entropy(_at_least_float32(student_logits) / temperature, targets)
-    return temperature**2 * loss
+    logits = _at_least_float32(student_logits) / temperature
+    if own_share:
+        targets = (1 - own_share) * targets + own_share * logits.softmax(1)
+    return temperature**2 * F.cross_entropy(logits, targets)
+
+
+def pseudo_label_loss(student_logits: Tensor, targets: Tensor, confidence: float) -> Tensor:
+    """Cross-entropy with the teacher's likeliest class, where the teacher is sure enough.
+
+    FixMatch's (arXiv 2001.07685, eq. 4): the mean is over all images, also those left out.
+
+    Args:
+        student_logits: (B, C), any floating dtype.
+        targets: (B, C) probabilities of the teacher.
+        confidence: the smallest of the largest probabilities that count.
+
+    Returns:
+        A scalar, 0 where the teacher is sure of none.
+    """
+    sure, labels = targets.max(1)
+    losses = F.cross_entropy(_at_least_float32(student_logits), labels, reduction="none")
+    return (losses * (sure >= confidence)).mean()
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

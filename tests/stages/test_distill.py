@@ -149,22 +149,11 @@ def test_several_teachers_are_averaged(photos, finished, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(distill, "to_inference", remember)
     monkeypatch.setattr(
-        distill, "distillation_loss", lambda s, t, T: learned.append(t) or loss(s, t, T)
+        distill, "distillation_loss", lambda s, t, *rest: learned.append(t) or loss(s, t, *rest)
     )
     options = [f"--data.train={photos}", "--distill.temperature=2"]
     both = [*options, f"--distill.teacher=[{first}, {second}]"]
-    checkpoint = Stage.checkpoint
-
-    def stop(self, step):
-        if step == 1:
-            signal.raise_signal(signal.SIGTERM)
-        checkpoint(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "received", None)
-        patch.setattr(Stage, "checkpoint", stop)
-        assert run(distill.main, *both, f"--output={tmp_path / 'o'}") == 128 + signal.SIGTERM
-    monkeypatch.setattr(StopRequest, "received", None)
+    stop_after_first_step(monkeypatch, *both, f"--output={tmp_path / 'o'}")
     for output in ("o", "whole"):
         assert run(distill.main, *both, f"--output={tmp_path / output}") == 0
     means = [(a / 2).softmax(1) / 2 + (b / 2).softmax(1) / 2 for a, b in pairs(logits)]
@@ -182,6 +171,60 @@ def test_several_teachers_are_averaged(photos, finished, tmp_path, monkeypatch, 
     assert "distill: already done" in capsys.readouterr().out
     assert run(distill.main, *options, out, f"--distill.teacher={first}") == 2
     assert f"was made with parent={hashes}, now it is {hashes[0]};" in capsys.readouterr().err
+
+
+def test_an_average_teaches_by_pseudo_labels(photos, finished, tmp_path, monkeypatch):
+    """It starts with the teacher's weights, follows the student, is kept, and goes on as it was."""
+    teacher = finished / "finetune-2perclass-seed0"
+    start, students, learned = load_file(teacher / "model.safetensors"), [], []
+    move, loss = distill.move_average, distill.pseudo_label_loss
+
+    def remember(average, model, decay):
+        students.append({name: x.clone() for name, x in model.state_dict().items()})
+        move(average, model, decay)
+
+    monkeypatch.setattr(distill, "move_average", remember)
+    monkeypatch.setattr(
+        distill, "pseudo_label_loss", lambda s, t, least: learned.append(least) or loss(s, t, least)
+    )
+    options = [f"--data.train={photos}", f"--distill.teacher={teacher}", *AVERAGED]
+    stop_after_first_step(monkeypatch, *options, f"--output={tmp_path / 'o'}")
+    for output in ("o", "whole"):
+        assert run(distill.main, *options, f"--output={tmp_path / output}") == 0
+    itself = "r/self-distill-2perclass-seed0/model.safetensors"
+    made = load_file(tmp_path / "whole" / itself)
+    assert sha256(tmp_path / "o" / itself) == sha256(tmp_path / "whole" / itself)
+    first, second = students[2:]
+    for name, value in made.items():
+        expected = 0.81 * start[name] + 0.09 * first[name] + 0.1 * second[name]
+        statistics = "running" in name or "num_batches" in name
+        torch.testing.assert_close(value, second[name] if statistics else expected)
+    assert learned == [0.5] * 4
+    line = (tmp_path / "whole/r/self-distill-2perclass-seed0/metrics.jsonl").read_text()
+    assert '"confident": ' in line
+    assert (tmp_path / "whole/r/distill-2perclass-seed0/meta.json").exists()
+
+
+AVERAGED = [
+    *("--distill.self_first=true", "--distill.self_ema=0.9", "--distill.self_confidence=0.5"),
+    *("--distill.labeled_weight=0.5", "--distill.labeled_batch_size=4", "--distill.bootstrap=0.1"),
+]
+
+
+def stop_after_first_step(monkeypatch, *options: str) -> None:
+    """Run with a real signal; then the run may go on."""
+    checkpoint = Stage.checkpoint
+
+    def stop(self, step):
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        checkpoint(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "received", None)
+        patch.setattr(Stage, "checkpoint", stop)
+        assert run(distill.main, *options) == 128 + signal.SIGTERM
+    monkeypatch.setattr(StopRequest, "received", None)
 
 
 def pairs(items: list) -> list[tuple]:
@@ -261,7 +304,7 @@ def options_of(photos, finished, output) -> list[str]:
 def test_labeled_weight_mixes_both_losses(photos, finished, tmp_path, monkeypatch):
     """The rest goes to distillation; the cross-entropy is log 3 before the first update."""
 
-    def two(student_logits, targets, temperature):
+    def two(student_logits, targets, *_):
         assert student_logits.shape == targets.shape == (8, 3)  # without the labeled images
         return 2.0 + 0 * student_logits.sum()
 
@@ -278,9 +321,9 @@ def test_labeled_weight_mixes_both_losses(photos, finished, tmp_path, monkeypatc
 def test_each_distillation_has_its_temperature(photos, finished, tmp_path, monkeypatch):
     temperatures, loss = [], distill.distillation_loss
 
-    def remember(student_logits, targets, temperature):
+    def remember(student_logits, targets, temperature, own_share):
         temperatures.append(temperature)
-        return loss(student_logits, targets, temperature)
+        return loss(student_logits, targets, temperature, own_share)
 
     monkeypatch.setattr(distill, "distillation_loss", remember)
     options = ["--distill.self_first=true", "--distill.temperature=3"]

@@ -1,5 +1,6 @@
 """Stage 1: its losses as options, batches in parts, what it warns of and where it stops."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,9 @@ from accelerate import Accelerator
 from shared.config.command_line import load_config
 from shared.config.schema import Config, Data, Pretrain
 from shared.runtime.errors import UserError
+from shared.runtime.tensors import sha256
 from stages import pretrain
+from tests.support.photo_run import run
 from tests.support.toy_run import TINY, call, run_pretrain
 
 
@@ -84,3 +87,17 @@ def test_what_is_done_is_read_by_any_number_of_processes(tmp_path):
     assert not (tmp_path / "digits").exists()
     assert pretrain.main(arguments) == 0
     assert pretrain.run(config, many) == tmp_path / "digits/pretrain"
+
+
+def test_a_look_at_the_neighbours_changes_no_bit(photos, finished, tmp_path):
+    """The log has what it saw, at its last line and when its time has come."""
+    options = [f"--data.train={photos}", f"--output={tmp_path}", "--pretrain.knn_every_steps=1"]
+    assert run(pretrain.main, *options) == 0
+    made = tmp_path / "r/pretrain"
+    weights = "model.safetensors"
+    assert sha256(made / weights) == sha256(finished / "pretrain" / weights)
+    lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["knn_top1"] <= 1 for line in lines)
+    cfg = Pretrain(log_every_steps=50, knn_every_steps=120)
+    due = [step for step in range(50, 401, 50) if pretrain.probe_is_due(step, cfg, 400)]
+    assert due == [150, 250, 400]

@@ -279,11 +279,21 @@ def test_several_teachers():
         ({"taught_by": ("finetune", "finetune")}, "taught_by must be different ones, got"),
         ({"taught_by": ()}, r"taught_by must be one or a list, got \(\)"),
         ({"teacher": ("a", "a")}, "teacher must be different ones"),
+        (
+            {"teacher": ("a", "b"), "self_ema": 0.9},
+            r"self_ema must be 0 with several teachers \(a, b",
+        ),
+        ({"taught_by": ("finetune", "features-logistic"), "self_ema": 0.9}, "0 with several"),
+        ({"self_ema": 1.0}, r"distill.self_ema must be in \[0, 1\)"),
+        ({"self_confidence": -0.1}, r"self_confidence must be in \[0, 1\)"),
+        ({"bootstrap": 1}, r"bootstrap must be in \[0, 1\)"),
     ],
 )
 def test_teachers_that_cannot_be(options, said):
     with pytest.raises(ValueError, match=said):
         Distill(**options)
+    both = ("finetune", "features-logistic")
+    assert Distill(teacher="a", taught_by=both, self_ema=0.9).teacher_folders == ("a",)
 
 
 # ------------------------------------------------------------------------------------------- force

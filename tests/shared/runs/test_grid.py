@@ -232,6 +232,13 @@ def test_self_distillation_is_shared_by_all_students(config):
         assert teacher.path == config.folder / "self-distill-1pct-seed0"
         assert job.config.distill.teacher == str(teacher.path)
         assert not job.config.distill.self_first
+    averaged = {"self_first": True, "self_ema": 0.9, "self_confidence": 0.5}
+    job = make_job("distill", changed(config, distill=averaged), config)
+    name = "distill.self_ema-0.9_distill.self_confidence-0.5"
+    assert job.parents[0].path == config.folder / f"variants/{name}/self-distill-1pct-seed0"
+    assert job.parents[0].config.distill.self_ema == 0.9
+    assert job.path.parent.name == f"distill.self_first-True_{name}"
+    assert (job.config.distill.self_ema, job.config.distill.self_first) == (0, False)
     recipe = changed(config, distill={"self_first": True})
     job = make_job("distill", recipe, recipe)  # where it is the recipe's own way
     assert job.path == config.folder / "distill-1pct-seed0"

@@ -19,6 +19,7 @@ from shared.training.losses import (
     nt_xent,
     nt_xent_tiled,
     pair,
+    pseudo_label_loss,
     soft_targets,
 )
 from tests.support import golden
@@ -574,6 +575,33 @@ def test_distillation_names_what_is_wrong():
         soft_targets([torch.zeros(2, 5)], -1.0)
     with pytest.raises(ValueError, match=r"one shape \(B, C\), got \[\(2, 5\), \(2, 10\)\]"):
         soft_targets([torch.zeros(2, 10), torch.zeros(2, 5)], 1.0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_bootstrapping_adds_the_entropy_of_the_student(temperature):
+    """With a gradient: the student's own prediction as a constant would add none."""
+    student = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double()
+    student.requires_grad_()
+    targets = soft_targets([torch.eye(4, 3).double()], temperature)
+    q = (student / temperature).softmax(1)
+    cross, entropy = -(targets * q.log()).sum(1).mean(), -(q * q.log()).sum(1).mean()
+    expected = temperature**2 * (0.9 * cross + 0.1 * entropy)
+    loss = distillation_loss(student, targets, temperature, 0.1)
+    assert_close(loss.item(), expected.item())
+    gradients = [
+        torch.autograd.grad(each, student, retain_graph=True)[0] for each in (loss, expected)
+    ]
+    assert_close(*gradients)
+
+
+def test_pseudo_labels_count_where_the_teacher_is_sure():
+    """0.6 is sure enough for 0.6; the mean is over all three images."""
+    logits = torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.5, 0.5]])
+    loss = pseudo_label_loss(logits, teacher, 0.6)
+    assert_close(loss.item(), (math.log1p(math.exp(-1)) + math.log1p(math.exp(2))) / 3)
+    assert torch.autograd.grad(loss, logits)[0][2].tolist() == [0, 0]
+    assert pseudo_label_loss(logits, teacher, 0.95).item() == 0
 
 
 def test_several_teachers_say_the_mean_of_their_probabilities():
