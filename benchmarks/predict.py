@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.laps import cpu_seconds
 from benchmarks.photos import photo
-from shared.config.schema import Data, Model
+from shared.config.sections import Data, Model
 from shared.data.batches import _Decode
 from shared.data.sources import open_images
 from shared.training.predictor import Predictor

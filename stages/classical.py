@@ -45,7 +45,8 @@ from torch import Tensor
 from shared.config.command import run_command
 from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSES_FITTED, METHODS, made_by, method_of
-from shared.config.schema import Config, Data, defaults, dump, hashed_settings
+from shared.config.schema import Config, defaults, dump, hashed_settings
+from shared.config.sections import Data
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.labels import Labels, draw_labels
 from shared.data.sources import open_data, open_run

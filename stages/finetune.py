@@ -38,7 +38,8 @@ from accelerate import Accelerator
 from shared.config.command import run_command
 from shared.config.imported import imported
 from shared.config.methods import method_of
-from shared.config.schema import Config, Finetune, hashed_settings
+from shared.config.schema import Config, hashed_settings
+from shared.config.sections import Finetune
 from shared.data.augment import augmentation_for
 from shared.data.batches import plain_batches
 from shared.data.image_ops import upload

@@ -33,7 +33,8 @@ from shared.config.command import run_command
 from shared.config.imported import first_pretraining, pretraining_is_imported
 from shared.config.methods import method_of
 from shared.config.pretext import TASKS
-from shared.config.schema import Config, Pretrain, hashed_settings
+from shared.config.schema import Config, hashed_settings
+from shared.config.sections import Pretrain
 from shared.data.batches import Parts
 from shared.data.images import ImageSet
 from shared.data.labels import write_names

@@ -181,7 +181,7 @@ def spoiled(tmp_path_factory):
     """One cut-off image among 30, in the part that is trained on, and one in the test part."""
     root = class_folders(tmp_path_factory.mktemp("spoiled"), 10)
     OPENED.clear()
-    from shared.config.schema import Data
+    from shared.config.sections import Data
 
     train, test = open_data(Data(train=str(root)), LabelSet.parse("1pct"))
     return spoil(root / train.names[5]), spoil(root / test.names[2]), root

@@ -94,7 +94,7 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
                 "    return (first - second).square().sum(1).mean()\n\n\n",
             )
         ],
-        "shared/config/schema.py": [after('    "nt_xent",\n', '    "alignment",\n')],
+        "shared/config/sections.py": [after('    "nt_xent",\n', '    "alignment",\n')],
         "shared/pretext/contrastive.py": [
             after("from shared.training.losses import (\n    Pairs,\n", "    alignment,\n"),
             before(
@@ -244,7 +244,7 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
         ),
     },
     "an augmentation": {
-        "shared/config/schema.py": [
+        "shared/config/sections.py": [
             before(
                 "        antialias: the old",
                 "        solarize: probability of inverting what is brighter than 1/2.\n",

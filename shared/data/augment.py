@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.config.schema import Augmentation
+from shared.config.sections import Augmentation
 from shared.data import image_ops as ops
 
 MAX_ATTEMPTS = 100  # at a crop, before the whole image is taken

@@ -34,7 +34,7 @@ from accelerate import Accelerator
 from torch import Tensor, multiprocessing
 from torch.utils.data import DataLoader
 
-from shared.config.schema import Augmentation, Data
+from shared.config.sections import Augmentation, Data
 from shared.data import augment, image_ops, photo_looks
 from shared.data.augment import Draws
 from shared.data.images import ImageSet

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.images import ImageSet
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, into_place

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from shared.config.schema import MAX_PIXELS
+from shared.config.sections import MAX_PIXELS
 from shared.runtime.distributed import gather_all, rank, world_size
 from shared.runtime.errors import UserError
 from shared.runtime.media import abbreviated, printable, say

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.config.schema import Augmentation
+from shared.config.sections import Augmentation
 from shared.data import image_ops as ops
 from shared.data.augment import Draws
 

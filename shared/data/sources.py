@@ -32,7 +32,8 @@ from PIL import Image
 
 from shared.config.label_file import require_one_file
 from shared.config.labelset import LabelSet, is_csv
-from shared.config.schema import Config, Data
+from shared.config.schema import Config
+from shared.config.sections import Data
 from shared.data.cache import shrunk
 from shared.data.folders import is_text, open_folder, walk
 from shared.data.images import UNLABELED, Decoding, ImageSet, Splits, size_text

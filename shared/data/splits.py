@@ -9,7 +9,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.images import UNLABELED, ImageSet, Splits, decode_image
 from shared.data.label_files import (
     LabelTable,

@@ -8,7 +8,8 @@ from typing import TypeVar, cast
 from torch import nn
 
 from shared.config.methods import METHODS
-from shared.config.schema import Config, Data, Model
+from shared.config.schema import Config
+from shared.config.sections import Data, Model
 from shared.networks.encoders import create_encoder, fetch_weights, takes_size
 from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
 from shared.runtime.artifacts import (

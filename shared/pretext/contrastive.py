@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from shared.config.schema import Config, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Pretrain
 from shared.data.batches import Batch
 from shared.data.images import ImageSet
 from shared.networks.heads import ContrastiveModel

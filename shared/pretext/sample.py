@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.batches import shown_photo
 from shared.data.image_ops import to_float
 from shared.data.images import ImageSet

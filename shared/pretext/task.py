@@ -25,7 +25,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.config.pretext import TASKS
-from shared.config.schema import Augmentation, Config
+from shared.config.schema import Config
+from shared.config.sections import Augmentation
 from shared.data.augment import augmentation_for
 from shared.data.batches import Batch, Companions
 from shared.data.images import ImageSet

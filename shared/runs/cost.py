@@ -1,6 +1,6 @@
 """What a recipe costs, counted and not measured: images, labels, FLOPs, bytes, parameters.
 
-What a stage does with an image is a fact of its section (``shared/config/schema.py``) and of its
+What a stage does with an image is a fact of its section (``shared/config/sections.py``) and of its
 method's row; this file multiplies.
 """
 

@@ -23,7 +23,8 @@ from accelerate.utils import broadcast_object_list
 from shared.config.command_line import KEPT, CommandLine, kept_origin, recipe_of
 from shared.config.imported import pretraining_is_imported
 from shared.config.methods import CLASSES_FITTED, CLASSIFIERS, METHODS
-from shared.config.schema import RECIPES, Config, Training
+from shared.config.schema import RECIPES, Config
+from shared.config.sections import Training
 from shared.data import sources
 from shared.data.cache import sample_sizes, smallest_side
 from shared.data.images import MEMORY_LIMIT, UNLABELED

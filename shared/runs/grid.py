@@ -24,15 +24,8 @@ from accelerate import Accelerator
 from shared.config.command_line import override, read_config
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, depends_on
-from shared.config.schema import (
-    VARIANTS,
-    Classical,
-    Config,
-    Distill,
-    Finetune,
-    dump,
-    hashed_settings,
-)
+from shared.config.schema import VARIANTS, Config, dump, hashed_settings
+from shared.config.sections import Classical, Distill, Finetune
 from shared.data.sources import open_data
 from shared.networks.build import require_weights
 from shared.runs.assessment import Baselines, read_assessment

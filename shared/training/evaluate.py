@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
 from shared.runtime.progress import Progress

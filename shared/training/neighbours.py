@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.images import UNLABELED, ImageSet
 from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator

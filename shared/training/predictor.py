@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.batches import normalize, plain_batches, shown_photo
 from shared.data.images import USUAL, Decoding, ImageSet, decode_image, rgb_pixels, why_unreadable
 from shared.networks.build import load_classifier, load_contrastive

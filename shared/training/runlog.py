@@ -9,7 +9,7 @@ from typing import TypeVar
 from accelerate import Accelerator
 from torch import Tensor
 
-from shared.config.schema import Training
+from shared.config.sections import Training
 from shared.runtime.errors import UserError
 from shared.runtime.files import write_atomically
 from shared.runtime.media import say

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.config.schema import Training
+from shared.config.sections import Training
 from shared.runtime.errors import UserError
 from shared.training.optim import (
     learning_rate_at,

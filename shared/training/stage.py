@@ -31,16 +31,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.config.methods import CLASSIFIERS, METHODS
-from shared.config.schema import (
-    RENAMED,
-    Augmentation,
-    Config,
-    Data,
-    Training,
-    defaults,
-    dump,
-    hashed_settings,
-)
+from shared.config.schema import RENAMED, Config, defaults, dump, hashed_settings
+from shared.config.sections import Augmentation, Data, Training
 from shared.data.batches import Batch, Batches, Companions, Draw, Parts
 from shared.data.images import ImageSet, Splits
 from shared.data.labels import Labels, read_names

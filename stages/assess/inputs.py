@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS
-from shared.config.schema import Config, Data
+from shared.config.schema import Config
+from shared.config.sections import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.labels import Labels, draw_labels

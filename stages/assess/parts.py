@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from shared.config.schema import ASSESSMENTS, Config, hashed_settings
+from shared.config.schema import Config, hashed_settings
+from shared.config.sections import ASSESSMENTS
 from shared.runtime.errors import UserError
 from stages.assess import classifier_parts, feature_parts, label_part
 from stages.assess.inputs import Arrays, Inputs

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shared.config.command_line import read_config
 from shared.config.labelset import LabelSet
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.sources import open_data

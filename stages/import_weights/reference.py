@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shared.config.schema import Data, Model
+from shared.config.sections import Data, Model
 from shared.networks.build import network_meta
 from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
 from shared.runtime.artifacts import HeadMeta, LabelsMeta

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 
 from timm.models import PretrainedCfg
 
-from shared.config.schema import Data, Model
+from shared.config.sections import Data, Model
 from shared.networks.build import build_encoder, network_meta
 from shared.networks.encoders import FORMATS, fetch_weights, known_encoder
 from shared.networks.heads import ContrastiveModel, ProjectionHead

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from shared.config.command import keep_freed_memory
 from shared.config.command_line import read_config
-from shared.config.schema import Config, Data
+from shared.config.schema import Config
+from shared.config.sections import Data
 from shared.data.images import UNLABELED, USUAL, Decoding, ImageSet, Splits
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data, open_images

@@ -26,7 +26,8 @@ from safetensors.torch import save as safetensors_bytes
 from shared.config.command_line import load_config, read_config
 from shared.config.imported import imported
 from shared.config.labelset import LabelSet
-from shared.config.schema import RECIPES, Config, Data, dump
+from shared.config.schema import RECIPES, Config, dump
+from shared.config.sections import Data
 from shared.config.yaml_files import read_yaml
 from shared.data.images import Splits
 from shared.data.label_files import read_csv, read_text

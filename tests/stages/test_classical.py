@@ -11,7 +11,8 @@ from accelerate import Accelerator
 import pipeline
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, made_by
-from shared.config.schema import Config, Data
+from shared.config.schema import Config
+from shared.config.sections import Data
 from shared.data.sources import open_data
 from shared.networks.build import load_classifier, load_contrastive
 from shared.runs.results import collect, results_text

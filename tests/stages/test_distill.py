@@ -16,7 +16,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Config, Distill
+from shared.config.schema import Config
+from shared.config.sections import Distill
 from shared.data.images import Splits
 from shared.runtime.artifacts import is_outdated, read_meta
 from shared.runtime.errors import UserError

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Config, Data, Finetune, Supervised
+from shared.config.schema import Config
+from shared.config.sections import Data, Finetune, Supervised
 from shared.data.batches import plain_batches
 from shared.data.labels import Labels, draw_labels
 from shared.networks.build import build_classifier, keep_layers, load_contrastive

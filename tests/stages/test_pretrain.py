@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from shared.config.command_line import load_config
-from shared.config.schema import Config, Data, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Data, Pretrain
 from shared.runtime.errors import UserError
 from shared.runtime.tensors import sha256
 from stages import pretrain

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from shared.config.command_line import override
-from shared.config.schema import Config, Data, Model, dump
+from shared.config.schema import Config, dump
+from shared.config.sections import Data, Model
 from shared.networks.build import build_classifier, build_contrastive, network_meta
 from shared.runtime.stage_folder import StageFolder
 from stages.export import export

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from shared.config.pretext import TASKS
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.colour_space import lab_to_rgb
 from stages import pretrain
 from tests.support.exported import artifact

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.images import ImageSet, Splits
 from shared.data.sources import OPENED, open_data
 from shared.runtime.errors import UserError

@@ -13,7 +13,8 @@ from shared.config.methods import (
     method_of,
 )
 from shared.config.pretext import TASK_SECTIONS
-from shared.config.schema import SECTIONS, Classical, Config
+from shared.config.schema import SECTIONS, Config
+from shared.config.sections import Classical
 
 
 def test_every_row_fits_the_configuration_and_has_its_stage():

@@ -10,12 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from shared.config.schema import (
-    Augmentation,
-    Distill,
-    Finetune,
-    Linear,
-)
+from shared.config.sections import Augmentation, Distill, Finetune, Linear
 from shared.data import augment
 from shared.data import image_ops as ops
 from shared.data.augment import apply, augmentation_for, color_jitter_, draw, draw_boxes

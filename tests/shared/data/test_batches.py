@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Augmentation, Data
+from shared.config.sections import Augmentation, Data
 from shared.data.batches import (
     Batches,
     _DecodeAndCrop,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Augmentation, Data
+from shared.config.sections import Augmentation, Data
 from shared.data import cache, images
 from shared.data.batches import Batches, plain_batches
 from shared.data.cache import shrink, smallest_side

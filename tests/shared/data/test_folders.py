@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.folders import _table, walk
 from shared.data.images import UNLABELED
 from shared.data.sources import OPENED, open_data

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Config, Data
+from shared.config.schema import Config
+from shared.config.sections import Data
 from shared.data.batches import plain_batches
 from shared.data.images import ImageSet, decode_image, rgb_pixels
 from shared.data.labels import draw_labels

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.label_files import find_images
 from shared.data.labels import Labels, draw_labels, read_names, write_labels, write_names

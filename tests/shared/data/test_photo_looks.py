@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shared.config.schema import Augmentation
+from shared.config.sections import Augmentation
 from shared.data import augment
 from shared.data.photo_looks import look_of_photo, looks_of
 from shared.runtime.randomness import generator

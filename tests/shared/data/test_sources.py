@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data import sources
 from shared.data.images import UNLABELED
 from shared.data.sources import open_data, open_images

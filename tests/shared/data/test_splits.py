@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.images import UNLABELED, Splits
 from shared.data.label_files import LabelTable
 from shared.data.sources import open_data

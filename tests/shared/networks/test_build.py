@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from shared.config.schema import Data, Model
+from shared.config.sections import Data, Model
 from shared.networks.build import (
     build_classifier,
     build_contrastive,

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.config.command_line import load_config
-from shared.config.schema import Config, Model, Pretrain, hashed_settings
+from shared.config.schema import Config, hashed_settings
+from shared.config.sections import Model, Pretrain
 from shared.data.batches import Batch, Batches
 from shared.data.sources import open_data
 from shared.networks.build import build_contrastive, network_meta

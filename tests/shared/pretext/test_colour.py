@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from shared.config.pretext import Colour as Options
-from shared.config.schema import Config, Data, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Data, Pretrain
 from shared.data.batches import Batch, normalize
 from shared.data.colour_space import rgb_to_lab
 from shared.pretext.colour import Colour

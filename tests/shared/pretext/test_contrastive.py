@@ -7,7 +7,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from shared.config.schema import Config, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Pretrain
 from shared.pretext.contrastive import Contrastive, contrastive_loss, without_learning
 from shared.training.losses import Pairs
 from tests.support.pretext import learn

@@ -7,7 +7,8 @@ from accelerate import Accelerator
 
 from shared.config.command_line import load_config
 from shared.config.pretext import Decoupling as Options
-from shared.config.schema import Config, Model, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Model, Pretrain
 from shared.pretext.decoupling import Decoupling, Halves, Uprightness, how_upright
 from shared.training.stage import options_of
 from tests.support.pretext import learn

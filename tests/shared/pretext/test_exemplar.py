@@ -9,7 +9,8 @@ from accelerate import Accelerator
 
 from shared.config.command_line import load_config
 from shared.config.pretext import Exemplar as Options
-from shared.config.schema import Config, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Pretrain
 from shared.pretext.exemplar import Exemplar
 from shared.training.losses import nearest_is_own, semi_hard_triplet
 from tests.support.pretext import learn

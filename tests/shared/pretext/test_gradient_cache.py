@@ -7,7 +7,8 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.config.schema import Config, Model, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Model, Pretrain
 from shared.data.batches import Batch, Parts
 from shared.networks.batchnorm import BatchNorm, synchronize
 from shared.pretext.contrastive import Contrastive

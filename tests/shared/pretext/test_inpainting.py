@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from shared.config.pretext import Inpainting as Options
-from shared.config.schema import Config, Data, Model, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Data, Model, Pretrain
 from shared.data.batches import Batch, normalize
 from shared.networks.build import build_contrastive, network_meta
 from shared.pretext import inpainting

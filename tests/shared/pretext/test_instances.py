@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from shared.config.pretext import Instances as Options
-from shared.config.schema import Config, Model, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Model, Pretrain
 from shared.data.batches import Batch
 from shared.pretext import instances as module
 from shared.pretext.instances import Bank, Instances, nce

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from shared.config.pretext import Jigsaw as Options
-from shared.config.schema import Config, Data, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Data, Pretrain
 from shared.data.batches import Batch
 from shared.pretext.jigsaw import Jigsaw, least_distance, permutation_set
 from tests.support.pretext import gratings, learn

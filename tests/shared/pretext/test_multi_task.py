@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from shared.config.command_line import load_config
 from shared.config.pretext import Instances, MultiTask
-from shared.config.schema import Config, Data, Model, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Data, Model, Pretrain
 from shared.data.batches import Batch
 from shared.networks.build import build_contrastive, network_meta
 from shared.pretext.build import make_task

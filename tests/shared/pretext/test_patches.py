@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from shared.config.pretext import Patches as Options
-from shared.config.schema import Config, Data, Model, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Data, Model, Pretrain
 from shared.data.batches import Batch
 from shared.data.image_ops import grayscale
 from shared.networks.build import build_contrastive, network_meta

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from scipy.stats import kendalltau
 
 from shared.config.pretext import Permutation as Options
-from shared.config.schema import Config, Data, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Data, Pretrain
 from shared.data.batches import Batch
 from shared.pretext.permutation import Permutation, kendall_tau, nearest_permutations
 from shared.pretext.sinkhorn import sinkhorn

@@ -13,7 +13,8 @@ from torch import nn
 
 from shared.config.command_line import load_config
 from shared.config.pretext import Prototypes as Options
-from shared.config.schema import Config, Model, Pretrain, dump
+from shared.config.schema import Config, dump
+from shared.config.sections import Model, Pretrain
 from shared.networks.heads import ContrastiveModel, ProjectionHead
 from shared.pretext.build import make_task
 from shared.pretext.contrastive import Contrastive

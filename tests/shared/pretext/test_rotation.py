@@ -6,7 +6,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from shared.config.schema import Config, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Pretrain
 from shared.data.batches import Batch
 from shared.pretext.rotation import Rotation, all_rotations
 from tests.support.pretext import learn

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.batches import plain_batches
 from shared.pretext import sample as module
 from shared.pretext.sample import in_chunks, sample

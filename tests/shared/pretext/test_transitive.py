@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from shared.config.command_line import load_config
 from shared.config.labelset import LabelSet
-from shared.config.schema import Augmentation, Data
+from shared.config.sections import Augmentation, Data
 from shared.data.batches import Batches
 from shared.data.sources import open_data
 from shared.pretext.build import make_task

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from torch import nn
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.sources import open_data
 from shared.training.evaluate import classification_metrics, over_images, predict, state_hash

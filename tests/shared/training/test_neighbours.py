@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.runtime.errors import UserError
 from shared.training import neighbours
 from shared.training.neighbours import NeighbourProbe, leave_one_out, votes

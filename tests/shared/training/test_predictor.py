@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.batches import plain_batches
 from shared.data.images import decode_image
 from shared.data.sources import open_images

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from shared.config.schema import Linear
+from shared.config.sections import Linear
 from shared.runtime.stage_folder import StageFolder
 from shared.training.runlog import RunLog, read_log
 from tests.support.photos import process

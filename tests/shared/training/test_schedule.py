@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from shared.config.schema import Distill, Finetune, Pretrain
+from shared.config.sections import Distill, Finetune, Pretrain
 from shared.runtime.errors import UserError
 from shared.training.schedule import Schedule, schedule_of
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from shared.config.schema import Config, Distill, Finetune, Pretrain
+from shared.config.schema import Config
+from shared.config.sections import Distill, Finetune, Pretrain
 from shared.data.batches import Batches
 from shared.runtime.errors import UserError
 from shared.training.device import read_later

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from shared.config.schema import ASSESSMENTS
+from shared.config.sections import ASSESSMENTS
 from shared.runs import assessment
 from shared.runs.results import collect
 from shared.runtime.errors import UserError

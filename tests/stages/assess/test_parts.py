@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shared.config.schema import ASSESSMENTS, Assess
+from shared.config.sections import ASSESSMENTS, Assess
 from shared.runs.assessment import Assessment
 from stages.assess.parts import PARTS
 from tests.support.assessed import folder, read

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.runtime.errors import UserError
 from stages.export.images import accuracies, check, open_images
 from stages.export.network import load

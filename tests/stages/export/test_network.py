@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.batches import normalize
 from shared.networks.build import load_classifier, load_contrastive
 from shared.runtime.errors import UserError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.image_ops import center_crop
 from shared.data.images import decode_image
 from shared.runtime.errors import UserError

@@ -9,7 +9,7 @@ import timm
 import torch
 from timm.data.config import resolve_data_config
 
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.networks.resnet import SimCLRResNet
 from stages.export.network import load
 from tests.support.exported import DIGITS, SMALL, artifact, refused, run

@@ -15,7 +15,7 @@ import torch
 from pyarrow import parquet
 
 from shared.config.labelset import LabelSet
-from shared.config.schema import Data
+from shared.config.sections import Data
 from shared.data.label_files import read_csv
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data
