@@ -44,6 +44,7 @@ from shared.data.label_files import (
     read_csv,
     require_class_names,
 )
+from shared.data.names import Names
 from shared.data.splits import (
     column_line,
     encoding_note,
@@ -67,7 +68,6 @@ _HUB_NAME = re.compile(
 )
 
 _PATTERN = re.compile(r"[*?]|\[.+\].*\.parquet$")  # of files; name@split[:50%] is the hub's
-TEXT = np.dtypes.StringDType()  # Python's strings take twice the memory
 OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened last
 
 
@@ -242,19 +242,21 @@ def _image_set(
     )
 
 
-def _names(files: datasets.Dataset, root: str) -> np.ndarray:
-    """(n,) text: the paths below the root, row numbers where there is none or two are the same."""
+def _names(files: datasets.Dataset, root: str) -> Names:
+    """The paths below the root, row numbers where there is none or two are the same."""
     paths = pc.struct_field(files.data.column("image"), "path")  # type: ignore[attr-defined]
-    empty = pc.equal(pc.binary_length(paths), 0).fill_null(True)  # type: ignore[attr-defined]
-    if pc.any(empty).as_py():  # type: ignore[attr-defined]
+    if pc.all(pc.starts_with(paths, root), skip_nulls=False).as_py():  # type: ignore[attr-defined]
+        names = Names.of_column(paths, len(root))  # a folder's own, which may be very many
+    else:
         rows = pa.array(np.arange(len(paths)).astype(str))
+        empty = pc.equal(pc.binary_length(paths), 0).fill_null(True)  # type: ignore[attr-defined]
         paths = pc.if_else(empty, rows, paths)  # type: ignore[attr-defined]
-    inside = pc.starts_with(paths, root)  # type: ignore[attr-defined]
-    names = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(root)), paths)  # type: ignore[attr-defined]
-    if pc.count_distinct(names).as_py() < len(names):  # type: ignore[attr-defined]
-        return np.arange(len(names)).astype(TEXT)
-    parts = [np.array(chunk.to_pylist(), dtype=TEXT) for chunk in names.chunks]
-    return np.concatenate(parts) if parts else np.zeros(0, TEXT)
+        inside = pc.starts_with(paths, root)  # type: ignore[attr-defined]
+        paths = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(root)), paths)  # type: ignore[attr-defined]
+        names = Names.of_column(paths)
+    if pc.count_distinct(paths).as_py() < len(paths):  # type: ignore[attr-defined]
+        return Names.of(map(str, range(len(paths))))
+    return names
 
 
 def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: bool) -> str | None:
@@ -284,7 +286,7 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
             cannot be read; and, unless ``on_error`` is skip, a name is no text.
     """
     _quiet(progress)
-    parts: list[tuple[datasets.Dataset, list[str]]] = []
+    parts: list[tuple[datasets.Dataset, Sequence[str]]] = []
     missing = [str(source) for source in sources if not os.path.lexists(source)]
     if missing and (data.on_error == "stop" or len(missing) == len(sources)):
         raise UserError(f"no such file or folder: {abbreviated(missing)}{did_you_mean(missing[0])}")
@@ -317,7 +319,7 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
             " --data.on_error skip"
         )
     parts = [part for part in [*parts, _image_files(files)] if part[1]]
-    names = np.concatenate([np.array(names, dtype=TEXT) for _, names in parts])
+    names = Names.of(name for _, names in parts for name in names)
     rows = datasets.concatenate_datasets([rows for rows, _ in parts])
     unlabeled = np.full(len(names), UNLABELED)
     decoding = Decoding(data.load_truncated, data.max_pixels)
@@ -649,7 +651,7 @@ def _appended(train: ImageSet, extra: ImageSet, data: Data) -> ImageSet:
     return replace(
         train,
         files=datasets.concatenate_datasets([train.files, extra.files]),
-        names=np.concatenate([train.names, "unlabeled/" + extra.names]),
+        names=train.names.followed_by(extra.names, "unlabeled/"),
         labels=np.concatenate([train.labels, np.full(len(extra), UNLABELED)]),
         pixels=pixels,
         skipped=train.skipped + tuple(f"unlabeled/{name}" for name in extra.skipped),
