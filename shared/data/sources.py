@@ -44,6 +44,7 @@ from shared.data.label_files import (
     read_csv,
     require_class_names,
 )
+from shared.data.listings import listing
 from shared.data.names import Names
 from shared.data.splits import (
     column_line,
@@ -71,9 +72,7 @@ _PATTERN = re.compile(r"[*?]|\[.+\].*\.parquet$")  # of files; name@split[:50%] 
 OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened last
 
 
-def _open(
-    source: str, on_error: str = "stop", progress: bool = False
-) -> dict[str, datasets.Dataset]:
+def _open(source: str, data: Data, progress: bool = False) -> dict[str, datasets.Dataset]:
     """All splits of a source, by name; ``progress``: print what of a folder is passed over."""
     if source == "digits":
         return {"train": _digits()}
@@ -81,7 +80,7 @@ def _open(
     if source.startswith("hf://"):
         return dict(_load(source, "parquet", data_files={"train": source}, progress=progress))
     if source and path.is_dir():
-        return _open_folder(path.absolute(), source, on_error, progress)
+        return _open_folder(path.absolute(), source, data, progress)
     if _is_pattern(source):
         files = sorted(glob.glob(str(path), recursive=True))
         others = [file for file in files if not file.endswith(".parquet")]
@@ -159,17 +158,18 @@ def offline() -> Iterator[None]:
 
 
 def _open_folder(
-    root: Path, source: str, on_error: str, progress: bool
+    root: Path, source: str, data: Data, progress: bool
 ) -> dict[str, datasets.Dataset]:
     """The splits of a folder; Hugging Face opens one with parquet files."""
-    if any(_parquet_files(root)):
-        if progress and (images := walk(root)):
+    walked = listing(root, data.cache_folder)
+    if walked.passed_over[".parquet"] and any(_parquet_files(root)):
+        if progress and walked:
             say(
                 f"note: {source}: the parquet files there are read; of the image files beside them"
-                f" ({len(images):,}) only those that they name"
+                f" ({len(walked):,}) only those that they name"
             )
         return dict(_load(source, str(root), progress=progress))
-    return open_folder(root, source, on_error, progress)
+    return open_folder(root, walked, source, data.on_error, progress)
 
 
 def _parquet_files(root: Path) -> Iterator[Path]:
@@ -214,7 +214,10 @@ def _image_set(
         )
     labels, classes = np.full(len(dataset), UNLABELED), ()
     label = _label_column(dataset, data, source, required) if labeled else None
-    if label is not None:
+    if label is not None and isinstance(features[label], datasets.ClassLabel):
+        numbers = dataset.select_columns([label]).with_format("arrow")[:].column(0)
+        labels, classes = _class_labels(numbers, features[label].names, label, source)
+    elif label is not None:
         labels, classes = _labels(_values(dataset, label, source), features[label], label, source)
     root = Path(source).expanduser()
     edited = label is not None and not isinstance(features[label], datasets.ClassLabel)
@@ -294,7 +297,7 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
     odd: list[str] = []
     for source in map(Path, sources):
         if source.suffix == ".parquet" and not os.path.isdir(source):
-            table = _image_set(_open(str(source))["train"], data, str(source), labeled=False)
+            table = _image_set(_open(str(source), data)["train"], data, str(source), labeled=False)
             names = table.names if len(sources) == 1 else [f"{source}/{n}" for n in table.names]
             parts += [_image_files(files), (table.files, list(names))]
             files = []
@@ -303,10 +306,9 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
             notes = walked.notes()
             if not walked:
                 raise UserError("; ".join([f"no images in {printable(source)}", *notes]))
-            below = str(source) if is_text(str(source)) else printable(source)
-            files += [os.path.join(below, name) for name in walked.images]
+            files += pc.struct_field(walked.files, "path").to_pylist()  # type: ignore[attr-defined]
             odd += [str(source / name) for name in walked.odd]
-            odd += [str(source)] if below != str(source) else []
+            odd += [] if is_text(str(source)) else [str(source)]
             if progress:
                 for note in notes:
                     say(f"note: {printable(source)}: {note}", error=True)
@@ -420,26 +422,31 @@ def _values(dataset: datasets.Dataset, column: str, source: str) -> list:
         raise UserError(f"{source}: cannot read the column {column}: {reason}") from error
 
 
+def _class_labels(
+    numbers: pa.ChunkedArray, classes: list, column: str, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Classes (n,) int64 and their names, of a column of the hub's kind for classes."""
+    names = _class_names(classes, column, source)
+    labels = np.array(numbers.fill_null(UNLABELED))  # a copy, which may be changed
+    beyond = labels[(labels < UNLABELED) | (labels >= len(classes))]
+    if len(beyond):
+        raise UserError(
+            f"{source}: column {column} holds the class {beyond[0]}, but its list of classes"
+            f" has {len(classes)} names, 0 to {len(classes) - 1}:"
+            f" {abbreviated(classes)}; mend the list, or the {len(beyond)} rows"
+        )
+    return labels, names
+
+
 def _labels(
     values: list, feature: Any, column: str, source: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Classes (n,) int64 and their names; what is no label, ``is_label`` says."""
+    if not isinstance(feature, datasets.Value):
+        raise UserError(f"data.label_column={column} holds {feature}, not one class per image")
     known = np.array([is_label(value) for value in values], bool)
     known_values = [value for value, is_known in zip(values, known, strict=True) if is_known]
     labels = np.full(len(values), UNLABELED)
-    if isinstance(feature, datasets.ClassLabel):
-        names = _class_names(feature.names, column, source)
-        labels[known] = known_values
-        beyond = labels[(labels < UNLABELED) | (labels >= len(feature.names))]
-        if len(beyond):
-            raise UserError(
-                f"{source}: column {column} holds the class {beyond[0]}, but its list of classes"
-                f" has {len(feature.names)} names, 0 to {len(feature.names) - 1}:"
-                f" {abbreviated(feature.names)}; mend the list, or the {len(beyond)} rows"
-            )
-        return labels, names
-    if not isinstance(feature, datasets.Value):
-        raise UserError(f"data.label_column={column} holds {feature}, not one class per image")
     if feature.dtype in ("string", "large_string"):
         known_values = [class_text(value) for value in known_values]
     distinct, labels[known] = np.unique(np.array(known_values), return_inverse=True)
@@ -506,7 +513,7 @@ def _open_splits(
     data: Data, table: Path | None, decoded: Callable[[ImageSet], ImageSet], progress: bool
 ) -> Splits:
     _quiet(progress)
-    sources = _open(data.train, data.on_error, progress)
+    sources = _open(data.train, data, progress)
     name = "train" if "train" in sources else next(iter(sources))
     train = _image_set(sources[name], data, data.train, required=table is None)
     labels = read_labels(table, data, sources[name].column_names) if table else None
@@ -561,7 +568,7 @@ def _test_images(
     """The first test or validation split with labels: many test splits of the hub have none."""
     parts, source = others, data.train
     if data.test is not None:
-        parts, source = _open(data.test, data.on_error, progress), data.test
+        parts, source = _open(data.test, data, progress), data.test
     names = [name for name in ("test", "validation", "val") if name in parts]
     if data.test is not None and not names:
         names = list(parts)[:1]
@@ -628,7 +635,7 @@ def _test_note(data: Data) -> str:
 
 def _unlabeled_images(source: str, data: Data, progress: bool) -> ImageSet:
     """Those of ``data.unlabeled``, without their labels."""
-    parts = _open(source, data.on_error, progress)
+    parts = _open(source, data, progress)
     name = next((name for name in ("unlabeled", "train") if name in parts), next(iter(parts)))
     return _image_set(parts[name], data, source, required=False, labeled=False)
 
