@@ -134,7 +134,7 @@ class ImageSet:
     @property
     def training_ids(self) -> np.ndarray:
         """(n - k,) int64 positions of the images that stages 2 and 3 may see, ascending."""
-        return np.setdiff1d(np.arange(len(self)), self.held_out)
+        return np.delete(np.arange(len(self)), self.held_out)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -269,7 +269,7 @@ class ImageSet:
                 )
             pixels[len(readable)] = image
             readable.append(index)
-        images = self.without(np.setdiff1d(np.arange(len(self)), readable), progress)
+        images = self.without(np.delete(np.arange(len(self)), readable), progress)
         assert pixels is not None
         whole = len(readable) == len(self)
         return replace(images, pixels=pixels if whole else pixels[: len(readable)].clone())
@@ -326,7 +326,7 @@ class ImageSet:
             where = " (skipped.txt in the run's folder has all)" if len(names) > 3 else ""
             what = f"{len(names)} unreadable of {len(self)} images"
             say(f"skipped {what}: {abbreviated(names)}{where}")
-        kept = self.select(np.setdiff1d(np.arange(len(self)), unreadable))
+        kept = self.select(np.delete(np.arange(len(self)), unreadable))
         return replace(kept, skipped=tuple(printable(name) for name in names))
 
 

@@ -70,8 +70,8 @@ def listing(root: Path, cache_folder: str) -> Walk:
             written none is kept.
     """
     try:
-        path = Path(cache_folder).expanduser() / f"{_key(root)}.listing"
-    except RuntimeError:  # nobody knows the user's home
+        path = path_of(root, cache_folder)
+    except RuntimeError:
         cache_folder = ""
     if not cache_folder:
         return walk(root)
@@ -84,13 +84,15 @@ def listing(root: Path, cache_folder: str) -> Walk:
     with suppress(UserError, OSError), held(path, PATIENCE):  # of several processes one writes
         kept = _read(path, root)
         if kept is None:
-            into_place(path, partial(_write, walked=walked))
+            into_place(path, partial(write, walked=walked))
             kept = _read(path, root)
     return kept or walked
 
 
-def _key(root: Path) -> str:
-    return hashlib.sha256(os.fsencode(root)).hexdigest()[:24]
+def path_of(root: Path, cache_folder: str) -> Path:
+    """The file of a folder's listing; a RuntimeError where nobody knows the user's home."""
+    key = hashlib.sha256(os.fsencode(root)).hexdigest()[:24]
+    return Path(cache_folder).expanduser() / f"{key}.listing"
 
 
 def _is_settled(walked: Walk, began: int) -> bool:
@@ -99,7 +101,8 @@ def _is_settled(walked: Walk, began: int) -> bool:
     return not walked.unread and max(times, default=0) < began - SETTLED
 
 
-def _write(file: BinaryIO, walked: Walk) -> None:
+def write(file: BinaryIO, walked: Walk) -> None:
+    """Write a listing into a new file, open for reading too."""
     notes: _Notes = {
         "version": VERSION,
         "begin": walked.begin,

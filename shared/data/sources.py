@@ -257,9 +257,15 @@ def _names(files: datasets.Dataset, root: str) -> Names:
         inside = pc.starts_with(paths, root)  # type: ignore[attr-defined]
         paths = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(root)), paths)  # type: ignore[attr-defined]
         names = Names.of_column(paths)
-    if pc.count_distinct(paths).as_py() < len(paths):  # type: ignore[attr-defined]
+    if not _are_distinct(paths):
         return Names.of(map(str, range(len(paths))))
     return names
+
+
+def _are_distinct(texts: pa.ChunkedArray) -> bool:
+    """Whether no two are the same; those of class folders are in order, which is seen at once."""
+    ascend = pc.all(pc.less(texts[:-1], texts[1:])).as_py()  # type: ignore[attr-defined]
+    return ascend or pc.count_distinct(texts).as_py() == len(texts)  # type: ignore[attr-defined]
 
 
 def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: bool) -> str | None:

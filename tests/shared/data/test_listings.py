@@ -212,7 +212,7 @@ def test_a_foreign_file_is_not_taken(tmp_path, root, keep, monkeypatch, foreign)
     walked = FOREIGN[foreign](walk(root))
     with monkeypatch.context() as patch, file.open("w+b") as opened:
         patch.setattr(listings, "_IMAGES", pa.schema([("image", walked.files.type)]))
-        listings._write(opened, walked)
+        listings.write(opened, walked)
     assert not is_kept(root, tmp_path, monkeypatch)
     assert is_kept(root, tmp_path, monkeypatch)
     monkeypatch.setattr(listings, "VERSION", "2")
@@ -229,11 +229,11 @@ def _fails(error):
 WAYS = {
     "below a file": lambda tmp, patch: (tmp / "cache").write_text("no folder"),
     "a folder in its place": lambda tmp, patch: [
-        (tmp / "cache" / f"{listings._key(tmp / 'root')}.listing").mkdir(parents=True)
+        listings.path_of(tmp / "root", str(tmp / "cache")).mkdir(parents=True)
     ],
     "a pipe in its place": lambda tmp, patch: [
         (tmp / "cache").mkdir(),
-        os.mkfifo(tmp / "cache" / f"{listings._key(tmp / 'root')}.listing"),
+        os.mkfifolistings.path_of(tmp / "root", str(tmp / "cache")),
         patch.setattr(listings, "into_place", _fails(OSError(errno.EROFS, "read-only"))),
     ],
     "a full disk": lambda tmp, patch: patch.setattr(
