@@ -70,10 +70,10 @@ def listing(root: Path, cache_folder: str) -> Walk:
             written none is kept.
     """
     try:
-        path = path_of(root, cache_folder)
+        path = path_of(root, cache_folder) if cache_folder else None
     except RuntimeError:
-        cache_folder = ""
-    if not cache_folder:
+        path = None
+    if path is None:
         return walk(root)
     if kept := _read(path, root):
         return kept
@@ -124,9 +124,10 @@ def write(file: BinaryIO, walked: Walk) -> None:
         with pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
     file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").digest()
-    file.seek(0, os.SEEK_END)
-    file.write(digest)
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    file.write(digest.digest())
 
 
 def _read(path: Path, root: Path) -> Walk | None:

@@ -19,7 +19,7 @@ class _Part(NamedTuple):
     prefix: str
 
 
-class Names(Sequence[str]):
+class Names:
     """The names of n images in order.
 
     ``names[3]`` is a text; ``names[positions]``, ``names[mask]`` and ``names[2:5]`` are arrays

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -215,7 +215,8 @@ def _image_set(
     labels, classes = np.full(len(dataset), UNLABELED), ()
     label = _label_column(dataset, data, source, required) if labeled else None
     if label is not None and isinstance(features[label], datasets.ClassLabel):
-        numbers = dataset.select_columns([label]).with_format("arrow")[:].column(0)
+        table = cast(pa.Table, dataset.select_columns([label]).with_format("arrow")[:])
+        numbers = table.column(0)
         labels, classes = _class_labels(numbers, features[label].names, label, source)
     elif label is not None:
         labels, classes = _labels(_values(dataset, label, source), features[label], label, source)

@@ -233,7 +233,7 @@ WAYS = {
     ],
     "a pipe in its place": lambda tmp, patch: [
         (tmp / "cache").mkdir(),
-        os.mkfifolistings.path_of(tmp / "root", str(tmp / "cache")),
+        os.mkfifo(listings.path_of(tmp / "root", str(tmp / "cache"))),
         patch.setattr(listings, "into_place", _fails(OSError(errno.EROFS, "read-only"))),
     ],
     "a full disk": lambda tmp, patch: patch.setattr(
