@@ -2,7 +2,10 @@
 
     python -m benchmarks.large                     # measures, about 8 CPU minutes on a CPU
     python -m benchmarks.large --only networks     # one table; the others stay as they are
+    python -m benchmarks.large --only folders --files 100000 --files-in FOLDER
     python -m benchmarks.large --table             # the tables of docs/large.md again
+
+Folders hold names of empty files, 1,000 in each class; FOLDER keeps them, else they go at the end.
 
 Every row is a process of its own, whose peak counts from the end of the imports: resident memory
 on a CPU, what torch allocated on a GPU. Speed is images per CPU second there (the cores may be
@@ -10,20 +13,35 @@ shared), per second on a GPU.
 """
 
 import argparse
+import ctypes
+import gc
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 
 from benchmarks.compare import ROOT, circumstances, replace_between
 from benchmarks.ours import accelerator, read
+from shared.config.labelset import LabelSet
+from shared.config.sections import Data
+from shared.data import listings
+from shared.data.folders import Listed, walk
+from shared.data.labels import draw_labels
+from shared.data.listings import listing
+from shared.data.sources import look_at
 from shared.networks.build import build_contrastive, network_meta
 from shared.training import stage
 from shared.training.device import prepare_to_train
@@ -54,6 +72,8 @@ NETWORKS = [
     ("simclr_resnet101_2x_sk1", (4, 8)),
     ("simclr_resnet152_3x_sk1", (2, 4)),
 ]
+FILES = [10**5, 10**6, 10**7]
+PRETENDED = 10**6  # of more there are only the folders and the listing: they take 20 minutes
 
 
 def resident() -> float:
@@ -127,6 +147,33 @@ def network_row(encoder: str, images: int, checkpointed: bool) -> dict[str, floa
     return measured(imported, images, seconds) | {"parameters": parameters}
 
 
+def anonymous() -> float:
+    """Memory in use of this process alone, bytes: what is mapped from files is not in it."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free and kept for the next use
+    pa.default_memory_pool().release_unused()
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return int(re.findall(r"Anonymous: *([0-9]+) kB", text)[0]) * 1024.0
+
+
+def folder_row(root: str, cache_folder: str) -> dict[str, float]:
+    """A folder listed, then opened, split and one percent of its labels drawn: CPU seconds."""
+    labels = LabelSet.parse("1pct")
+    look_at(Data(), labels)  # first uses of libraries
+    held, began = anonymous(), time.process_time()
+    images = len(listing(Path(root), cache_folder))
+    listed = time.process_time()
+    splits = look_at(Data(train=root, cache_folder=cache_folder), labels)
+    opened = time.process_time()
+    draw_labels(splits, labels, 0)
+    drawn = time.process_time()
+    row = {"images": images, "listed": listed - began, "opened": opened - listed}
+    row |= {"drawn": drawn - opened, "held": anonymous() - held, "peak": resident()}
+    began = time.process_time()
+    assert splits.train.fingerprint
+    return row | {"fingerprint": time.process_time() - began}
+
+
 def child(kind: str, *arguments: object) -> dict[str, Any] | str:
     """A row, measured in a process of its own; the last line of its error where it fails."""
     command = [sys.executable, "-m", "benchmarks.large", "--row", json.dumps([kind, *arguments])]
@@ -161,6 +208,87 @@ def measure_networks() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def pretend_files(root: Path, number: int, cache_folder: Path) -> None:
+    """Class folders without files, and the listing that they would have with 1,000 in each."""
+    for label in range(number // 1000):
+        (root / f"class{label:05}").mkdir(parents=True, exist_ok=True)
+    walked = walk(root)
+    names = sorted(folder.name for folder in root.iterdir())
+    paths = (
+        [f"{root}/{name}/image{1000 * label + index:08}.jpg" for index in range(1000)]
+        for label, name in enumerate(names)
+    )
+    kind = datasets.Image().pa_type
+    chunks = [
+        pa.StructArray.from_arrays([pa.nulls(1000, pa.binary()), pa.array(part)], fields=list(kind))
+        for part in paths
+    ]
+    whole = [pa.concat_arrays(chunks[k : k + 1000]) for k in range(0, len(chunks), 1000)]
+    listed = [Listed(f"{name}/", 1000) for name in names]
+    walked = replace(walked, files=pa.chunked_array(whole, kind), listed=listed)
+    cache_folder.mkdir()
+    with listings.path_of(root, str(cache_folder)).open("x+b") as file:
+        listings.write(file, walked)
+
+
+def make_files(root: Path, number: int) -> None:
+    """Names of empty files, 1,000 in each class share a file; classes that are there stay."""
+    for label in tqdm(range(number // 1000), desc=f"{number:,} files", disable=None):
+        folder = root / f"class{label:05}"
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            first, *others = (
+                folder / f"image{label * 1000 + index:08}.jpg" for index in range(1000)
+            )
+            first.touch()
+            for other in others:
+                os.link(first, other)  # takes no inode
+
+
+def measure_folders(files: Sequence[int], files_in: Path | None) -> list[dict[str, Any]]:
+    """Rows of the table of folders: nothing kept, kept by this process, kept by an earlier one."""
+    rows = []
+    for number in files:
+        with tempfile.TemporaryDirectory() as scratch:
+            root = (files_in or Path(scratch)) / str(number)
+            cache = str(Path(scratch) / "cache")
+            kinds = [("no", ""), ("first time", cache), ("later", cache)]
+            if number > PRETENDED:
+                pretend_files(root, number, Path(cache))
+                kinds = kinds[-1:]
+            else:
+                make_files(root, number)
+                time.sleep(2 * listings.SETTLED / 1e9)
+            for kept, folder in kinds:
+                row = child("folder", str(root), folder)
+                rows.append({"files": number, "kept": kept, "row": row})
+            kept = sum(file.stat().st_size for file in Path(cache).iterdir())
+            rows[-1]["file"] = kept
+    return rows
+
+
+def folders_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown; what is held is what the images add to this process's own memory."""
+    lines = [
+        "| files | listing kept | CPU s: list | open, split | draw labels | fingerprint |"
+        " held, MiB | bytes an image | peak, MiB | file, MiB |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        numbers, name = row["row"], f"| {row['files']:,} | {row['kept']} |"
+        if isinstance(numbers, str):
+            lines.append(f"{name} {numbers} | | | | | | | |")
+            continue
+        seconds = (f"{numbers[k]:.2f}" for k in ("listed", "opened", "drawn", "fingerprint"))
+        file = f"{row['file'] / 2**20:,.0f}" if "file" in row else ""
+        lines.append(
+            f"{name} {' | '.join(seconds)} | {numbers['held'] / 2**20:,.0f} |"
+            f" {numbers['held'] / numbers['images']:.0f} | {numbers['peak'] / 2**20:,.0f} |"
+            f" {file} |"
+        )
+    return "\n".join(lines)
 
 
 def batches_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -200,9 +328,11 @@ def networks_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+ROWS = {"batch": batch_row, "network": network_row, "folder": folder_row}
 TABLES = {
     "batches": (measure_batches, batches_table),
     "networks": (measure_networks, networks_table),
+    "folders": (measure_folders, folders_table),
 }
 
 
@@ -212,18 +342,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.large", description=__doc__, formatter_class=raw)
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--table", action="store_true", help="only write the tables again")
+    parser.add_argument("--files", nargs="+", type=int, default=FILES, help="in a folder")
+    parser.add_argument("--files-in", type=Path, help="where they are or are made, and stay")
     parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.row:
         kind, *arguments = options.row
         torch.set_num_threads(1)
-        print(json.dumps({"batch": batch_row, "network": network_row}[kind](*arguments)))
+        print(json.dumps(ROWS[kind](*arguments)))
         return 0
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in () if options.table else options.only:
         device = torch.cuda.get_device_name() if CUDA else "CPU, one thread"
-        results[name] = circumstances(False) | {"device": device, "rows": TABLES[name][0]()}
+        sizes = (options.files, options.files_in) if name == "folders" else ()
+        results[name] = circumstances(False) | {"device": device, "rows": TABLES[name][0](*sizes)}
         RESULTS.write_text(json.dumps(results, indent=1))
     text = DOCUMENT.read_text()
     for name, saved in results.items():

@@ -5,6 +5,7 @@ suffix, and opens only files of other suffixes. One line says what was passed ov
 """
 
 import heapq
+import itertools
 import os
 import posixpath
 import re
@@ -59,44 +60,76 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 class Listed(NamedTuple):
-    """The images that lie directly in a folder: ``folder`` is "" or ends with ``/``.
-
-    Their names are one Arrow array of text, sorted: ten million Python strings take a gigabyte.
-    """
+    """How many images lie directly in a folder: ``folder`` is "" or ends with ``/``."""
 
     folder: str
-    files: pa.StringArray
+    number: int
+
+
+class Watched(NamedTuple):
+    """What a walk went by: as long as it is the same, another walk would find the same.
+
+    Attributes:
+        path: of a folder, a link to one, or a file whose content was looked at; below the root.
+        device: with ``inode`` what it is, behind links; None where nothing was there.
+        inode: its number there.
+        modified: time in nanoseconds; None where only what it is counts.
+        changed: time in nanoseconds of the last change of all, which no program can set.
+    """
+
+    path: str
+    device: int | None
+    inode: int | None
+    modified: int | None
+    changed: int | None
 
 
 @dataclass
 class Walk:
-    """What lies below a folder; all names are relative to it, with ``/`` between the parts.
+    """What lies below a folder; names are relative to it, with ``/`` between the parts.
 
     Attributes:
-        listed: files that are images by suffix or content, folder by folder, in the order of
-            ``os.walk``: the files of a folder, then its folders.
-        odd: names of images that are not UTF-8, which ``listed`` has in a printable form.
+        begin: the folder as text, with ``/`` at its end.
+        listed: folders with images, in the order of ``os.walk``: the files of a folder, then its
+            folders.
+        files: all of them in that order, those of a folder sorted, as Hugging Face stores files
+            that lie elsewhere: paths without bytes. Arrow, for ten million Python strings take a
+            gigabyte.
+        odd: names of images that are not UTF-8, which ``files`` has in a printable form.
         folders: that were walked, without the root.
         metadata: files of the names that Hugging Face gives to tables of images.
         passed_over: number of other files by suffix, or by another reason.
         not_entered: hidden folders, links to folders that were walked already, folders that cannot
             be read; each with the reason where it is not hidden.
+        watched: what this depends on.
+        unread: number of folders that could not be read.
+        opened: number of files whose content said whether they are images.
     """
 
+    begin: str
     listed: list[Listed] = field(default_factory=list)
+    files: pa.ChunkedArray = field(default_factory=lambda: _files("", []))
     odd: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     not_entered: list[str] = field(default_factory=list)
+    watched: list[Watched] = field(default_factory=list)
+    unread: int = 0
+    opened: int = 0
 
     def __len__(self) -> int:
-        return sum(len(files) for _, files in self.listed)
+        return len(self.files)
 
     @property
     def images(self) -> list[str]:
         """The names of all images, each a Python string."""
-        return [folder + file for folder, files in self.listed for file in files.to_pylist()]
+        return self.names(self.files)
+
+    def names(self, files: pa.ChunkedArray) -> list[str]:
+        """The names of these files, each a Python string."""
+        paths = pc.struct_field(files, "path")  # type: ignore[attr-defined]
+        return pc.utf8_slice_codeunits(paths, len(self.begin)).to_pylist()  # type: ignore[attr-defined]
 
     def notes(self) -> list[str]:
         """A line for files and a line for folders that were passed over, where there are any."""
@@ -116,24 +149,30 @@ def walk(root: Path) -> Walk:
     Links are followed after all real folders, so that a folder has its real name where it lies
     below the root. A link to a folder around the root is a loop. Only regular files are opened.
     """
-    found, seen = Walk(), set()
-    around = {_identity(folder) for folder in root.resolve().parents}
+    begin = os.path.join(root, "")
+    found, seen = Walk(begin if is_text(begin) else printable(begin)), set()
+    around = {_identity(os.stat(folder)) for folder in root.resolve().parents}
+    images: list[tuple[str, pa.StringArray]] = []
     real, links = [""], []
     while real or links:
         is_link = not real
         folder = heapq.heappop(links) if is_link else real.pop()
         path = os.path.join(root, folder)
         try:
-            identity = _identity(path)
+            status = os.stat(path)
+            identity = _identity(status)
             if identity in seen or (is_link and identity in around):
+                found.watched.append(Watched(folder, *identity, None, None))
                 found.not_entered.append(f"{folder}/ (a link to a folder that is walked already)")
                 continue
             seen.add(identity)
             with os.scandir(path) as entries:
                 listed = list(entries)
         except OSError as error:
+            found.unread += 1
             found.not_entered.append(f"{folder or '.'}/ ({error.strerror})")
             continue
+        found.watched.append(_watched(folder, status))
         if folder:
             found.folders.append(folder if is_text(folder) else printable(folder))
         files = []
@@ -144,34 +183,70 @@ def walk(root: Path) -> Walk:
                 real.append(name)
             elif kind == "link to a folder":
                 heapq.heappush(links, name)
-            elif kind == "hidden folder":
-                found.not_entered.append(f"{name}/")
-            elif kind == "image" or (kind == "unknown" and _is_image(entry.path)):
+            elif kind == "image" or (kind == "unknown" and _is_shown_image(entry, name, found)):
                 files.append(entry.name)
-            elif kind == "metadata":
-                found.metadata.append(name)
-            elif kind == "unknown":
-                found.passed_over[os.path.splitext(name)[1].lower() or "without suffix"] += 1
             else:
-                found.passed_over[kind] += 1
+                _pass_over(entry, name, kind, found)
         if files:
-            _list(found, f"{folder}/" if folder else "", sorted(files))
-    found.listed.sort(key=lambda listed: listed.folder.split("/")[:-1])
+            images.append(_listed(found, f"{folder}/" if folder else "", sorted(files)))
+    images.sort(key=lambda listed: listed[0].split("/")[:-1])
+    found.listed = [Listed(folder, len(files)) for folder, files in images]
+    found.files = _files(found.begin, images)
     found.not_entered.sort()
     return found
 
 
-def _list(walked: Walk, folder: str, files: list[str]) -> None:
-    """Add the images of a folder; what is no text is kept apart and becomes printable."""
+def _listed(found: Walk, folder: str, files: list[str]) -> tuple[str, pa.StringArray]:
+    """The images of a folder; what is no text is kept apart and becomes printable."""
     if not is_text(folder + "".join(files)):
-        walked.odd += [name for file in files if not is_text(name := folder + file)]
+        found.odd += [name for file in files if not is_text(name := folder + file)]
         folder, files = printable(folder), [printable(file) for file in files]
-    walked.listed.append(Listed(folder, pa.array(files, pa.string())))
+    return folder, pa.array(files, pa.string())
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-    status = os.stat(folder)
+def _is_shown_image(entry: os.DirEntry, name: str, found: Walk) -> bool:
+    """Whether the content of a file says that it is an image; the file is watched."""
+    found.watched.append(_watched(name, _status(entry.path)))
+    found.opened += 1
+    return _is_image(entry.path)
+
+
+def _pass_over(entry: os.DirEntry, name: str, kind: str, found: Walk) -> None:
+    """Note what is neither an image nor a folder to enter."""
+    if kind == "hidden folder":
+        found.not_entered.append(f"{name}/")
+    elif kind == "metadata":
+        found.metadata.append(name)
+    elif kind == "unknown":
+        found.passed_over[os.path.splitext(name)[1].lower() or "without suffix"] += 1
+    else:
+        if entry.is_symlink():
+            found.watched.append(_watched(name, _status(entry.path)))
+        found.passed_over[kind] += 1
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def _status(path: str) -> os.stat_result | None:
+    """What a path leads to; None for a link to nothing."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _watched(path: str, status: os.stat_result | None) -> Watched:
+    if status is None:
+        return Watched(path, None, None, None, None)
+    return Watched(path, *_identity(status), status.st_mtime_ns, status.st_ctime_ns)
+
+
+def is_unchanged(root: Path, watched: Watched) -> bool:
+    """Whether what a walk of a folder went by is what it was."""
+    now = _watched(watched.path, _status(os.path.join(root, watched.path)))
+    return now[:3] == watched[:3] and (watched.changed is None or now == watched)
 
 
 def _kind(entry: os.DirEntry) -> str:
@@ -195,14 +270,15 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 @cache
-def _formats() -> list[str]:
+def formats() -> list[str]:
+    """The formats that are recognised by content here."""
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]  # some builds of Pillow lack some
 
 
 def _is_image(path: str) -> bool:
     try:
-        with Image.open(path, formats=_formats()):
+        with Image.open(path, formats=formats()):
             return True
     except Exception:  # Pillow raises whatever its format does
         return False
@@ -225,7 +301,7 @@ class Part(NamedTuple):
 
 
 def open_folder(
-    root: Path, source: str, on_error: str, progress: bool
+    root: Path, walked: Walk, source: str, on_error: str, progress: bool
 ) -> dict[str, datasets.Dataset]:
     """The images of a folder, by split: train, and test and validation where they are there.
 
@@ -235,6 +311,7 @@ def open_folder(
 
     Args:
         root: the folder, absolute.
+        walked: what lies below it.
         source: what the user calls it.
         on_error: stop or skip, where names are no text or metadata name missing files.
         progress: print what was passed over and left out.
@@ -244,7 +321,6 @@ def open_folder(
     """
     if not is_text(str(root)):
         raise UserError(f"the path {printable(root)} is not UTF-8; rename its folders")
-    walked = walk(root)
     notes = walked.notes()
     if not walked.listed:
         passed_over = "".join(f"; {note}" for note in notes)
@@ -264,7 +340,7 @@ def open_folder(
     splits: dict[str, datasets.Dataset] = {}
     classes: list[str] = []
     for kind, part in parts.items():
-        splits[kind] = _dataset(root, walked.listed, part, classes, metadata)
+        splits[kind] = _dataset(root, walked, part, classes, metadata)
         label = splits[kind].features.get("label")
         if kind == "train" and isinstance(label, datasets.ClassLabel):
             classes = label.names
@@ -280,9 +356,9 @@ def open_folder(
 def _below(images: Iterable[Listed], folder: str) -> tuple[Counter[str], int]:
     """Number of images in each direct subfolder of a folder, and of those directly in it."""
     folders: Counter[str] = Counter()
-    for name, files in images:
+    for name, number in images:
         if name.startswith(folder):
-            folders[name[len(folder) :].partition("/")[0]] += len(files)
+            folders[name[len(folder) :].partition("/")[0]] += number
     return folders, folders.pop("", 0)
 
 
@@ -347,20 +423,24 @@ def _empty_folders(walked: Walk, part: Part) -> list[str]:
 
 def _dataset(
     root: Path,
-    images: list[Listed],
+    walked: Walk,
     part: Part,
     known: list[str],
     metadata: dict[str, dict[str, Any]],
 ) -> datasets.Dataset:
     """The images of one split; ``known``: the training images' classes, for a test split."""
-    images = [listed for listed in images if listed.folder.startswith(part.folder)]
+    inside = [
+        listed.folder.startswith(part.folder) for listed in walked.listed
+    ]  # one after another
+    images = list(itertools.compress(walked.listed, inside))
+    first = sum(listed.number for listed in walked.listed[: inside.index(True)])
+    files = walked.files.slice(first, sum(listed.number for listed in images))
     columns: dict[str, list] = {}
     if metadata:
-        names = (folder + file for folder, files in images for file in files.to_pylist())
-        rows = [metadata.get(name, {}) for name in names]
+        rows = [metadata.get(name, {}) for name in walked.names(files)]
         for column in dict.fromkeys(key for row in rows for key in row):
             columns[column] = [row.get(column) for row in rows]
-    own: dict[str, pa.ChunkedArray] = {"image": _files(root, images)}
+    own: dict[str, pa.ChunkedArray] = {"image": files}
     features = datasets.Features(image=datasets.Image())
     classes = sorted(_below(images, part.classes)[0])
     labeled = len(classes) > 1 or (bool(classes) and set(classes) <= set(known))
@@ -368,7 +448,7 @@ def _dataset(
         number = {name: index for index, name in enumerate(classes)}
         inside = (listed.folder.removeprefix(part.classes) for listed in images)
         of_folders = [number.get(name.partition("/")[0], UNLABELED) for name in inside]
-        labels = np.repeat(of_folders, [len(listed.files) for listed in images])
+        labels = np.repeat(of_folders, [listed.number for listed in images])
         columns.pop("label", None)
         own["label"] = pa.chunked_array([pa.array(labels, pa.int64())])
         features["label"] = datasets.ClassLabel(names=[printable(name) for name in classes])
@@ -390,9 +470,8 @@ def as_dataset(columns: dict[str, pa.ChunkedArray], features: datasets.Features)
     )
 
 
-def _files(root: Path, images: list[Listed]) -> pa.ChunkedArray:
-    """The images as Hugging Face stores files that lie elsewhere: no bytes, absolute paths."""
-    begin = os.path.join(root, "")
+def _files(begin: str, images: list[tuple[str, pa.StringArray]]) -> pa.ChunkedArray:
+    """The files of folders as Hugging Face stores files that lie elsewhere: paths, no bytes."""
     paths = [pc.binary_join_element_wise(begin + folder, files, "") for folder, files in images]  # type: ignore[attr-defined]
     ends = np.cumsum([len(part) for part in paths])
     cuts = np.flatnonzero(np.diff(ends // CHUNK)) + 1  # an array of text holds 2 GiB

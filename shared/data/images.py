@@ -24,6 +24,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from shared.config.sections import MAX_PIXELS
+from shared.data.names import Names
 from shared.runtime.distributed import gather_all, rank, world_size
 from shared.runtime.errors import UserError
 from shared.runtime.media import abbreviated, printable, say
@@ -98,7 +99,7 @@ class ImageSet:
 
     Attributes:
         files: data set with one column ``image`` of undecoded images.
-        names: (n,) file name below the folder, or row number.
+        names: n texts, each the file's name below the folder, or the row's number.
         labels: (n,) int64, -1 where unknown.
         classes: class names in label order; empty where no image is labeled.
         on_error: what to do with an unreadable image: stop or skip.
@@ -115,7 +116,7 @@ class ImageSet:
     """
 
     files: datasets.Dataset
-    names: np.ndarray
+    names: Names
     labels: np.ndarray
     classes: tuple[str, ...]
     on_error: str
@@ -133,7 +134,7 @@ class ImageSet:
     @property
     def training_ids(self) -> np.ndarray:
         """(n - k,) int64 positions of the images that stages 2 and 3 may see, ascending."""
-        return np.setdiff1d(np.arange(len(self)), self.held_out)
+        return np.delete(np.arange(len(self)), self.held_out)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -143,7 +144,9 @@ class ImageSet:
         the bytes of ``FINGERPRINTED`` of them are hashed, and in a parquet file, whose names are
         only row numbers, the length of every image.
         """
-        digest = hashlib.sha256("\n".join(map(str, self.names)).encode())
+        digest = hashlib.sha256()
+        for number, names in enumerate(self.names.blocks()):
+            digest.update(("\n" * (number > 0) + "\n".join(names)).encode())
         if self.pixels is not None:
             digest.update(self.pixels.numpy().data)
             return digest.hexdigest()[:16]
@@ -205,7 +208,7 @@ class ImageSet:
         return replace(
             self,
             files=self.files.select(indices),
-            names=self.names[indices],
+            names=self.names.select(indices),
             labels=self.labels[indices],
             pixels=None if self.pixels is None else self.pixels[indices],
             held_out=np.zeros(0, np.int64),
@@ -272,7 +275,7 @@ class ImageSet:
                 )
             pixels[len(readable)] = image
             readable.append(index)
-        images = self.without(np.setdiff1d(np.arange(len(self)), readable), progress)
+        images = self.without(np.delete(np.arange(len(self)), readable), progress)
         assert pixels is not None
         whole = len(readable) == len(self)
         return replace(images, pixels=pixels if whole else pixels[: len(readable)].clone())
@@ -329,7 +332,7 @@ class ImageSet:
             where = " (skipped.txt in the run's folder has all)" if len(names) > 3 else ""
             what = f"{len(names)} unreadable of {len(self)} images"
             say(f"skipped {what}: {abbreviated(names)}{where}")
-        kept = self.select(np.setdiff1d(np.arange(len(self)), unreadable))
+        kept = self.select(np.delete(np.arange(len(self)), unreadable))
         return replace(kept, skipped=tuple(printable(name) for name in names))
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -46,6 +46,8 @@ from shared.data.label_files import (
     read_csv,
     require_class_names,
 )
+from shared.data.listings import listing
+from shared.data.names import Names
 from shared.data.splits import (
     column_line,
     encoding_note,
@@ -69,13 +71,10 @@ _HUB_NAME = re.compile(
 )
 
 _PATTERN = re.compile(r"[*?]|\[.+\].*\.parquet$")  # of files; name@split[:50%] is the hub's
-TEXT = np.dtypes.StringDType()  # Python's strings take twice the memory
 OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened last
 
 
-def _open(
-    source: str, on_error: str = "stop", progress: bool = False
-) -> dict[str, datasets.Dataset]:
+def _open(source: str, data: Data, progress: bool = False) -> dict[str, datasets.Dataset]:
     """All splits of a source, by name; ``progress``: print what of a folder is passed over."""
     if source == "digits":
         return {"train": _digits()}
@@ -83,7 +82,7 @@ def _open(
     if source.startswith("hf://"):
         return dict(_load(source, "parquet", data_files={"train": source}, progress=progress))
     if source and path.is_dir():
-        return _open_folder(path.absolute(), source, on_error, progress)
+        return _open_folder(path.absolute(), source, data, progress)
     if _is_pattern(source):
         files = sorted(glob.glob(str(path), recursive=True))
         others = [file for file in files if not file.endswith(".parquet")]
@@ -161,17 +160,18 @@ def offline() -> Iterator[None]:
 
 
 def _open_folder(
-    root: Path, source: str, on_error: str, progress: bool
+    root: Path, source: str, data: Data, progress: bool
 ) -> dict[str, datasets.Dataset]:
     """The splits of a folder; Hugging Face opens one with parquet files."""
-    if any(_parquet_files(root)):
-        if progress and (images := walk(root)):
+    walked = listing(root, data.cache_folder)
+    if walked.passed_over[".parquet"] and any(_parquet_files(root)):
+        if progress and walked:
             say(
                 f"note: {source}: the parquet files there are read; of the image files beside them"
-                f" ({len(images):,}) only those that they name"
+                f" ({len(walked):,}) only those that they name"
             )
         return dict(_load(source, str(root), progress=progress))
-    return open_folder(root, source, on_error, progress)
+    return open_folder(root, walked, source, data.on_error, progress)
 
 
 def _parquet_files(root: Path) -> Iterator[Path]:
@@ -216,7 +216,11 @@ def _image_set(
         )
     labels, classes = np.full(len(dataset), UNLABELED), ()
     label = _label_column(dataset, data, source, required) if labeled else None
-    if label is not None:
+    if label is not None and isinstance(features[label], datasets.ClassLabel):
+        table = cast(pa.Table, dataset.select_columns([label]).with_format("arrow")[:])
+        numbers = table.column(0)
+        labels, classes = _class_labels(numbers, features[label].names, label, source)
+    elif label is not None:
         labels, classes = _labels(_values(dataset, label, source), features[label], label, source)
     root = Path(source).expanduser()
     edited = label is not None and not isinstance(features[label], datasets.ClassLabel)
@@ -244,19 +248,27 @@ def _image_set(
     )
 
 
-def _names(files: datasets.Dataset, root: str) -> np.ndarray:
-    """(n,) text: the paths below the root, row numbers where there is none or two are the same."""
+def _names(files: datasets.Dataset, root: str) -> Names:
+    """The paths below the root, row numbers where there is none or two are the same."""
     paths = pc.struct_field(files.data.column("image"), "path")  # type: ignore[attr-defined]
-    empty = pc.equal(pc.binary_length(paths), 0).fill_null(True)  # type: ignore[attr-defined]
-    if pc.any(empty).as_py():  # type: ignore[attr-defined]
+    if pc.all(pc.starts_with(paths, root), skip_nulls=False).as_py():  # type: ignore[attr-defined]
+        names = Names.of_column(paths, len(root))  # a folder's own, which may be very many
+    else:
         rows = pa.array(np.arange(len(paths)).astype(str))
+        empty = pc.equal(pc.binary_length(paths), 0).fill_null(True)  # type: ignore[attr-defined]
         paths = pc.if_else(empty, rows, paths)  # type: ignore[attr-defined]
-    inside = pc.starts_with(paths, root)  # type: ignore[attr-defined]
-    names = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(root)), paths)  # type: ignore[attr-defined]
-    if pc.count_distinct(names).as_py() < len(names):  # type: ignore[attr-defined]
-        return np.arange(len(names)).astype(TEXT)
-    parts = [np.array(chunk.to_pylist(), dtype=TEXT) for chunk in names.chunks]
-    return np.concatenate(parts) if parts else np.zeros(0, TEXT)
+        inside = pc.starts_with(paths, root)  # type: ignore[attr-defined]
+        paths = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(root)), paths)  # type: ignore[attr-defined]
+        names = Names.of_column(paths)
+    if not _are_distinct(paths):
+        return Names.of(map(str, range(len(paths))))
+    return names
+
+
+def _are_distinct(texts: pa.ChunkedArray) -> bool:
+    """Whether no two are the same; those of class folders are in order, which is seen at once."""
+    ascend = pc.all(pc.less(texts[:-1], texts[1:])).as_py()  # type: ignore[attr-defined]
+    return ascend or pc.count_distinct(texts).as_py() == len(texts)  # type: ignore[attr-defined]
 
 
 def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: bool) -> str | None:
@@ -286,7 +298,7 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
             cannot be read; and, unless ``on_error`` is skip, a name is no text.
     """
     _quiet(progress)
-    parts: list[tuple[datasets.Dataset, list[str]]] = []
+    parts: list[tuple[datasets.Dataset, Sequence[str]]] = []
     missing = [str(source) for source in sources if not os.path.lexists(source)]
     if missing and (data.on_error == "stop" or len(missing) == len(sources)):
         raise UserError(f"no such file or folder: {abbreviated(missing)}{did_you_mean(missing[0])}")
@@ -294,7 +306,7 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
     odd: list[str] = []
     for source in map(Path, sources):
         if source.suffix == ".parquet" and not os.path.isdir(source):
-            table = _image_set(_open(str(source))["train"], data, str(source), labeled=False)
+            table = _image_set(_open(str(source), data)["train"], data, str(source), labeled=False)
             names = table.names if len(sources) == 1 else [f"{source}/{n}" for n in table.names]
             parts += [_image_files(files), (table.files, list(names))]
             files = []
@@ -303,10 +315,9 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
             notes = walked.notes()
             if not walked:
                 raise UserError("; ".join([f"no images in {printable(source)}", *notes]))
-            below = str(source) if is_text(str(source)) else printable(source)
-            files += [os.path.join(below, name) for name in walked.images]
+            files += pc.struct_field(walked.files, "path").to_pylist()  # type: ignore[attr-defined]
             odd += [str(source / name) for name in walked.odd]
-            odd += [str(source)] if below != str(source) else []
+            odd += [] if is_text(str(source)) else [str(source)]
             if progress:
                 for note in notes:
                     say(f"note: {printable(source)}: {note}", error=True)
@@ -319,7 +330,7 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
             " --data.on_error skip"
         )
     parts = [part for part in [*parts, _image_files(files)] if part[1]]
-    names = np.concatenate([np.array(names, dtype=TEXT) for _, names in parts])
+    names = Names.of(name for _, names in parts for name in names)
     rows = datasets.concatenate_datasets([rows for rows, _ in parts])
     unlabeled = np.full(len(names), UNLABELED)
     decoding = Decoding(data.load_truncated, data.max_pixels)
@@ -420,26 +431,31 @@ def _values(dataset: datasets.Dataset, column: str, source: str) -> list:
         raise UserError(f"{source}: cannot read the column {column}: {reason}") from error
 
 
+def _class_labels(
+    numbers: pa.ChunkedArray, classes: list, column: str, source: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Classes (n,) int64 and their names, of a column of the hub's kind for classes."""
+    names = _class_names(classes, column, source)
+    labels = np.array(numbers.fill_null(UNLABELED))  # a copy, which may be changed
+    beyond = labels[(labels < UNLABELED) | (labels >= len(classes))]
+    if len(beyond):
+        raise UserError(
+            f"{source}: column {column} holds the class {beyond[0]}, but its list of classes"
+            f" has {len(classes)} names, 0 to {len(classes) - 1}:"
+            f" {abbreviated(classes)}; mend the list, or the {len(beyond)} rows"
+        )
+    return labels, names
+
+
 def _labels(
     values: list, feature: Any, column: str, source: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Classes (n,) int64 and their names; what is no label, ``is_label`` says."""
+    if not isinstance(feature, datasets.Value):
+        raise UserError(f"data.label_column={column} holds {feature}, not one class per image")
     known = np.array([is_label(value) for value in values], bool)
     known_values = [value for value, is_known in zip(values, known, strict=True) if is_known]
     labels = np.full(len(values), UNLABELED)
-    if isinstance(feature, datasets.ClassLabel):
-        names = _class_names(feature.names, column, source)
-        labels[known] = known_values
-        beyond = labels[(labels < UNLABELED) | (labels >= len(feature.names))]
-        if len(beyond):
-            raise UserError(
-                f"{source}: column {column} holds the class {beyond[0]}, but its list of classes"
-                f" has {len(feature.names)} names, 0 to {len(feature.names) - 1}:"
-                f" {abbreviated(feature.names)}; mend the list, or the {len(beyond)} rows"
-            )
-        return labels, names
-    if not isinstance(feature, datasets.Value):
-        raise UserError(f"data.label_column={column} holds {feature}, not one class per image")
     if feature.dtype in ("string", "large_string"):
         known_values = [class_text(value) for value in known_values]
     distinct, labels[known] = np.unique(np.array(known_values), return_inverse=True)
@@ -508,7 +524,7 @@ def _open_splits(
     data: Data, table: Path | None, decoded: Callable[[ImageSet], ImageSet], progress: bool
 ) -> Splits:
     _quiet(progress)
-    sources = _open(data.train, data.on_error, progress)
+    sources = _open(data.train, data, progress)
     name = "train" if "train" in sources else next(iter(sources))
     train = _image_set(sources[name], data, data.train, required=table is None)
     labels = read_labels(table, data, sources[name].column_names) if table else None
@@ -563,7 +579,7 @@ def _test_images(
     """The first test or validation split with labels: many test splits of the hub have none."""
     parts, source = others, data.train
     if data.test is not None:
-        parts, source = _open(data.test, data.on_error, progress), data.test
+        parts, source = _open(data.test, data, progress), data.test
     names = [name for name in ("test", "validation", "val") if name in parts]
     if data.test is not None and not names:
         names = list(parts)[:1]
@@ -630,7 +646,7 @@ def _test_note(data: Data) -> str:
 
 def _unlabeled_images(source: str, data: Data, progress: bool) -> ImageSet:
     """Those of ``data.unlabeled``, without their labels."""
-    parts = _open(source, data.on_error, progress)
+    parts = _open(source, data, progress)
     name = next((name for name in ("unlabeled", "train") if name in parts), next(iter(parts)))
     return _image_set(parts[name], data, source, required=False, labeled=False)
 
@@ -653,7 +669,7 @@ def _appended(train: ImageSet, extra: ImageSet, data: Data) -> ImageSet:
     return replace(
         train,
         files=datasets.concatenate_datasets([train.files, extra.files]),
-        names=np.concatenate([train.names, "unlabeled/" + extra.names]),
+        names=train.names.followed_by(extra.names, "unlabeled/"),
         labels=np.concatenate([train.labels, np.full(len(extra), UNLABELED)]),
         pixels=pixels,
         skipped=train.skipped + tuple(f"unlabeled/{name}" for name in extra.skipped),

@@ -106,7 +106,7 @@ def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
         return splits
     if by_name:
         return Splits(for_testing(splits.train, part), splits.train.select(part))
-    rest = np.setdiff1d(np.arange(len(splits.train)), part)
+    rest = np.delete(np.arange(len(splits.train)), part)
     return Splits(splits.train.select(rest), splits.train.select(part))
 
 
@@ -128,7 +128,7 @@ def _lockbox(splits: Splits, data: Data) -> Splits:
             f" lockbox takes {len(part):,}, none at all or all of a class; label more, or give"
             " --data.test"
         )
-    others = np.setdiff1d(np.arange(len(train)), part)
+    others = np.delete(np.arange(len(train)), part)
     return Splits(train.select(others), train.select(part))
 
 

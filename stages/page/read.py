@@ -201,7 +201,7 @@ def _read_splits(config: Config | str, metas: Iterable[Meta]) -> Splits | str:
     """
     if isinstance(config, str):
         return "the run's configuration could not be read"
-    data = replace(config.data, workers=0)
+    data = replace(config.data, workers=0, cache_folder="")
     if data.cache is not None:  # its images are never held in memory whole
         data = replace(data, cache=None, loading="workers")
     noted = {meta.get("settings", {}).get("images") for meta in metas}

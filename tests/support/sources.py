@@ -12,6 +12,7 @@ from PIL import Image
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data.images import ImageSet, Splits
+from shared.data.names import Names
 from shared.data.sources import OPENED, open_data
 from shared.runtime.errors import UserError
 
@@ -22,7 +23,7 @@ def images(labels, names=None, classes=None) -> ImageSet:
     names = [f"{label}/{i}.png" for i, label in enumerate(labels)] if names is None else names
     classes = classes or tuple(f"class{k}" for k in range(labels.max(initial=-1) + 1))
     empty = datasets.Dataset.from_dict({})
-    return ImageSet(empty, np.array(names, dtype=object), labels, classes, "stop")
+    return ImageSet(empty, Names.of(names), labels, classes, "stop")
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -299,7 +299,7 @@ def test_unlabeled_test_images_stay_unlabeled(tmp_path):
     class_folders(tmp_path / "test", 2, classes="bc")
     make_folder(tmp_path / "test", ["unknown.png"])
     _, test = opened(tmp_path)
-    assert test.labels[test.names == "test/unknown.png"].tolist() == [UNLABELED]
+    assert test.labels[np.asarray(test.names) == "test/unknown.png"].tolist() == [UNLABELED]
 
 
 def test_extra_unlabeled_images(tmp_path):

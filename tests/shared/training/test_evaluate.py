@@ -19,6 +19,7 @@ from torch import nn
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data.images import UNLABELED, ImageSet
+from shared.data.names import Names
 from shared.data.sources import open_data
 from shared.training.evaluate import classification_metrics, over_images, predict, state_hash
 from tests.support.gloo import fork, join
@@ -92,7 +93,7 @@ def images(labels) -> ImageSet:
     n = len(labels)
     pixels = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 4, 4).clone()
     empty = datasets.Dataset.from_dict({})
-    names = np.arange(n).astype(object)
+    names = Names.of(map(str, range(n)))
     return ImageSet(empty, names, np.array(labels), ("a", "b", "c"), "stop", pixels)
 
 
