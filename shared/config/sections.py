@@ -95,6 +95,8 @@ class Data:
         require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "1 or more")
         require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         require((self.cache or 4) >= 4, "data.cache", self.cache, "at least 4 pixels, or null")
+        allowed = "null without a data.cache_folder"
+        require(not self.cache or bool(self.cache_folder), "data.cache", self.cache, allowed)
         require_seed("data.split_seed", self.split_seed)
 
 
@@ -314,7 +316,7 @@ class Pretrain(Training):
         negatives: batch+memory adds the memory to the batch, as SimCLRv2; memory takes it alone,
             with first views as queries and second views as keys, as MoCo.
         seed: of initialisation, order and augmentation; label draws, by --seed, share it.
-        knn_every_steps: steps between two looks at labels.
+        knn_every_steps: steps between neighbours' accuracies.
     """
 
     section: ClassVar[str] = "pretrain"
@@ -559,11 +561,11 @@ class Distill(OwnCrops):
         augmentation: as for fine-tuning.
         self_first: distill the teacher into its own (first one's) architecture first and that one
             into the student, as the paper's best results do.
-        self_temperature: temperature of that self-distillation.
+        self_temperature: of self_first without self_ema.
         self_ema: decay of the average of the weights, from the teacher's on, that teaches
             self_first pseudo labels, as Semi-ViT (docs/reference.md, 11).
         self_confidence: smallest probability of such a label.
-        bootstrap: share of the student's own prediction in its soft targets.
+        bootstrap: share of the student's own prediction in its targets.
     """
 
     section: ClassVar[str] = "distill"
@@ -611,6 +613,9 @@ class Distill(OwnCrops):
         names = self.teacher_folders or self.teachers
         allowed = f"0 with several teachers ({', '.join(names)}), as it starts from one"
         require(len(names) == 1 or not self.self_ema, "distill.self_ema", self.self_ema, allowed)
+        unread = not self.self_ema or self.self_temperature == Distill.self_temperature
+        allowed = "left out with distill.self_ema, whose labels are hard"
+        require(unread, "distill.self_temperature", self.self_temperature, allowed)
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -78,19 +78,19 @@ def _order(seed: int, stage: str, number: int, n: int) -> np.ndarray:
     return generator(seed, stage, "order", number).permutation(n)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _draws(augmentation: Augmentation, B: int, *key: str | int) -> Draws:
     """The draws of the global batch of B images; cached, because a worker takes them row by row."""
     return augment.draw(augmentation, generator(*key), B)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)  # views, of a task that has so many: a worker takes all of an image
 def _looks(augmentation: Augmentation, B: int, *key: str | int) -> list[photo_looks.Look]:
     """The same for photos, which are finished one by one."""
     return photo_looks.looks_of(_draws(augmentation, B, *key))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _crop_numbers(B: int, *key: str | int) -> list[list[float]]:
     """What the crops of the global batch are made from, at the first attempt."""
     return augment.crop_numbers(generator(*key), B)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -230,20 +229,9 @@ def center_crop_photo(image: Tensor, size: int | tuple[int, int], antialias: boo
         return center_crop(image, size)
     y, x, h, w = _central_box(image, size)[0].tolist()
     height, width = (size, size) if isinstance(size, int) else size
-    part = _as_pillow(image[0]).crop((x, y, x + w, y + h))
-    shown = part.resize((width, height), Image.Resampling.BICUBIC)
-    return to_float(torch.from_numpy(np.array(shown)).permute(2, 0, 1)[None])
-
-
-def _as_pillow(image: Tensor) -> Image.Image:
-    """A decoded photo (3, H, W) uint8 as Pillow has it."""
-    height, width = image.shape[1:]
-    if image.stride() != (1, 4 * width, 4):
-        return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    # it lies in memory that was Pillow's, of four bytes a pixel: a copy would take as long as this
-    flat = image.as_strided((4 * height * width,), (1,))
-    pixels = pa.FixedSizeListArray.from_arrays(pa.array(flat.numpy()), 4)
-    return Image.fromarrow(pixels, "RGB", (width, height))
+    part = image[0, :, y : y + h, x : x + w].permute(1, 2, 0).contiguous()
+    resized = Image.fromarray(part.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+    return to_float(torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None])
 
 
 def _central_box(

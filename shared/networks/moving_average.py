@@ -13,7 +13,7 @@ def averaged(model: M) -> M:
     """A copy, the average at the start; without gradients.
 
     Args:
-        model: the network to be trained; call this before anything wraps its forward.
+        model: the network to be trained; call this before accelerate wraps it.
     """
     return copy.deepcopy(model).requires_grad_(False)
 
