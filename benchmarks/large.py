@@ -228,9 +228,9 @@ def pretend_files(root: Path, number: int, cache_folder: Path) -> None:
     whole = [pa.concat_arrays(chunks[k : k + 1000]) for k in range(0, len(chunks), 1000)]
     listed = [Listed(f"{name}/", 1000) for name in names]
     walked = replace(walked, files=pa.chunked_array(whole, kind), listed=listed)
-    cache_folder.mkdir()
-    with listings.path_of(root, str(cache_folder)).open("x+b") as file:
-        listings.write(file, walked)
+    folder = cache_folder / "listings"
+    folder.mkdir(0o700, parents=True)
+    listings.keep(folder, root, walked)
 
 
 def make_files(root: Path, number: int) -> None:
@@ -264,7 +264,7 @@ def measure_folders(files: Sequence[int], files_in: Path | None) -> list[dict[st
             for kept, folder in kinds:
                 row = child("folder", str(root), folder)
                 rows.append({"files": number, "kept": kept, "row": row})
-            kept = sum(file.stat().st_size for file in Path(cache).iterdir())
+            kept = sum(file.stat().st_size for file in Path(cache).rglob("*.listing"))
             rows[-1]["file"] = kept
     return rows
 

@@ -63,8 +63,8 @@ class Data:
         cache: decode each image once, shrink its shorter side to so many pixels, and keep these
             copies in one file; for images that are much larger than the crops need, and for small
             ones of different sizes. Unset: no copies.
-        cache_folder: where these files lie, for all runs, and the listings of folders of 10,000
-            images and more; empty: no listing is kept. They may be deleted.
+        cache_folder: where these files lie, for all runs, and the listings of local folders of
+            10,000 images and more; empty: no listing is kept. They may be deleted.
     """
 
     # not the names but the images themselves count (ImageSet.fingerprint): a folder may be moved

@@ -56,7 +56,7 @@ _SPLITS = {
 }
 _MAY_BE_CLASSES = ("valid", "dev")  # beside other folders, and without a train folder
 CHUNK = 1_000_000  # images in an array, about
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 class Listed(NamedTuple):
@@ -69,12 +69,16 @@ class Listed(NamedTuple):
 class Watched(NamedTuple):
     """What a walk went by: as long as it is the same, another walk would find the same.
 
+    One thing may differ: an image that is a link is taken by its name alone, so what it leads to
+    may become a folder or a pipe meanwhile. Reading the image says so.
+
     Attributes:
         path: of a folder, a link to one, or a file whose content was looked at; below the root.
         device: with ``inode`` what it is, behind links; None where nothing was there.
         inode: its number there.
         modified: time in nanoseconds; None where only what it is counts.
-        changed: time in nanoseconds of the last change of all, which no program can set.
+        changed: time in nanoseconds of the last change of all, which no call sets; on Windows
+            that of birth.
     """
 
     path: str
@@ -266,7 +270,7 @@ def _kind(entry: os.DirEntry) -> str:
         return "of no regular file"  # opening a FIFO would wait for ever
     if name.lower().endswith(SUFFIXES):
         return "image"  # also a link to nothing, which is an unreadable image
-    return "metadata" if name in _METADATA else "unknown"
+    return "metadata" if name in METADATA else "unknown"
 
 
 @cache

@@ -5,6 +5,8 @@ import os
 import shutil
 import time
 from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +30,7 @@ def keep(monkeypatch):
     """Every listing is kept, however small and young."""
     monkeypatch.setattr(listings, "FEWEST", 1)
     monkeypatch.setattr(listings, "SETTLED", -(10**18))
+    monkeypatch.setattr(listings, "_is_local", lambda root: True)
 
 
 @pytest.fixture
@@ -65,7 +68,9 @@ def test_a_folder_that_stays_is_walked_once(tmp_path, root, keep, monkeypatch):
     assert not is_kept(root, cache, monkeypatch)
     assert is_kept(root, cache, monkeypatch)
     assert is_kept(root, cache, monkeypatch)
-    assert len(list(cache.iterdir())) == 1
+    (file,) = cache.rglob("*.*")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
     assert len(listing(root, str(cache))) == 9
 
 
@@ -150,17 +155,122 @@ def test_a_folder_that_is_young_or_small_or_not_read_is_not_kept(tmp_path, root,
         listing(root, str(cache))
         return cache.exists()
 
+    monkeypatch.setattr(listings, "_is_local", lambda root: True)
     assert not keeps(9, now)
     assert not keeps(10, later)
     os.utime(root / "a/deep", ns=(0, later))
     assert not keeps(9, later)
-    os.utime(root / "a/deep", ns=(0, 0))  # when it was changed at all stays
+    os.utime(root / "a/deep", ns=(0, 0))
+    assert not keeps(9, later)
+    os.utime(root / "a/deep", ns=(0, 1))  # when it was changed at all stays
     assert not keeps(9, now)
+    with monkeypatch.context() as patch:  # another file system lies below
+        patch.setattr(listings, "walk", _with_another_device)
+        assert not keeps(9, later)
+    with monkeypatch.context() as patch:
+        patch.setattr(listings, "_is_local", lambda root: False)
+        assert not keeps(9, later)
     real = os.scandir
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", lambda path: real(f"{path}x" if "deep" in path else path))
         assert not keeps(8, later)
     assert keeps(9, later)
+
+
+def _with_another_device(root):
+    walked = walk(root)
+    walked.watched[-1] = walked.watched[-1]._replace(device=7, inode=7)
+    return walked
+
+
+@pytest.mark.parametrize(
+    ("kinds", "is_local"),
+    [
+        ({"/": "ext4", "/tmp": "nfs"}, True),
+        ({"/": "ext4", "/mnt/data": "xfs"}, True),
+        ({"/": "nfs4", "/mnt": "ext4"}, True),
+        ({"/": "ext4", "/mnt": "nfs4"}, False),
+        ({"/": "ext4", "/mnt/data": "fuse.s3fs"}, False),
+        ({"/": "ext4", "/mnt/data/b": "ext4", "/mnt": "9p"}, False),
+        ({"/": "ext4", "/mnt/data/a": "cifs"}, False),
+        ({"/mnt/data/a/b": "ext4"}, False),
+        ({"C:\\": "NTFS"}, False),
+    ],
+)
+def test_file_systems(monkeypatch, kinds, is_local):
+    disks = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in kinds.items()]
+    monkeypatch.setattr(listings.psutil, "disk_partitions", lambda all: disks)
+    assert listings._is_local(Path("/mnt/data/a")) == is_local
+
+
+def test_on_windows_nothing_is_kept(tmp_path, root, keep, monkeypatch):
+    paths = (root, str(tmp_path / "cache"))
+    monkeypatch.setattr(listings, "os", SimpleNamespace(name="nt"))
+    assert same(listing(*paths), walk(root))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+@pytest.mark.parametrize("what", [0o620, 0o602, "owner"])
+def test_what_others_may_write_is_not_taken(tmp_path, root, keep, monkeypatch, place, what):
+    cache = tmp_path / "cache"
+    listing(root, str(cache))
+    (file,) = cache.rglob("*.listing")
+    assert is_kept(root, cache, monkeypatch)
+    if what == "owner":
+        monkeypatch.setattr(listings.os, "geteuid", lambda: os.getuid() + 1)
+    else:
+        (file if place == "file" else file.parent).chmod(what | 0o100)
+    assert not is_kept(root, cache, monkeypatch)
+    assert is_kept(root, cache, monkeypatch) == (place == "file" and what != "owner")
+
+
+def test_machines_share_a_home(tmp_path, root, keep, monkeypatch):
+    """The folder has another device there; neither takes the other's file away."""
+    cache, host = tmp_path / "cache", listings.machine()
+    for name in ("one", "two"):
+        monkeypatch.setattr(listings, "machine", lambda name=name: host._replace(host=name))
+        assert not is_kept(root, cache, monkeypatch)
+        assert is_kept(root, cache, monkeypatch)
+    assert len(list(cache.rglob("*.listing"))) == 2
+
+
+def test_another_number_of_the_device(tmp_path, root, keep, monkeypatch):
+    listing(root, str(tmp_path))
+    real = os.stat
+
+    def stat(path, **options):
+        status = real(path, **options)
+        return os.stat_result((*status[:2], status.st_dev + 1, *status[3:]), _times(status))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        patch.setattr(listings, "walk", _fails(AssertionError))
+        assert len(listing(root, str(tmp_path))) == 9
+
+
+def _times(status: os.stat_result) -> dict[str, int]:
+    return {name: getattr(status, name) for name in ("st_mtime_ns", "st_ctime_ns")}
+
+
+def test_a_mapped_file_is_never_written_and_old_ones_go(tmp_path, root, keep):
+    other = class_folders(tmp_path / "other", 2)
+    listing(other, str(tmp_path))
+    mapped = listing(root, str(tmp_path))
+    before, (file,) = mapped.images, tmp_path.rglob(f"{listings._key(root)}*")
+    inode, link = file.stat().st_ino, tmp_path / "mapped"
+    os.link(file, link)
+    content = link.read_bytes()
+    (root / "a/0.png").unlink()
+    assert len(listing(root, str(tmp_path))) == 8
+    assert mapped.images == before
+    assert link.read_bytes() == content
+    assert inode not in [path.stat().st_ino for path in file.parent.iterdir()]
+    assert len(list(file.parent.iterdir())) == 2
+    shutil.rmtree(other)
+    (root / "a/1.png").unlink()
+    listing(root, str(tmp_path))
+    assert [path.name[:33] for path in file.parent.iterdir()] == [listings._key(root)]
 
 
 DAMAGE = {
@@ -179,7 +289,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_written_again(tmp_path, root, keep, monkeypatch, damage):
     listing(root, str(tmp_path))
-    (file,) = tmp_path.glob("*.listing")
+    (file,) = tmp_path.rglob("*.listing")
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
     assert not is_kept(root, tmp_path, monkeypatch)
     assert is_kept(root, tmp_path, monkeypatch)
@@ -191,6 +301,12 @@ def _files(paths: list[str | None]) -> pa.ChunkedArray:
     )
 
 
+def _moved(walked: Walk, folder: str, name: str = "0.png") -> Walk:
+    """All nine files lie in one folder."""
+    path = f"{walked.begin}{folder}{name}"
+    return replace(walked, files=_files([path] * 9), listed=[Listed(folder, 9)])
+
+
 FOREIGN = {
     "of another folder": lambda walked: replace(walked, begin=walked.begin + "a/"),
     "files elsewhere": lambda walked: replace(walked, files=_files(["/etc/passwd"] * 9)),
@@ -198,6 +314,26 @@ FOREIGN = {
     "no paths": lambda walked: replace(walked, files=_files([None] * 9)),
     "fewer files": lambda walked: replace(walked, files=walked.files[:-1]),
     "other numbers": lambda walked: replace(walked, listed=walked.listed[1:]),
+    "two swapped": lambda walked: replace(
+        walked, listed=[*walked.listed[1::-1], *walked.listed[2:]]
+    ),
+    "a negative number": lambda walked: replace(
+        walked, listed=[Listed("b/", -3), Listed("a/", 12)]
+    ),
+    "no image in one": lambda walked: replace(walked, listed=[Listed("x/", 0), *walked.listed]),
+    "folders above": lambda walked: _moved(walked, "../"),
+    "folders without an end": lambda walked: replace(
+        walked, listed=[Listed(folder[:-1] + "x", number) for folder, number in walked.listed]
+    ),
+    "files deeper": lambda walked: replace(walked, files=_files([f"{walked.begin}a/b/0.png"] * 9)),
+    "a file above": lambda walked: _moved(walked, "a/", ".."),
+    "above on Windows": lambda walked: _moved(walked, "a/", "..\\..\\secret.jpg"),
+    "above within, on Windows": lambda walked: _moved(walked, "a/", "x\\..\\y\\0.png"),
+    "above behind such": lambda walked: _moved(walked, "a/../../"),
+    "metadata above": lambda walked: replace(walked, metadata=["../../metadata.csv"]),
+    "metadata from the root": lambda walked: replace(walked, metadata=["/etc/metadata.csv"]),
+    "metadata above on Windows": lambda walked: replace(walked, metadata=["..\\x/metadata.csv"]),
+    "metadata of another name": lambda walked: replace(walked, metadata=["a/hostname"]),
     "no numbers": lambda walked: replace(walked, listed=[Listed("a/", "nine")]),  # type: ignore[arg-type]
     "notes of another kind": lambda walked: replace(walked, odd=[7]),
     "other columns": lambda walked: replace(walked, files=pa.chunked_array([["x"] * 9])),
@@ -208,15 +344,26 @@ FOREIGN = {
 def test_a_foreign_file_is_not_taken(tmp_path, root, keep, monkeypatch, foreign):
     """Its hash is right: who wrote it knew the format."""
     listing(root, str(tmp_path))
-    (file,) = tmp_path.glob("*.listing")
+    (file,) = tmp_path.rglob("*.listing")
     walked = FOREIGN[foreign](walk(root))
     with monkeypatch.context() as patch, file.open("w+b") as opened:
         patch.setattr(listings, "_IMAGES", pa.schema([("image", walked.files.type)]))
         listings.write(opened, walked)
     assert not is_kept(root, tmp_path, monkeypatch)
     assert is_kept(root, tmp_path, monkeypatch)
-    monkeypatch.setattr(listings, "VERSION", "2")
+    monkeypatch.setattr(listings, "VERSION", "0")
     assert not is_kept(root, tmp_path, monkeypatch)
+
+
+def test_a_root_whose_path_goes_up(tmp_path, root, keep, monkeypatch):
+    up = root / "a" / ".."
+    assert not is_kept(up, tmp_path, monkeypatch)
+    assert is_kept(up, tmp_path, monkeypatch)
+    (file,) = tmp_path.rglob("*.listing")
+    for walked in (_moved(walk(up), "../"), _moved(walk(up), "", "..\\0.png")):
+        with file.open("w+b") as opened:
+            listings.write(opened, walked)
+        assert listings._read(file, up) is None
 
 
 def _fails(error):
@@ -229,11 +376,13 @@ def _fails(error):
 WAYS = {
     "below a file": lambda tmp, patch: (tmp / "cache").write_text("no folder"),
     "a folder in its place": lambda tmp, patch: [
-        listings.path_of(tmp / "root", str(tmp / "cache")).mkdir(parents=True)
+        (tmp / "cache/listings").mkdir(0o700, parents=True),
+        (tmp / "cache/listings" / f"{listings._key(tmp / 'root')}-0.listing").mkdir(),
+        patch.setattr(listings, "into_place", _fails(OSError(errno.EROFS, "read-only"))),
     ],
     "a pipe in its place": lambda tmp, patch: [
-        (tmp / "cache").mkdir(),
-        os.mkfifo(listings.path_of(tmp / "root", str(tmp / "cache"))),
+        (tmp / "cache/listings").mkdir(0o700, parents=True),
+        os.mkfifo(tmp / "cache/listings" / f"{listings._key(tmp / 'root')}-0.listing"),
         patch.setattr(listings, "into_place", _fails(OSError(errno.EROFS, "read-only"))),
     ],
     "a full disk": lambda tmp, patch: patch.setattr(
@@ -254,7 +403,7 @@ def test_where_nothing_can_be_kept_nothing_is_said(tmp_path, root, keep, monkeyp
     for _ in range(2):
         assert not is_kept(root, tmp_path / "cache", monkeypatch)
     assert capfd.readouterr() == ("", "")
-    assert not list(tmp_path.glob("cache/*.tmp"))
+    assert not list(tmp_path.glob("cache/**/*.tmp"))
 
 
 @pytest.mark.parametrize("cache", ["", "cache"])
