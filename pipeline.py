@@ -163,7 +163,8 @@ def train(
     if not wanted.keys() & CLASSIFIERS:
         return train_alone(config, accelerator, wanted["pretrain"], splits.train)
     labels = draw_labels(splits, config.label_set.before_choice, config.seed)
-    train, apart = splits.train, len(splits.train.held_out)
+    train = splits.train
+    apart = "pretrain" in wanted and len(train.held_out)  # imported weights saw none of them
     images = len(train.training_ids)
     require_schedules(config, wanted, train, len(labels.ids), accelerator)
     tested = len(splits.test) if splits.test else 0

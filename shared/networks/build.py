@@ -89,7 +89,8 @@ def build_encoder(name: str, image_size: int, pretrained: bool | str = False) ->
     try:
         return create_encoder(name, image_size, pretrained=pretrained)
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"encoder {name} at {image_size} pixels: {_one_line(error)}") from error
+        reason = " ".join(str(error).split())[:2000]  # it may name a file, and then say what to do
+        raise UserError(f"encoder {name} at {image_size} pixels: {reason}") from error
 
 
 def build_contrastive(meta: NetworkMeta, pretrained: bool | str = False) -> ContrastiveModel:
@@ -197,7 +198,3 @@ def fill(model: M, path: Path, described: str = "meta.json describes") -> M:
         raise UserError(f"{file}: {error}; make it again") from error
     model.load_state_dict(tensors)
     return model
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -159,10 +159,10 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
         tensors = load_state_dict(str(file), weights_only=True)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} is no {kind} ({_first_line(error)})") from error
+        raise ValueError(f"{file} is no {kind} ({_sentence(error)})") from error
     except Exception as error:  # torch's reader has many; it refuses what would be executed
         raise ValueError(
-            f"{file} is no {kind} that can be read without executing it ({_first_line(error)});"
+            f"{file} is no {kind} that can be read without executing it ({_sentence(error)});"
             " give a .safetensors file"
         ) from error
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -172,8 +172,9 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+def _sentence(error: Exception) -> str:
+    """The first one of a message; torch's next ones say how to execute the file all the same."""
+    return (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0][:200]
 
 
 def _require_weights_of(name: str, tensors: Mapping[str, Tensor], file: Path) -> None:

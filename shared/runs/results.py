@@ -2,18 +2,19 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS
 from shared.runs.deployment import advise
 from shared.runs.metrics import METRICS
 from shared.runs.text import aligned
-from shared.runtime.artifacts import Result, is_outdated, read_meta
+from shared.runtime.artifacts import ClassifierMeta, Result, is_outdated, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.files import write_atomically
 from shared.runtime.lock import SHORT, held
-from shared.runtime.media import say
+from shared.runtime.media import printable, say
 from shared.runtime.records import mismatch
 
 
@@ -21,7 +22,9 @@ def collect(run: Path) -> list[Result]:
     """One row per finished classifier of a run; imported ones, never evaluated, have none.
 
     Classifiers whose pretraining or teacher has been redone since are left out, and those of a
-    method that this version does not know; a line on standard error names them.
+    method that this version does not know; a line on standard error names them. Another one says
+    where the seeds of a row were made with other data, such as a file of labels before and after a
+    correction.
     """
     metas = {path.parent: read_meta(path.parent) for path in sorted(run.glob("*/meta.json"))}
     metas = {path: meta for path, meta in metas.items() if "result" in meta}
@@ -39,10 +42,38 @@ def collect(run: Path) -> list[Result]:
             " their --labels and --seed",
             error=True,
         )
-    rows: list[Result] = [meta["result"] for path, meta in metas.items() if path not in outdated]
+    current = [meta for path, meta in metas.items() if path not in outdated]
+    for note in _notes_of_other_data(current):
+        say(note, error=True)
+    rows: list[Result] = [meta["result"] for meta in current if "result" in meta]
     order = list(METHODS)
     rows.sort(key=lambda r: (r["n_labels"], r["labels"], r["seed"], order.index(r["stage"])))
     return rows
+
+
+def _notes_of_other_data(metas: Iterable[ClassifierMeta]) -> list[str]:
+    """A line for each label set of which seeds that are one row of a table differ in their data."""
+    made_with: dict[tuple[str, str, str], set[str]] = {}
+    for meta in metas:
+        assert "result" in meta
+        tag, method = meta["result"]["labels"], meta["result"]["stage"]
+        label_set = LabelSet.of_tag(tag)
+        drawn = label_set.file is None and not label_set.suggested  # by seed, on purpose
+        for key in ("images", "test_images") if drawn else ("labels", "images", "test_images"):
+            # earlier versions did not note all of them
+            if value := meta.get("settings", {}).get(key):
+                made_with.setdefault((tag, method, key), set()).add(str(value))
+    mixed = [row for row, values in made_with.items() if len(values) > 1]
+    notes = []
+    for name in dict.fromkeys(tag for tag, _, _ in mixed):
+        methods = dict.fromkeys(method for tag, method, _ in mixed if tag == name)
+        keys = dict.fromkeys(key.replace("_", " ") for tag, _, key in mixed if tag == name)
+        notes.append(
+            f"note: the seeds of {printable(name)} differ in their {', '.join(keys)}; means"
+            f" over them, of {', '.join(methods)}, mix both: run pipeline.py again with the --seed"
+            " of the older ones"
+        )
+    return notes
 
 
 def write_results(run: Path) -> list[Result]:

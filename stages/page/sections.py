@@ -109,7 +109,8 @@ def _data(run: Run) -> str:
     if not isinstance(run.splits, str):
         train = run.splits.train
         counts = f"{len(train.training_ids):,} training images, {run.n_test or 'no'} test images"
-        if len(train.held_out):
+        imported = run.metas.get("pretrain", {}).get("stage") == "import"
+        if len(train.held_out) and not imported:
             counts += ", which stage 1 saw too, without their labels"
     draws = plural(len({row["seed"] for row in run.rows}), "label draw")
     return f"Data: {name}; {counts}, {len(classes)} classes, {size} × {size} pixels; {draws}."

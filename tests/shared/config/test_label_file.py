@@ -70,6 +70,22 @@ def test_a_file_that_is_the_same_or_gone_is_none(two, tmp_path, same):
     require_one_file(two)
 
 
+def test_a_copied_run_has_a_file_of_its_own(two, tmp_path):
+    """The labels are corrected in the copy, and the original stays as it is."""
+    for run, label in (("first", "cat"), ("r", "dog")):
+        (tmp_path / "out" / run).mkdir(parents=True)
+        (tmp_path / "out" / run / "x.csv").write_text(f"file,label\n1.png,{label}\n")
+    make(two, "finetune", "out/first/x.csv", "done")
+    noted = {"output": "out", "run": "first", "labels": "out/first/x.csv"}
+    (two.folder_of("finetune") / "config.yaml").write_text(yaml.safe_dump(noted))
+    require_one_file(replace(two, labels=str(tmp_path / "out/r/x.csv")))
+    with pytest.raises(UserError, match=r"rename b/x\.csv"):
+        require_one_file(two)  # it lies in no run
+    (tmp_path / "out/r/x.csv").unlink()
+    with pytest.raises(UserError, match=r"rename b/x\.csv"):
+        require_one_file(two)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"labels": 3}', '{"labels": {"given": ""}}'])
 def test_what_is_damaged_is_told_by_its_stage(two, content):
     two.folder_of("finetune").mkdir(parents=True)

@@ -195,3 +195,38 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
         ),
     )
     assert stages() == everything
+
+
+@pytest.mark.parametrize(
+    ("labels", "before", "after", "differ"),
+    [
+        ("to_label", {"labels": "a"}, {"labels": "b"}, "labels"),
+        ("14suggested", {"labels": "a"}, {"labels": "b"}, "labels"),
+        (
+            "to_label",
+            {"labels": "a", "images": "x"},
+            {"labels": "b", "images": "y"},
+            "labels, images",
+        ),
+        (
+            "1pct",
+            {"labels": "a", "test_images": "x"},
+            {"labels": "b", "test_images": "y"},
+            "test images",
+        ),
+        ("1pct", {"labels": "a"}, {"labels": "b"}, ""),  # drawn anew for each seed
+        ("to_label", {"labels": "a", "test_images": None}, {"labels": "a", "test_images": "y"}, ""),
+        ("to_label", {}, {"labels": "a"}, ""),
+    ],
+)
+def test_a_mean_over_other_data_is_said(tmp_path, capsys, labels, before, after, differ):
+    for seed, settings in enumerate((before, after, after)):
+        meta = {"kind": "classifier", "encoder": "x", "image_size": 8, "weights_sha256": "0"}
+        meta |= {"settings": settings, "result": row(labels=labels, seed=seed)}
+        write_atomically(tmp_path / f"finetune-{labels}-seed{seed}/meta.json", json.dumps(meta))
+    assert len(collect(tmp_path)) == 3
+    note = (
+        f"note: the seeds of {labels} differ in their {differ}; means over them, of finetune, mix"
+    )
+    said = capsys.readouterr().err
+    assert said.startswith(note) if differ else said == ""

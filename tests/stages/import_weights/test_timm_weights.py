@@ -130,6 +130,8 @@ def test_nothing_in_a_file_is_executed(suffix, zipped, tmp_path, capsys):
         file.write_bytes(pickle.dumps(content))
     line = fails(capsys, f"timm:{BYOB}={file}", tmp_path / "out")
     assert "without executing it" in line
+    assert line.endswith("; give a .safetensors file\n")
+    assert "trusted" not in line
     assert not made.exists()
 
 
@@ -251,13 +253,19 @@ def test_the_pipeline_goes_on_from_it(published, tmp_path, capsys):
 def test_settings_fitted_to_own_images_leave_it(published, tmp_path, capsys):
     """Images of 40 x 30 pixels on a CPU, where networks of their own see 30 pixels at most."""
     photos = class_folders(tmp_path / "photos", 10, size=(40, 30))
+    tested = [f for c in photos.iterdir() for f in sorted(c.iterdir())[:2]]
+    rows = [f"{file.relative_to(photos)},{file.parent.name}\n" for file in tested]
+    (tmp_path / "test.csv").write_text("file,label\n" + "".join(rows))
     options = [*imported_run(published, tmp_path, size=64), f"--data.train={photos}"]
+    options += [f"--data.test={tmp_path / 'test.csv'}"]
     options += [f"--data.cache_folder={tmp_path}", "--labels=2perclass", "--pretrain.steps=9"]
     assert pipeline.main(options) == 0
     out = capsys.readouterr().out
     assert "Chosen: the imported network and its student" in out
     assert "at 64 pixels" in out
     assert "epochs of pretraining" not in out
+    assert "; 6 for testing\n" in out
+    assert "on 6 test images; " in out  # and not: stage 1 saw them, which was trained elsewhere
     assert meta_of(tmp_path / "r/finetune-2perclass-seed0")["image_size"] == 64
     assert pipeline.main(options) == 0  # as it was chosen
     assert capsys.readouterr().out.count("already done") == 5

@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from shared.config.methods import CLASSIFIERS, METHODS
@@ -40,6 +41,17 @@ def test_unknown_data_and_damaged_lines(bare):
     assert "numbers of images unknown" in block.data
     (block,) = sections.provenance(run)
     assert "labls" in block.settings.why
+
+
+def test_imported_weights_saw_no_image_of_the_run(bare):
+    run = read_run(bare)
+    train = replace(run.splits.train, held_out=np.arange(3))
+    run = replace(run, splits=run.splits._replace(train=train))
+    (summary,) = sections.summary(run)
+    assert "test images, which stage 1 saw too" in summary.data
+    pretrained = {"pretrain": run.metas["pretrain"] | {"stage": "import"}}
+    (summary,) = sections.summary(replace(run, metas=run.metas | pretrained))
+    assert "stage 1" not in summary.data
 
 
 OTHERS = (
