@@ -111,7 +111,7 @@ def _made_from(folder: Path) -> FileNote | None:
     with suppress(UserError, AttributeError, KeyError, TypeError):
         if (folder / "meta.json").exists():
             given = read_json(folder / "meta.json", REDO)["labels"]["given"]
-        if file := LabelSet.parse(given).file:
+        if file := LabelSet.parse(str(given)).file:
             return FileNote(file=str(file.absolute()), run=str(run.absolute()), sha256="")
     return None
 
@@ -119,5 +119,8 @@ def _made_from(folder: Path) -> FileNote | None:
 def _sha256(file: Path) -> str:
     """Of a file's content; empty where it cannot be read."""
     with suppress(UserError, OSError), open_regular(file) as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := content.read(2**20):
+            digest.update(block)
+        return digest.hexdigest()
     return ""
