@@ -43,6 +43,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from shared.config.command import run_command
+from shared.config.label_file import file_notes
 from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSES_FITTED, METHODS, made_by, method_of
 from shared.config.schema import Config, defaults, dump, hashed_settings
@@ -185,7 +186,7 @@ def _folder(
     if folder.done:
         accelerator.print(f"{method}: already done, {folder.path}")
     else:
-        folder.start(dump(config))
+        folder.start(dump(config), file_notes(config, method))
     return folder
 
 

@@ -276,6 +276,11 @@ class Config:
         return Path(self.output) / self.run
 
     @property
+    def run_folder(self) -> Path:
+        """`folder`; for what a table varies, in ``<run>/variants/<what differs>``, ``<run>``."""
+        return self.folder.parent.parent if self.folder.parent.name == VARIANTS else self.folder
+
+    @property
     def budget_seconds(self) -> float | None:
         """``budget`` in seconds; 0 where it is none."""
         if self.budget is None:
@@ -291,9 +296,8 @@ class Config:
         columns = {"image_column": self.data.image_column, "label_column": self.data.label_column}
         labels = LabelSet.parse(self.labels)
         if labels.suggested:
-            # one choice for all that a table varies, which lies in <run>/variants/<what differs>
-            run = self.folder.parent.parent if self.folder.parent.name == VARIANTS else self.folder
-            return replace(labels, choice=run / f"{labels.tag}-seed{self.seed}.json")
+            # one choice for all that a table varies
+            return replace(labels, choice=self.run_folder / f"{labels.tag}-seed{self.seed}.json")
         return replace(labels, **columns) if labels.csv_file else labels
 
     def folder_of(self, stage: str) -> Path:

@@ -85,7 +85,11 @@ def cost_of(method: str, config: Config, counts: Counts, precision: str) -> Cost
         1 if METHODS[method].frozen else config.passes_of(method)
     )  # nothing goes back to a frozen one
     update = passes * size.flops
-    for teacher in config.parents_of(method) if training.has_teacher else ():
+    teachers = config.parents_of(method) if training.has_teacher else ()
+    # those of given folders are taken for as large as the run's own
+    number = len(config.distill.teacher_folders) if teachers != ("self-distill",) else 0
+    for k in range(number or len(teachers)):
+        teacher = teachers[k % len(teachers)]
         update += network_size(teacher, config, counts, precision).flops
     activations = math.ceil(config.inputs_of(method) * size.activations)
     return Cost(update, size.flops, activations, size.parameters)

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 
 import yaml
 
+from shared.config.label_file import is_another
 from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import RECIPES, SECTIONS, Config, hashed_settings
@@ -187,7 +188,7 @@ def _check_options(
                 message = str(error).replace("labels", f"labels in {place}", 1)
                 raise ValueError(message) from error
             other = called.setdefault(labels.tag, labels)
-            if other.file != labels.file:
+            if other.file and labels.file and is_another(other.file, labels.file):
                 raise ValueError(
                     f"labels in {place}: {other.text} and {labels.text} have the same name, and"
                     " folders are called so; rename one of the files"

@@ -2,6 +2,7 @@
 
     config.yaml          the resolved configuration, and
     settings.json        what of it (and which parents) the content depends on: written first
+    label_file.json      of a classifier: where its labels are, if they are in a file
     metrics.jsonl        one line per log interval
     state/<step>.safetensors   the latest checkpoint
     model.safetensors    the result
@@ -200,8 +201,10 @@ class StageFolder:
         """Whether ``meta.json`` was there when this object was made."""
         return self.meta is not None
 
-    def start(self, config: str) -> None:
+    def start(self, config: str, notes: Mapping[str, str] | None = None) -> None:
         """Take the folder's lock and write its settings; the run's folder gets ``config`` too.
+
+        ``notes`` are further files: name -> content.
 
         The lock is held until `finish`, or until the command ends.
 
@@ -209,9 +212,9 @@ class StageFolder:
             UserError: another process works in the folder, or has done so since this object was
                 made; or the folder cannot be written. All processes raise it.
         """
-        refuse_together(partial(self._start, config), self.main)
+        refuse_together(partial(self._start, config, notes or {}), self.main)
 
-    def _start(self, config: str) -> None:
+    def _start(self, config: str, notes: Mapping[str, str]) -> None:
         take(self.path)
         if not self.force:
             noted = made_with(self.path)
@@ -228,7 +231,8 @@ class StageFolder:
         if self.force:
             self._clear()
         write_atomically(self.path.parent / "config.yaml", config)
-        write_atomically(self.path / "config.yaml", config)
+        for name, content in {"config.yaml": config, **notes}.items():
+            write_atomically(self.path / name, content)
         write_atomically(self.path / "settings.json", json.dumps(self.settings, indent=1))
 
     def _clear(self) -> None:

@@ -30,6 +30,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from shared.config.label_file import file_notes
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import RENAMED, Config, defaults, dump, hashed_settings
 from shared.config.sections import Augmentation, Data, Training
@@ -209,7 +210,7 @@ class Stage:
         )
         self.model, self.state = model, model if state is None else state
         net, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.folder.start(dump(self.config))
+        self.folder.start(dump(self.config), file_notes(self.config, self.method))
         self.start, self.seconds_before = self.folder.load_state(self.state, self.optimizer)
         if not self.accelerator.trackers:  # not before: a refused run leaves no files
             self.accelerator.init_trackers(self.config.run)

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 
 from shared.config.command import run_command
 from shared.config.command_line import load_config
+from shared.config.label_file import file_notes
 from shared.config.schema import Config, dump
 from shared.runs.assessment import Assessment, read_arrays, read_assessment, save_assessment
 from shared.runtime.distributed import lost_contact, refuse_together
@@ -79,10 +80,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     assessment["about"], assessment["failed"] = about, {}
     assessment.setdefault("seconds", {})  # the file of an earlier version may lack it
     if inputs.is_main:
-        clean(path, alone=True)
-        with suppress(FileNotFoundError):
-            (path / "meta.json").unlink()
-        write_atomically(path / "config.yaml", dump(config))
+        _begin(path, config)
     before = inputs.hashes()
     bar = Progress("assess", len(todo), "parts", shown=inputs.is_main)
     for part in bar.over(todo):
@@ -115,6 +113,15 @@ def run(config: Config, accelerator: Accelerator) -> Path:
             f" same command tries again: {messages}"
         )
     return path
+
+
+def _begin(path: Path, config: Config) -> None:
+    """The folder says what is measured, and no longer that all is done."""
+    clean(path, alone=True)
+    with suppress(FileNotFoundError):
+        (path / "meta.json").unlink()
+    for name, text in {"config.yaml": dump(config), **file_notes(config, "assess")}.items():
+        write_atomically(path / name, text)
 
 
 def _text(config: Config, assessment: Assessment) -> str:

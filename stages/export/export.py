@@ -137,7 +137,7 @@ def _require_free(out: Path, form: Format) -> None:
             raise UserError(f"{out} exists and is no folder of an earlier export; {ADVICE}")
     elif out.is_dir():
         raise UserError(f"{out} is a folder; -o names the file to write")
-    elif not out.is_file() or (out.stat().st_size and form.notes(out) is None):
+    elif not out.is_file() or form.notes(out) is None:
         raise UserError(f"{out} exists and is no earlier export of this format; {ADVICE}")
 
 

@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from shared.networks.encoders import SMALL_IMAGE
 from shared.networks.heads import Classifier
 from shared.runtime.errors import UserError
+from shared.runtime.records import read_json
 from stages.export.images import Function
 from stages.export.network import Source
 
 OURS = "simclr_resnet"  # timm knows these names once shared.networks.encoders is imported
+
+OWN = {"config.json", "model.safetensors"}
+MARK = "few_labels_weights_sha256"  # in config.json, which timm leaves alone: the source's weights
 
 
 def write(source: Source, path: Path) -> None:
@@ -43,9 +47,11 @@ def write(source: Source, path: Path) -> None:
     model = cast(Any, timm.create_model(name, num_classes=len(source.classes), **options))
     model.load_state_dict(_with_classifier(source, model))
     model.pretrained_cfg = _configuration(source, model)
-    labels = {"label_names": source.classes} if source.classes else {}
+    about: dict[str, Any] = {MARK: source.meta["weights_sha256"]}
+    if source.classes:
+        about["label_names"] = source.classes
     try:
-        save_for_hf(model, str(path), labels, options, safe_serialization=True)
+        save_for_hf(model, str(path), about, options, safe_serialization=True)
     except SafetensorError as error:  # so it says that the disk is full, too
         raise OSError(str(error)) from error
 
@@ -109,9 +115,16 @@ def load(path: Path) -> Function:
 
 
 def notes(path: Path) -> dict[str, str] | None:
-    """A folder says nothing of its source; None where it holds other files than an export's."""
-    own = {"config.json", "model.safetensors"}
-    return {} if path.is_dir() and {file.name for file in path.iterdir()} <= own else None
+    """What a folder says of its source; None where it is no export, or holds other files too."""
+    if not path.is_dir() or not {file.name for file in path.iterdir()} <= OWN:
+        return None
+    if not any(path.iterdir()):
+        return {}
+    try:
+        mark = read_json(path / "config.json", "").get(MARK)
+    except (UserError, AttributeError):
+        return None
+    return {MARK: mark} if isinstance(mark, str) else None
 
 
 def how_to_load(path: Path) -> list[str]:

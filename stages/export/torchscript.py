@@ -3,13 +3,15 @@
 import warnings
 from io import BytesIO
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import torch
 
 from shared.runtime.errors import UserError
 from stages.export.images import Function
 from stages.export.network import Source
+
+LONGEST = 2**20  # bytes of what a file says of its source
 
 
 def write(source: Source, path: Path) -> None:
@@ -42,11 +44,12 @@ def load(path: Path) -> Function:
 
 
 def notes(path: Path) -> dict[str, str] | None:
-    """What an exported file says of itself; None where it is no file of an export."""
+    """What an exported file says of its source; None where it is no file of an export."""
     try:
         with ZipFile(path) as file:
-            extra = [name for name in file.namelist() if name.split("/")[1:2] == ["extra"]]
-            notes_ = {name.split("/")[-1]: file.read(name).decode() for name in extra}
-    except (OSError, BadZipFile, ValueError):
+            name = next(n for n in file.namelist() if n.split("/")[1:] == ["extra", "source"])
+            with file.open(name) as source:
+                text = source.read(LONGEST + 1)
+        return {"source": text.decode()} if len(text) <= LONGEST else None
+    except Exception:  # encrypted, cut off, damaged, or no archive: each fails in its own way
         return None
-    return notes_ if "source" in notes_ else None

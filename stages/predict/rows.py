@@ -15,6 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NotRequired, TextIO, TypedDict, cast
 
@@ -289,14 +290,7 @@ class RowFile:
         """
         other = f"choose another -o, or remove {self.path} and {self.notes.name}"
         if base is not None:
-            folder = self.path.resolve().parent  # both may be moved together
-            now = os.path.relpath(base, folder)
-            before = self.about.setdefault("names_below", now)
-            if before != now:
-                raise UserError(
-                    f"{self.path} has rows of images in {os.path.normpath(folder / str(before))},"
-                    f" now they are in {base}, and their names do not tell them apart; {other}"
-                )
+            self._require_same_base(base, other)
         noted = self.about.get("newest_image")  # not by earlier versions
         newest = noted if isinstance(noted, int) else max(times, default=0)
         pairs = zip(names, times, strict=True)
@@ -306,6 +300,22 @@ class RowFile:
                 f" {abbreviated(changed)}; {other}"
             )
         self.about["newest_image"] = max([newest, *times])
+
+    def _require_same_base(self, base: Path, remedy: str) -> None:
+        """The rows may be moved without their images, or together with them."""
+        folder = self.path.resolve().parent
+        place, below = str(base), str(base)
+        with suppress(ValueError):  # on another drive of Windows
+            below = os.path.relpath(base, folder)
+        first = self.about.setdefault("names_below", below)
+        before = self.about.setdefault("names_in", os.path.normpath(folder / str(first)))
+        if place != before and below != first and self._done:
+            raise UserError(
+                f"{self.path} has rows of images in {before}, now they are in {place}, and their"
+                f" names do not tell them apart; {remedy}"
+            )
+        if not self._done:
+            self.about |= {"names_below": below, "names_in": place}
 
     def _require_same(self, made_with: dict[str, Any]) -> None:
         before = self.about.get("made_with")

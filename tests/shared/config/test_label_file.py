@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from shared.config.label_file import require_one_file
+from shared.config.label_file import file_notes, require_one_file
 from shared.config.schema import Config
 from shared.runtime.errors import UserError
 
@@ -84,6 +84,47 @@ def test_a_copied_run_has_a_file_of_its_own(two, tmp_path):
     (tmp_path / "out/r/x.csv").unlink()
     with pytest.raises(UserError, match=r"rename b/x\.csv"):
         require_one_file(two)
+
+
+def note(config, stage: str):
+    """The folder of a stage that was begun just now."""
+    folder = config.folder_of(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in file_notes(config, stage).items():
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("form", ["another seed", "seed of an old version", "of the base run"])
+def test_another_file_in_a_folder_of_the_same_tag(two, form):
+    first, second = replace(two, labels="a/x.csv"), replace(two, seed=1)
+    if form == "another seed":
+        note(first, "finetune")
+    else:
+        make(first, "finetune", "a/x.csv", "done")
+    if form == "of the base run":
+        second = replace(second, output="out/r/variants", run="k", force="finetune")
+    with pytest.raises(UserError, match=r"b/x\.csv differ.* rename .* delete that folder"):
+        require_one_file(second)
+    require_one_file(replace(second, labels="a/x.csv"))
+    require_one_file(replace(second, output="other"))
+
+
+def test_a_relative_path_means_the_place_where_it_was_typed(two, tmp_path, monkeypatch):
+    config = replace(two, labels="x.csv", output=str(tmp_path / "out"))
+    first, second = tmp_path / "a/x.csv", tmp_path / "b/x.csv"
+    monkeypatch.chdir(tmp_path / "a")
+    assert file_notes(config, "pretrain") == {}
+    note(config, "finetune")
+    first.write_text(first.read_text() + "2.png,dog\n")  # it grows
+    require_one_file(config)
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(UserError, match=rf"labels in {first}.*--force finetune to make it anew"):
+        require_one_file(config)
+    second.write_text("file,label\n1.png,cat\n")  # as the first was: it was moved, and replaced
+    require_one_file(config)
+    (config.folder_of("finetune") / "label_file.json").write_text("{")
+    with pytest.raises(UserError, match="delete it"):
+        require_one_file(config)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"labels": 3}', '{"labels": {"given": ""}}'])

@@ -97,6 +97,11 @@ def test_cost_of_each_method():
 def test_each_teacher_sees_each_image(method, monkeypatch):
     """An update of the student costs one forward pass of each: 3 of its own, and those."""
     monkeypatch.setattr(cost, "network_size", lambda *_: Size(1, 10.0, 100))
-    for teachers, flops in (("finetune", 40), ("[finetune, features-logistic]", 50)):
-        config = config_of(f"--distill.taught_by={teachers}")
+    for option, flops in (
+        ("taught_by=finetune", 40),
+        ("taught_by=[finetune, features-logistic]", 50),
+        ("teacher=a", 40),
+        ("teacher=[a, b, c]", 60),
+    ):
+        config = config_of(f"--distill.{option}")
         assert cost_of(method, config, Counts(1437, 14, 360, 10), "no").update == flops

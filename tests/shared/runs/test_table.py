@@ -81,3 +81,16 @@ def test_init_may_be_set_and_other_paths_may_not():
     options = settable_options(Config())
     assert {"finetune.init", "linear.init", "pretrain.temperature"} <= options.keys()
     assert {"distill.teacher", "data.train", "pretrain.log_every_steps"}.isdisjoint(options)
+
+
+def test_label_files_of_one_name_differ_by_their_content(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in "abc":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.csv").write_text(f"file,label\n1.png,{folder}\n")
+    (tmp_path / "b/x.csv").write_bytes((tmp_path / "a/x.csv").read_bytes())
+    columns = {"1": {"labels": "a/x.csv"}, "2": {"labels": "./a/x.csv"}, "3": {"labels": "b/x.csv"}}
+    load_table(write(tmp_path, rows={"a": {}}, columns=columns))
+    columns["4"] = {"labels": "c/x.csv"}
+    with pytest.raises(UserError, match="have the same name"):
+        load_table(write(tmp_path, rows={"a": {}}, columns=columns))

@@ -57,7 +57,7 @@ def test_another_process_is_told_of_before_the_network_is_loaded(
 
 
 @pytest.mark.parametrize("format_", ["torchscript", "onnx", "timm"])
-@pytest.mark.parametrize("content", [b"file,label\n", b"PK\x03\x04", "link"])
+@pytest.mark.parametrize("content", [b"file,label\n", b"PK\x03\x04", b"", "link"])
 def test_what_is_no_export_is_not_replaced(student, tmp_path, capfd, format_, content):
     file = tmp_path / "mine.csv"
     if content == "link":

@@ -69,6 +69,18 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path, capfd):
     assert (mine / "thesis.tex").read_text() == "all of it"
 
 
+@pytest.mark.parametrize("content", ['{"architecture": "resnet18"}', "[]", "{", None])
+def test_a_folder_of_the_hub_is_not_replaced(tmp_path, capfd, content):
+    path = artifact(tmp_path / "r/s", DIGITS)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "model.safetensors").write_text("weights")
+    if content is not None:
+        (mine / "config.json").write_text(content)
+    assert "is no folder of an earlier export" in refused(capfd, path, "--to=timm", "-o", mine)
+    assert (mine / "model.safetensors").read_text() == "weights"
+
+
 class Hub:
     """Stands in for the hub: it keeps what it gets, or refuses it."""
 

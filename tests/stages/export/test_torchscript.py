@@ -2,13 +2,14 @@
 
 import json
 import warnings
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
 
 from shared.runtime.errors import UserError
 from stages.export.network import Deployed, load
-from stages.export.torchscript import write
+from stages.export.torchscript import LONGEST, notes, write
 from tests.support.exported import artifact, refused, run
 
 
@@ -48,3 +49,22 @@ def test_a_trace_that_is_right_for_one_batch_only_is_refused(tmp_path, capfd, mo
     err = refused(capfd, path, "--to", "torchscript")
     assert "does not compute what torch does" in err
     assert not (path / "model.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", ["encrypted", "unknown compression", "large", "no text", "other"]
+)
+def test_another_archive_is_no_export(tmp_path, damage):
+    file = tmp_path / "x.pt"
+    content = {"large": b" " * (LONGEST + 1), "no text": b"\xff"}.get(damage, b"x")
+    name = "x/data" if damage == "other" else "x/extra/source"
+    with ZipFile(file, "w", ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    raw = bytearray(file.read_bytes())
+    for begin, flags in ((0, 6), (raw.index(b"PK\x01\x02"), 8)):
+        if damage == "encrypted":
+            raw[begin + flags] |= 1
+        elif damage == "unknown compression":
+            raw[begin + flags + 2] = 77
+    file.write_bytes(raw)
+    assert notes(file) is None

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -254,6 +255,27 @@ def test_a_pipe_gets_the_names(capsys):
     printed.finish()
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))
     assert [csv_value(row[0]) for row in rows] == ODD[3:]
+
+
+def test_rows_are_moved_without_their_images(tmp_path, monkeypatch):
+    """Or on another drive of Windows, where no relative path leads to them."""
+
+    def at(place: str, names: list[str], base: str) -> RowFile:
+        (tmp_path / place).mkdir(exist_ok=True)
+        out = opened(tmp_path / place / "p.csv")
+        out.require_same_images(names, [1] * len(names), tmp_path / base)
+        return out
+
+    (tmp_path / "new").mkdir()
+    first = at("one", ["x.png"], "new")
+    first.append(block(["x.png"]))
+    first.finish()
+    (tmp_path / "one").replace(tmp_path / "results")
+    at("results", ["x.png"], "new")
+    with pytest.raises(UserError, match=r"now they are in .*other"):
+        at("results", ["x.png"], "other")
+    monkeypatch.setattr(os.path, "relpath", lambda *_: (_ for _ in ()).throw(ValueError("drive")))
+    at("results", ["x.png"], "new")
 
 
 @pytest.mark.parametrize("notes", ["{", "[]", '{"temperature": "hot"}', '{"temperature": 0}'])
