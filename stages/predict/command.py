@@ -327,15 +327,21 @@ def _run(arguments: Namespace) -> None:
 
 
 def _changed_at(sources: Sequence[Path], names: Sequence[str]) -> list[int]:
-    """When the file of each image was changed last, nanoseconds."""
+    """When the file of each image was changed or put there last, nanoseconds."""
     tables = [source for source in sources if source.suffix == ".parquet" and source.is_file()]
-    of_tables, times = max((file.stat().st_mtime_ns for file in tables), default=0), []
+    of_tables, times = max(map(_changed, tables), default=0), []
     for name in names:
         try:
-            times.append(of_tables if [*sources] == tables else os.stat(name).st_mtime_ns)
+            times.append(of_tables if [*sources] == tables else _changed(name))
         except (OSError, ValueError):  # a row of a table, or gone
             times.append(of_tables)
     return times
+
+
+def _changed(file: str | Path) -> int:
+    """No program can set ctime back, as copying does with mtime; on Windows it is another time."""
+    status = os.stat(file)
+    return status.st_ctime_ns if os.name == "posix" else status.st_mtime_ns
 
 
 def _base(sources: Sequence[Path]) -> Path | None:

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -226,6 +227,18 @@ class Printed:
         self.texts.clear()
 
 
+class Call(TypedDict):
+    """A call that has written rows.
+
+    Attributes:
+        rows: how many there were before it.
+        newest: when the last of its images was changed, nanoseconds.
+    """
+
+    rows: int
+    newest: int
+
+
 class RowFile:
     """A file of rows; those that are there stay.
 
@@ -246,7 +259,7 @@ class RowFile:
         self.path, self.schema, self.form = path, schema, FORMS[path.suffix]
         self.notes = path.with_name(f"{path.name}.meta.json")
         self.growing = path.with_name(path.name + self.form.growing)
-        self._done, self.unlabeled, self._end = set[str](), 0, 0
+        self._done, self.unlabeled, self._end = dict[str, int](), 0, 0  # name: number of its row
         self._file: BinaryIO | None = None
         self.about: dict[str, Any] = {"made_with": made_with}
         rows = [file for file in (path, self.growing) if file.exists()]
@@ -291,15 +304,23 @@ class RowFile:
         other = f"choose another -o, or remove {self.path} and {self.notes.name}"
         if base is not None:
             self._require_same_base(base, other)
-        noted = self.about.get("newest_image")  # not by earlier versions
-        newest = noted if isinstance(noted, int) else max(times, default=0)
-        pairs = zip(names, times, strict=True)
-        if changed := [name for name, time in pairs if time > newest and name in self._done]:
+        calls: list[Call] = self.about.get("calls", [])  # none of earlier versions
+        calls = [] if mismatch(calls, list[Call]) else calls
+        firsts = [call["rows"] for call in calls]
+        changed = [
+            name
+            for name, time in zip(names, times, strict=True)
+            if (number := bisect_right(firsts, self._done.get(name, -1)))
+            and time > calls[number - 1]["newest"]
+        ]
+        if changed:
             raise UserError(
                 f"{self.path}: {counted(len(changed), 'image')} changed after the row was written:"
                 f" {abbreviated(changed)}; {other}"
             )
-        self.about["newest_image"] = max([newest, *times])
+        rows = len(self._done)
+        calls = [call for call in calls if call["rows"] < rows]  # others have written no row
+        self.about["calls"] = [*calls, Call(rows=rows, newest=max(times, default=0))]
 
     def _require_same_base(self, base: Path, remedy: str) -> None:
         """The rows may be moved without their images, or together with them."""
@@ -336,14 +357,14 @@ class RowFile:
                     raise UserError(f"{self.path} has other columns; choose another -o")
                 names = [name for name in ("file", "label") if name in self.schema.names]
                 table = parquet.read_table(self.path, columns=names)
-                self._done = set(table["file"].to_pylist())
+                self._done = {name: row for row, name in enumerate(table["file"].to_pylist())}
                 self.unlabeled = _unlabeled(table)
                 return
             if not self.growing.exists():
                 return
             for end, files, labels in self.form.read(self.growing, self.schema):
                 self._end = end
-                self._done.update(files)
+                self._done |= {name: row for row, name in enumerate(files, len(self._done))}
                 self.unlabeled += sum(not label for label in labels) if files else 0
         except (OSError, pa.ArrowException, KeyError) as error:
             raise self._cannot_read(error) from error

@@ -256,6 +256,14 @@ def test_other_images_of_the_same_names_are_refused(here, capsys, monkeypatch, n
     assert "1 image changed after the row was written: x.png" in refused(
         capsys, classifier, "x.png", *options
     )
+    earlier = os.stat("y.png").st_mtime - 100
+    shutil.copy(here / "new/5.png", "z.png")
+    os.utime("z.png", (earlier, earlier))
+    assert main([classifier, "z.png", *options]) == 0
+    os.replace("z.png", "y.png")  # with the time of an older one
+    assert "1 image changed after the row was written: y.png" in refused(
+        capsys, classifier, "y.png", *options
+    )
 
 
 # --------------------------------------------------------------------------------- images that fail
