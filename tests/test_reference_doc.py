@@ -27,6 +27,6 @@ def test_every_named_test_exists():
         for name in re.findall(r"`([^`]+)`", evidence):
             path, _, test = name.rpartition("::")
             file = path or file
-            (place,) = (ROOT / "tests").rglob(f"{file.removesuffix('.py')}.py")
+            (place,) = ROOT.glob(f"tests/**/{file.removeprefix('tests/').removesuffix('.py')}.py")
             code = place.read_text()
             assert f"\ndef {test.partition('[')[0]}(" in code, f"{behaviour}: no {name}"

@@ -201,9 +201,10 @@ def _read_splits(config: Config | str, metas: Iterable[Meta]) -> Splits | str:
     """
     if isinstance(config, str):
         return "the run's configuration could not be read"
-    data = replace(config.data, workers=0, cache_folder="")
-    if data.cache is not None:  # its images are never held in memory whole
-        data = replace(data, cache=None, loading="workers")
+    loading = (
+        config.data.loading if config.data.cache is None else "workers"
+    )  # never in memory whole
+    data = replace(config.data, workers=0, cache=None, cache_folder="", loading=loading)
     noted = {meta.get("settings", {}).get("images") for meta in metas}
     sources = " and ".join(filter(None, (data.train, data.unlabeled)))
     other = f"the images in {sources} are not those that the run was made from"

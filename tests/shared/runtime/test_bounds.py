@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shared.config import schema
+from shared.config import checks
 from shared.runtime.artifacts import read_meta
 from tests.support.stage_folder import message
 
@@ -24,7 +24,7 @@ META = {"kind": "encoder", "encoder": "x", "image_size": 8, "weights_sha256": "0
 )
 def test_what_the_options_allow_is_not_damaged_afterwards(tmp_path, option, described):
     """Else a stage trains to its end, and its own result is refused."""
-    most = schema.MOST_OF.get(option, schema.MOST)
+    most = checks.MOST_OF.get(option, checks.MOST)
     for value, sound in ((most, True), (most + 1, False)):
         meta = {**META, **described(value)}
         (tmp_path / "meta.json").write_text(json.dumps(meta))
