@@ -9,6 +9,7 @@ tiny, for the tests.
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -206,9 +207,10 @@ def data(
     batches.workers_finish &= not for_gpu
     whole = 0, 1_000_000
     steps = batches.crops(*whole) if for_gpu else batches.steps(*whole)
-    for count, _ in enumerate(steps):
-        if count % batches_per_lap == 0:
-            lap(batches_per_lap * config.pretrain.batch_size)
+    with closing(steps):  # so its workers end with the last lap
+        for count, _ in enumerate(steps):
+            if count % batches_per_lap == 0:
+                lap(batches_per_lap * config.pretrain.batch_size)
 
 
 def augmentation(lap: Lap, argv: list[str], batches_per_lap: int) -> None:
