@@ -186,10 +186,8 @@ def as_teacher(folder: Path, config: Config, accelerator: Accelerator) -> Classi
 
 def teacher_folders(config: Config, method: str) -> list[Path]:
     """The classifiers that teach: the self-distilled one for a student with ``self_first``."""
-    teachers = config.parents_of(method)
-    if teachers != ("self-distill",) and config.distill.teacher_folders:
-        return list(map(Path, config.distill.teacher_folders))
-    return list(map(config.folder_of, teachers))
+    given = config.given_teachers(method)
+    return list(map(Path, given) if given else map(config.folder_of, config.parents_of(method)))
 
 
 def read_teachers(config: Config, method: str) -> dict[Path, ClassifierMeta]:

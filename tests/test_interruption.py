@@ -17,9 +17,9 @@ from accelerate.state import AcceleratorState
 
 import pipeline
 from shared.runtime.stop import StopRequest
-from shared.training.stage import Stage
 from stages import pretrain
 from tests.support.photos import class_folders
+from tests.support.stop import STOPPED, stopped_at
 from tests.support.toy_run import TINY
 
 SMALL = [
@@ -104,17 +104,9 @@ def test_a_stopped_force_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert pipeline.main(arguments) == 0
     run = tmp_path / "digits"
     first = weights(tmp_path)
-    checkpoint = Stage.checkpoint
-
-    def stop_in_finetune(self, step):
-        if self.method == "finetune" and step == 3:
-            signal.raise_signal(signal.SIGTERM)
-        checkpoint(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Stage, "checkpoint", stop_in_finetune)
+    with stopped_at(3, monkeypatch, "finetune"):
         changed = [*arguments, "--finetune.learning_rate=0.003"]
-        assert pipeline.main([*changed, "--force=finetune"]) == 128 + signal.SIGTERM
+        assert pipeline.main([*changed, "--force=finetune"]) == STOPPED
     says = "run the same command, now with --force self-distill,distill, to go on"
     assert says in capsys.readouterr().err
     assert not (run / "finetune-1pct-seed0/meta.json").exists()
@@ -163,18 +155,8 @@ def test_resuming_keeps_every_bit_in_every_layout(
     arguments = [*tiny, "--pretrain.optimizer=adamw", *UPDATES[update], *layout]
     assert pretrain.main([*arguments, f"--output={tmp_path / 'whole'}"]) == 0
 
-    monkeypatch.setattr(StopRequest, "received", None)  # and again at the end
-    checkpoint = Stage.checkpoint
-
-    def stop(self, step):
-        if step == 3:
-            signal.raise_signal(signal.SIGTERM)
-        checkpoint(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Stage, "checkpoint", stop)
-        stopped = pretrain.main([*arguments, f"--output={tmp_path / 'stopped'}"])
-        assert stopped == 128 + signal.SIGTERM
+    with stopped_at(3, monkeypatch):
+        assert pretrain.main([*arguments, f"--output={tmp_path / 'stopped'}"]) == STOPPED
     assert pretrain.main([*arguments, f"--output={tmp_path / 'stopped'}"]) == 0
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 

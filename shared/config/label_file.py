@@ -119,8 +119,5 @@ def _made_from(folder: Path) -> FileNote | None:
 def _sha256(file: Path) -> str:
     """Of a file's content; empty where it cannot be read."""
     with suppress(UserError, OSError), open_regular(file) as content:
-        digest = hashlib.sha256()
-        while block := content.read(2**20):
-            digest.update(block)
-        return digest.hexdigest()
+        return hashlib.file_digest(content, "sha256").hexdigest()
     return ""

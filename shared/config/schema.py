@@ -330,6 +330,10 @@ class Config:
         parents = [parent for parent in METHODS[method].made_from if self.asks_for(parent)]
         return self.distill.teachers if parents[-1:] == ["finetune"] else tuple(parents[-1:])
 
+    def given_teachers(self, method: str) -> tuple[str, ...]:
+        """The artifact folders that are named to teach a method, in place of `parents_of`."""
+        return self.distill.teacher_folders if self.parents_of(method) != ("self-distill",) else ()
+
     def ancestors_of(self, method: str) -> tuple[str, ...]:
         """`ancestors`, with the teachers of this run and their own."""
         every = set(ancestors(method))

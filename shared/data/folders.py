@@ -433,9 +433,8 @@ def _dataset(
     metadata: dict[str, dict[str, Any]],
 ) -> datasets.Dataset:
     """The images of one split; ``known``: the training images' classes, for a test split."""
-    inside = [
-        listed.folder.startswith(part.folder) for listed in walked.listed
-    ]  # one after another
+    # those of a part come one after another
+    inside = [listed.folder.startswith(part.folder) for listed in walked.listed]
     images = list(itertools.compress(walked.listed, inside))
     first = sum(listed.number for listed in walked.listed[: inside.index(True)])
     files = walked.files.slice(first, sum(listed.number for listed in images))

@@ -187,10 +187,7 @@ def write(file: BinaryIO, walked: Walk) -> None:
         with pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
     file.seek(0)
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    file.write(digest.digest())
+    file.write(hashlib.file_digest(file, "sha256").digest())
 
 
 def _kept(folder: Path, root: Path) -> Walk | None:

@@ -6,6 +6,7 @@ method's row; this file multiplies.
 
 import math
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import NamedTuple
 
 from shared.config.labelset import LabelSet
@@ -85,12 +86,12 @@ def cost_of(method: str, config: Config, counts: Counts, precision: str) -> Cost
         1 if METHODS[method].frozen else config.passes_of(method)
     )  # nothing goes back to a frozen one
     update = passes * size.flops
-    teachers = config.parents_of(method) if training.has_teacher else ()
-    # those of given folders are taken for as large as the run's own
-    number = len(config.distill.teacher_folders) if teachers != ("self-distill",) else 0
-    for k in range(number or len(teachers)):
-        teacher = teachers[k % len(teachers)]
-        update += network_size(teacher, config, counts, precision).flops
+    if training.has_teacher:
+        teachers = config.parents_of(method)
+        # those of given folders are taken for as large as the run's own
+        number = len(config.given_teachers(method)) or len(teachers)
+        for teacher in islice(cycle(teachers), number):
+            update += network_size(teacher, config, counts, precision).flops
     activations = math.ceil(config.inputs_of(method) * size.activations)
     return Cost(update, size.flops, activations, size.parameters)
 

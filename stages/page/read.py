@@ -201,9 +201,8 @@ def _read_splits(config: Config | str, metas: Iterable[Meta]) -> Splits | str:
     """
     if isinstance(config, str):
         return "the run's configuration could not be read"
-    loading = (
-        config.data.loading if config.data.cache is None else "workers"
-    )  # never in memory whole
+    # photos with small copies are never held in memory whole
+    loading = config.data.loading if config.data.cache is None else "workers"
     data = replace(config.data, workers=0, cache=None, cache_folder="", loading=loading)
     noted = {meta.get("settings", {}).get("images") for meta in metas}
     sources = " and ".join(filter(None, (data.train, data.unlabeled)))

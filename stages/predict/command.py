@@ -303,10 +303,10 @@ def _run(arguments: Namespace) -> None:
         made_with = {"artifact": predictor.meta["weights_sha256"], **made_with}
         out = RowFile(arguments.out, wanted.schema(), made_with)
     images = open_images(arguments.images, data, progress=True)
+    names, sources = images.names.tolist(), arguments.images
     if isinstance(out, RowFile):
-        names, sources = images.names.tolist(), arguments.images
         out.require_same_images(names, _changed_at(sources, names), _base(sources))
-    ids = out.missing(images.names.tolist())
+    ids = out.missing(names)
     if wanted.abstain:
         if "temperature" not in out.about:
             out.about["temperature"] = _temperature(arguments.artifact, predictor)

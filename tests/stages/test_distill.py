@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,6 @@ from shared.config.sections import Distill
 from shared.data.images import Splits
 from shared.runtime.artifacts import is_outdated, read_meta
 from shared.runtime.errors import UserError
-from shared.runtime.stop import StopRequest
 from shared.runtime.tensors import sha256
 from shared.training.device import to_inference
 from shared.training.stage import Stage
@@ -29,6 +27,7 @@ from stages import distill
 from tests.support.photo_run import files, refused, run
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import opened
+from tests.support.stop import STOPPED, stopped_at
 
 
 def test_self_distillation_first_in_distillation_alone(photos, finished, tmp_path):
@@ -154,7 +153,8 @@ def test_several_teachers_are_averaged(photos, finished, tmp_path, monkeypatch, 
     )
     options = [f"--data.train={photos}", "--distill.temperature=2"]
     both = [*options, f"--distill.teacher=[{first}, {second}]"]
-    stop_after_first_step(monkeypatch, *both, f"--output={tmp_path / 'o'}")
+    with stopped_at(1, monkeypatch):
+        assert run(distill.main, *both, f"--output={tmp_path / 'o'}") == STOPPED
     for output in ("o", "whole"):
         assert run(distill.main, *both, f"--output={tmp_path / output}") == 0
     means = [(a / 2).softmax(1) / 2 + (b / 2).softmax(1) / 2 for a, b in pairs(logits)]
@@ -189,7 +189,8 @@ def test_an_average_teaches_by_pseudo_labels(photos, finished, tmp_path, monkeyp
         distill, "pseudo_label_loss", lambda s, t, least: learned.append(least) or loss(s, t, least)
     )
     options = [f"--data.train={photos}", f"--distill.teacher={teacher}", *AVERAGED]
-    stop_after_first_step(monkeypatch, *options, f"--output={tmp_path / 'o'}")
+    with stopped_at(1, monkeypatch):
+        assert run(distill.main, *options, f"--output={tmp_path / 'o'}") == STOPPED
     for output in ("o", "whole"):
         assert run(distill.main, *options, f"--output={tmp_path / output}") == 0
     itself = "r/self-distill-2perclass-seed0/model.safetensors"
@@ -210,22 +211,6 @@ AVERAGED = [
     *("--distill.self_first=true", "--distill.self_ema=0.9", "--distill.self_confidence=0.5"),
     *("--distill.labeled_weight=0.5", "--distill.labeled_batch_size=4", "--distill.bootstrap=0.1"),
 ]
-
-
-def stop_after_first_step(monkeypatch, *options: str) -> None:
-    """Run with a real signal; then the run may go on."""
-    checkpoint = Stage.checkpoint
-
-    def stop(self, step):
-        if step == 1:
-            signal.raise_signal(signal.SIGTERM)
-        checkpoint(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "received", None)
-        patch.setattr(Stage, "checkpoint", stop)
-        assert run(distill.main, *options) == 128 + signal.SIGTERM
-    monkeypatch.setattr(StopRequest, "received", None)
 
 
 def pairs(items: list) -> list[tuple]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 
 import numpy as np
 import pytest
@@ -17,13 +16,12 @@ from shared.data.batches import plain_batches
 from shared.data.labels import Labels, draw_labels
 from shared.networks.build import build_classifier, keep_layers, load_contrastive
 from shared.runtime.errors import UserError
-from shared.runtime.stop import StopRequest
-from shared.training.stage import Stage
 from stages import finetune, pretrain
 from tests.support.photo_run import files, refused, run
 from tests.support.photos import class_folders
 from tests.support.pretext import upright
 from tests.support.sources import opened
+from tests.support.stop import STOPPED, stopped_at
 
 
 def test_fine_tuning_with_a_frozen_beginning(photos, finished, tmp_path):
@@ -210,19 +208,9 @@ def test_rotation_goes_on_to_the_same_bits_and_leaves_a_plain_classifier(
     before = json.loads((finished / "finetune-2perclass-seed0/meta.json").read_text())
     assert meta["result"]["parameters"] == before["result"]["parameters"]
 
-    checkpoint = Stage.checkpoint
-
-    def stop(self, step):
-        if step == 2:
-            signal.raise_signal(signal.SIGTERM)
-        checkpoint(self, step)
-
     options = [*options_of(photos, finished, tmp_path), *aided]
-    with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "received", None)
-        patch.setattr(Stage, "checkpoint", stop)
-        assert run(finetune.main, *options) == 128 + signal.SIGTERM
-    monkeypatch.setattr(StopRequest, "received", None)
+    with stopped_at(2, monkeypatch):
+        assert run(finetune.main, *options) == STOPPED
     assert run(finetune.main, *options) == 0
     resumed, _ = artifact(tmp_path, "finetune")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

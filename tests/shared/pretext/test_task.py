@@ -1,7 +1,6 @@
 """What holds of every pretext task: it resumes, passes in parts, and is shared by processes."""
 
 import json
-import signal
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +22,7 @@ from shared.training.stage import Stage
 from stages import pretrain
 from tests.support.gloo import fork, join
 from tests.support.pretext import VARIANTS, options_of
+from tests.support.stop import STOPPED, stopped_at
 
 # Those of the default run have all that tasks have: no state, an averaged network or a bank, drawn
 # images, tiles, a sample of the images, a second optimizer, several heads, companions.
@@ -71,19 +71,10 @@ def test_an_interrupted_task_goes_on_to_the_same_bits(variant, tmp_path, monkeyp
     default = ["--precision=auto"]
     lines, whole = run(tmp_path / "whole", variant, *default)
     assert all(line["loss"] > 0 and "loss_of_chance" in line for line in lines)
-    checkpoint = Stage.checkpoint
-
-    def stop(self, step):
-        if step == 2:
-            signal.raise_signal(signal.SIGTERM)
-        checkpoint(self, step)
-
     arguments = [*options_of(variant), f"--output={tmp_path}", "--pretrain.steps=4", *default]
-    with monkeypatch.context() as patch:
-        patch.setattr(Stage, "checkpoint", stop)
-        assert pretrain.main(arguments) == 128 + signal.SIGTERM
+    with stopped_at(2, monkeypatch):
+        assert pretrain.main(arguments) == STOPPED
     assert not (tmp_path / "digits/pretrain/meta.json").exists()
-    monkeypatch.setattr(StopRequest, "received", None)
     again, resumed = run(tmp_path, variant, *default)
     assert same(whole, resumed)
     assert [line["loss"] for line in again] == [line["loss"] for line in lines]
