@@ -23,9 +23,10 @@ import time
 from collections import Counter
 from contextlib import suppress
 from functools import partial
+from io import BufferedRandom
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, TypedDict, cast
+from typing import TypedDict, cast
 
 import datasets
 import psutil
@@ -164,7 +165,7 @@ def _has_root(path: Path) -> bool:
         return False
 
 
-def write(file: BinaryIO, walked: Walk) -> None:
+def write(file: BufferedRandom, walked: Walk) -> None:
     """Write a listing into a new file, open for reading too."""
     notes: _Notes = {
         "version": VERSION,

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import BufferedRandom, BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -30,7 +31,7 @@ NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a named pipe would wait for its other 
 MOST_NAMES = 10_000  # of a folder that are compared with a misspelt one
 
 
-def into_place(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def into_place(path: Path, write: Callable[[BufferedRandom], object]) -> None:
     """Write a file so that at any moment the old or the new one is there, whole.
 
     Args:
@@ -79,7 +80,7 @@ def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) ->
         ) from error
 
 
-def new_file(path: Path) -> BinaryIO:
+def new_file(path: Path) -> BufferedRandom:
     """Make a file, open for writing; FileExistsError where anything has its name, also a link."""
     return path.open("x+b")
 
@@ -179,7 +180,7 @@ def require_no_link(path: Path, root: Path) -> None:
             )
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file to read; a pipe, a device or a folder is refused, where reading could never end.
 
     Raises:
