@@ -9,6 +9,7 @@ holds for every later call, because measured speeds differ from call to call, an
 
 import math
 import os
+import shlex
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -142,8 +143,9 @@ def settings_as_before(config: Config) -> str:
     also = ""
     if config.budget:
         also = (
-            "; --budget was for that choice, other lengths are given as --finetune.steps N or"
-            " --distill.epochs N, with --force finetune,distill"
+            "; --budget was for that choice (anew, from this pretraining: --run NAME"
+            f" --pretrain.init {shlex.quote(str(config.folder))}; stages 2 and 3 alone:"
+            " --finetune.steps N, --distill.epochs N, --force finetune,distill)"
         )
     return f"settings as chosen before: {config.folder / KEPT}{also}"
 
