@@ -173,7 +173,7 @@ def _check_options(
     places |= {f"rows: {label}": options for label, options in rows.items()}
     places |= {f"columns: {label}": options for label, options in columns.items()}
     known = ["method", "labels", *settable_options(Config())]
-    called: dict[str, LabelSet] = {}  # by their tags
+    label_sets: list[tuple[str, Any]] = []  # where, and what is said there
     for place, options in places.items():
         if not isinstance(options, dict):
             raise ValueError(f"{place} must be a mapping from options to values, got {options!r}")
@@ -181,18 +181,28 @@ def _check_options(
         if "method" in options:
             methods = (*CLASSIFIERS, *BASELINES)
             _require_known([options["method"]], methods, f"method in {place}")
-        if "labels" in options and place != "vary":
-            try:
-                labels = LabelSet.parse(str(options["labels"]))
-            except ValueError as error:
-                message = str(error).replace("labels", f"labels in {place}", 1)
-                raise ValueError(message) from error
-            other = called.setdefault(labels.tag, labels)
-            if other.file and labels.file and is_another(other.file, labels.file):
-                raise ValueError(
-                    f"labels in {place}: {other.text} and {labels.text} have the same name, and"
-                    " folders are called so; rename one of the files"
-                )
+        if "labels" in options:
+            listed = place == "vary" and isinstance(options["labels"], list)
+            texts = options["labels"] if listed else [options["labels"]]
+            label_sets += [(place, text) for text in texts]
+    _check_label_sets(label_sets)
+
+
+def _check_label_sets(label_sets: Iterable[tuple[str, Any]]) -> None:
+    """All can be read, and no two are files of one name with other content."""
+    called: dict[str, LabelSet] = {}  # by their tags
+    for place, text in label_sets:
+        try:
+            labels = LabelSet.parse(str(text))
+        except ValueError as error:
+            message = str(error).replace("labels", f"labels in {place}", 1)
+            raise ValueError(message) from error
+        other = called.setdefault(labels.tag, labels)
+        if other.file and labels.file and is_another(other.file, labels.file):
+            raise ValueError(
+                f"labels in {place}: {other.text} and {labels.text} have the same name, and"
+                " folders are called so; rename one of the files"
+            )
 
 
 def _require_set_once(

@@ -94,3 +94,7 @@ def test_label_files_of_one_name_differ_by_their_content(tmp_path, monkeypatch):
     columns["4"] = {"labels": "c/x.csv"}
     with pytest.raises(UserError, match="have the same name"):
         load_table(write(tmp_path, rows={"a": {}}, columns=columns))
+    varied = {"rows": {"a": {}}, "columns": {"b": {}}, "seeds": 2}
+    load_table(write(tmp_path, **varied, vary={"labels": ["a/x.csv", "b/x.csv"]}))
+    with pytest.raises(UserError, match=r"labels in vary: .* have the same name"):
+        load_table(write(tmp_path, **varied, vary={"labels": ["a/x.csv", "c/x.csv"]}))
