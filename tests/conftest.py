@@ -21,19 +21,16 @@ from tests.support.irregular import IRREGULAR  # noqa: E402
 torch.set_num_threads(1)  # the test machines have two cores, and xdist or gloo tests share them
 
 
-def pytest_collection_finish() -> None:
-    """Take what the imports have made from the garbage collector.
+@pytest.fixture(autouse=True, scope="module")
+def clean_start():
+    """A file's commands choose their precision, whatever those of another file had chosen.
 
-    accelerate has it collect at the end of each stage, which takes 0.2 s with all those objects.
+    What is there by now is taken from the garbage collector. accelerate has it collect at the end
+    of each stage, which would take up to 0.2 s with all objects that imports have made.
     """
+    AcceleratorState._reset_state(True)
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_precision():
-    """Commands of a file choose their precision, whatever those of another file had chosen."""
-    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(params=IRREGULAR)

@@ -5,7 +5,9 @@ extension touches more than three files. The copy passes the linter, the formatt
 checker, as the code does.
 """
 
+import hashlib
 import importlib.util
+import inspect
 import json
 import shutil
 import subprocess
@@ -16,6 +18,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from shared.config.sections import Augmentation
+from shared.data import augment
+from shared.runtime.randomness import generator
 from tests.support.toy_run import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -352,6 +357,58 @@ def init(project, **options):
 """
 
 
+# What the tests ask of the extended code, in one process, which imports torch once. Its arguments
+# are command lines of the pipeline; `digest` is put in.
+PROGRAM = """\
+import hashlib
+import json
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+
+import torch
+
+import pipeline
+from shared.config.labelset import LabelSet
+from shared.config.sections import Augmentation, Data
+from shared.data import augment
+from shared.data.labels import draw_labels
+from shared.data.sources import open_data
+from shared.runs.cost import known_counts
+from shared.runtime.randomness import generator
+
+
+{digest}
+
+printed = []
+for options in json.loads(sys.argv[1]):
+    with redirect_stdout(StringIO()) as out:
+        code = pipeline.main(options)
+    assert code == 0
+    printed.append(out.getvalue())
+labels = LabelSet.parse("2first")
+splits = open_data(Data(), labels)
+answers = dict(
+    printed=printed,
+    classes=splits.train.labels.tolist(),
+    draws=[draw_labels(splits, labels, seed).ids.tolist() for seed in (0, 1)],
+    title=labels.title,
+    planned=known_counts(60_000, 10_000, 10, labels).labeled,
+    views=[digest(solarize=share) for share in (0.0, 1.0)],
+)
+print(json.dumps(answers))
+"""
+
+
+def digest(**options: float) -> str:
+    """Hash of the views of eight images."""
+    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    augmentation = Augmentation(**options)
+    draws = augment.draw(augmentation, generator(0, "views"), 8)
+    views = augment.apply(augmentation, images, draws)
+    return hashlib.sha256(views.numpy().tobytes()).hexdigest()
+
+
 def call(root: Path, *command: str) -> str:
     done = subprocess.run(
         [sys.executable, *command], cwd=root, capture_output=True, text=True, check=False
@@ -375,7 +432,7 @@ def apply_change(path: Path, change: list[Edit] | str) -> None:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """A copy of the code with all extensions, and a finished run of it."""
+    """A copy of the code with all extensions, with a finished run, and what it answers."""
     root = tmp_path_factory.mktemp("extended")
     for name in ("shared", "stages", "configs"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -397,9 +454,9 @@ def extended(tmp_path_factory):
         "--augment.solarize=0.5",
         "--finetune.optimizer=rmsprop",
     ]
-    printed = call(root, "pipeline.py", *options)
-    table = call(root, "pipeline.py", *options, "--table=two_rows")
-    return root, printed, table
+    program = PROGRAM.format(digest=inspect.getsource(digest))
+    lines = json.dumps([options, [*options, "--table=two_rows"]])
+    return root, json.loads(call(root, "-c", program, lines))
 
 
 def test_every_row_of_the_guide_has_a_diff_of_at_most_four_files():
@@ -415,7 +472,8 @@ def test_every_row_of_the_guide_has_a_diff_of_at_most_four_files():
 
 
 def test_the_run_has_the_new_row_and_column(extended):
-    root, printed, table = extended
+    root, answers = extended
+    printed, table = answers["printed"]
     rows = [json.loads(line) for line in (root / "out/digits/results.jsonl").open()]
     assert [row["stage"] for row in rows if row["labels"] == "2first"][-1] == "again"
     measured = [row for row in rows if not row["stage"].endswith("svm")]
@@ -428,7 +486,7 @@ def test_the_run_has_the_new_row_and_column(extended):
 
 
 def test_the_artifacts_were_made_with_the_new_parts(extended):
-    root, _, _ = extended
+    root, _ = extended
     run = root / "out/digits"
     metas = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/meta.json")}
     assert metas["pretrain"]["settings"]["pretrain.loss"] == "alignment"
@@ -443,46 +501,25 @@ def test_the_artifacts_were_made_with_the_new_parts(extended):
 
 
 def test_labels_are_the_first_of_each_class(extended):
-    root, _, _ = extended
-    program = (
-        "import json; from shared.config.labelset import LabelSet; from shared.config.schema import"
-        " Data; from shared.data.labels import draw_labels; from shared.data.sources import"
-        " open_data; from shared.runs.cost import known_counts\n"
-        "labels = LabelSet.parse('2first')\n"
-        "splits = open_data(Data(), labels)\n"
-        "draws = [draw_labels(splits, labels, seed).ids.tolist() for seed in (0, 1)]\n"
-        "print(json.dumps([splits.train.labels.tolist(), draws, labels.title,"
-        " known_counts(60_000, 10_000, 10, labels).labeled]))\n"
-    )
-    classes, draws, title, planned = json.loads(call(root, "-c", program))
+    _, answers = extended
+    classes = answers["classes"]
     wanted = [i for i, k in enumerate(classes) if classes[:i].count(k) < 2]
-    assert draws == [wanted, wanted]
-    assert title == "first 2 per class"
-    assert planned == len(wanted) == 20
+    assert answers["draws"] == [wanted, wanted]
+    assert answers["title"] == "first 2 per class"
+    assert answers["planned"] == len(wanted) == 20
 
 
 def test_a_new_draw_goes_last_and_leaves_the_others(extended):
     """The augmentation changes images; with probability 0 the views are those of before."""
-    root, _, _ = extended
-    program = (
-        "import hashlib, sys; import torch; from shared.config.schema import Augmentation;"
-        " from shared.data import augment; from shared.runtime.randomness import generator\n"
-        "images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))\n"
-        "for options in ({'solarize': float(x)} for x in sys.argv[1:]) if sys.argv[1:] else [{}]:\n"
-        "    augmentation = Augmentation(**options)\n"
-        "    draws = augment.draw(augmentation, generator(0, 'views'), 8)\n"
-        "    views = augment.apply(augmentation, images, draws)\n"
-        "    print(hashlib.sha256(views.numpy().tobytes()).hexdigest())\n"
-    )
-    (original,) = call(ROOT, "-c", program).split()
-    never, always = call(root, "-c", program, "0", "1").split()
-    assert never == original
-    assert always != original
+    _, answers = extended
+    never, always = answers["views"]
+    assert never == digest()
+    assert always != digest()
 
 
 @pytest.mark.slow
 def test_the_tracker_gets_the_losses(extended):
-    root, _, _ = extended
+    root, _ = extended
     (root / "trackio.py").write_text(TRACKIO)
     (root / "trackio-1.0.dist-info").mkdir()  # accelerate asks for the package's metadata
     (root / "trackio-1.0.dist-info/METADATA").write_text("Name: trackio\nVersion: 1.0\n")
@@ -496,7 +533,7 @@ def test_the_tracker_gets_the_losses(extended):
 
 @pytest.mark.slow
 def test_the_export_runs(extended):
-    root, _, _ = extended
+    root, _ = extended
     student = "out/digits/distill-2first-seed0"
     printed = call(root, "-m", "stages.export", student, "--to=program", "--out=student.pt2")
     assert "the same class on all" in printed
@@ -515,7 +552,7 @@ def test_the_export_runs(extended):
 def test_the_tools_pass_the_extended_code(extended, tool, arguments):
     if importlib.util.find_spec(tool) is None:
         pytest.skip(f"{tool} is not installed: pip install -e '.[dev]'")
-    root, _, _ = extended
+    root, _ = extended
     done = subprocess.run(
         [sys.executable, "-m", tool, *arguments],
         cwd=root,

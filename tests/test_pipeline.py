@@ -179,7 +179,8 @@ def test_stages_2_and_3_use_no_colour_and_no_blur(finished, tmp_path, monkeypatc
 
 
 def test_tensorboard_shows_each_stage_at_its_own_steps(tmp_path):
-    options = ["--tracker=tensorboard", *(f"--{s}.log_every_steps=2" for s in STEPS)]
+    options = ["--tracker=tensorboard", "--classical.enabled=false"]
+    options += [f"--{s}.log_every_steps=2" for s in STEPS]
     assert call(pipeline.main, tmp_path, *options) == 0
     (events,) = tmp_path.rglob("events.out.tfevents.*")
     accumulator = EventAccumulator(str(events)).Reload()

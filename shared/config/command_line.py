@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -25,9 +25,9 @@ from shared.config.schema import (
     RECIPES,
     RENAMED,
     SECTIONS,
+    WISHES,
     Config,
     as_yaml,
-    dump,
     without_other_tasks,
 )
 from shared.config.yaml_files import LONGEST_SCALAR, read_yaml, require_bounded
@@ -173,10 +173,9 @@ class CommandLine:
 
     def with_recipe(self, recipe: Path) -> "CommandLine":
         """The same line with another recipe, which the flags win over; the run's name stays."""
-        parser = _strict_parser()
         arguments = ["--config", str(recipe), *self.arguments]
         try:
-            config = _config(parser, parser.parse_args(arguments), list(self.flags))
+            config = _config(_strict_parser().parse_args(arguments, defaults=False), self.flags)
         except (ValueError, OverflowError) as error:
             raise UserError(f"{recipe.name}, which is for this machine: {error}") from error
         return replace(self, config=replace(config, run=self.config.run))
@@ -246,24 +245,27 @@ def read_command_line(
             recipe, place, options, origin = _usual_recipe(given)
         parser.recipe = recipe[-1].removeprefix("--config=")  # what is wrong now is in it
         _require_bounded([], options)  # `kept_origin` has read the recipe itself within bounds
-        _require_sections(parser.parse_args([*recipe, *place]))
+        in_recipe = parser.parse_args([*recipe, *place], defaults=False)
+        _require_sections(in_recipe)
         if options:
             asked, flags = [*options, *asked], [*options, *flags]
             given = parser.parse_args(asked, defaults=False)
         parser.recipe = ""
         fixed = frozenset(given.keys())
-        config = _config(parser, parser.parse_args([*recipe, *place, *asked]), fixed)
+        config = _config(in_recipe.update(given), fixed)
         folders = [*named_folders(config), config.folder_of("pretrain")]
         renamed = {new for new, old in RENAMED.items() if old in fixed}
         imported = imported_options(config, folders, fixed | renamed)
-        flags += [f"--{option}={_as_text(value)}" for option, value in imported.items()]
-        if flags != asked:
+        own = [f"--{option}={_as_text(value)}" for option, value in imported.items()]
+        if imported:
             fixed |= imported.keys()
-            config = _config(parser, parser.parse_args([*recipe, *place, *flags]), fixed)
+            config = _config(in_recipe.update(parser.parse_args(own, defaults=False)), fixed)
+        if flags != asked:  # prints the configuration, and leaves
+            parser.parse_args([*recipe, *place, *flags, *own])
         if not config.table:  # whose rows may read them
             require_read(config, options_set(config) | typed)
         _say_imported(imported)
-        return CommandLine(config, fixed, tuple(flags), origin)
+        return CommandLine(config, fixed, (*flags, *own), origin)
     except (ValueError, OverflowError) as error:
         parser.error(str(error))
 
@@ -326,10 +328,10 @@ def read_config(recipe: Path) -> Config:
         UserError: where the file is missing or damaged, or holds an unknown option, a wrong type or
             a value out of range.
     """
-    parser = _strict_parser()
     read_yaml(recipe)
     try:
-        return _config(parser, parser.parse_args(["--config", str(recipe)]))
+        arguments = ["--config", str(recipe)]
+        return _config(_strict_parser().parse_args(arguments, defaults=False))
     except (ValueError, OverflowError) as error:
         raise UserError(f"{recipe}: {error}") from error
 
@@ -346,13 +348,13 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         UserError: for an unknown option, a wrong type or a value out of range.
     """
-    parser = _strict_parser()
-    plain = yaml.safe_load(dump(config))
+    plain: dict[str, Any] = {}
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        (plain.setdefault(section, {}) if section else plain)[name] = value
     try:
-        for key, value in changes.items():
-            section, _, name = key.rpartition(".")
-            (plain.setdefault(section, {}) if section else plain)[name] = value
-        changed = _config(parser, parser.parse_object(plain))
+        base = replace(config, **WISHES)
+        changed = _config(_strict_parser().parse_object(plain, defaults=False), base=base)
         folders = named_folders(changed, changes.keys() & set(NAMED_BY))
         options = imported_options(changed, folders, changes)
         require_read(changed, changes)
@@ -370,21 +372,30 @@ def _strict_parser() -> _Parser:
 
 
 def _config(
-    parser: _Parser, namespace: jsonargparse.Namespace, flags: Collection[str] = ()
+    namespace: jsonargparse.Namespace, flags: Collection[str] = (), base: Config | None = None
 ) -> Config:
-    """What the parser read, checked; an option's old name counts where its new one is no flag."""
+    """What the parser read, checked; an option's old name counts where its new one is no flag.
+
+    Args:
+        namespace: options that were given; the parser knows their types.
+        flags: of these, the names of the flags.
+        base: has the others, by default the schema's.
+    """
     _require_sections(namespace)
     for new, old in RENAMED.items():
-        if namespace[old] is not None and new not in flags:
-            namespace[new] = namespace[old]
+        if (value := namespace.get(old)) is not None and new not in flags:
+            namespace[new] = value
         namespace[old] = None
-    values = parser.instantiate(namespace)
-    return Config(**{f.name: values[f.name] for f in fields(Config)})
+    base, values = base or Config(), namespace.clone(with_meta=False).as_dict()
+    for name in values.keys() & set(SECTIONS):
+        values[name] = replace(getattr(base, name), **values[name])
+    values.pop("config", None)
+    return replace(base, **values)
 
 
 def _require_sections(namespace: jsonargparse.Namespace) -> None:
     for name in SECTIONS:
-        if not isinstance(namespace[name], jsonargparse.Namespace):
+        if name in namespace and not isinstance(namespace[name], jsonargparse.Namespace):
             raise ValueError(f"{name} must be a section of options, got {namespace[name]!r}")
 
 

@@ -53,6 +53,7 @@ from shared.config.sections import (
 
 RECIPES = Path(__file__).parents[2] / "configs"
 VARIANTS = "variants"  # in a run's folder: artifacts of a table with other options
+WISHES = {"force": "", "plan": False, "table": None, "budget": None}  # for one call
 RENAMED = {"data.antialias": "augment.antialias"}  # new name -> old one, which is still read
 
 
@@ -381,8 +382,7 @@ def defaults() -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML, readable by ``--config``."""
-    wishes = {"force": "", "plan": False, "table": None, "budget": None}  # for one call
-    return as_yaml(without_other_tasks(config, asdict(config)) | wishes)
+    return as_yaml(without_other_tasks(config, asdict(config)) | WISHES)
 
 
 def without_other_tasks(config: Config, plain: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -179,6 +179,7 @@ def _parquet_files(root: Path) -> Iterator[Path]:
     return (file for file in files if file.name != "metadata.parquet")
 
 
+@cache
 def _digits() -> datasets.Dataset:
     """scikit-learn's 1,797 scanned digits, 8 x 8 pixels in 17 grey levels.
 

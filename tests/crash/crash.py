@@ -250,7 +250,7 @@ class Crash:
         source = HERE / "shim.c"
         subprocess.run(["gcc", "-shared", "-fPIC", "-O1", source, "-o", shim, "-ldl"], check=True)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.forked"],
+            [sys.executable, "-m", "tests.crash.forked", *TOY],
             env={**os.environ, "LD_PRELOAD": str(shim)},
             cwd=HERE.parents[1],
             stdin=subprocess.PIPE,

@@ -7,6 +7,7 @@ JSON lines on standard output.
 import atexit
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -21,8 +22,9 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-import pipeline
+from shared.config.command_line import load_config
 from shared.config.methods import METHODS
+from shared.data.sources import open_data
 
 SHIM = ctypes.CDLL(os.environ["LD_PRELOAD"])
 SHIM.crash_watch.argtypes = [ctypes.c_char_p, ctypes.c_int]
@@ -43,6 +45,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``codes`` of the processes, negative where a signal ended them, and what they printed.
     """
+    _import({module for module, *_ in request["commands"]})
     processes = request.get("processes", 1)
     folder = Path(request["output"])
     launcher, port = _launcher(processes) if processes > 1 else (0, 0)
@@ -59,6 +62,17 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         os.waitpid(launcher, 0)
     texts = [(folder / f"{stream}{rank}").read_text() for stream in "oe" for rank in children]
     return {"codes": codes, "out": "".join(texts[:processes]), "err": "".join(texts[processes:])}
+
+
+def _import(modules: set[str]) -> None:
+    """What the processes need, once for all of them; the collector does not look at it again."""
+    if "pipeline" in modules:
+        modules = modules | {f"stages.{method.stage}" for method in METHODS.values()}
+    if not modules <= sys.modules.keys():
+        for module in modules | {"shared.config.command"}:
+            import_module(module)
+        gc.collect()
+        gc.freeze()
 
 
 def _launcher(processes: int) -> tuple[int, int]:
@@ -127,8 +141,7 @@ def _be(rank: int, port: int, request: dict[str, Any], folder: Path, other: int)
         if "event" in request and rank == request.get("rank", 0):
             SHIM.crash_at(request["point"], request["event"], request["code"], other)
         for module, *arguments in request["commands"]:
-            main = pipeline.main if module == "pipeline" else import_module(module).main
-            code = main(arguments)
+            code = import_module(module).main(arguments)
             if code:
                 break
     except SystemExit as stopped:
@@ -144,13 +157,9 @@ def _be(rank: int, port: int, request: dict[str, Any], folder: Path, other: int)
 
 
 def main() -> None:
-    """Answer requests until there are none."""
-    for stage in {method.stage for method in METHODS.values()}:
-        import_module(f"stages.{stage}")
-    for module in ("export.export", "suggest.suggest", "import_weights.command", "page.__main__"):
-        import_module(f"stages.{module}")
-    for module in ("stages.predict.command", "stages.assess.assess", "shared.config.command"):
-        import_module(module)
+    """Answer requests until there are none; its own arguments are those of the runs."""
+    config, _ = load_config(sys.argv[1:], "", "")
+    open_data(config.data, config.label_set)  # once for all processes
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), file=answers, flush=True)

@@ -129,7 +129,6 @@ CASES = {
     "pipeline": [
         *pipeline("pipeline", *TINY, *BF16, *DISTILL, strict=True),
         Command("predict", "stages.predict", PREDICTED),
-        Command("page", "stages.page.__main__", ["{output}/pipeline"]),
         Command("export", "stages.export.export", EXPORTED),
         *(resumed(method) for method in ("finetune", "linear", "supervised")),
         resumed("distill", "stages.distill"),
@@ -139,6 +138,10 @@ CASES = {
     "photos-micro_batch": pretrain(
         "photos-micro_batch", *PHOTOS, "--pretrain.micro_batch=4", strict=True
     ),
+    "page": [
+        *pipeline("paged", *TINY, *BF16),
+        Command("page", "stages.page.__main__", ["{output}/paged"]),
+    ],
     "plan": pipeline("plan", *TINY, *BF16, "--plan"),
     **{name: pretrain(name, *options, strict=True) for name, options in PRETRAIN.items()},
     **{

@@ -112,6 +112,8 @@ def test_a_table_may_be_given_what_some_of_its_rows_read():
     config, _ = load_config(["--table=loss", "--pretrain.margin=0.3"], "", "")
     assert config.pretrain.margin == 0.3
     assert override(config, {"pretrain.loss": "pair"}).pretrain.margin == 0.3
+    config, _ = load_config(["--table=tasks", "--colour.bin=20"], "", "")
+    assert override(config, {"pretrain.task": "colour"}).colour.bin == 20
 
 
 def test_every_condition_names_an_option_and_values_that_it_takes():

@@ -163,8 +163,9 @@ def test_processes_together_equal_one(tmp_path):
     Three processes have 4, 5 and 5 of the 14 images, and of each part of 7 images 2 or 3; in the
     stage 10, 11 and 11 of 32 images, and of each part of 8 images 2 or 3.
     """
-    fork(work, (3, str(tmp_path)), 3)
+    # first in this process, whose images the forks then have
     one = run_pretrain(tmp_path / "one", Accelerator(cpu=True), *STAGE)[1]
+    fork(work, (3, str(tmp_path)), 3)
     for rank in range(3):
         results = torch.load(tmp_path / f"rank{rank}.pt")
         for options in LOSSES:

@@ -118,11 +118,12 @@ def test_processes_together_equal_one(variants, tmp_path, monkeypatch):
         start(self, model, replace(images, labels=labels))
 
     monkeypatch.setattr(Instances, "start", start_with_few_labels)
-    fork(work, (3, str(tmp_path), variants), 3)
-    one = Accelerator(cpu=True, mixed_precision="no")
-    for variant in variants:
-        lines, weights = run(tmp_path / "one", variant, f"--run={variant}", accelerator=one)
+    one, made = Accelerator(cpu=True, mixed_precision="no"), {}
+    for variant in variants:  # first in this process, whose images the forks then have
+        made[variant] = run(tmp_path / "one", variant, f"--run={variant}", accelerator=one)
         assert one._models == one._optimizers == []  # a stage that is done leaves the memory free
+    fork(work, (3, str(tmp_path), variants), 3)
+    for variant, (lines, weights) in made.items():
         for rank in range(3):
             others, theirs = torch.load(tmp_path / f"{variant}-rank{rank}.pt")
             for a, b in zip(lines, others, strict=True):

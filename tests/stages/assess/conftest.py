@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from stages import finetune, pretrain
-from tests.support.assessed import TINY, call
+from tests.support.assessed import TINY
 from tests.support.photos import class_folders
 
 
@@ -23,15 +23,6 @@ def trained(tmp_path_factory, photos):
     assert finetune.main(options) == 0
     assert finetune.main([*options, "--method=supervised"]) == 0
     return output
-
-
-@pytest.fixture(scope="package")
-def assessed(trained, photos):
-    """The same with everything measured, two other data sets included."""
-    other = class_folders(photos.parent / "other", 10, classes="xy", size=(9, 5))
-    options = [f"--assess.ood={other}", f"--assess.transfer={other}"]
-    assert call(trained, photos, *options) == 0
-    return trained
 
 
 @pytest.fixture
