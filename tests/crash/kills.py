@@ -1,11 +1,12 @@
 """SIGKILL at random times, over the default run in the default precision.
 
-    python -m tests.crash.kills --kills 100 --chain 20     # the whole recipe, five chains
+    python -m tests.crash.kills --kills 100 --chain 20     # the whole recipe, five chains: hours
     python -m tests.crash.kills --kills 100 --share 0.02   # the same stages, 2 % of the steps
 
 A chain is one run that is killed several times, and then left alone. It has to end with the files
 of a run that was never killed, bit for bit. Only what a clock says may differ. The times are drawn
-so that the kills spread over the run: the more of them in a chain, the shorter it works between.
+so that the kills spread over the run: the more of them in a chain, the shorter it works between,
+and checkpoints should be nearer (``-- --pretrain.checkpoint_every_steps 50``).
 """
 
 import argparse
@@ -24,6 +25,7 @@ from shared.config.schema import Config
 from tests.crash.crash import Crash, contents
 
 STAGES = ("pretrain", "supervised", "linear", "finetune", "distill")
+PATIENCE = 7200.0  # seconds that a run may take that is left alone; the machine may be busy
 
 
 def shorter(config: Config, share: float) -> list[str]:
@@ -64,7 +66,7 @@ def chain(
             break
         assert codes == [-9], codes
         met[stage_at_work(work)] += 1
-    crash.must_run(work, [command])
+    crash.must_run(work, [command], seconds=PATIENCE)
     return met
 
 
@@ -89,16 +91,17 @@ def main() -> int:
     parser.add_argument("--chain", type=int, default=3, help="kills of one run, at most")
     parser.add_argument("--share", type=float, default=1.0, help="of the recipe's steps")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("options", nargs="*", help="of the pipeline, behind --")
     arguments = parser.parse_args()
     print("seed", arguments.seed)
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         crash, work = Crash(Path(folder)), Path(folder) / "work"
         options = shorter(load_config(["--labels=1pct"], "", "")[0], arguments.share)
-        command = ["pipeline", "--labels=1pct", *options, f"--output={work}"]
+        command = ["pipeline", "--labels=1pct", *options, *arguments.options, f"--output={work}"]
         work.mkdir()
         began = time.monotonic()
-        crash.must_run(work, [command])
+        crash.must_run(work, [command], seconds=PATIENCE)
         seconds, whole = time.monotonic() - began, contents(work)
         print(f"a run that is not killed takes {seconds:.1f} s, {cpu_seconds(crash):.0f} of CPU")
         kills, same, by_stage = 0, 0, Counter[str]()
