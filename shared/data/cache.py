@@ -6,6 +6,9 @@ middle, as without a cache: only its shorter side shrinks, to ``data.cache`` pix
 
 The file holds the pixels of all images, (h, w, 3) uint8 one after the other, and at its end their
 heights and widths, (n, 2) int32. It is mapped into memory: pages are read when they are needed.
+
+It lies in a folder where this user alone may write, and belongs to this user: who may change it
+could show other images, and who may cut it off could stop a process that has it mapped.
 """
 
 import hashlib
@@ -28,12 +31,15 @@ from torch import Tensor
 from shared.config.sections import Data
 from shared.data.images import ImageSet
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import clean, into_place
+from shared.runtime.files import clean, into_place, is_private, open_regular
 from shared.runtime.lock import held
+from shared.runtime.media import say
 from shared.runtime.progress import Progress
 from shared.runtime.stop import Stopped, StopRequest
 
 AT_ONCE = 256  # images that the threads decode before they are written
+
+_UNFIT = "damaged, or another user's, or others may write into it"
 
 
 def shrunk(images: ImageSet, data: Data, progress: bool) -> ImageSet:
@@ -47,29 +53,41 @@ def shrunk(images: ImageSet, data: Data, progress: bool) -> ImageSet:
         progress: show how far it is, and that line.
 
     Raises:
-        UserError: an image cannot be read, or none, or the file cannot be written.
+        UserError: an image cannot be read, or none; the file cannot be written, or others may
+            write in its folder.
         Stopped: a signal asked for it; what was shrunk so far is lost.
     """
     assert data.cache is not None
     if not len(images):
         return images
-    folder = Path(data.cache_folder).expanduser()
-    path = folder / f"{_key(images, data.cache)}.images"
     advice = "give another --data.cache_folder"
     try:
+        folder = Path(data.cache_folder).expanduser()
+    except RuntimeError as error:  # nobody knows the user's home
+        raise UserError(f"data.cache_folder={data.cache_folder}: {error}; {advice}") from error
+    path = folder / f"{_key(images, data.cache)}.images"
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        if not is_private(folder.stat()):
+            raise UserError(
+                f"shrunk images in {folder} could be anybody's: the folder belongs to another user,"
+                f" or others may write there; take that right from them (chmod go-w), or {advice}"
+            )
         copies = _read(path, len(images))  # one that is ready may lie where nobody can write
         if copies is None:
-            folder.mkdir(parents=True, exist_ok=True)
             with held(path, math.inf, advice):  # of several processes one shrinks
                 copies = _read(path, len(images))
                 if copies is None:
+                    if progress and os.path.lexists(path):
+                        say(f"note: {path} is {_UNFIT}; it is made again", error=True)
                     _write(path, images, data, progress)
                     copies = _read(path, len(images))
     except OSError as error:
         raise CannotWriteError(
             f"cannot write the shrunk images to {path}: {error}; make room, or {advice}"
         ) from error
-    assert copies is not None
+    if copies is None:
+        raise UserError(f"{path} is {_UNFIT}, though it was just made; {advice}")
     unreadable = np.flatnonzero([copy.numel() == 0 for copy in copies])
     if len(unreadable) and images.on_error == "stop":
         images.refuse(unreadable)
@@ -116,15 +134,27 @@ def _key(images: ImageSet, side: int) -> str:
 
 
 def _read(path: Path, number: int) -> tuple[Tensor, ...] | None:
-    """The copies (3, h, w) uint8 of so many images; None where there is no whole file."""
-    if not path.exists() or path.stat().st_size < 8 * number:
+    """The copies (3, h, w) uint8 of so many images; None where there is no file to trust."""
+    try:
+        if path.is_symlink():
+            return None
+        with open_regular(path) as file:
+            if not is_private(os.fstat(file.fileno())):
+                return None
+            file.seek(-8 * number, os.SEEK_END)
+            sizes = np.frombuffer(file.read(), "<i4").reshape(number, 2).astype(int)
+            length = file.tell() - 8 * number
+            areas = sizes.prod(1)
+            if (sizes < 0).any() or (areas > length // 3).any():
+                return None
+            ends = np.cumsum(3 * areas)
+            if (ends < 0).any() or ends[-1] != length:  # a sum that overflows turns negative
+                return None
+            # what is changed stays in memory; a map may not be empty
+            pixels = np.memmap(file, np.uint8, "c", shape=length + 8 * number)[:length]
+    except OSError:
         return None
-    pixels = np.asarray(np.memmap(path, np.uint8, "c"))  # what is changed stays in memory
-    sizes = np.frombuffer(pixels[-8 * number :].tobytes(), "<i4").reshape(number, 2).astype(int)
-    ends = np.cumsum(3 * sizes.prod(1))
-    if (sizes < 0).any() or ends[-1] + 8 * number != len(pixels):
-        return None
-    parts = np.split(pixels[: ends[-1]], ends[:-1])
+    parts = np.split(np.asarray(pixels), ends[:-1])
     return tuple(
         torch.from_numpy(part.reshape(*size, 3)).permute(2, 0, 1)
         for part, size in zip(parts, sizes, strict=True)
@@ -144,6 +174,7 @@ def _write(path: Path, images: ImageSet, data: Data, progress: bool) -> None:
 
     clean(path.parent)
     into_place(path, write)
+    path.chmod(0o600)
 
 
 def _copies(images: ImageSet, data: Data) -> Iterator[Tensor]:

@@ -36,6 +36,7 @@ from shared.data.label_files import (
     western_note,
 )
 from shared.runtime.errors import UserError
+from shared.runtime.files import open_regular
 from shared.runtime.media import abbreviated, printable, say
 
 SUFFIXES = (
@@ -282,7 +283,7 @@ def formats() -> list[str]:
 
 def _is_image(path: str) -> bool:
     try:
-        with Image.open(path, formats=formats()):
+        with open_regular(Path(path)) as file, Image.open(file, formats=formats()):
             return True
     except Exception:  # Pillow raises whatever its format does
         return False

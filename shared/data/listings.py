@@ -36,7 +36,7 @@ from PIL import Image
 
 from shared.data.folders import METADATA, Listed, Walk, Watched, formats, is_unchanged, walk
 from shared.runtime.errors import UserError
-from shared.runtime.files import into_place, machine, open_regular
+from shared.runtime.files import into_place, is_private, machine, open_regular
 from shared.runtime.lock import held
 from shared.runtime.records import mismatch, parse_json
 
@@ -96,8 +96,9 @@ def listing(root: Path, cache_folder: str) -> Walk:
     if len(walked) < FEWEST or not _is_settled(walked, began) or not _is_local(root):
         return walked
     with suppress(UserError, OSError):
-        folder.mkdir(0o700, parents=True, exist_ok=True)
-        if _is_private(folder.lstat()):
+        folder.parent.mkdir(0o700, parents=True, exist_ok=True)  # shrunk images lie there
+        folder.mkdir(0o700, exist_ok=True)
+        if is_private(folder.lstat()):
             with held(folder / _key(root), PATIENCE):  # of several processes one writes
                 kept = _kept(folder, root)
                 if kept is None:
@@ -127,11 +128,6 @@ def _is_local(root: Path) -> bool:
     return next(
         (kinds[p] in LOCAL for f in (folder, *folder.parents) if (p := str(f)) in kinds), False
     )
-
-
-def _is_private(status: os.stat_result) -> bool:
-    """Whether a file or folder belongs to this user, and nobody else may write there."""
-    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def keep(folder: Path, root: Path, walked: Walk) -> None:
@@ -194,7 +190,7 @@ def write(file: BufferedRandom, walked: Walk) -> None:
 def _kept(folder: Path, root: Path) -> Walk | None:
     """The listing of a root that holds, from a folder of listings; None where there is none."""
     try:
-        paths = list(folder.glob(f"{_key(root)}-*.listing")) if _is_private(folder.lstat()) else []
+        paths = list(folder.glob(f"{_key(root)}-*.listing")) if is_private(folder.lstat()) else []
     except OSError:
         return None
     return next(filter(None, (_read(path, root) for path in paths)), None)
@@ -204,7 +200,7 @@ def _read(path: Path, root: Path) -> Walk | None:
     """The listing of a file, its paths mapped into memory; None where it does not hold."""
     try:
         with open_regular(path) as file:
-            if not _is_private(os.fstat(file.fileno())):
+            if not is_private(os.fstat(file.fileno())):
                 return None  # who may cut it off could stop a process that has it mapped
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         if hashlib.sha256(content[:-32]).digest() != content[-32:]:

@@ -191,6 +191,13 @@ def open_regular(path: Path) -> BufferedReader:
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | NO_WAIT))
 
 
+def is_private(status: os.stat_result) -> bool:
+    """Whether a file or folder belongs to this user, and nobody else may write there."""
+    if os.name == "nt":  # the mode says nothing there
+        return True
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """What a regular file holds.
 

@@ -17,6 +17,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NotRequired, TextIO, TypedDict, cast
 
@@ -29,6 +30,8 @@ from shared.runtime.files import into_place, write_atomically
 from shared.runtime.media import abbreviated, csv_cell, csv_lines, csv_value, printable
 from shared.runtime.progress import counted
 from shared.runtime.records import damaged, mismatch, parse_json, read_json
+
+LONGEST = 2**26  # bytes of a row: a million probabilities and more
 
 
 class _Row(TypedDict):
@@ -87,7 +90,7 @@ def _read_csv(path: Path, schema: pa.Schema) -> Iterator[Made]:
 
     def lines(file: BinaryIO) -> Iterator[str]:
         nonlocal place, whole
-        for line in file:
+        for line in _lines(file):
             place, whole = place + len(line), line.endswith(b"\n")
             yield line.decode()
 
@@ -107,6 +110,11 @@ def _read_csv(path: Path, schema: pa.Schema) -> Iterator[Made]:
             return
 
 
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; one that is longer than any of ours is cut off."""
+    return iter(partial(file.readline, LONGEST), b"")
+
+
 def _name_in(cell: str) -> str:
     """The image that a cell names; earlier versions wrote ``./`` where now an apostrophe is."""
     name = cell.removeprefix("./")
@@ -121,7 +129,7 @@ def _json_rows(batch: pa.RecordBatch) -> str:
 def _read_json_lines(path: Path, schema: pa.Schema) -> Iterator[Made]:
     place = 0
     with path.open("rb") as file:
-        for line in file:
+        for line in _lines(file):
             place += len(line)
             try:
                 row = parse_json(line)
@@ -146,9 +154,12 @@ def _read_stream(path: Path, schema: pa.Schema) -> Iterator[Made]:
             yield Made(file.tell(), [], [])
             while True:
                 batch = pa.ipc.read_record_batch(pa.ipc.read_message(file), stored)
+                batch.validate(full=True)  # else numbers that lead elsewhere are followed
+                if batch.column("file").null_count:
+                    return
                 labels = batch.column("label").to_pylist() if "label" in stored.names else []
                 yield Made(file.tell(), batch.column("file").to_pylist(), labels)
-        except (pa.ArrowInvalid, EOFError, OSError):  # the end, or what was cut off
+        except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError):  # cut off, or damaged
             return
 
 
@@ -357,6 +368,9 @@ class RowFile:
                     raise UserError(f"{self.path} has other columns; choose another -o")
                 names = [name for name in ("file", "label") if name in self.schema.names]
                 table = parquet.read_table(self.path, columns=names)
+                table.validate(full=True)
+                if table["file"].null_count:
+                    raise UserError(f"{self.path} has rows without a file; choose another -o")
                 self._done = {name: row for row, name in enumerate(table["file"].to_pylist())}
                 self.unlabeled = _unlabeled(table)
                 return
@@ -366,7 +380,7 @@ class RowFile:
                 self._end = end
                 self._done |= {name: row for row, name in enumerate(files, len(self._done))}
                 self.unlabeled += sum(not label for label in labels) if files else 0
-        except (OSError, pa.ArrowException, KeyError) as error:
+        except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
             raise self._cannot_read(error) from error
 
     def _open(self) -> BinaryIO:

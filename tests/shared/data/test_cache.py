@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,9 +37,9 @@ def data_of(folder, side=16, **options) -> Data:
     )
 
 
-def opened(data: Data):
+def opened(data: Data, progress: bool = False):
     OPENED.clear()
-    return open_data(data, LabelSet.parse("10pct"))
+    return open_data(data, LabelSet.parse("10pct"), progress)
 
 
 def decoded(monkeypatch) -> list:
@@ -103,6 +104,95 @@ def test_copies_are_made_again_when_they_do_not_fit(photos, monkeypatch, change)
     calls = decoded(monkeypatch)
     opened(data_of(photos, side=15 if change == "side" else 16))
     assert len(calls) == 10 + (change == "another")
+
+
+def _wrong_sizes(file: Path, sizes: list[int]) -> None:
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-80] + np.array(sizes, "<i4").tobytes())
+
+
+PLANTED = {
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "others may write": lambda file: file.chmod(0o646),
+    "a group may write": lambda file: file.chmod(0o660),
+    "huge, of nothing": lambda file: os.truncate(file, 2**43),
+    "negative sizes": lambda file: _wrong_sizes(file, [-40, -30] * 10),
+    "a sum that overflows": lambda file: _wrong_sizes(file, [2**31 - 1] * 20),
+    "two sizes swapped": lambda file: _wrong_sizes(file, [21, 17, 20, 17] + [21, 16] * 8),
+    "a size too many": lambda file: file.write_bytes(file.read_bytes() + bytes(8)),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_what_is_planted_is_made_again_with_a_line(photos, capfd, planted):
+    before = opened(data_of(photos), progress=True).train.shrunk
+    assert "note" not in capfd.readouterr().err
+    folder = photos.parent / "cache"
+    (file,) = folder.glob("*.images")
+    PLANTED[planted](file)
+    after = opened(data_of(photos), progress=True).train.shrunk
+    assert all(map(torch.equal, before, after))
+    assert capfd.readouterr().err.count("; it is made again\n") == 1
+    assert [path.name for path in folder.iterdir()] == [file.name]
+    assert file.is_file()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("place", ["away", "nothing", "lock"])
+def test_a_link_is_refused(photos, place):
+    """A whole file behind it, nothing, or a link where the lock lies."""
+    opened(data_of(photos))
+    (file,) = (photos.parent / "cache").glob("*.images")
+    away = photos.parent / "away"
+    file.rename(away)
+    link = file.with_name(f".{file.name}.lock") if place == "lock" else file
+    link.symlink_to(photos.parent / "new" if place == "nothing" else away)
+    content = away.read_bytes()
+    with pytest.raises(UserError, match=r"cannot write .*\.images|\.images is a link"):
+        opened(data_of(photos))
+    assert away.read_bytes() == content
+    assert not (photos.parent / "new").exists()
+    assert [path.name for path in file.parent.iterdir()] == [link.name]
+
+
+def test_another_users_file_is_made_again(photos, capfd, monkeypatch):
+    opened(data_of(photos), progress=True)
+    (file,) = (photos.parent / "cache").glob("*.images")
+    inode, private = file.stat().st_ino, cache.is_private
+    theirs = lambda status: status.st_ino != inode and private(status)  # noqa: E731
+    monkeypatch.setattr(cache, "is_private", theirs)
+    opened(data_of(photos), progress=True)
+    assert "another user's" in capfd.readouterr().err
+    assert file.stat().st_ino != inode
+
+
+@pytest.mark.parametrize("what", [0o777, 0o1777, 0o775, "owner"])
+def test_a_folder_where_others_may_write_is_refused(photos, monkeypatch, what):
+    folder = photos.parent / "cache"
+    folder.mkdir()
+    if what == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    else:
+        folder.chmod(what)
+    with pytest.raises(UserError, match=r"could be anybody's.*chmod go-w.*--data\.cache_folder"):
+        opened(data_of(photos))
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("mask", [0, 0o002, 0o022])
+def test_a_new_folder_is_for_this_user_alone(photos, mask):
+    before = os.umask(mask)
+    try:
+        assert opened(data_of(photos)).train.shrunk is not None
+    finally:
+        os.umask(before)
+    assert (photos.parent / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_user_without_a_home(photos):
+    data = replace(data_of(photos), cache_folder="~nobody-of-this-name/cache")
+    with pytest.raises(UserError, match=r"data\.cache_folder=~nobody"):
+        opened(data)
 
 
 @pytest.mark.parametrize("count", [1, 3])

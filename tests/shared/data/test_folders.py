@@ -1,6 +1,7 @@
 """Folders as people have them: walk, formats, splits, classes, metadata files."""
 
 import os
+import signal
 import socket
 import tracemalloc
 
@@ -113,6 +114,24 @@ def test_a_link_to_nothing_is_an_unreadable_image(tmp_path, capsys, target):
     assert "skipped 1 unreadable of 11 images: a/broken.png" in printed
 
 
+def test_a_file_that_would_let_wait_is_passed_over(tmp_path):
+    """As some of ``/proc`` and ``/dev`` do: regular, and nothing comes."""
+    fcntl = pytest.importorskip("fcntl")
+    if not hasattr(fcntl, "F_SETLEASE"):
+        pytest.skip("no leases")
+    root = class_folders(tmp_path / "p", 2)
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # to the holder
+    try:
+        with (root / "a/picture").open("wb") as file:
+            file.write((root / "a/0.png").read_bytes())
+            file.flush()
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            assert walk(root).passed_over == {"without suffix": 1}
+    finally:
+        signal.signal(signal.SIGIO, before)
+    assert not walk(root).passed_over
+
+
 def test_folders_that_cannot_be_read_are_named(tmp_path, capsys, monkeypatch):
     root = class_folders(tmp_path, 5, classes="abc")
     scandir = os.scandir
@@ -187,7 +206,7 @@ def test_only_files_of_unknown_suffix_are_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Image,
         "open",
-        lambda path, **options: opened_.append(path) or (_ for _ in ()).throw(OSError),
+        lambda file, **options: opened_.append(file.name) or (_ for _ in ()).throw(OSError),
     )
     assert len(walk(root).images) == 10
     assert opened_ == [str(root / "a/x.unknown")]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from shared.data.label_files import read_csv
 from shared.runtime.errors import UserError
 from shared.runtime.media import csv_value
+from stages.predict import rows
 from stages.predict.rows import FORMS, Printed, RowFile, csv_rows
 
 ODD = [
@@ -152,6 +154,58 @@ def test_what_is_no_line_ends_the_rows(tmp_path, line):
     assert opened(path).missing(["a", "b", "c"]).tolist() == [2]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path, monkeypatch, suffix):
+    """A terabyte of zeros, which takes no room on the disk."""
+    path = tmp_path / f"p{suffix}"
+    write(path, ["a", "b"])
+    size = path.stat().st_size
+    os.truncate(path, 2**40)
+    monkeypatch.setattr(rows, "LONGEST", 2**16)
+    names = opened(path)
+    assert names.missing(["a", "b", "c"]).tolist() == [2]
+    names.append(block([]))
+    assert path.stat().st_size == size
+
+
+def _names(offsets: list[int], content: bytes) -> pa.RecordBatch:
+    buffers = [None, pa.py_buffer(np.array(offsets, "<i4")), pa.py_buffer(content)]
+    names = pa.Array.from_buffers(pa.string(), 2, buffers)
+    return pa.RecordBatch.from_arrays([names, *block(["a", "b"]).columns[1:]], schema=SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        _names([0, 1, 2], b"\xff\xfe"),
+        _names([0, 9, 2], b"ab"),
+        pa.record_batch([[None, None], *block(["a", "b"]).columns[1:]], schema=SCHEMA),
+    ],
+)
+@pytest.mark.parametrize("complete", [True, False])
+def test_names_that_are_no_texts(tmp_path, damaged, complete):
+    path = tmp_path / "p.parquet"
+    file = opened(path)
+    file.append(block(["c"]))
+    file.append(damaged)
+    del file
+    if not complete:
+        assert opened(path).missing(["c", "d"]).tolist() == [1]
+        return
+    path.with_name("p.parquet.part").unlink()
+    with suppress(pa.ArrowInvalid), parquet.ParquetWriter(path, SCHEMA) as writer:
+        writer.write_batch(damaged)
+    with pytest.raises(UserError, match=r"choose another -o$"):
+        opened(path)
+
+
+def test_a_head_that_is_no_text(tmp_path):
+    path, growing = tmp_path / "p.parquet", tmp_path / "p.parquet.part"
+    opened(path).append(block(["a"]))
+    growing.write_bytes(growing.read_bytes().replace(b"probability", b"\xffrobability"))
+    assert opened(path).missing(["a"]).tolist() == [0]
+
+
 @pytest.mark.parametrize("change", [{"file": [1]}, {"file": {}}, {"file": None}, {"label": 3}])
 def test_a_line_with_another_type_is_refused_and_stays(tmp_path, change):
     path = tmp_path / "p.jsonl"
@@ -171,10 +225,10 @@ def test_a_parquet_file_that_is_damaged_in_another_column_stays(tmp_path):
     content = bytearray(path.read_bytes())
     content[begin : begin + 12] = b"\xff" * 12
     path.write_bytes(content)
-    rows = opened(path)
+    file = opened(path)
     for _ in range(2):
         with pytest.raises(UserError, match=r"cannot read .*p.parquet: .*; choose another -o"):
-            rows.append(block(["c"]))
+            file.append(block(["c"]))
     assert path.read_bytes() == content
     assert opened(path).number == 2
 
