@@ -93,7 +93,7 @@ def expand(table: Table, config: Config) -> list[Cell]:
         for (row, of_row), (column, of_column) in product(
             table.rows.items(), table.columns.items()
         ):
-            options = table.base | of_row | of_column | vary
+            options = table.base | of_column | of_row | vary
             method = options.pop("method", "finetune")
             labels = str(options.pop("labels", base.labels))
             key = json.dumps(options, sort_keys=True)

@@ -1,7 +1,9 @@
 """Tables read, cells expanded, artifacts shared: no training."""
 
 import json
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -302,6 +304,23 @@ def test_impossible_cells_keep_their_reason(config, tmp_path):
     assert "pretrain.temperature must be a number" in cells[2].impossible
     assert cells[0].job is not None
     assert cells[1].job is None
+
+
+def test_a_row_keeps_its_method_in_all_columns(config, tmp_path):
+    rows = {"a": {"pretrain.task": "rotation"}, "b": {"method": "supervised"}}
+    columns = {
+        f"{method} {labels}": {"method": method, "labels": labels}
+        for labels, method in product(["1pct", "10pct"], ["linear", "features-neighbours"])
+    }
+    table = load_table(write(tmp_path, rows=rows, columns=columns, seeds=1))
+    cells = expand(table, config)
+    assert [cell.method for cell in cells] == ["linear", "features-neighbours"] * 2 + [
+        "supervised"
+    ] * 4
+    folders = [cell.job.path.name for cell in cells if cell.job]
+    assert folders[4:] == [f"supervised-{n}pct-seed0" for n in (1, 1, 10, 10)]
+    methods = Counter(job.method for job in in_order(cells))
+    assert methods == {"pretrain": 1, "linear": 2, "features-neighbours": 2, "supervised": 2}
 
 
 def test_vary_gives_every_seed_a_value_of_its_own(config, tmp_path):
