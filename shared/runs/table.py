@@ -115,7 +115,8 @@ def settable_options(config: Config) -> dict[str, Any]:
     """The options of the recipe that a table may set, as ``{"pretrain.temperature": 1.0, ...}``.
 
     These are the options that decide the result. ``init`` is one of them: its hash counts, not its
-    path, but a table may compare several pretrained networks, and several published ones.
+    path, but a table may compare several pretrained networks, and several published ones. So is the
+    first network of pretrain.task=transitive.
     """
     options: dict[str, Any] = {}
     for section in SECTIONS:
@@ -125,7 +126,7 @@ def settable_options(config: Config) -> dict[str, Any]:
             options[f"{method.section}.init"] = getattr(config, method.section).init
         if method.own_input:
             options[method.network] = config.option(method.network)
-    return options
+    return options | {"transitive.init": config.transitive.init}
 
 
 def _table(name: str, content: Any) -> Table:
