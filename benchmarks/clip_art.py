@@ -16,10 +16,22 @@ from pathlib import Path
 
 from PIL import Image
 
-CLASSES = (
-    "animals buildings computer education food geography office people plants recreation shapes"
-    " signs_and_symbols tools transportation"
-).split()
+CLASSES = [
+    "animals",
+    "buildings",
+    "computer",
+    "education",
+    "food",
+    "geography",
+    "office",
+    "people",
+    "plants",
+    "recreation",
+    "shapes",
+    "signs_and_symbols",
+    "tools",
+    "transportation",
+]
 AT_MOST, SIDE = 340, 64
 
 

@@ -30,7 +30,11 @@ from shared.runtime.files import write_atomically
 from tests.support.photos import process
 from tests.support.tables import write
 
-TABLES = sorted(file.stem for file in (RECIPES / "tables").glob("*.yaml"))
+SLOW = {"pretext_fashion"}  # pretext_colour has its rows, and one more
+TABLES = [
+    pytest.param(file.stem, marks=[pytest.mark.slow] if file.stem in SLOW else [])
+    for file in sorted((RECIPES / "tables").glob("*.yaml"))
+]
 TUNING = [pytest.param(str(file), id=file.stem) for file in (RECIPES / "tuning").glob("*.yaml")]
 
 
@@ -349,6 +353,7 @@ def test_damaged_lines_are_named(tmp_path, capsys):
         ({"method": "published", "classical.published": "nowhere"}, "folder: nowhere"),
         ({"method": "finetune", "finetune.init": "nowhere"}, "folder: nowhere"),
         ({"method": "linear", "linear.init": "nowhere"}, "folder: nowhere"),
+        ({"pretrain.task": "transitive", "transitive.init": "nowhere"}, "folder: nowhere"),
         (
             {"method": "distill", "distill.student_pretrained": "nowhere.safetensors"},
             "--distill.student_pretrained: ",
