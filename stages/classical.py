@@ -9,11 +9,14 @@
                          --classical.published names them
     features-logistic    logistic regression on the features of the pretrained network, or on those
                          of layers of its projection head (--classical.from_layer)
+    features-neighbours  a vote of the nearest labeled images, by the cosine of the same features
+                         (--classical.neighbours true, or where a table names it)
 
-Hyper-parameters are chosen by cross-validation on the labeled images. Of the first four only the
-predictions for the test images are saved: scikit-learn's models could only be pickled, and a pickle
-can execute anything when it is read. The last two are a linear layer on a network. So they are
-saved as classifiers like the others, and can be deployed.
+Hyper-parameters are chosen by cross-validation on the labeled images; the vote has fixed ones. Of
+the rows on pixels and of the vote only the predictions for the test images are saved:
+scikit-learn's models could only be pickled, and a pickle can execute anything when it is read. The
+others are a linear layer on a network. So they are saved as classifiers like the others, and can be
+deployed.
 
     python -m stages.classical --labels 10pct
 """
@@ -59,7 +62,7 @@ from shared.networks.build import (
     require_same_input,
 )
 from shared.networks.heads import Classifier
-from shared.runtime.artifacts import ClassifierNetwork, read_meta
+from shared.runtime.artifacts import ClassifierNetwork, Meta, read_meta
 from shared.runtime.randomness import generator
 from shared.runtime.stage_folder import StageFolder
 from shared.training.classical import (
@@ -73,6 +76,7 @@ from shared.training.classical import (
 )
 from shared.training.device import to_device
 from shared.training.evaluate import Predictions, outputs_of, over_images, predict
+from shared.training.neighbours import TEMPERATURE, VOTERS, shares_of_votes
 from shared.training.stage import (
     FOLLOWS,
     finish,
@@ -107,8 +111,28 @@ class Pixels(NamedTuple):
     positions: np.ndarray
 
 
+class Clocks(NamedTuple):
+    """When the work on a row began, in seconds of the wall clock and of the processor."""
+
+    wall: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> "Clocks":
+        """Now."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def passed(self) -> dict[str, float]:
+        """What ``meta.json`` says of the time since then."""
+        wall, processor = Clocks.now()
+        return {
+            "seconds": wall - self.wall,
+            "cpu_seconds": round(processor - self.processor, 1),
+        }
+
+
 class Row(NamedTuple):
-    """A fitted row on pixels.
+    """A fitted row whose model is not saved.
 
     Attributes:
         fit: the model and its hyper-parameters.
@@ -151,8 +175,9 @@ def run(config: Config, accelerator: Accelerator, method: str) -> Path | None:
         "classes": splits.train.labels_fingerprint,
         "seed": config.seed,
     }
-    if row.saved:
-        return _on_features(config, accelerator, method, splits, labels, settings)
+    if row.frozen:
+        on_features = _on_features if row.saved else _neighbours
+        return on_features(config, accelerator, method, splits, labels, settings)
     return _on_pixels(config, accelerator, method, splits, labels, settings)
 
 
@@ -203,14 +228,28 @@ def _on_pixels(
     folder = _folder(config, accelerator, method, settings, splits.train)
     if folder.done:
         return folder.path
-    began, cpu_began = time.perf_counter(), time.process_time()
+    began = Clocks.now()
     pixels = small_images(config.data, config.label_set, config.seed, accelerator)
     if len(pixels.targets) < len(labels.ids):
         accelerator.print(f"{method}: learns from {len(pixels.targets):,} of the labels, by lot")
     row = ROWS[method](pixels, len(splits.train.classes), config.seed)
+    return _finish_unsaved(folder, config, method, splits, labels, row, pixels.positions, began)
+
+
+def _finish_unsaved(
+    folder: StageFolder,
+    config: Config,
+    method: str,
+    splits: Splits,
+    labels: Labels,
+    row: Row,
+    positions: np.ndarray,
+    began: Clocks,
+    parents: Sequence[Path] = (),
+) -> Path:
+    """Save what a row says of the test images at these positions (t,); its model is not saved."""
     assert splits.test is not None
-    targets = splits.test.labels[pixels.positions]
-    predictions = Predictions.from_logits(pixels.positions, row.logits, targets)
+    predictions = Predictions.from_logits(positions, row.logits, splits.test.labels[positions])
     metrics = measured(predictions)
     if isinstance(row.fit.model, SVC):  # it gives scores and no probabilities
         metrics = {
@@ -218,8 +257,7 @@ def _on_pixels(
             for name, value in metrics.items()
             if name.startswith("top") or name == "n_test"
         }
-    seconds = time.perf_counter() - began
-    known = labels_meta(config, labels)
+    known, times = labels_meta(config, labels), began.passed()
     meta = {
         "kind": "predictions",
         "encoder": METHODS[method].title,
@@ -228,13 +266,12 @@ def _on_pixels(
         "labels": known,
         "hyper": row.fit.hyper,
         "validation": row.fit.validation,
-        "result": result_of(config, method, known, row.numbers, seconds, metrics),
+        "result": result_of(config, method, known, row.numbers, times["seconds"], metrics),
         "stage": method,
         "seed": config.seed,
-        "seconds": seconds,
-        "cpu_seconds": round(time.process_time() - cpu_began, 1),
+        **times,
     }
-    return finish(folder, None, meta, (), predictions)
+    return finish(folder, None, meta, parents, predictions)
 
 
 @lru_cache(maxsize=1)
@@ -373,6 +410,59 @@ ROWS: dict[str, Callable[[Pixels, int, int], Row]] = {
 
 
 # ----------------------------------------------------------------------------------- on features
+class Frozen(NamedTuple):
+    """The pretrained network of a row on features.
+
+    Attributes:
+        source: its artifact folder.
+        meta: what that says.
+        from_layer: how many layers of its projection head stay below the row.
+    """
+
+    source: Path
+    meta: Meta
+    from_layer: int
+
+    @classmethod
+    def of(cls, config: Config, method: str, splits: Splits, labels: Labels) -> "Frozen":
+        """That of a row under this configuration; UserError where it is made for other images."""
+        own_input = METHODS[method].own_input
+        init = config.classical.published if own_input else config.classical.init
+        source = Path(init) if init else config.folder_of("pretrain")
+        meta = read_meta(source, "encoder")
+        if not own_input:
+            require_same_input(meta, config.data, source)
+        layers = 0 if own_input else meta["head"]["layers"]
+        kept = config.classical.kept_layers(len(labels.ids), len(splits.train), layers)
+        return cls(source, meta, kept)
+
+    def settings(self, method: str, accelerator: Accelerator) -> dict[str, Any]:
+        """What a row depends on because of it."""
+        return {
+            "parent": self.meta["weights_sha256"],
+            "precision": accelerator.mixed_precision,
+            **({} if METHODS[method].own_input else {"classical.from_layer": self.from_layer}),
+        }
+
+    def look(
+        self, config: Config, splits: Splits, labels: Labels, accelerator: Accelerator
+    ) -> tuple[Classifier, np.ndarray, np.ndarray]:
+        """The network without gradient, and what it makes of the labeled images.
+
+        Returns:
+            The classifier with a linear layer of zeros, features (k, F), targets (k,) int64; k is
+            at most ``FEATURE_LABELS``.
+        """
+        pretrained, classes = load_contrastive(self.source)[0], len(splits.train.classes)
+        model = keep_layers(pretrained, self.from_layer, classes).requires_grad_(False)
+        to_device(model, config, accelerator).eval()
+        kept = labels.ids[by_lot(labels.targets, FEATURE_LABELS, config.seed)]
+        rows, positions = outputs_of(
+            model.features, splits.train, kept, config.data, accelerator, "features"
+        )
+        return model, rows, labels.targets[np.searchsorted(labels.ids, positions)]
+
+
 def _on_features(
     config: Config,
     accelerator: Accelerator,
@@ -382,59 +472,72 @@ def _on_features(
     settings: dict[str, Any],
 ) -> Path:
     """Fit the linear layer of a classifier whose encoder stays as it is."""
-    row = METHODS[method]
-    init = config.classical.published if row.own_input else config.classical.init
-    source = Path(init) if init else config.folder_of("pretrain")
-    meta = read_meta(source, "encoder")
-    if not row.own_input:
-        require_same_input(meta, config.data, source)
-    layers = 0 if row.own_input else meta["head"]["layers"]
-    from_layer = config.classical.kept_layers(len(labels.ids), len(splits.train), layers)
-    origin = {
-        "parent": meta["weights_sha256"],
-        "precision": accelerator.mixed_precision,
-        **({} if row.own_input else {"classical.from_layer": from_layer}),
-    }
-    folder = _folder(config, accelerator, method, {**settings, **origin}, splits.train)
+    frozen = Frozen.of(config, method, splits, labels)
+    settings |= frozen.settings(method, accelerator)
+    folder = _folder(config, accelerator, method, settings, splits.train)
     if folder.done:
         return folder.path
-    began, cpu_began = time.perf_counter(), time.process_time()
-    if row.own_input:
-        config = replace(config, data=input_of(meta, config.data))
+    began = Clocks.now()
+    if METHODS[method].own_input:
+        config = replace(config, data=input_of(frozen.meta, config.data))
         splits = open_run(config, accelerator)  # without the small copies
-    classes = list(splits.train.classes)
-    model = keep_layers(load_contrastive(source)[0], from_layer, len(classes)).requires_grad_(False)
-    to_device(model, config, accelerator).eval()
-    kept = by_lot(labels.targets, FEATURE_LABELS, config.seed)
-
-    rows, positions = outputs_of(
-        model.features, splits.train, labels.ids[kept], config.data, accelerator, "features"
-    )
-    targets = labels.targets[np.searchsorted(labels.ids, positions)]
+    model, rows, targets = frozen.look(config, splits, labels, accelerator)
     fitted = set_linear_layer(model, rows, targets, config.seed)
     predictions = None
     if splits.test is not None:
         predictions = predict(model, splits.test, config.data, accelerator)
     classifier: ClassifierNetwork = {
-        **network_of(meta, config.data),
-        "classes": classes,
-        "from_layer": from_layer,
+        **network_of(frozen.meta, config.data),
+        "classes": list(splits.train.classes),
+        "from_layer": frozen.from_layer,
     }
-    known, seconds = labels_meta(config, labels), time.perf_counter() - began
-    parameters = sum(p.numel() for p in model.parameters())
+    known, times = labels_meta(config, labels), began.passed()
+    size, metrics = sum(p.numel() for p in model.parameters()), measured(predictions)
     about = {
         "kind": "classifier",
         **classifier,
         "labels": known,
         "hyper": fitted.hyper,
         "validation": fitted.validation,
-        "result": result_of(config, method, known, parameters, seconds, measured(predictions)),
+        "result": result_of(config, method, known, size, times["seconds"], metrics),
         "stage": method,
         "seed": config.seed,
-        "seconds": seconds,
-        "cpu_seconds": round(time.process_time() - cpu_began, 1),
+        **times,
     }
-    return finish(folder, model, about, [source], predictions)
+    return finish(folder, model, about, [frozen.source], predictions)
+
+
+def _neighbours(
+    config: Config,
+    accelerator: Accelerator,
+    method: str,
+    splits: Splits,
+    labels: Labels,
+    settings: dict[str, Any],
+) -> Path:
+    """Let the nearest labeled images vote on each test image, and save the votes."""
+    frozen = Frozen.of(config, method, splits, labels)
+    settings |= frozen.settings(method, accelerator)
+    folder = _folder(config, accelerator, method, settings, splits.train)
+    if folder.done:
+        return folder.path
+    began = Clocks.now()
+    model, rows, targets = frozen.look(config, splits, labels, accelerator)
+    assert splits.test is not None
+    tested = np.flatnonzero(splits.test.labels != UNLABELED)
+    seen, positions = outputs_of(
+        model.features, splits.test, tested, config.data, accelerator, "features"
+    )
+    shares = shares_of_votes(
+        *map(torch.from_numpy, (seen, rows, targets)), classes=len(splits.train.classes)
+    )
+    hyper = {"neighbours": min(VOTERS, len(rows)), "temperature": TEMPERATURE}
+    network = sum(p.numel() for p in (*model.encoder.parameters(), *model.layers.parameters()))
+    logits = shares.clamp(min=1e-12).log().numpy()
+    row = Row(Fit(None, hyper, None), logits, network + rows.size)
+    return _finish_unsaved(
+        folder, config, method, splits, labels, row, positions, began, [frozen.source]
+    )
 
 
 def set_linear_layer(model: Classifier, rows: np.ndarray, targets: np.ndarray, seed: int) -> Fit:
@@ -459,10 +562,10 @@ def set_linear_layer(model: Classifier, rows: np.ndarray, targets: np.ndarray, s
 
 
 def run_all(config: Config, accelerator: Accelerator) -> None:
-    """Fit all rows; that on features where there is a pretrained network."""
+    """Fit all rows; those on features where there is a pretrained network."""
     pretrained = config.classical.init or (config.folder_of("pretrain") / "meta.json").exists()
     for method in made_by("classical"):
-        if METHODS[method].own_input and not config.asks_for(method):
+        if METHODS[method].asked_by != "classical.enabled" and not config.asks_for(method):
             continue
         if METHODS[method].made_from and not pretrained:
             accelerator.print(f"{method}: left out, because this run has no pretrained network yet")

@@ -31,10 +31,11 @@ class Method:
         depends: sections and options that its artifact depends on, besides those of what it is
             made from.
         independent: options of those that it does not depend on.
-        network: the option that names its encoder; empty: scikit-learn's model of pixels, of which
-            the predictions are saved and not the model.
+        network: the option that names its encoder; empty: a model that is no network, of which the
+            predictions are saved and not the model.
         weights: the option that asks to start that encoder from published weights, if there is one.
-        fitted: whether scikit-learn fits it at once; others are trained in steps, by a schedule.
+        fitted: whether it is fitted at once, as by scikit-learn; others are trained in steps, by a
+            schedule.
         all_images: whether it trains on all images, or only on those with a label.
         frozen: whether it trains the linear layer alone.
         copies_teacher: whether its network is that of its teacher, with the layers of the
@@ -186,6 +187,21 @@ METHODS = {
             fitted=True,
             frozen=True,
             asked_by="classical.enabled",
+        ),
+        Method(
+            "features-neighbours",
+            "nearest neighbours on the frozen features",
+            "neighbours",
+            "#6B5B2A",
+            "d",
+            stage="classical",
+            section="classical",
+            made_from=("pretrain",),
+            depends=("classical",),
+            network="",
+            fitted=True,
+            frozen=True,
+            asked_by="classical.neighbours",
         ),
         Method(
             "finetune",

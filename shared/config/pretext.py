@@ -439,7 +439,8 @@ class Infomax:
         bound: on the mutual information: jsd by the Jensen-Shannon divergence, dv by Donsker and
             Varadhan, infonce.
         width: of what vectors and places of the feature map are brought to.
-        across: compare the vector of each view with the places of the other one, as AMDIM.
+        across: compare the vector of each view with the places of the other one, as AMDIM; that
+            takes several times as many updates.
     """
 
     only_with: ClassVar = ("pretrain.loss", ("infomax",))

@@ -506,8 +506,10 @@ class Classical:
         init: artifact folder of stage 1 for the row on its features; unset: this run's own.
         published: artifact folder of published weights (stages.import_weights), for a row that says
             what they are worth without any pretraining; it sees images of their own size.
-        from_layer: how many layers of the projection head the row on features keeps below its
+        from_layer: how many layers of the projection head the rows on features keep below the
             regression; 0 takes the encoder's output. With few labels 2 can be much better.
+        neighbours: whether pipeline.py also makes a row of nearest neighbours on these features;
+            a table that names the row makes it in any case.
     """
 
     section: ClassVar[str] = "classical"
@@ -516,6 +518,7 @@ class Classical:
     init: str | None = not_hashed(None)
     published: str | None = not_hashed(None)
     from_layer: int = 0
+    neighbours: bool = not_hashed(False)
 
     def __post_init__(self) -> None:
         require(self.from_layer >= 0, "classical.from_layer", self.from_layer, "0 or more")

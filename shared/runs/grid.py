@@ -22,6 +22,7 @@ from typing import Any, NotRequired, TypedDict, cast
 from accelerate import Accelerator
 
 from shared.config.command_line import override, read_config
+from shared.config.imported import first_pretraining
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, depends_on
 from shared.config.schema import VARIANTS, Config, dump, hashed_settings
@@ -93,7 +94,7 @@ def expand(table: Table, config: Config) -> list[Cell]:
         for (row, of_row), (column, of_column) in product(
             table.rows.items(), table.columns.items()
         ):
-            options = table.base | of_row | of_column | vary
+            options = table.base | of_column | of_row | vary
             method = options.pop("method", "finetune")
             labels = str(options.pop("labels", base.labels))
             key = json.dumps(options, sort_keys=True)
@@ -296,6 +297,8 @@ def require_published(job: Job, own: Collection[Path]) -> None:
         if job.done:
             return
     require_weights(job.config, job.method)
+    if job.method == "pretrain" and (first := first_pretraining(job.config, "transitive.init")):
+        read_meta(first, "encoder")
     method = METHODS[job.method]
     named = [method.network] if method.own_input else []
     named += [f"{method.section}.init"] if "pretrain" in method.made_from else []

@@ -55,7 +55,8 @@ class Table:
         title: one line.
         rows: label -> the options that the row sets; ``method`` and ``labels`` besides those of the
             recipe.
-        columns: likewise.
+        columns: likewise. A row with a method of its own keeps it in all columns: so rows that have
+            no part in what the columns compare stand beside the others.
         base: options that every cell sets.
         seeds: of the label draws and of stages 2 and 3; a number n means 0 to n - 1.
         vary: option -> one value for each seed. So repetitions can also differ in their pretraining
@@ -114,7 +115,8 @@ def settable_options(config: Config) -> dict[str, Any]:
     """The options of the recipe that a table may set, as ``{"pretrain.temperature": 1.0, ...}``.
 
     These are the options that decide the result. ``init`` is one of them: its hash counts, not its
-    path, but a table may compare several pretrained networks, and several published ones.
+    path, but a table may compare several pretrained networks, and several published ones. So is the
+    first network of pretrain.task=transitive.
     """
     options: dict[str, Any] = {}
     for section in SECTIONS:
@@ -124,7 +126,7 @@ def settable_options(config: Config) -> dict[str, Any]:
             options[f"{method.section}.init"] = getattr(config, method.section).init
         if method.own_input:
             options[method.network] = config.option(method.network)
-    return options
+    return options | {"transitive.init": config.transitive.init}
 
 
 def _table(name: str, content: Any) -> Table:
@@ -210,9 +212,9 @@ def _require_set_once(
     columns: Mapping[str, dict[str, Any]],
     vary: Mapping[str, Any],
 ) -> None:
-    """A row, a column and ``vary`` must not set the same option."""
+    """A row, a column and ``vary`` must not set the same option; a row's method wins."""
     for (row, row_options), (column, column_options) in product(rows.items(), columns.items()):
-        if twice := row_options.keys() & column_options.keys():
+        if twice := (row_options.keys() & column_options.keys()) - {"method"}:
             raise ValueError(f"row {row!r} and column {column!r} both set {', '.join(twice)}")
         if twice := (row_options.keys() | column_options.keys()) & vary.keys():
             raise ValueError(

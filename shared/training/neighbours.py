@@ -1,4 +1,4 @@
-"""A vote of nearest neighbours: what the log of stage 1 says of features, and nothing learns from.
+"""A vote of nearest neighbours: what features say of an image's class without any training.
 
 As in instance discrimination (Wu et al. 2018, arXiv 1805.01978, section 3.4): the most similar
 images vote for their class, each with weight exp(similarity / temperature).
@@ -23,20 +23,53 @@ PROBED = 10_000  # images at most, so that a look costs the same for any number 
 ROWS = 1024  # of similarities at a time
 
 
-def votes(similar: Tensor, labels: Tensor, voters: int, temperature: float) -> Tensor:
-    """The class that the most similar images vote for: (q,) int64.
+def ballots(
+    similar: Tensor, labels: Tensor, voters: int, temperature: float, classes: int
+) -> Tensor:
+    """Weights of the most similar images' votes, for each class: (q, classes), 0 or more.
 
     Args:
         similar: (q, n) similarities to n images, -inf to those that have no vote.
         labels: (n,) int64 classes of these.
         voters: how many vote, at most n.
         temperature: of the weights.
+        classes: how many there are.
     """
     weights, near = similar.topk(voters)
     weights = (weights / temperature).exp()
-    ballot = weights.new_zeros(len(similar), int(labels.max()) + 1)
-    ballot.scatter_add_(1, labels[near].clamp(min=0), weights)
-    return ballot.argmax(1)
+    ballot = weights.new_zeros(len(similar), classes)
+    return ballot.scatter_add_(1, labels[near].clamp(min=0), weights)
+
+
+def votes(similar: Tensor, labels: Tensor, voters: int, temperature: float) -> Tensor:
+    """The class that the most similar images vote for: (q,) int64; args as of `ballots`."""
+    return ballots(similar, labels, voters, temperature, int(labels.max()) + 1).argmax(1)
+
+
+def shares_of_votes(rows: Tensor, known: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Each class's share of the votes of the `VOTERS` nearest known rows, by the cosine.
+
+    Args:
+        rows: (q, F).
+        known: (n, F).
+        labels: (n,) int64 classes of these.
+        classes: C, how many there are.
+
+    Returns:
+        (q, C); a row sums to 1.
+    """
+    known = F.normalize(known.float())
+    parts = [
+        ballots(
+            F.normalize(part.float()) @ known.T,
+            labels,
+            min(VOTERS, len(known)),
+            TEMPERATURE,
+            classes,
+        )
+        for part in rows.split(ROWS)
+    ]
+    return F.normalize(torch.cat(parts), p=1)
 
 
 def leave_one_out(features: Tensor, labels: Tensor) -> float:

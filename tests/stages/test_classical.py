@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 import pipeline
 from shared.config.labelset import LabelSet
-from shared.config.methods import METHODS, made_by
 from shared.config.schema import Config
 from shared.config.sections import Data
 from shared.data.sources import open_data
@@ -25,7 +24,7 @@ from tests.support.photos import class_folders, make_folder
 from tests.support.published import publish
 
 LABELS = LabelSet.parse("2perclass")
-ON_PIXELS = [name for name in made_by("classical") if not METHODS[name].saved]
+ON_PIXELS = [*classical.ROWS]
 
 
 def folders(output) -> list[str]:
@@ -73,6 +72,30 @@ def test_the_row_on_features_is_a_classifier_like_others(on_features, finished):
     assert {"nll", "ece", "top1"} <= meta["result"].keys()
     pretrained, _ = load_contrastive(finished / "pretrain")
     assert state_hash(model.encoder) == state_hash(pretrained.encoder)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_neighbours_vote_where_they_are_asked_for(
+    layers, on_features, finished, photos, tmp_path, monkeypatch
+):
+    assert not list(on_features.parent.glob("features-neighbours*"))  # not by default
+    monkeypatch.setattr(classical, "made_by", lambda _: ["features-neighbours"])
+    options = [f"--data.train={photos}", f"--output={tmp_path}", "--classical.neighbours=true"]
+    options += [f"--classical.init={finished / 'pretrain'}", f"--classical.from_layer={layers}"]
+    assert run(classical.main, *options) == 0
+    (row,) = collect(tmp_path / "r")
+    folder = tmp_path / "r/features-neighbours-2perclass-seed0"
+    meta, said = json.loads((folder / "meta.json").read_text()), read_predictions(folder)
+    assert (said["predictions"] == said["targets"]).mean() == pytest.approx(row["top1"])
+    assert {"nll", "ece"} <= row.keys()
+    assert not (folder / "model.safetensors").exists()
+    assert meta["hyper"] == {"neighbours": 6, "temperature": 0.07}
+    assert meta["settings"]["parent"] == read_meta(finished / "pretrain")["weights_sha256"]
+    assert meta["settings"]["classical.from_layer"] == layers
+    frozen = load_contrastive(finished / "pretrain")[0]
+    kept = [*frozen.encoder.parameters(), *frozen.head.layers[:layers].parameters()]
+    width = frozen.head.widths[layers]
+    assert row["parameters"] == sum(p.numel() for p in kept) + 6 * width
 
 
 def test_layers_of_the_head_below_the_regression(

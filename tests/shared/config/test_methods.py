@@ -53,6 +53,7 @@ def test_what_is_frozen():
         "published",
         "linear",
         "features-logistic",
+        "features-neighbours",
     ]
 
 
@@ -62,9 +63,12 @@ def test_what_is_fitted_at_once_and_what_is_not_saved():
     unsaved = {name for name, method in CLASSIFIERS.items() if not method.saved}
     assert unsaved == {*fitted} - {"published", "features-logistic"}
     assert not any(Config(classical=Classical(enabled=False)).asks_for(name) for name in fitted)
-    assert all(Config().asks_for(name) for name in fitted if name != "published")
-    assert not Config().asks_for("published")
-    assert Config(classical=Classical(published="weights")).asks_for("published")
+    on_demand = {"published": "weights", "features-neighbours": True}
+    assert all(Config().asks_for(name) for name in fitted if name not in on_demand)
+    for name, value in on_demand.items():
+        assert not Config().asks_for(name)
+        option = METHODS[name].asked_by.partition(".")[2]
+        assert Config(classical=Classical(**{option: value})).asks_for(name)
 
 
 def test_what_an_artifact_depends_on():
@@ -82,7 +86,8 @@ def test_what_an_artifact_depends_on():
     )
     assert depends_on("supervised") == ("data", "augment", "model", "supervised")
     assert depends_on("pixels-svm") == ("data",)
-    assert depends_on("features-logistic") == (*pretrained, "classical")
+    for name in ("features-logistic", "features-neighbours"):
+        assert depends_on(name) == (*pretrained, "classical")
 
 
 def test_a_stage_refuses_what_it_does_not_make():

@@ -113,3 +113,10 @@ def test_it_learns(bound, tmp_path):
     assert line["infomax_top1"] > 4 * line["top1_of_chance"], line
     assert line["infomax_nats"] > 0.3, line
     assert line["loss"] < line["loss_of_chance"] - 0.3
+
+
+@pytest.mark.slow
+def test_it_learns_across_views_with_more_updates(tmp_path):
+    line = learn(tmp_path, "contrastive-infomax", "--infomax.across=true", "--pretrain.steps=300")
+    assert line["infomax_top1"] > 4 * line["top1_of_chance"], line
+    assert line["loss"] < line["loss_of_chance"] - 0.3

@@ -1,7 +1,9 @@
 """Tables read, cells expanded, artifacts shared: no training."""
 
 import json
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +30,11 @@ from shared.runtime.files import write_atomically
 from tests.support.photos import process
 from tests.support.tables import write
 
-TABLES = sorted(file.stem for file in (RECIPES / "tables").glob("*.yaml"))
+SLOW = {"pretext_fashion"}  # pretext_colour has its rows, and one more
+TABLES = [
+    pytest.param(file.stem, marks=[pytest.mark.slow] if file.stem in SLOW else [])
+    for file in sorted((RECIPES / "tables").glob("*.yaml"))
+]
 TUNING = [pytest.param(str(file), id=file.stem) for file in (RECIPES / "tuning").glob("*.yaml")]
 
 
@@ -304,6 +310,23 @@ def test_impossible_cells_keep_their_reason(config, tmp_path):
     assert cells[1].job is None
 
 
+def test_a_row_keeps_its_method_in_all_columns(config, tmp_path):
+    rows = {"a": {"pretrain.task": "rotation"}, "b": {"method": "supervised"}}
+    columns = {
+        f"{method} {labels}": {"method": method, "labels": labels}
+        for labels, method in product(["1pct", "10pct"], ["linear", "features-neighbours"])
+    }
+    table = load_table(write(tmp_path, rows=rows, columns=columns, seeds=1))
+    cells = expand(table, config)
+    assert [cell.method for cell in cells] == ["linear", "features-neighbours"] * 2 + [
+        "supervised"
+    ] * 4
+    folders = [cell.job.path.name for cell in cells if cell.job]
+    assert folders[4:] == [f"supervised-{n}pct-seed0" for n in (1, 1, 10, 10)]
+    methods = Counter(job.method for job in in_order(cells))
+    assert methods == {"pretrain": 1, "linear": 2, "features-neighbours": 2, "supervised": 2}
+
+
 def test_vary_gives_every_seed_a_value_of_its_own(config, tmp_path):
     table = load_table(write(tmp_path, seeds=[3, 4], vary={"pretrain.seed": [0, 1]}))
     cells = expand(table, config)
@@ -330,6 +353,7 @@ def test_damaged_lines_are_named(tmp_path, capsys):
         ({"method": "published", "classical.published": "nowhere"}, "folder: nowhere"),
         ({"method": "finetune", "finetune.init": "nowhere"}, "folder: nowhere"),
         ({"method": "linear", "linear.init": "nowhere"}, "folder: nowhere"),
+        ({"pretrain.task": "transitive", "transitive.init": "nowhere"}, "folder: nowhere"),
         (
             {"method": "distill", "distill.student_pretrained": "nowhere.safetensors"},
             "--distill.student_pretrained: ",

@@ -5,12 +5,17 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from shared.config.sections import Data
 from shared.runtime.errors import UserError
 from shared.training import neighbours
-from shared.training.neighbours import NeighbourProbe, leave_one_out, votes
+from shared.training.neighbours import (
+    NeighbourProbe,
+    leave_one_out,
+    shares_of_votes,
+    votes,
+)
 
 
 class Images(NamedTuple):
@@ -41,6 +46,22 @@ def test_an_image_has_no_vote_on_itself(rows, monkeypatch):
     assert found == pytest.approx(expected)
     assert 0.3 < found < 1
     assert leave_one_out(torch.eye(2), torch.tensor([0, 1])) == 0  # each has the other alone
+
+
+@pytest.mark.parametrize("known", [1, 14, 90])  # 20 vote at most
+def test_shares_are_those_of_scikit_learn(known, monkeypatch):
+    monkeypatch.setattr(neighbours, "ROWS", 7)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, known)
+    rows, asked = rng.normal(size=(known, 5)) + 2 * np.eye(5)[labels], rng.normal(size=(30, 5))
+    model = KNeighborsClassifier(
+        min(known, 20), metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
+    ).fit(rows, labels)
+    shares = shares_of_votes(*map(torch.from_numpy, (asked, rows, labels)), classes=4)
+    assert shares.shape == (30, 4)
+    wanted = np.zeros((30, 4))
+    wanted[:, model.classes_] = model.predict_proba(asked)
+    np.testing.assert_allclose(shares, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("labels", [[-1, -1, -1], [-1, 0, -1], []])
