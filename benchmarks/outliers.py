@@ -75,7 +75,10 @@ def main(pretrained: str) -> None:
     pixels = [images.decode(int(k)).permute(1, 2, 0).numpy() for k in ids]
     rows = predictor.features(pixels)
     turns = [measure(predictor, rows, seed) for seed in SEEDS]
-    print(f"{len(rows):,} images, {EACH} planted of each kind, {len(SEEDS)} seeds; {hardware()}")
+    print(
+        f"{len(rows):,} images, {EACH} planted of each kind; mean ± half its 95% interval over"
+        f" {len(SEEDS)} seeds; {hardware()}"
+    )
     for name in turns[0]:
         cells = []
         for key in turns[0][name]:

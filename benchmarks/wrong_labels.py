@@ -123,7 +123,10 @@ def main(pretrained: str, folder: str) -> None:
             shares = [100 * line[key] for line in of_name]
             cells.append(f"{mean(shares):.1f} ± {interval(shares)[1] or 0.0:.1f}")
         table.append([name, *cells, f"{mean(line['seconds'] for line in of_name):.0f}"])
-    caption = f"{len(targets):,} labels, {SHARE:.0%} changed, {len(SEEDS)} seeds; {hardware()}"
+    caption = (
+        f"{len(targets):,} labels, {SHARE:.0%} changed; mean ± half its 95% interval over"
+        f" {len(SEEDS)} seeds; {hardware()}"
+    )
     write_atomically(Path(folder) / "table.md", f"{caption}\n\n{markdown(table)}\n")
 
 

@@ -142,7 +142,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     )
 
     weight = weight_of_own_rows(cfg.batch_size)
-    net.train(cfg.batch_norm == "batch")
+    net.train(cfg.batch_statistics(len(labels.ids)))
     for _, batch in stage.steps(batches):
         target = upload(targets[batch.ids], batch.images.device)  # (b,)
         logits, *turns = as_tuple(net(batch.images))  # (b, classes); with rotation also (4b, 4)

@@ -418,6 +418,9 @@ class OwnCrops(Training):
         return replace(augment, crop_area=crop, zoom_area=zoom, crop_min_covered=covered)
 
 
+FEW_BATCHES = 4  # of labels; configs/tuning/digits_finetune.yaml tells how it was chosen
+
+
 @dataclass(frozen=True)
 class Finetune(OwnCrops):
     """Stage 2, fine-tuning on the labeled images (SimCLRv2, section 2; appendix B.2).
@@ -432,7 +435,8 @@ class Finetune(OwnCrops):
         linear_init: zero as in the paper, or class_means of the pretrained features, which is
             robust with very few labels.
         batch_norm: batch uses the statistics of the batch, frozen those of pretraining (and no
-            dropout), which is better where a batch holds only a handful of different images.
+            dropout), which is better where a batch holds only a handful of different images; auto
+            is frozen for fewer labels than four batches hold, else batch.
         augmentation: crop is random crop (and flip, rotation, shear where the recipe has them), as
             in the paper; full adds the colours of pretraining; none shows the plain image.
         auxiliary: rotation also asks by which quarter turn each image is rotated, which was found
@@ -449,7 +453,7 @@ class Finetune(OwnCrops):
     encoder_rate: float = 1.0
     freeze_after_block: int | None = None
     linear_init: Literal["zero", "class_means"] = "zero"
-    batch_norm: Literal["batch", "frozen"] = "batch"
+    batch_norm: Literal["batch", "frozen", "auto"] = "batch"
     augmentation: Literal["crop", "full", "none"] = "crop"
     auxiliary: Literal["none", "rotation"] = "none"
     auxiliary_weight: float = only_with(0.5, "auxiliary", "rotation")
@@ -476,6 +480,12 @@ class Finetune(OwnCrops):
             return self.from_layer
         return int(labels <= round(0.1 * images))
 
+    def batch_statistics(self, labels: int) -> bool:
+        """Whether batch norm takes the statistics of the batch, with that number of labels."""
+        if self.batch_norm == "auto":
+            return labels >= FEW_BATCHES * self.batch_size
+        return self.batch_norm == "batch"
+
 
 @dataclass(frozen=True)
 class Linear(Finetune):
@@ -489,7 +499,7 @@ class Linear(Finetune):
     learning_rate_scaling: Literal["sqrt", "linear", "none"] = "linear"
     from_layer: int | None = 0
     encoder_rate: float = 0.0
-    batch_norm: Literal["batch", "frozen"] = "frozen"
+    batch_norm: Literal["batch", "frozen", "auto"] = "frozen"
 
     def __post_init__(self) -> None:
         super().__post_init__()

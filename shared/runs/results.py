@@ -1,7 +1,6 @@
 """The results of a run: its rows, which also lie in ``results.jsonl``, and their text."""
 
 import json
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS
 from shared.runs.deployment import advise
 from shared.runs.metrics import METRICS
-from shared.runs.text import aligned
+from shared.runs.statistics import interval
+from shared.runs.text import aligned, mean_text
 from shared.runtime.artifacts import ClassifierMeta, Result, is_outdated, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.files import write_atomically
@@ -96,7 +96,7 @@ def advice_text(run: Path, rows: Sequence[Result]) -> str:
 
 
 def results_text(rows: Sequence[Result]) -> str:
-    """The rows as text; several seeds of one row become mean ± standard deviation."""
+    """The rows as text; several seeds of one row become mean ± half its 95% interval."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for row in rows:
         if wrong := mismatch(row, Result, "its result"):
@@ -113,13 +113,7 @@ def results_text(rows: Sequence[Result]) -> str:
         cells = [title, f"{first['labels']} ({first['n_labels']})", f"{first['parameters']:,}"]
         for key, metric in metrics.items():
             measured = [row.get(key, 0.0) * metric.factor for row in group if key in row]
-            cells.append(_spread(measured, metric.digits))
+            cells.append(mean_text(*interval(measured), metric.digits) if measured else "-")
         lines.append([*cells, str(len(group))] if several else cells)
-    return aligned(lines)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "-"
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    note = "\n±: half the 95% interval of the mean over n seeds, by Student's t" if several else ""
+    return aligned(lines) + note

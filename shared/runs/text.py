@@ -126,7 +126,7 @@ def _cells(summary: Summary) -> tuple[str, Lines]:
         if cell["mean"] is None:
             return ("failed" if cell["failed"] else "missing") + notes
         count = f"{cell['n']}" if cell["n"] == cell["of"] else f"{cell['n']} of {cell['of']}"
-        text = _mean(cell["mean"], cell["half"], metric.digits)
+        text = mean_text(cell["mean"], cell["half"], metric.digits)
         if bounds := cell["of_images"]:  # ± 0.0 would say that no image can be wrong
             text = f"{cell['mean']:.{metric.digits}f} [{bounds[0]:.1f}, {bounds[1]:.1f}]"
         return f"{text} ({count}){notes}"
@@ -152,7 +152,7 @@ def _differences(summary: Summary) -> tuple[str, Lines]:
         cell = differences.get((row, column))
         if cell is None:
             return "-"
-        return f"{_mean(cell['mean'], cell['half'], digits, '+')} ({cell['n']})"
+        return f"{mean_text(cell['mean'], cell['half'], digits, '+')} ({cell['n']})"
 
     against = summary["against"]
     rows = [row for row in summary["rows"] if [row] != against]
@@ -208,6 +208,7 @@ def _parameters(summary: Summary, row: str) -> str:
     return " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)})) if counts else "-"
 
 
-def _mean(mean: float, half: float | None, digits: int, sign: str = "") -> str:
+def mean_text(mean: float, half: float | None, digits: int, sign: str = "") -> str:
+    """A mean ± half its 95% interval, as everywhere; without an interval the mean alone."""
     text = f"{mean:{sign}.{digits}f}"
     return text if half is None else f"{text} ± {half:.{digits}f}"

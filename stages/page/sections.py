@@ -12,7 +12,7 @@ from shared.runs.metrics import METRICS, legend
 from shared.runs.statistics import Summary as TableSummary
 from shared.runs.statistics import interval
 from shared.runs.text import blocks as table_parts
-from shared.runs.text import percent
+from shared.runs.text import mean_text, percent
 from shared.runtime.artifacts import ClassifierMeta, Meta
 from shared.runtime.records import read_record
 from shared.training.runlog import read_log
@@ -152,9 +152,7 @@ def _mean(measurements: list[float], factor: float, digits: int) -> str:
     """Mean ± half its interval."""
     if not measurements:
         return "missing"
-    mean, half = interval([factor * value for value in measurements])
-    text = f"{mean:.{digits}f}"
-    return text if half is None else f"{text} ± {half:.{digits}f}"
+    return mean_text(*interval([factor * value for value in measurements]), digits)
 
 
 def efficiency(run: Run) -> Iterator[Block]:

@@ -59,6 +59,14 @@ def test_kept_layers_are_the_papers_unless_set():
     )
 
 
+def test_batch_norm_follows_the_number_of_labels_where_it_is_auto():
+    auto = Finetune(batch_norm="auto", batch_size=64)
+    assert [auto.batch_statistics(labels) for labels in (14, 255, 256, 1437)] == [0, 0, 1, 1]
+    for kind, batch in (("batch", True), ("frozen", False)):
+        tuned = Finetune(batch_norm=kind, batch_size=64)
+        assert {tuned.batch_statistics(labels) for labels in (14, 1437)} == {batch}
+
+
 def test_facts_of_a_training():
     def passes(cfg: Pretrain, **options) -> tuple[int, float]:
         config = Config(pretrain=cfg, **options)
