@@ -98,6 +98,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "pretrain") -> P
     stage = Stage(config, accelerator, method, settings, cfg.seed)
     if stage.done:
         return stage.path
+    require_pairs(images, config)
     task.require(images)
     probe = NeighbourProbe(images, config.data, accelerator) if cfg.knn_every_steps else None
 
@@ -224,6 +225,16 @@ def those_begun_with(images: ImageSet, config: Config, accelerator: Accelerator)
             f" --pretrain.init {folder} goes on from it"
         )
     return then
+
+
+def require_pairs(images: ImageSet, config: Config) -> None:
+    """UserError where a task tells images apart, and there is one alone."""
+    kinds = map(config.task_kind, config.task_weights)
+    if len(images) < max(kind.batch for kind in kinds):
+        raise UserError(
+            f"pretrain.task={config.pretrain.task} tells images apart, and there is"
+            f" {counted(len(images), 'image')}; add images to --data.train"
+        )
 
 
 def warnings_for(config: Config, images: ImageSet) -> list[str]:

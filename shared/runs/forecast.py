@@ -44,6 +44,7 @@ from shared.runtime.files import write_atomically
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import Progress, duration
 from shared.runtime.randomness import generator
+from shared.runtime.stop import Stopped
 from shared.training.device import free_bytes
 from shared.training.schedule import schedule_of
 from shared.training.stage import RunStage
@@ -138,7 +139,7 @@ def forecast(
     ]
     left = sum(line.seconds for line in lines if line.stage not in done)
     there = f" without {', '.join(done)}, which the run has already" if done else ""
-    say(f"{note}In all {duration(left)} of training{there}.")
+    say_block(f"{note}In all {duration(left)} of training{there}.")
     for warning in warnings_of(lines, accelerator):
         say_block(warning)
     if config.data.train.startswith("ILSVRC/imagenet-1k"):
@@ -166,6 +167,7 @@ def measure(
 
     Raises:
         UserError: where the data cannot be opened, or a stage refuses them.
+        Stopped: where a signal asked for it.
     """
     fitted = [method for method in stages if METHODS[method].fitted]
     stages = {method: run for method, run in stages.items() if method not in fitted}
@@ -191,7 +193,13 @@ def measure(
                 probe = Probe(0, cost.update / rate)
             else:
                 share = seconds / len(stages)
-                probe = _measure(method, run, small, accelerator, cost, share)
+                try:
+                    probe = _measure(method, run, small, accelerator, cost, share)
+                except Stopped as stopped:  # it names a state that is deleted with the folder
+                    raise Stopped(
+                        "stopped as asked while the stages were measured, before any training; the"
+                        " same command begins again"
+                    ) from stopped
                 if config.training_of(method).has_teacher:  # of several, one was there
                     measured = cost_of(method, small, counts, accelerator.mixed_precision)
                     each = probe.seconds_per_image * cost.update / measured.update

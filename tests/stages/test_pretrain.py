@@ -29,6 +29,15 @@ def test_pretraining_on_what_is_hardly_meant_says_so():
     assert "the first image has 32 x 30 pixels, and the network sees 8 x 8" in large
 
 
+@pytest.mark.parametrize("task", ["contrastive", "exemplar", "multi-task"])
+def test_one_image_cannot_be_told_from_others(task):
+    config, image = Config(pretrain=Pretrain(task=task)), SimpleNamespace()
+    with pytest.raises(UserError, match="tells images apart, and there is 1 image"):
+        pretrain.require_pairs([image], config)
+    pretrain.require_pairs([image, image], config)
+    pretrain.require_pairs([image], Config(pretrain=Pretrain(task="rotation")))
+
+
 def test_losses_of_the_stage(tmp_path):
     """Each is the one that is asked for: near the value of a network that has learned nothing."""
     accelerator = Accelerator(cpu=True, mixed_precision="no")

@@ -13,8 +13,9 @@ import pipeline
 from shared.config.command_line import load_config
 from shared.runs import forecast as forecasting
 from shared.runs.cost import Counts, network_size
-from shared.runs.forecast import forecast, paper_table
+from shared.runs.forecast import forecast, measure, paper_table
 from shared.runtime.errors import UserError
+from shared.runtime.stop import Stopped
 
 TINY = [
     "--pretrain.batch_size=32",
@@ -69,7 +70,8 @@ def test_what_scikit_learn_fits_is_named_and_not_measured(tmp_path, capsys, monk
     stages = {name: pipeline.stages()[name] for name in ("pixels-svm", "pretrain")}
     forecast(config, Accelerator(cpu=True), stages, seconds=0.1)
     assert (
-        "Not measured, because scikit-learn takes seconds: pixels-svm." in capsys.readouterr().out
+        "Not measured, because scikit-learn takes seconds: pixels-svm.\nIn all"
+        in capsys.readouterr().out
     )
     lines = json.loads((tmp_path / config.run / "plan.json").read_text())
     assert [line["stage"] for line in lines] == ["pretrain"]
@@ -99,6 +101,17 @@ def test_late_stages_are_not_measured_and_the_plan_says_so(tmp_path, capsys, mon
     assert second["probed_batch_size"] == 0
     training = second["flops"] * first["seconds"] / first["flops"]
     assert training < second["seconds"] < 3 * training  # and its evaluation
+
+
+def test_a_stop_while_measuring_says_that_nothing_was_trained(tmp_path):
+    def stopped(config, accelerator):
+        raise Stopped("the state is saved")
+
+    with pytest.raises(Stopped, match="before any training; the same command begins again"):
+        measure(
+            config_of(f"--output={tmp_path}"), Accelerator(cpu=True), {"pretrain": stopped}, 0.1
+        )
+    assert not any(tmp_path.iterdir())
 
 
 def test_plan_on_several_processes_is_refused(tmp_path):
