@@ -50,7 +50,7 @@ from shared.config.schema import Config, defaults, dump, hashed_settings
 from shared.config.sections import Data
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.labels import Labels, draw_labels
-from shared.data.sources import open_data, open_run
+from shared.data.sources import open_beside, open_data, open_run
 from shared.networks.build import (
     input_of,
     keep_layers,
@@ -401,7 +401,7 @@ def _on_features(
     began, cpu_began = time.perf_counter(), time.process_time()
     if row.own_input:
         config = replace(config, data=input_of(meta, config.data))
-        splits = open_run(config, accelerator)  # without the small copies
+        splits = open_beside(config.data, config.label_set)  # without the small copies
     classes = list(splits.train.classes)
     model = keep_layers(load_contrastive(source)[0], from_layer, len(classes)).requires_grad_(False)
     to_device(model, config, accelerator).eval()
