@@ -53,7 +53,7 @@ from shared.config.schema import Config, defaults, dump, hashed_settings
 from shared.config.sections import Data
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.data.labels import Labels, draw_labels
-from shared.data.sources import open_data, open_run
+from shared.data.sources import open_beside, open_data, open_run
 from shared.networks.build import (
     input_of,
     keep_layers,
@@ -480,7 +480,7 @@ def _on_features(
     began = Clocks.now()
     if METHODS[method].own_input:
         config = replace(config, data=input_of(frozen.meta, config.data))
-        splits = open_run(config, accelerator)  # without the small copies
+        splits = open_beside(config.data, config.label_set)  # without the small copies
     model, rows, targets = frozen.look(config, splits, labels, accelerator)
     fitted = set_linear_layer(model, rows, targets, config.seed)
     predictions = None

@@ -498,6 +498,16 @@ def open_data(data: Data, labels: LabelSet, progress: bool = False) -> Splits:
     return OPENED[key]
 
 
+def open_beside(data: Data, labels: LabelSet) -> Splits:
+    """The images that `open_data` has opened, shown otherwise: those stay open, nothing is said.
+
+    Raises:
+        UserError: as `open_data`.
+    """
+    decoded = partial(_decoded, data=data, progress=False)
+    return _open_splits(data, labels.csv_file, decoded, progress=False)
+
+
 def look_at(data: Data, labels: LabelSet) -> Splits:
     """The same images without decoding any: unreadable ones are among them."""
     return _open_splits(data, labels.csv_file, lambda images: images, progress=False)

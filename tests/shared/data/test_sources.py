@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -15,7 +16,7 @@ from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data import sources
 from shared.data.images import UNLABELED
-from shared.data.sources import open_data, open_images
+from shared.data.sources import open_beside, open_data, open_images
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import HALVES, PNGS, STRUCTS, error_of, opened, parquet
@@ -286,6 +287,17 @@ def test_classes_of_one_image_are_named_where_none_is_held_out(tmp_path, capsys)
     shutil.copy(next((folder / "a").iterdir()), folder / "z")
     assert open_data(Data(train=str(folder)), LabelSet.parse("1pct"), progress=True).test is None
     assert "too few labeled ones to hold some out, z with one image;" in capsys.readouterr().out
+
+
+def test_images_that_are_shown_otherwise_are_announced_once(tmp_path, capsys):
+    """A row with published weights opens them at another size: the run's stay open, as they are."""
+    data, labels = Data(train=str(class_folders(tmp_path, 1))), LabelSet.parse("1pct")
+    first = open_data(data, labels, progress=True)
+    assert "no test images" in capsys.readouterr().out
+    other = open_beside(replace(data, image_size=16, std=(2.0, 2.0, 2.0)), labels)
+    assert other.train.names.tolist() == first.train.names.tolist()
+    assert open_data(data, labels, progress=True) is first
+    assert not capsys.readouterr().out
 
 
 def test_test_classes_that_training_lacks(tmp_path):
