@@ -13,7 +13,7 @@ from PIL import Image
 
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
-from shared.data import folders
+from shared.data import folders as folders_module
 from shared.data.folders import _table, walk
 from shared.data.images import UNLABELED
 from shared.data.sources import OPENED, open_data
@@ -490,7 +490,7 @@ def test_numbers_of_a_metadata_file_are_in_their_order(tmp_path):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_metadata_of_too_many_columns(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(folders, "MOST_COLUMNS", 20)
+    monkeypatch.setattr(folders_module, "MOST_COLUMNS", 20)
     root = make_folder(tmp_path / "p", ["0.png"])
     row = pd.DataFrame([{"file_name": "0.png", **{f"x{i}": i for i in range(20)}}])
     file = root / f"metadata.{kind}"
