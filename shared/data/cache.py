@@ -32,7 +32,7 @@ from shared.config.sections import Data
 from shared.data.images import ImageSet
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, into_place, is_private, open_regular
-from shared.runtime.lock import held
+from shared.runtime.lock import clear, held
 from shared.runtime.media import say
 from shared.runtime.progress import Progress
 from shared.runtime.stop import Stopped, StopRequest
@@ -82,6 +82,8 @@ def shrunk(images: ImageSet, data: Data, progress: bool) -> ImageSet:
                         say(f"note: {path} is {_UNFIT}; it is made again", error=True)
                     _write(path, images, data, progress)
                     copies = _read(path, len(images))
+        else:
+            clear(path)
     except OSError as error:
         raise CannotWriteError(
             f"cannot write the shrunk images to {path}: {error}; make room, or {advice}"

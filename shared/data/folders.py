@@ -57,6 +57,7 @@ _SPLITS = {
 }
 _MAY_BE_CLASSES = ("valid", "dev")  # beside other folders, and without a train folder
 CHUNK = 1_000_000  # images in an array, about
+MOST_COLUMNS = 10_000  # of a metadata file
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -537,6 +538,7 @@ def _read_table(path: Path, file: str, notes: list[str]) -> list[dict[str, Any]]
     """The rows of a metadata file without nested values; None without a column file_name."""
     try:
         table = _table(path, file, notes)
+        _require_few(table.column_names, path)
         if "file_name" not in table.column_names:
             return None
         values = [name for name in table.column_names if not pa.types.is_nested(table[name].type)]
@@ -548,8 +550,11 @@ def _read_table(path: Path, file: str, notes: list[str]) -> list[dict[str, Any]]
 
 
 def _table(path: Path, file: str, notes: list[str]) -> pa.Table:
-    if path.suffix != ".csv":
-        return json.read_json(path) if path.suffix == ".jsonl" else parquet.read_table(path)
+    if path.suffix == ".jsonl":
+        return json.read_json(path)
+    if path.suffix == ".parquet":
+        _require_few(parquet.read_schema(path).names, path)
+        return parquet.read_table(path)
     content: bytes | None = None
     text = begin_of_utf8(path)
     if not text:
@@ -563,6 +568,7 @@ def _table(path: Path, file: str, notes: list[str]) -> pa.Table:
 
     layout = csv.ParseOptions(delimiter=separator_of(text), newlines_in_values=True)
     with csv.open_csv(source(), parse_options=layout) as begin:
+        _require_few(begin.schema.names, path)
         as_text = dict.fromkeys(begin.schema.names, pa.string())
     # empty text is null, but NA and None may be names
     options = csv.ConvertOptions(column_types=as_text, null_values=[""], strings_can_be_null=True)
@@ -571,6 +577,15 @@ def _table(path: Path, file: str, notes: list[str]) -> pa.Table:
         if name != "file_name":
             table = table.set_column(place, name, _numbers_or_text(table[place]))
     return table
+
+
+def _require_few(columns: list[str], path: Path) -> None:
+    """UserError where a file has so many columns that to look at each takes minutes."""
+    if len(columns) > MOST_COLUMNS:
+        raise UserError(
+            f"{path} has {len(columns):,} columns, and at most {MOST_COLUMNS:,} are read; leave"
+            " file_name and label in it"
+        )
 
 
 def _numbers_or_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

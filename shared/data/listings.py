@@ -37,7 +37,7 @@ from PIL import Image
 from shared.data.folders import METADATA, Listed, Walk, Watched, formats, is_unchanged, walk
 from shared.runtime.errors import UserError
 from shared.runtime.files import into_place, is_private, machine, open_regular
-from shared.runtime.lock import held
+from shared.runtime.lock import clear, held
 from shared.runtime.records import mismatch, parse_json
 
 FEWEST = 10_000  # images of a folder whose listing is kept
@@ -90,6 +90,7 @@ def listing(root: Path, cache_folder: str) -> Walk:
     except RuntimeError:  # nobody knows the user's home
         return walk(root)
     if kept := _kept(folder, root):
+        clear(folder / _key(root))
         return kept
     began = time.time_ns()
     walked = walk(root)

@@ -140,6 +140,18 @@ def release_all() -> None:
         _release(file)
 
 
+def clear(path: Path) -> None:
+    """Remove the lock that a process of this machine has left, killed as it gave it back."""
+    with suppress(UserError, OSError):
+        file = _file_of(path)
+        if file in _held:  # to read it by a second descriptor would give it back
+            return
+        note, own = _note_at(file), _own_note()
+        if (note.get("boot"), note.get("space")) == (own["boot"], own["space"]) and not _runs(note):
+            with held(path):
+                pass
+
+
 def _file_of(path: Path) -> Path:
     """The lock file; the folder that it lies in has one name alone."""
     path = Path(os.path.abspath(path))

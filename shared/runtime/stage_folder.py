@@ -37,7 +37,7 @@ from shared.runtime.checkpoints import (
 from shared.runtime.distributed import refuse_together
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, remove, write_atomically
-from shared.runtime.lock import held, release, require_held, take
+from shared.runtime.lock import clear, held, release, require_held, take
 from shared.runtime.provenance import provenance
 from shared.runtime.records import REDO, field_of, read_json
 from shared.runtime.tensors import save_arrays, save_tensors, sha256
@@ -248,10 +248,12 @@ class StageFolder:
             ) from error
 
     def _forget_state(self) -> None:
-        """Delete the checkpoint of a stage that is done, which a process killed just then left."""
-        if self.done and self.main and (self.path / "state").exists():
-            with suppress(UserError, OSError), held(self.path):
-                remove(self.path / "state")
+        """Delete what a process left that was killed when the stage was just done."""
+        if self.done and self.main:
+            if (self.path / "state").exists():
+                with suppress(UserError, OSError), held(self.path):
+                    remove(self.path / "state")
+            clear(self.path)
 
     def save_state(
         self, step: int, seconds: float, model: nn.Module, optimizer: torch.optim.Optimizer

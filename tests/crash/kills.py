@@ -44,7 +44,7 @@ def shorter(config: Config, share: float) -> list[str]:
 
 
 def chain(
-    crash: Crash, work: Path, command: list[str], kills: int, seconds: float, rng: random.Random
+    crash: Crash, work: Path, command: list[str], kills: int, longest: float, rng: random.Random
 ) -> Counter[str]:
     """Kill a run so often, and let it end; how many kills met it running, by the stage then.
 
@@ -53,15 +53,14 @@ def chain(
         work: its folder, which is emptied.
         command: module and arguments.
         kills: at most; fewer where it ends before.
-        seconds: that it takes alone.
+        longest: seconds until a kill.
         rng: draws the times.
     """
     met = Counter[str]()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     for _ in range(kills):
-        alone = rng.uniform(0, 2 * seconds / (kills + 1))
-        codes = crash.run(work, [command], seconds=alone)["codes"]
+        codes = crash.run(work, [command], seconds=rng.uniform(0, longest))["codes"]
         if codes == [0]:
             break
         assert codes == [-9], codes
@@ -104,10 +103,11 @@ def main() -> int:
         crash.must_run(work, [command], seconds=PATIENCE)
         seconds, whole = time.monotonic() - began, contents(work)
         print(f"a run that is not killed takes {seconds:.1f} s, {cpu_seconds(crash):.0f} of CPU")
+        longest = 2 * seconds / (arguments.chain + 1)
         kills, same, by_stage = 0, 0, Counter[str]()
         while kills < arguments.kills:
             number = min(arguments.chain, arguments.kills - kills)
-            met = chain(crash, work, command, number, seconds, rng)
+            met = chain(crash, work, command, number, longest, rng)
             now = contents(work)
             wrong = [path for path in {*whole, *now} if whole.get(path) != now.get(path)]
             kills, same = kills + met.total(), same + met.total() * (not wrong)

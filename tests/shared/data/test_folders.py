@@ -13,6 +13,7 @@ from PIL import Image
 
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
+from shared.data import folders as folders_module
 from shared.data.folders import _table, walk
 from shared.data.images import UNLABELED
 from shared.data.sources import OPENED, open_data
@@ -485,6 +486,21 @@ def test_numbers_of_a_metadata_file_are_in_their_order(tmp_path):
         rows = "".join(f"{i}.png, {cell}\n" for i, cell in enumerate(cells * 2))
         metadata(tmp_path, "file_name,label\n" + rows)
         assert opened(tmp_path).train.classes == tuple(map(str, range(12)))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_metadata_of_too_many_columns(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(folders_module, "MOST_COLUMNS", 20)
+    root = make_folder(tmp_path / "p", ["0.png"])
+    row = pd.DataFrame([{"file_name": "0.png", **{f"x{i}": i for i in range(20)}}])
+    file = root / f"metadata.{kind}"
+    if kind == "csv":
+        row.to_csv(file, index=False)
+    elif kind == "jsonl":
+        row.to_json(file, orient="records", lines=True)
+    else:
+        row.to_parquet(file)
+    assert "has 21 columns, and at most 20 are read" in error_of(root)
 
 
 def test_bad_metadata_is_one_line(tmp_path, capsys):

@@ -133,6 +133,9 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
     assert read_bytes(tmp_path / "file", 5) == b"12345"
     with pytest.raises(OSError, match="larger than 4 bytes"):
         read_bytes(tmp_path / "file", 4)
+    os.truncate(tmp_path / "file", 2**40)
+    with pytest.raises(OSError, match="is larger"):  # before any of the zeros is read
+        read_bytes(tmp_path / "file", 2**40 - 1)
 
 
 def test_what_is_no_regular_file_is_not_read(make_irregular, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 
 from shared.runtime import lock
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.lock import BusyError, held, release, release_all, require_held, take
+from shared.runtime.lock import BusyError, clear, held, release, release_all, require_held, take
 
 HOLD = """
 import sys, time
@@ -116,6 +116,32 @@ def test_what_a_dead_process_of_this_machine_left_is_taken_over(tmp_path, text):
     file = lock_file(tmp_path, text)
     assert take(tmp_path / "pretrain")
     assert json.loads(file.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("change", "is_left"),
+    [
+        ({}, False),
+        ({"pid": 2**22 - 1}, True),
+        ({"started": 5.0}, True),
+        ({"pid": 2**22 - 1, "boot": "another"}, False),
+        ({"pid": 2**22 - 1, "space": "another"}, False),
+        (None, False),
+    ],
+)
+def test_what_a_dead_process_left_is_cleared(tmp_path, change, is_left):
+    """What a process of another machine, or one that is alive, has left stays."""
+    file = tmp_path / ".x.lock"
+    file.write_text("" if change is None else json.dumps({**lock._own_note(), **change}))
+    clear(tmp_path / "x")
+    clear(tmp_path / "none")
+    assert [*tmp_path.iterdir()] == ([] if is_left else [file])
+
+
+def test_an_own_lock_is_not_cleared(tmp_path):
+    take(tmp_path / "x")
+    clear(tmp_path / "x")
+    require_held(tmp_path / "x")
 
 
 @pytest.mark.parametrize("alive", [True, False])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shared.runtime import files as runtime_files
-from shared.runtime import stage_folder
+from shared.runtime import lock, stage_folder
 from shared.runtime.artifacts import read_meta
 from shared.runtime.lock import BusyError
 from shared.runtime.stage_folder import StageFolder
@@ -245,8 +245,11 @@ def test_what_a_kill_has_left_goes(tmp_path):
     stage.finish(network(), META)
     (stage.path / "state").mkdir()
     (stage.path / "state/000000002.safetensors").write_text("")
+    left = stage.path.with_name(f".{stage.path.name}.lock")
+    left.write_text(json.dumps({**lock._own_note(), "started": 5.0}))
     assert folder(tmp_path).done
     assert not (stage.path / "state").exists()
+    assert not left.exists()
 
 
 def test_a_finished_stage_without_its_network_is_said(tmp_path):
