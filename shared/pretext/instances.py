@@ -25,6 +25,10 @@ from shared.runtime.errors import UserError
 from shared.training.device import free_bytes
 from shared.training.neighbours import votes
 
+# Up to so many images for each drawn one, a product with the whole bank costs less than copying the
+# vectors that were drawn.
+PRODUCTS = 16
+
 
 class Bank(nn.Module):
     """One vector for every image; the state dict holds them and resumes them.
@@ -158,8 +162,12 @@ class Instances(Task):
     def _estimated(self, v: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of noise-contrastive estimation, and whether the image is the most similar."""
         bank, n = self.bank.vectors, self.images
-        picked = bank[torch.cat([positives[:, None], negatives], 1)]  # (b, 1 + k, D)
-        logits = (picked @ v[:, :, None]).squeeze(2) / self.cfg.temperature
+        ids = torch.cat([positives[:, None], negatives], 1)  # (b, 1 + k)
+        if n <= PRODUCTS * ids.shape[1]:
+            similar = (v @ bank.T).gather(1, ids)
+        else:
+            similar = (bank[ids] @ v[:, :, None]).squeeze(2)
+        logits = similar / self.cfg.temperature
         # The first batch of all processes estimates Z; to ask whether there is one would wait.
         mean = gather_with_grad(logits.detach().exp().mean(1), self.batch_size).mean()
         known = self.bank.partition

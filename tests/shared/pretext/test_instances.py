@@ -73,6 +73,19 @@ def test_the_gradient_of_many_drawn_negatives_is_that_of_the_softmax():
     assert distance[200_000] < 0.02 < distance[50]
 
 
+def test_a_product_with_the_whole_bank_says_the_same_as_the_drawn_vectors(monkeypatch):
+    said = []
+    for products in (0, 16):
+        monkeypatch.setattr("shared.pretext.instances.PRODUCTS", products)
+        torch.manual_seed(0)
+        made = task(Options(negatives=7))
+        v = torch.randn(N, D, requires_grad=True)
+        loss = made.loss((v,), (torch.arange(N), torch.randint(0, N, (N, 7)))).loss
+        loss.backward()
+        said.append((loss.detach(), v.grad))
+    torch.testing.assert_close(*said)
+
+
 def test_chance_is_that_of_equal_similarities():
     for options in (Options(), Options(negatives=7)):
         made = task(options)
