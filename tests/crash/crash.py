@@ -43,8 +43,8 @@ SECONDS = (
     "images_per_second",
     "waiting_for_data",
     "git",
-    "newest",
-)  # clocks, also that of copied images, and commit
+    "calls",
+)  # clocks, commit, and which call of predict wrote which rows
 TOY = [
     "--model.encoder=simclr_resnet8_1x_sk0",
     "--model.head_width=32",
