@@ -43,7 +43,8 @@ SECONDS = (
     "images_per_second",
     "waiting_for_data",
     "git",
-)  # clock, and commit
+    "calls",
+)  # clocks, commit, and which call of predict wrote which rows
 TOY = [
     "--model.encoder=simclr_resnet8_1x_sk0",
     "--model.head_width=32",
