@@ -12,13 +12,24 @@ from shared.runtime.errors import UserError
 from shared.runtime.files import clean, write_atomically
 from shared.runtime.lock import held
 from shared.runtime.provenance import provenance
+from shared.runtime.records import REDO, read_json
 from shared.runtime.tensors import save_tensors, sha256
 
 
 def require_empty(out: Path) -> None:
-    """UserError where a folder holds an artifact, or one that is being made."""
-    if (out / "meta.json").exists() or (out / "settings.json").exists():
-        raise UserError(f"{out} holds an artifact; delete it or choose another folder")
+    """UserError where a folder holds an artifact that was trained, or is being trained.
+
+    An imported one is compared when all is known that the new one would say (`write_artifact`).
+    """
+    trained = (out / "settings.json").exists()
+    if not trained and (out / "meta.json").exists():
+        trained = read_json(out / "meta.json", REDO).get("stage") != "import"
+    if trained:
+        raise UserError(_occupied(out))
+
+
+def _occupied(out: Path) -> str:
+    return f"{out} holds an artifact; delete it or choose another folder"
 
 
 def require_expected(files: Iterable[Path], expect: Collection[str]) -> dict[str, str]:
@@ -56,10 +67,21 @@ def check_output(model: nn.Module, image_size: int) -> None:
 
 
 def write_artifact(out: Path, model: nn.Module, meta: Mapping[str, object]) -> None:
-    """Write the weights, then ``meta.json``, which finishes it (as ``StageFolder.finish`` does)."""
+    """Write the weights, then ``meta.json``, which finishes it (as ``StageFolder.finish`` does).
+
+    The same import again leaves what is there: it may have been killed just before its end.
+
+    Raises:
+        UserError: the folder holds another artifact.
+    """
     with held(out, advice="choose another folder"):
         require_empty(out)  # another process may have made one meanwhile
         clean(out, alone=True)
+        if (out / "meta.json").exists():
+            there = read_json(out / "meta.json", REDO)
+            if any(there.get(key) != value for key, value in json.loads(json.dumps(meta)).items()):
+                raise UserError(_occupied(out))
+            return
         weights = out / "model.safetensors"
         save_tensors(weights, model.state_dict(), {})
         complete = {**meta, "weights_sha256": sha256(weights), **provenance()}

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from shared.runtime.errors import UserError
 from stages.import_weights.artifact import require_empty
+from stages.import_weights.command import main
 from stages.import_weights.tf_checkpoint import open_checkpoint
 from tests.support.imported import fails
 from tests.support.tensorflow_files import TF1, write_tensors
@@ -37,3 +38,17 @@ def test_an_artifact_is_never_written_over(tmp_path, file):
     (tmp_path / file).write_text("{}")
     with pytest.raises(UserError, match="holds an artifact; delete it"):
         require_empty(tmp_path)
+
+
+def test_the_same_import_again_leaves_what_is_there_and_another_is_refused(tmp_path, capsys):
+    """A command that was killed just before its end ends well, when it is given again."""
+    out = tmp_path / "out"
+    save_file(timm.create_model("test_byobnet").state_dict(), tmp_path / "weights.safetensors")
+    command = [f"timm:test_byobnet={tmp_path / 'weights.safetensors'}", str(out)]
+    assert main(command) == 0
+    files = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in out.iterdir()}
+    assert main(command) == 0
+    assert files == {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in out.iterdir()}
+    capsys.readouterr()
+    assert main([*command, "--image-size=64"]) == 2
+    assert "holds an artifact; delete it" in capsys.readouterr().err
