@@ -209,9 +209,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
         OSError: there is no such file, it is no regular one, or it is larger.
     """
     with open_regular(path) as file:
-        is_larger = (
-            os.fstat(file.fileno()).st_size > limit
-        )  # nothing is read of a terabyte of zeros
+        # first its size: of a terabyte of zeros nothing is read
+        is_larger = os.fstat(file.fileno()).st_size > limit
         content = b"" if is_larger else file.read(limit + 1)
     if is_larger or len(content) > limit:
         raise OSError(f"it is larger than {limit:,} bytes")
