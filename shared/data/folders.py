@@ -49,12 +49,17 @@ _FORMATS = (
     *("PSD", "QOI", "SGI", "TIFF", "WEBP", "XBM", "XPM"),
 )
 _NOT_ENTERED = (".", "__", "@eaDir", "$RECYCLE")  # beginnings: .git, __MACOSX, thumbnails, bin
-# names of split folders in lower case, the usual one first
+# words in the names of split folders in lower case, the usual one first
 _SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing"),
     "validation": ("validation", "valid", "val", "dev"),
 }
+_KINDS = {word: (kind, rank) for kind, ws in _SPLITS.items() for rank, word in enumerate(ws)}
+_SPLIT_WORD = re.compile(
+    rf"(?<![^\W\d_])({'|'.join(sorted(_KINDS, key=len, reverse=True))})(?=sets?\b|[\W\d_]|$)"
+)
+_PLAIN = "*"  # the rest of a name that is nothing but such a word
 _MAY_BE_CLASSES = ("valid", "dev")  # beside other folders, and without a train folder
 CHUNK = 1_000_000  # images in an array, about
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -349,6 +354,11 @@ def open_folder(
         label = splits[kind].features.get("label")
         if kind == "train" and isinstance(label, datasets.ClassLabel):
             classes = label.names
+        folders = sorted(_below(walked.listed, part.classes)[0])
+        if kind == "train" and not classes and len(folders) > 1:
+            notes.append(
+                f"the metadata files have the labels; {abbreviated(folders)} are no classes"
+            )
         notes += _empty_folders(walked, part)
     if classes and (others := sorted({key for row in metadata.values() for key in row})):
         notes.append(f"folders are the classes; --data.label_column takes {abbreviated(others)}")
@@ -367,55 +377,155 @@ def _below(images: Iterable[Listed], folder: str) -> tuple[Counter[str], int]:
     return folders, folders.pop("", 0)
 
 
-def _split_of(folder: str) -> str | None:
-    return next((kind for kind, names in _SPLITS.items() if folder.lower() in names), None)
+@cache
+def _split_name(folder: str) -> tuple[str, int, str] | None:
+    """Of a name with the word for a split: which split, the word's rank, and the rest of it."""
+    name = folder.strip().lower()
+    if not (word := _SPLIT_WORD.search(name)):
+        return None
+    return *_KINDS[word[0]], f"{name[: word.start()]}{_PLAIN}{name[word.end() :]}"
 
 
-def _descend(images: list[Listed], folder: str) -> str:
-    """The first folder that holds several; ``folder`` itself where sole folders lead to none."""
-    below, (folders, direct) = folder, _below(images, folder)
-    while not direct and len(folders) == 1 and not _split_of(sole := next(iter(folders))):
-        below += f"{sole}/"
-        folders, direct = _below(images, below)
-    return below if len(folders) > 1 or any(map(_split_of, folders)) else folder
+def split_of(name: str) -> str | None:
+    """The split that a word in the name of a folder or file says: train, test or validation."""
+    split = _split_name(name)
+    return split and split[0]
+
+
+def _is_plain(folder: str) -> bool:
+    return (split := _split_name(folder)) is not None and split[2] == _PLAIN
+
+
+def _descend(images: list[Listed], folder: str, into_splits: bool = False) -> str:
+    """The first folder that holds several, or a split; ``folder`` where sole folders lead to none.
+
+    Images that lie beside a sole folder do not matter. ``into_splits``: a folder called like a
+    split is as any other.
+    """
+    below, folders = folder, _below(images, folder)[0]
+    while len(folders) == 1 and (into_splits or not _is_plain(next(iter(folders)))):
+        below += f"{next(iter(folders))}/"
+        folders = _below(images, below)[0]
+    return below if len(folders) > 1 or (folders and not into_splits) else folder
+
+
+def _splits_in(images: list[Listed], folder: str) -> dict[str, str]:
+    """The split folders that lie directly in a folder, train among them; empty: there are none.
+
+    Their names are alike but for the word: train, test; seg_train, seg_test; train_set, test_set.
+    A lone train/ is a split where it has folders, or nothing lies beside it; else it is a class.
+    """
+    folders = _below(images, folder)[0]
+    named = {name: split for name in folders if (split := _split_name(name))}
+    alike: dict[str, dict[str, str]] = {}
+    for name in sorted(named, key=lambda name: (named[name][1], name != name.lower(), name)):
+        kind, _, rest = named[name]
+        alike.setdefault(rest, {}).setdefault(kind, name)
+
+    def are_splits(rest: str, names: dict[str, str]) -> bool:
+        if "train" not in names or len(names) > 1:
+            return "train" in names
+        within = _below(images, f"{folder}{names['train']}/")[0]
+        return rest == _PLAIN and (len(folders) == 1 or bool(within))
+
+    splits = {rest: names for rest, names in alike.items() if are_splits(rest, names)}
+    sizes = {rest: sum(folders[name] for name in names.values()) for rest, names in splits.items()}
+    return splits[max(splits, key=lambda rest: (rest == _PLAIN, sizes[rest]))] if splits else {}
+
+
+def _top(images: list[Listed], source: str) -> str:
+    """The folder that holds the split folders, or else the class folders."""
+    top = _descend(images, "")
+    if any(map(_is_plain, _below(images, top)[0])) or _splits_in(images, top):
+        return top
+    parents: dict[str, None] = {}  # of folders for training
+    for name, _ in images:
+        folders = name[len(top) :].split("/")[:-1] if name.startswith(top) else []
+        for depth, folder in enumerate(folders):
+            if split_of(folder) == "train":
+                parents["".join(f"{above}/" for above in folders[:depth])] = None
+    holding = [parent for parent in parents if len(_splits_in(images, top + parent)) > 1]
+    depth = min((parent.count("/") for parent in holding), default=0)
+    highest = [f"{top}{parent}" for parent in holding if parent.count("/") == depth]
+    if len(highest) > 1:
+        raise UserError(
+            f"{source} has folders for training and testing in {abbreviated(highest)}; give one of"
+            f" these as the source, or move the images to train/<class>/ and test/<class>/"
+        )
+    return highest[0] if highest else top
+
+
+def _left_out(images: list[Listed], used: tuple[str, ...]) -> list[str]:
+    """The folders that hold no images of the used ones, with their numbers of images."""
+    left: Counter[str] = Counter()
+    for folder, number in images:
+        if not folder.startswith(used):
+            above = itertools.accumulate(folder.split("/")[:-1], lambda a, b: f"{a}/{b}")
+            outside = (name for name in above if not any(f.startswith(f"{name}/") for f in used))
+            left[next(outside, "")] += number
+    names = [f"{name}/ ({left[name]:,})" for name in sorted(left) if name]
+    return names + ([f"files beside these folders ({left['']:,})"] if left[""] else [])
 
 
 def _parts(images: list[Listed], source: str, notes: list[str]) -> dict[str, Part]:
     """The splits of a folder, train first; what is left out is added to ``notes``."""
-    top = _descend(images, "")
+    top = _top(images, source)
     if top:
         notes.append(f"the images are taken from the folder {printable(top)} in it")
-    folders, direct = _below(images, top)
-    ranks = {
-        name: _SPLITS[kind].index(name.lower()) for name in folders if (kind := _split_of(name))
-    }
-    chosen: dict[str, str] = {}
-    for name in sorted(ranks, key=lambda name: (ranks[name], name != name.lower(), name)):
-        chosen.setdefault(str(_split_of(name)), name)
+    folders = _below(images, top)[0]
+    chosen = _splits_in(images, top)
     if not chosen:
-        return {"train": Part(top, top)}
-    if "train" not in chosen:
-        others = set(folders) - set(ranks)
-        if others and all(name.lower() in _MAY_BE_CLASSES for name in ranks):
-            notes.append(f"taken as classes, since there is no folder train/: {abbreviated(ranks)}")
-            return {"train": Part(top, top)}
-        raise UserError(
-            f"{source} has a folder {top}{next(iter(chosen.values()))}/ but none called train/;"
-            f" move the training images into {source}/{top}train/, or rename it if it is a class"
+        plain = [name for name in folders if _is_plain(name)]
+        is_train = any(split_of(name) == "train" for name in plain)
+        may_be = all(name.lower() in _MAY_BE_CLASSES for name in plain) and len(folders) > len(
+            plain
         )
-    left = [f"{name}/ ({n:,})" for name, n in folders.items() if name not in chosen.values()]
-    left += [f"files beside these folders ({direct:,})"] if direct else []
-    if left:
-        used = ", ".join(f"{name}/" for name in chosen.values())
-        notes.append(f"the images come from {used}; images left out: {abbreviated(left)}")
-    train = _descend(images, f"{top}{chosen['train']}/")
-    deeper = train.removeprefix(f"{top}{chosen['train']}/")
-    parts = {"train": Part(f"{top}{chosen.pop('train')}/", train)}
-    for kind, name in chosen.items():
-        folder = f"{top}{name}/"
-        same = any(listed.folder.startswith(folder + deeper) for listed in images)
-        parts[kind] = Part(folder, folder + deeper if same else folder)
+        if plain and not is_train and not may_be:
+            raise UserError(
+                f"{source} has a folder {top}{plain[0]}/ but none called train/;"
+                f" move the training images into {source}/{top}train/, or rename it if it is a"
+                " class"
+            )
+        if alike := sorted(name for name in folders if _split_name(name)):
+            notes.append(f"taken as classes, not as splits: {abbreviated(alike)}")
+        parts = {"train": Part("", top)}
+        if left := _left_out(images, (top,)):
+            notes.append(f"images without a class: {abbreviated(left)}")
+    else:
+        folder = f"{top}{chosen.pop('train')}/"
+        parts = {"train": Part(folder, _descend(images, folder, into_splits=True))}
+        deeper = parts["train"].classes.removeprefix(folder)
+        for kind, name in chosen.items():
+            folder = f"{top}{name}/"
+            same = any(listed.folder.startswith(folder + deeper) for listed in images)
+            classes = folder + deeper if same else _descend(images, folder, into_splits=True)
+            parts[kind] = Part(folder, classes)
+        if left := _left_out(images, tuple(part.folder for part in parts.values())):
+            used = ", ".join(part.folder.removeprefix(top) for part in parts.values())
+            notes.append(
+                f"the images come from {printable(used)}; images left out: {abbreviated(left)}"
+            )
+    notes += _doubtful_classes(images, parts["train"].classes)
     return parts
+
+
+def _doubtful_classes(images: list[Listed], folder: str) -> list[str]:
+    """A note where the class folders all hold folders of the same names, which may be classes."""
+    within: dict[str, set[str]] = {}
+    for name, _ in images:
+        if name.startswith(folder) and name != folder:
+            first, _, rest = name[len(folder) :].partition("/")
+            within.setdefault(first, set()).update({rest.partition("/")[0]} - {""})
+    alike = next(iter(within.values()), set())
+    if len(within) < 2 or any(names != alike for names in within.values()):
+        return []
+    if len(alike) < 2 and not any(map(_split_name, alike)):
+        return []
+    return [
+        f"each of the classes {abbreviated(sorted(within))} has the folders"
+        f" {abbreviated(sorted(alike))}; if these are what counts, give one class folder as the"
+        " source, or move the images"
+    ]
 
 
 def _empty_folders(walked: Walk, part: Part) -> list[str]:
@@ -450,8 +560,12 @@ def _dataset(
     labeled = len(classes) > 1 or (bool(classes) and set(classes) <= set(known))
     if labeled and not columns_called(["image", *columns], LABEL_COLUMNS):
         number = {name: index for index, name in enumerate(classes)}
-        inside = (listed.folder.removeprefix(part.classes) for listed in images)
-        of_folders = [number.get(name.partition("/")[0], UNLABELED) for name in inside]
+        of_folders = [
+            number.get(folder[len(part.classes) :].partition("/")[0], UNLABELED)
+            if folder.startswith(part.classes)
+            else UNLABELED
+            for folder, _ in images
+        ]
         labels = np.repeat(of_folders, [listed.number for listed in images])
         columns.pop("label", None)
         own["label"] = pa.chunked_array([pa.array(labels, pa.int64())])

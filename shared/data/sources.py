@@ -5,6 +5,7 @@ labels training may see is decided in ``shared/data/labels.py``.
 """
 
 import glob
+import io
 import logging
 import os
 import re
@@ -29,13 +30,14 @@ from datasets import config as datasets_config
 from datasets.table import InMemoryTable
 from huggingface_hub import constants as hub_constants
 from PIL import Image
+from pyarrow import parquet
 
 from shared.config.label_file import require_one_file
 from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Config
 from shared.config.sections import Data
 from shared.data.cache import shrunk
-from shared.data.folders import is_text, open_folder, walk
+from shared.data.folders import formats, is_text, open_folder, split_of, walk
 from shared.data.images import UNLABELED, Decoding, ImageSet, Splits, size_text
 from shared.data.label_files import (
     LABEL_COLUMNS,
@@ -51,6 +53,7 @@ from shared.data.names import Names
 from shared.data.splits import (
     column_line,
     encoding_note,
+    folders_line,
     for_testing,
     gives_the_classes,
     hold_out,
@@ -162,21 +165,89 @@ def offline() -> Iterator[None]:
 def _open_folder(
     root: Path, source: str, data: Data, progress: bool
 ) -> dict[str, datasets.Dataset]:
-    """The splits of a folder; Hugging Face opens one with parquet files."""
+    """The splits of a folder: of the parquet files that hold its images, or of its image files."""
     walked = listing(root, data.cache_folder)
-    if walked.passed_over[".parquet"] and any(_parquet_files(root)):
-        if progress and walked:
-            say(
-                f"note: {source}: the parquet files there are read; of the image files beside them"
-                f" ({len(walked):,}) only those that they name"
-            )
+    files = list(_parquet_files(root)) if walked.passed_over[".parquet"] else []
+    if files and not walked:
         return dict(_load(source, str(root), progress=progress))
-    return open_folder(root, walked, source, data.on_error, progress)
+    tables = [file for file in files if _is_table_of_images(file)]
+    if progress and (others := sorted({*files} - {*tables})):
+        say(f"note: {source}: parquet files without images, not read: {_names_in(root, others)}")
+    if progress and tables and walked:
+        say(
+            f"note: {source}: parquet files with images, which are read: {_names_in(root, tables)};"
+            f" of the image files beside them ({len(walked):,}) only those that they name"
+        )
+    if not tables:
+        return open_folder(root, walked, source, data.on_error, progress)
+    splits: dict[str, list[str]] = {}
+    for file in tables:
+        splits.setdefault(split_of(str(file.relative_to(root))) or "train", []).append(
+            glob.escape(str(file))
+        )
+    return dict(_load(source, "parquet", data_files=splits, progress=progress))
+
+
+def _names_in(root: Path, files: list[Path]) -> str:
+    return abbreviated(str(file.relative_to(root)) for file in files)
 
 
 def _parquet_files(root: Path) -> Iterator[Path]:
-    files = (file for level in ("", "*/") for file in root.glob(level + "*.parquet"))
-    return (file for file in files if file.name != "metadata.parquet")
+    files = sorted(file for level in ("", "*/") for file in root.glob(level + "*"))
+    return (f for f in files if _is_parquet(f) and f.is_file() and f.name != "metadata.parquet")
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _is_table_of_images(file: Path) -> bool:
+    """Whether the first rows of a parquet file hold images, or it has images' paths and labels.
+
+    A table of paths with further columns may be of predictions, and is none.
+    """
+    try:
+        with parquet.ParquetFile(file) as table:
+            rows = next(table.iter_batches(8), None)
+            features = datasets.Features.from_arrow_schema(table.schema_arrow)
+    except Exception:  # of many kinds; who names the file itself is told the reason
+        return False
+    if rows is None or not rows.num_rows:
+        return False
+    if any(isinstance(feature, datasets.Image) for feature in features.values()):
+        return True
+    binary = [name for name, feature in features.items() if _holds_bytes(feature)]
+    names = [name for name in features if not columns_called([name], LABEL_COLUMNS)]
+    if len(names) != 1 or len(features) != 2:
+        names = []
+    cells = (cell for name in (*binary, *names) for cell in rows.column(name).to_pylist())
+    return any(_is_image(cell, file.parent) for cell in cells)
+
+
+def _is_image(cell: Any, folder: Path) -> bool:
+    """Whether a cell of a table is an encoded image, or the path of a file below the folder."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str):
+        return (folder / _normal(cell)).is_file()
+    try:
+        with Image.open(io.BytesIO(cell), formats=formats()):
+            return True
+    except Exception:  # Pillow raises whatever its format does
+        return False
+
+
+def _are_class_folders(dataset: datasets.Dataset, label: str, source: str) -> bool:
+    is_of_folders = isinstance(dataset.features[label], datasets.ClassLabel)
+    return is_of_folders and _is_folder_of_files(source)
+
+
+def _is_folder_of_files(source: str) -> bool:
+    """Whether a source is a folder whose image files are read, and no parquet files."""
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        return False
+    return not any(map(_is_table_of_images, _parquet_files(root)))
 
 
 @cache
@@ -223,9 +294,8 @@ def _image_set(
         labels, classes = _class_labels(numbers, features[label].names, label, source)
     elif label is not None:
         labels, classes = _labels(_values(dataset, label, source), features[label], label, source)
-    root = Path(source).expanduser()
     edited = label is not None and not isinstance(features[label], datasets.ClassLabel)
-    edited = edited and root.is_dir() and not any(_parquet_files(root))  # in a metadata file
+    edited = edited and _is_folder_of_files(source)  # in a metadata file
     others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
@@ -547,7 +617,10 @@ def _open_splits(
         column = None if labels else _label_column(sources[name], data, data.train, False)
         lines = [table_line(labels, splits)] if labels else []
         lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
-        lines += [column_line(column, sources[name].num_columns, train)] if column else []
+        if column and _are_class_folders(sources[name], column, data.train):
+            lines.append(folders_line(train))
+        elif column:
+            lines.append(column_line(column, sources[name].num_columns, train))
         if train.classes and splits.test is None:
             lines.append(no_test_line(train, data, by_name))
         elif by_name and splits.test is not None:  # a file without any label holds none out
