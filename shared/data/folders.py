@@ -57,7 +57,7 @@ _SPLITS = {
 }
 _KINDS = {word: (kind, rank) for kind, ws in _SPLITS.items() for rank, word in enumerate(ws)}
 _SPLIT_WORD = re.compile(
-    rf"(?<![^\W\d_])({'|'.join(sorted(_KINDS, key=len, reverse=True))})(?=sets?\b|[\W\d_]|$)"
+    rf"(?<![^\W0-9_])({'|'.join(sorted(_KINDS, key=len, reverse=True))})(?=sets?\b|[\W0-9_]|$)"
 )
 _PLAIN = "*"  # the rest of a name that is nothing but such a word
 _MAY_BE_CLASSES = ("valid", "dev")  # beside other folders, and without a train folder

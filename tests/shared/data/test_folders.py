@@ -626,3 +626,15 @@ def test_images_beside_a_label_file_stay(tmp_path):
     splits = opened(tmp_path, labels=str(tmp_path / "labels.csv"))
     assert len({*names_of(splits)}) == 20
     assert splits.train.classes == ("a", "b")
+
+
+@pytest.mark.parametrize("folder", ["val", "test", "validation/images"])
+def test_a_label_file_may_label_a_split_without_classes(tmp_path, folder):
+    names = [f"train/{i}.png" for i in range(8)] + [f"{folder}/{i}.png" for i in range(4)]
+    make_folder(tmp_path, names)
+    rows = "".join(f"{name},{'ab'[i % 2]}\n" for i, name in enumerate(names))
+    metadata(tmp_path, "file,label\n" + rows, "labels.csv")
+    splits = opened(tmp_path, labels=str(tmp_path / "labels.csv"))
+    assert splits.train.names.tolist() == names[:8]
+    assert splits.test.names.tolist() == names[8:]
+    assert splits.test.labels.tolist() == [0, 1, 0, 1]
