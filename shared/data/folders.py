@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +114,7 @@ class Walk:
         watched: what this depends on.
         unread: number of folders that could not be read.
         opened: number of files whose content said whether they are images.
+        links: names of images that are links, and the paths that these lead to in one step.
     """
 
     begin: str
@@ -127,6 +128,7 @@ class Walk:
     watched: list[Watched] = field(default_factory=list)
     unread: int = 0
     opened: int = 0
+    links: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -195,6 +197,8 @@ def walk(root: Path) -> Walk:
                 heapq.heappush(links, name)
             elif kind == "image" or (kind == "unknown" and _is_shown_image(entry, name, found)):
                 files.append(entry.name)
+                if entry.is_symlink():
+                    _add_link(entry, name, found)
             else:
                 _pass_over(entry, name, kind, found)
         if files:
@@ -212,6 +216,14 @@ def _listed(found: Walk, folder: str, files: list[str]) -> tuple[str, pa.StringA
         found.odd += [name for file in files if not is_text(name := folder + file)]
         folder, files = printable(folder), [printable(file) for file in files]
     return folder, pa.array(files, pa.string())
+
+
+def _add_link(entry: os.DirEntry, name: str, found: Walk) -> None:
+    """Note what a link to an image leads to; the folders on the way there may be links too."""
+    folder, file = os.path.split(os.path.join(os.path.dirname(entry.path), os.readlink(entry.path)))
+    target = os.path.join(os.path.realpath(folder), file)
+    if is_text(name + target):
+        found.links[name] = target
 
 
 def _is_shown_image(entry: os.DirEntry, name: str, found: Walk) -> bool:
@@ -339,6 +351,7 @@ def open_folder(
             f" ({' '.join(SUFFIXES)}){passed_over}"
         )
     parts = _parts(walked.listed, source, notes)
+    walked = _each_file_once(root, walked, parts, notes)
     used = tuple(part.folder for part in parts.values())
     odd = [name for name in walked.odd if printable(name).startswith(used)]
     if odd and on_error == "stop":
@@ -526,6 +539,45 @@ def _doubtful_classes(images: list[Listed], folder: str) -> list[str]:
         f" {abbreviated(sorted(alike))}; if these are what counts, give one class folder as the"
         " source, or move the images"
     ]
+
+
+def _each_file_once(root: Path, walked: Walk, parts: dict[str, Part], notes: list[str]) -> Walk:
+    """The walk with one name for each file that links lead to; a split without images goes.
+
+    That name is the file's own. It is a link's where links of the same split lead to all images of
+    the file's folder: such a folder has the files, and the folders of the links say what they are.
+    """
+    used = tuple(part.folder for part in parts.values())
+    links = {name: target for name, target in walked.links.items() if name.startswith(used)}
+    if not links:
+        return walked
+    begin = os.path.join(os.path.realpath(root), "")
+    images = walked.images
+    inside = {begin + name for name in images if name.startswith(used)} & {*links.values()}
+    of_folder = Counter(target.removeprefix(begin).rpartition("/")[0] for target in inside)
+    sizes = {folder.removesuffix("/"): number for folder, number in walked.listed}
+    dropped: set[str] = set()
+    taken: set[str] = set()
+    for name, target in sorted(links.items()):
+        own = target.removeprefix(begin)
+        folder = own.rpartition("/")[0]
+        if target in taken:
+            dropped.add(name)
+        elif target in inside and own != name:
+            same = all(name.startswith(part) == own.startswith(part) for part in used)
+            dropped.add(own if same and of_folder[folder] == sizes[folder] else name)
+        taken.add(target)
+    if not dropped:
+        return walked
+    notes.append(f"further names of the same files, by links: {abbreviated(sorted(dropped), 4)}")
+    gone = Counter(name.rpartition("/")[0] for name in dropped)
+    listed = [Listed(folder, n - gone[folder.removesuffix("/")]) for folder, n in walked.listed]
+    listed = [one for one in listed if one.number]
+    for kind, part in list(parts.items()):
+        if not any(folder.startswith(part.folder) for folder, _ in listed):
+            parts.pop(kind)
+    mask = pa.array([name not in dropped for name in images])
+    return replace(walked, listed=listed, files=walked.files.filter(mask))
 
 
 def _empty_folders(walked: Walk, part: Part) -> list[str]:

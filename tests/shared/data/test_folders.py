@@ -13,7 +13,7 @@ from PIL import Image
 
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
-from shared.data.folders import _table, walk
+from shared.data.folders import _table, open_folder, walk
 from shared.data.images import UNLABELED
 from shared.data.sources import OPENED, open_data
 from tests.support.photos import class_folders, make_folder
@@ -90,6 +90,39 @@ def test_test_images_that_link_to_training_images_are_none(tmp_path, capsys):
     splits, printed = notes(capsys, root)
     assert len(names_of(splits)) == 10
     assert "test/a/ (a link" in printed
+
+
+@pytest.mark.parametrize(
+    ("files", "links", "names"),
+    [
+        (
+            "all/0 all/1",
+            "cat/x:all/0 dog/y:all/1",
+            "cat/x dog/y",
+        ),  # the folders of links are classes
+        ("cat/0 cat/1 dog/0", "best/x:cat/0", "cat/0 cat/1 dog/0"),
+        ("cat/0 dog/0", "cat/x:away/0 dog/y:away/0", "cat/0 cat/x dog/0"),
+        ("all/0 all/1", "by/x:all/0 by/y:all/1 cat/x:by/x dog/y:by/y", "cat/x dog/y"),
+        (
+            "train/a/0 train/b/0",
+            "test/a/0:train/a/0 test/b/0:train/b/0",
+            "train/a/0 train/b/0",
+        ),
+        ("train/a/0 train/b/0", "docs/a/0:train/a/0", "train/a/0 train/b/0"),
+        ("a/0 b/0", "b/x:b/x", "a/0 b/0 b/x"),
+    ],
+)
+def test_each_file_counts_once(tmp_path, files, links, names):
+    root = make_folder(tmp_path / "r", [f"{name}.png" for name in files.split()])
+    make_folder(root / "../away", ["0.png"])
+    for link in links.split():
+        name, target = (root / f"{part}.png" for part in link.split(":"))
+        name.parent.mkdir(parents=True, exist_ok=True)
+        target = root / "../away/0.png" if "away" in link else target
+        name.symlink_to(os.path.relpath(target, name.parent))
+    parts = open_folder(root, walk(root), "r", "stop", False)
+    paths = [row["path"] for part in parts.values() for row in part.data["image"].to_pylist()]
+    assert sorted(os.path.relpath(path, root)[:-4] for path in paths) == names.split()
 
 
 def test_what_is_no_regular_file_is_never_opened(tmp_path, capsys):
