@@ -393,10 +393,11 @@ def _below(images: Iterable[Listed], folder: str) -> tuple[Counter[str], int]:
 @cache
 def _split_name(folder: str) -> tuple[str, int, str] | None:
     """Of a name with the word for a split: which split, the word's rank, and the rest of it."""
-    name = folder.strip().lower()
+    name = re.sub(r"([a-z])([A-Z])", r"\1_\2", folder).lower()  # TestData is test_data
     if not (word := _SPLIT_WORD.search(name)):
         return None
-    return *_KINDS[word[0]], f"{name[: word.start()]}{_PLAIN}{name[word.end() :]}"
+    sides = (name[: word.start()], name[word.end() :])
+    return *_KINDS[word[0]], _PLAIN.join(re.sub(r"[\W_]", "", side) for side in sides)
 
 
 def split_of(name: str) -> str | None:
@@ -426,7 +427,8 @@ def _splits_in(images: list[Listed], folder: str) -> dict[str, str]:
     """The split folders that lie directly in a folder, train among them; empty: there are none.
 
     Their names are alike but for the word: train, test; seg_train, seg_test; train_set, test_set.
-    A lone train/ is a split where it has folders, or nothing lies beside it; else it is a class.
+    A train/ of images alone is a class where no folder beside it is called like another split.
+    So are all folders of cat_train, cat_test, dog_train, dog_test.
     """
     folders = _below(images, folder)[0]
     named = {name: split for name in folders if (split := _split_name(name))}
@@ -435,15 +437,12 @@ def _splits_in(images: list[Listed], folder: str) -> dict[str, str]:
         kind, _, rest = named[name]
         alike.setdefault(rest, {}).setdefault(kind, name)
 
-    def are_splits(rest: str, names: dict[str, str]) -> bool:
-        if "train" not in names or len(names) > 1:
-            return "train" in names
-        within = _below(images, f"{folder}{names['train']}/")[0]
-        return rest == _PLAIN and (len(folders) == 1 or bool(within))
-
-    splits = {rest: names for rest, names in alike.items() if are_splits(rest, names)}
-    sizes = {rest: sum(folders[name] for name in names.values()) for rest, names in splits.items()}
-    return splits[max(splits, key=lambda rest: (rest == _PLAIN, sizes[rest]))] if splits else {}
+    if "train" in (plain := alike.pop(_PLAIN, {})):
+        within = _below(images, f"{folder}{plain['train']}/")[0]
+        others = any(kind != "train" for kind, _, _ in named.values())
+        return plain if within or others or len(folders) == 1 else {}
+    splits = [names for names in alike.values() if "train" in names and len(names) > 1]
+    return splits[0] if len(splits) == 1 else {}
 
 
 def _top(images: list[Listed], source: str) -> str:

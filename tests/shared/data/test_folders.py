@@ -369,6 +369,7 @@ def test_test_images_without_labels_are_named_as_not_used(tmp_path, capsys):
         ("train_set", "test_set"),
         ("train2017", "val2017"),
         ("Trainset", "testset"),
+        ("TrainingData", "TestData"),
         ("dataset/train", "dataset/test"),  # beside docs/
         ("train/train", "test/test"),
     ],
@@ -384,7 +385,15 @@ def test_words_for_splits_in_the_names_of_folders(tmp_path, capsys, folders):
     assert "labels: class folders, 2 classes, 0 images without one; a 4, b 4" in printed
 
 
-@pytest.mark.parametrize("classes", [("train", "bus"), ("test_tubes", "cat"), ("seg_train", "x")])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("train", "bus"),
+        ("test_tubes", "cat"),
+        ("seg_train", "x"),
+        ("a_train", "a_test", "b_train", "b_test"),
+    ],
+)
 def test_a_class_that_is_called_like_a_split_drops_no_other(tmp_path, capsys, classes):
     make_folder(tmp_path, [f"{c}/{i}.png" for c in classes for i in range(5)])
     splits, printed = notes(capsys, tmp_path)
@@ -403,6 +412,13 @@ def test_a_loose_image_turns_off_no_class(tmp_path, capsys, folder, loose):
     assert len(names_of(splits)) == 11
     assert "labels: class folders, 2 classes, 1 images without one; a 5, b 5" in printed
     assert ("files beside these folders (1)" in printed) == bool(loose)
+
+
+def test_a_flat_train_folder_beside_one_for_testing_is_no_class(tmp_path, capsys):
+    make_folder(tmp_path, [f"{f}/{i}.png" for f in ("train", "test_images") for i in range(3)])
+    splits, printed = notes(capsys, tmp_path)
+    assert (splits.train.classes, len(splits.train)) == ((), 3)
+    assert "images left out: test_images/ (3)" in printed
 
 
 def test_a_loose_image_turns_off_no_split(tmp_path, capsys):
