@@ -456,7 +456,11 @@ def _top(images: list[Listed], source: str) -> str:
         for depth, folder in enumerate(folders):
             if split_of(folder) == "train":
                 parents["".join(f"{above}/" for above in folders[:depth])] = None
-    holding = [parent for parent in parents if len(_splits_in(images, top + parent)) > 1]
+    splits = {parent: _splits_in(images, top + parent) for parent in parents}
+    holding = [parent for parent in parents if len(splits[parent]) > 1]
+    if not holding:  # one folder may hold train/ alone, with class folders
+        lone = [parent for parent in parents if _holds_train_alone(images, top + parent)]
+        holding = lone if len(lone) == 1 else []
     depth = min((parent.count("/") for parent in holding), default=0)
     highest = [f"{top}{parent}" for parent in holding if parent.count("/") == depth]
     if len(highest) > 1:
@@ -465,6 +469,13 @@ def _top(images: list[Listed], source: str) -> str:
             f" these as the source, or move the images to train/<class>/ and test/<class>/"
         )
     return highest[0] if highest else top
+
+
+def _holds_train_alone(images: list[Listed], folder: str) -> bool:
+    """Whether a folder holds nothing but a folder train/ with class folders."""
+    folders = _below(images, folder)[0]
+    sole = next(iter(folders), "")
+    return len(folders) == 1 and _is_plain(sole) and len(_below(images, f"{folder}{sole}/")[0]) > 1
 
 
 def _left_out(images: list[Listed], used: tuple[str, ...]) -> list[str]:

@@ -421,6 +421,14 @@ def test_a_flat_train_folder_beside_one_for_testing_is_no_class(tmp_path, capsys
     assert "images left out: test_images/ (3)" in printed
 
 
+def test_a_train_folder_alone_beside_other_folders(tmp_path, capsys):
+    class_folders(tmp_path / "dataset/train", 5, classes="ab")
+    make_folder(tmp_path, ["docs/0.png"])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert "images left out: docs/ (1)" in printed
+
+
 def test_a_loose_image_turns_off_no_split(tmp_path, capsys):
     class_folders(tmp_path / "dataset/train", 4, classes="ab")
     class_folders(tmp_path / "dataset/test", 2, classes="ab")
