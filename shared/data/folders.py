@@ -11,7 +11,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,12 +49,17 @@ _FORMATS = (
     *("PSD", "QOI", "SGI", "TIFF", "WEBP", "XBM", "XPM"),
 )
 _NOT_ENTERED = (".", "__", "@eaDir", "$RECYCLE")  # beginnings: .git, __MACOSX, thumbnails, bin
-# names of split folders in lower case, the usual one first
+# words in the names of split folders in lower case, the usual one first
 _SPLITS = {
     "train": ("train", "training"),
     "test": ("test", "testing"),
     "validation": ("validation", "valid", "val", "dev"),
 }
+_KINDS = {word: (kind, rank) for kind, ws in _SPLITS.items() for rank, word in enumerate(ws)}
+_SPLIT_WORD = re.compile(
+    rf"(?<![^\W0-9_])({'|'.join(sorted(_KINDS, key=len, reverse=True))})(?=sets?\b|[\W0-9_]|$)"
+)
+_PLAIN = "*"  # the rest of a name that is nothing but such a word
 _MAY_BE_CLASSES = ("valid", "dev")  # beside other folders, and without a train folder
 CHUNK = 1_000_000  # images in an array, about
 MOST_COLUMNS = 10_000  # of a metadata file
@@ -110,6 +115,7 @@ class Walk:
         watched: what this depends on.
         unread: number of folders that could not be read.
         opened: number of files whose content said whether they are images.
+        links: names of images that are links, and the paths that these lead to in one step.
     """
 
     begin: str
@@ -123,6 +129,7 @@ class Walk:
     watched: list[Watched] = field(default_factory=list)
     unread: int = 0
     opened: int = 0
+    links: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -191,6 +198,8 @@ def walk(root: Path) -> Walk:
                 heapq.heappush(links, name)
             elif kind == "image" or (kind == "unknown" and _is_shown_image(entry, name, found)):
                 files.append(entry.name)
+                if entry.is_symlink():
+                    _add_link(entry, name, found)
             else:
                 _pass_over(entry, name, kind, found)
         if files:
@@ -208,6 +217,14 @@ def _listed(found: Walk, folder: str, files: list[str]) -> tuple[str, pa.StringA
         found.odd += [name for file in files if not is_text(name := folder + file)]
         folder, files = printable(folder), [printable(file) for file in files]
     return folder, pa.array(files, pa.string())
+
+
+def _add_link(entry: os.DirEntry, name: str, found: Walk) -> None:
+    """Note what a link to an image leads to; the folders on the way there may be links too."""
+    folder, file = os.path.split(os.path.join(os.path.dirname(entry.path), os.readlink(entry.path)))
+    target = os.path.join(os.path.realpath(folder), file)
+    if is_text(name + target):
+        found.links[name] = target
 
 
 def _is_shown_image(entry: os.DirEntry, name: str, found: Walk) -> bool:
@@ -335,6 +352,7 @@ def open_folder(
             f" ({' '.join(SUFFIXES)}){passed_over}"
         )
     parts = _parts(walked.listed, source, notes)
+    walked = _each_file_once(root, walked, parts, notes)
     used = tuple(part.folder for part in parts.values())
     odd = [name for name in walked.odd if printable(name).startswith(used)]
     if odd and on_error == "stop":
@@ -350,6 +368,11 @@ def open_folder(
         label = splits[kind].features.get("label")
         if kind == "train" and isinstance(label, datasets.ClassLabel):
             classes = label.names
+        folders = sorted(_below(walked.listed, part.classes)[0])
+        if kind == "train" and not classes and len(folders) > 1:
+            notes.append(
+                f"the metadata files have the labels; {abbreviated(folders)} are no classes"
+            )
         notes += _empty_folders(walked, part)
     if classes and (others := sorted({key for row in metadata.values() for key in row})):
         notes.append(f"folders are the classes; --data.label_column takes {abbreviated(others)}")
@@ -368,55 +391,204 @@ def _below(images: Iterable[Listed], folder: str) -> tuple[Counter[str], int]:
     return folders, folders.pop("", 0)
 
 
-def _split_of(folder: str) -> str | None:
-    return next((kind for kind, names in _SPLITS.items() if folder.lower() in names), None)
+@cache
+def _split_name(folder: str) -> tuple[str, int, str] | None:
+    """Of a name with the word for a split: which split, the word's rank, and the rest of it."""
+    name = re.sub(r"([a-z])([A-Z])", r"\1_\2", folder).lower()  # TestData is test_data
+    if not (word := _SPLIT_WORD.search(name)):
+        return None
+    sides = (name[: word.start()], name[word.end() :])
+    return *_KINDS[word[0]], _PLAIN.join(re.sub(r"[\W_]", "", side) for side in sides)
 
 
-def _descend(images: list[Listed], folder: str) -> str:
-    """The first folder that holds several; ``folder`` itself where sole folders lead to none."""
-    below, (folders, direct) = folder, _below(images, folder)
-    while not direct and len(folders) == 1 and not _split_of(sole := next(iter(folders))):
-        below += f"{sole}/"
-        folders, direct = _below(images, below)
-    return below if len(folders) > 1 or any(map(_split_of, folders)) else folder
+def split_of(name: str) -> str | None:
+    """The split that a word in the name of a folder or file says: train, test or validation."""
+    split = _split_name(name)
+    return split and split[0]
+
+
+def _is_plain(folder: str) -> bool:
+    return (split := _split_name(folder)) is not None and split[2] == _PLAIN
+
+
+def _descend(images: list[Listed], folder: str, into_splits: bool = False) -> str:
+    """The first folder that holds several, or a split; ``folder`` where sole folders lead to none.
+
+    Images that lie beside a sole folder do not matter. ``into_splits``: a folder called like a
+    split is as any other.
+    """
+    below, folders = folder, _below(images, folder)[0]
+    while len(folders) == 1 and (into_splits or not _is_plain(next(iter(folders)))):
+        below += f"{next(iter(folders))}/"
+        folders = _below(images, below)[0]
+    return below if len(folders) > 1 or (folders and not into_splits) else folder
+
+
+def _splits_in(images: list[Listed], folder: str) -> dict[str, str]:
+    """The split folders that lie directly in a folder, train among them; empty: there are none.
+
+    Their names are alike but for the word: train, test; seg_train, seg_test; train_set, test_set.
+    A train/ of images alone is a class where no folder beside it is called like another split.
+    So are all folders of cat_train, cat_test, dog_train, dog_test.
+    """
+    folders = _below(images, folder)[0]
+    named = {name: split for name in folders if (split := _split_name(name))}
+    alike: dict[str, dict[str, str]] = {}
+    for name in sorted(named, key=lambda name: (named[name][1], name != name.lower(), name)):
+        kind, _, rest = named[name]
+        alike.setdefault(rest, {}).setdefault(kind, name)
+
+    if "train" in (plain := alike.pop(_PLAIN, {})):
+        within = _below(images, f"{folder}{plain['train']}/")[0]
+        others = any(kind != "train" for kind, _, _ in named.values())
+        return plain if within or others or len(folders) == 1 else {}
+    splits = [names for names in alike.values() if "train" in names and len(names) > 1]
+    return splits[0] if len(splits) == 1 else {}
+
+
+def _top(images: list[Listed], source: str) -> str:
+    """The folder that holds the split folders, or else the class folders."""
+    top = _descend(images, "")
+    if any(map(_is_plain, _below(images, top)[0])) or _splits_in(images, top):
+        return top
+    parents: dict[str, None] = {}  # of folders for training
+    for name, _ in images:
+        folders = name[len(top) :].split("/")[:-1] if name.startswith(top) else []
+        for depth, folder in enumerate(folders):
+            if split_of(folder) == "train":
+                parents["".join(f"{above}/" for above in folders[:depth])] = None
+    splits = {parent: _splits_in(images, top + parent) for parent in parents}
+    holding = [parent for parent in parents if len(splits[parent]) > 1]
+    if not holding:  # one folder may hold train/ alone, with class folders
+        lone = [parent for parent in parents if _holds_train_alone(images, top + parent)]
+        holding = lone if len(lone) == 1 else []
+    depth = min((parent.count("/") for parent in holding), default=0)
+    highest = [f"{top}{parent}" for parent in holding if parent.count("/") == depth]
+    if len(highest) > 1:
+        raise UserError(
+            f"{source} has folders for training and testing in {abbreviated(highest)}; give one of"
+            f" these as the source, or move the images to train/<class>/ and test/<class>/"
+        )
+    return highest[0] if highest else top
+
+
+def _holds_train_alone(images: list[Listed], folder: str) -> bool:
+    """Whether a folder holds nothing but a folder train/ with class folders."""
+    folders = _below(images, folder)[0]
+    sole = next(iter(folders), "")
+    return len(folders) == 1 and _is_plain(sole) and len(_below(images, f"{folder}{sole}/")[0]) > 1
+
+
+def _left_out(images: list[Listed], used: tuple[str, ...]) -> list[str]:
+    """The folders that hold no images of the used ones, with their numbers of images."""
+    left: Counter[str] = Counter()
+    for folder, number in images:
+        if not folder.startswith(used):
+            above = itertools.accumulate(folder.split("/")[:-1], lambda a, b: f"{a}/{b}")
+            outside = (name for name in above if not any(f.startswith(f"{name}/") for f in used))
+            left[next(outside, "")] += number
+    names = [f"{name}/ ({left[name]:,})" for name in sorted(left) if name]
+    return names + ([f"files beside these folders ({left['']:,})"] if left[""] else [])
 
 
 def _parts(images: list[Listed], source: str, notes: list[str]) -> dict[str, Part]:
     """The splits of a folder, train first; what is left out is added to ``notes``."""
-    top = _descend(images, "")
+    top = _top(images, source)
     if top:
         notes.append(f"the images are taken from the folder {printable(top)} in it")
-    folders, direct = _below(images, top)
-    ranks = {
-        name: _SPLITS[kind].index(name.lower()) for name in folders if (kind := _split_of(name))
-    }
-    chosen: dict[str, str] = {}
-    for name in sorted(ranks, key=lambda name: (ranks[name], name != name.lower(), name)):
-        chosen.setdefault(str(_split_of(name)), name)
+    folders = _below(images, top)[0]
+    chosen = _splits_in(images, top)
     if not chosen:
-        return {"train": Part(top, top)}
-    if "train" not in chosen:
-        others = set(folders) - set(ranks)
-        if others and all(name.lower() in _MAY_BE_CLASSES for name in ranks):
-            notes.append(f"taken as classes, since there is no folder train/: {abbreviated(ranks)}")
-            return {"train": Part(top, top)}
-        raise UserError(
-            f"{source} has a folder {top}{next(iter(chosen.values()))}/ but none called train/;"
-            f" move the training images into {source}/{top}train/, or rename it if it is a class"
+        plain = [name for name in folders if _is_plain(name)]
+        is_train = any(split_of(name) == "train" for name in plain)
+        may_be = all(name.lower() in _MAY_BE_CLASSES for name in plain) and len(folders) > len(
+            plain
         )
-    left = [f"{name}/ ({n:,})" for name, n in folders.items() if name not in chosen.values()]
-    left += [f"files beside these folders ({direct:,})"] if direct else []
-    if left:
-        used = ", ".join(f"{name}/" for name in chosen.values())
-        notes.append(f"the images come from {used}; images left out: {abbreviated(left)}")
-    train = _descend(images, f"{top}{chosen['train']}/")
-    deeper = train.removeprefix(f"{top}{chosen['train']}/")
-    parts = {"train": Part(f"{top}{chosen.pop('train')}/", train)}
-    for kind, name in chosen.items():
-        folder = f"{top}{name}/"
-        same = any(listed.folder.startswith(folder + deeper) for listed in images)
-        parts[kind] = Part(folder, folder + deeper if same else folder)
+        if plain and not is_train and not may_be:
+            raise UserError(
+                f"{source} has a folder {top}{plain[0]}/ but none called train/;"
+                f" move the training images into {source}/{top}train/, or rename it if it is a"
+                " class"
+            )
+        if alike := sorted(name for name in folders if _split_name(name)):
+            notes.append(f"taken as classes, not as splits: {abbreviated(alike)}")
+        parts = {"train": Part("", top)}
+        if left := _left_out(images, (top,)):
+            notes.append(f"images without a class: {abbreviated(left)}")
+    else:
+        folder = f"{top}{chosen.pop('train')}/"
+        parts = {"train": Part(folder, _descend(images, folder, into_splits=True))}
+        deeper = parts["train"].classes.removeprefix(folder)
+        for kind, name in chosen.items():
+            folder = f"{top}{name}/"
+            same = any(listed.folder.startswith(folder + deeper) for listed in images)
+            classes = folder + deeper if same else _descend(images, folder, into_splits=True)
+            parts[kind] = Part(folder, classes)
+        if left := _left_out(images, tuple(part.folder for part in parts.values())):
+            used = ", ".join(part.folder.removeprefix(top) for part in parts.values())
+            notes.append(
+                f"the images come from {printable(used)}; images left out: {abbreviated(left)}"
+            )
+    notes += _doubtful_classes(images, parts["train"].classes)
     return parts
+
+
+def _doubtful_classes(images: list[Listed], folder: str) -> list[str]:
+    """A note where the class folders all hold folders of the same names, which may be classes."""
+    within: dict[str, set[str]] = {}
+    for name, _ in images:
+        if name.startswith(folder) and name != folder:
+            first, _, rest = name[len(folder) :].partition("/")
+            within.setdefault(first, set()).update({rest.partition("/")[0]} - {""})
+    alike = next(iter(within.values()), set())
+    if len(within) < 2 or any(names != alike for names in within.values()):
+        return []
+    if len(alike) < 2 and not any(map(_split_name, alike)):
+        return []
+    return [
+        f"each of the classes {abbreviated(sorted(within))} has the folders"
+        f" {abbreviated(sorted(alike))}; if these are what counts, give one class folder as the"
+        " source, or move the images"
+    ]
+
+
+def _each_file_once(root: Path, walked: Walk, parts: dict[str, Part], notes: list[str]) -> Walk:
+    """The walk with one name for each file that links lead to; a split without images goes.
+
+    That name is the file's own. It is a link's where links of the same split lead to all images of
+    the file's folder: such a folder has the files, and the folders of the links say what they are.
+    """
+    used = tuple(part.folder for part in parts.values())
+    links = {name: target for name, target in walked.links.items() if name.startswith(used)}
+    if not links:
+        return walked
+    begin = os.path.join(os.path.realpath(root), "")
+    images = walked.images
+    inside = {begin + name for name in images if name.startswith(used)} & {*links.values()}
+    of_folder = Counter(target.removeprefix(begin).rpartition("/")[0] for target in inside)
+    sizes = {folder.removesuffix("/"): number for folder, number in walked.listed}
+    dropped: set[str] = set()
+    taken: set[str] = set()
+    for name, target in sorted(links.items()):
+        own = target.removeprefix(begin)
+        folder = own.rpartition("/")[0]
+        if target in taken:
+            dropped.add(name)
+        elif target in inside and own != name:
+            same = all(name.startswith(part) == own.startswith(part) for part in used)
+            dropped.add(own if same and of_folder[folder] == sizes[folder] else name)
+        taken.add(target)
+    if not dropped:
+        return walked
+    notes.append(f"further names of the same files, by links: {abbreviated(sorted(dropped), 4)}")
+    gone = Counter(name.rpartition("/")[0] for name in dropped)
+    listed = [Listed(folder, n - gone[folder.removesuffix("/")]) for folder, n in walked.listed]
+    listed = [one for one in listed if one.number]
+    for kind, part in list(parts.items()):
+        if not any(folder.startswith(part.folder) for folder, _ in listed):
+            parts.pop(kind)
+    mask = pa.array([name not in dropped for name in images])
+    return replace(walked, listed=listed, files=walked.files.filter(mask))
 
 
 def _empty_folders(walked: Walk, part: Part) -> list[str]:
@@ -451,8 +623,12 @@ def _dataset(
     labeled = len(classes) > 1 or (bool(classes) and set(classes) <= set(known))
     if labeled and not columns_called(["image", *columns], LABEL_COLUMNS):
         number = {name: index for index, name in enumerate(classes)}
-        inside = (listed.folder.removeprefix(part.classes) for listed in images)
-        of_folders = [number.get(name.partition("/")[0], UNLABELED) for name in inside]
+        of_folders = [
+            number.get(folder[len(part.classes) :].partition("/")[0], UNLABELED)
+            if folder.startswith(part.classes)
+            else UNLABELED
+            for folder, _ in images
+        ]
         labels = np.repeat(of_folders, [listed.number for listed in images])
         columns.pop("label", None)
         own["label"] = pa.chunked_array([pa.array(labels, pa.int64())])

@@ -7,11 +7,12 @@ decode them (``shared/data/batches.py``). ``shared/data/sources.py`` opens the s
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -60,6 +61,7 @@ def decode_image(source: str | bytes, decoding: Decoding = USUAL) -> Tensor:
     Raises:
         Exception: the file cannot be read; each of Pillow's decoders raises its own.
     """
+    _quiet_pillow()
     # Pillow's own switches, set here because they have to count in worker processes too
     ImageFile.LOAD_TRUNCATED_IMAGES = decoding.load_truncated
     Image.MAX_IMAGE_PIXELS = None  # it would only warn up to twice its limit
@@ -71,6 +73,12 @@ def decode_image(source: str | bytes, decoding: Decoding = USUAL) -> Tensor:
             )
         ImageOps.exif_transpose(file, in_place=True)  # loads it; does not copy an upright image
         return rgb_pixels(file)
+
+
+@cache
+def _quiet_pillow() -> None:
+    """No warnings of Pillow in this process: of damaged EXIF data it names its own source file."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def rgb_pixels(image: Image.Image) -> Tensor:
@@ -179,7 +187,7 @@ class ImageSet:
         except Exception as error:  # each decoder has its own
             raise UserError(
                 f"cannot read {self._title(index)}: {why_unreadable(error)};"
-                f" {_REMOVE_IT}{_remedy(error)}"
+                f" {_REMOVE_IT}{f' or {remedy}' if (remedy := _remedy(error)) else ''}"
             ) from error
 
     def source(self, index: int) -> bytes | str:
@@ -190,7 +198,8 @@ class ImageSet:
             return encoded
         if path and os.path.isfile(path):  # to open a FIFO would wait for ever
             return path
-        raise FileNotFoundError("no such file" if path else "it is empty")
+        odd = ", or its name is not UTF-8" if path and "\\x" in path else ""
+        raise FileNotFoundError(f"no such file{odd}" if path else "it is empty")
 
     def _item(self, index: int) -> dict:
         """``files[index]["image"]``, which takes three times as long: a thirtieth of two views."""
@@ -331,9 +340,20 @@ class ImageSet:
         if progress:
             where = " (skipped.txt in the run's folder has all)" if len(names) > 3 else ""
             what = f"{len(names)} unreadable of {len(self)} images"
-            say(f"skipped {what}: {abbreviated(names)}{where}")
+            reason = self._why_skipped(int(unreadable[0]))
+            say(f"skipped {what}: {abbreviated(names)}{where}{reason}")
         kept = self.select(np.delete(np.arange(len(self)), unreadable))
         return replace(kept, skipped=tuple(printable(name) for name in names))
+
+    def _why_skipped(self, index: int) -> str:
+        """Why an image cannot be read, and with which option it can, for messages."""
+        try:
+            decode_image(self.source(index), self.decoding)
+        except Exception as error:  # each decoder has its own
+            remedy = _remedy(error)
+            reads = f" (to read it: {remedy})" if remedy else ""
+            return f"; {printable(self.names[index])}: {why_unreadable(error)}{reads}"
+        return ""
 
 
 def why_unreadable(error: Exception) -> str:
@@ -346,8 +366,8 @@ def why_unreadable(error: Exception) -> str:
 def _remedy(error: Exception) -> str:
     """The option that reads such a file all the same, for messages."""
     if isinstance(error, Image.DecompressionBombError):
-        return " or a larger --data.max_pixels"
-    return " or --data.load_truncated true" if "truncated" in str(error) else ""
+        return "a larger --data.max_pixels"
+    return "--data.load_truncated true" if "truncated" in str(error) else ""
 
 
 def size_text(image: Tensor) -> str:

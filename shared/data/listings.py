@@ -49,7 +49,7 @@ LOCAL = (
     *("apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "overlay", "tmpfs", "ufs", "xfs"),
     "zfs",
 )
-VERSION = f"2, Pillow {Image.__version__}"  # of the file and of the rules of the walk
+VERSION = f"3, Pillow {Image.__version__}"  # of the file and of the rules of the walk
 
 _NOTES = b"few-labels"
 _IMAGES = pa.schema([("image", datasets.Image().pa_type)])
@@ -72,6 +72,7 @@ class _Notes(TypedDict):
     metadata: list[str]
     passed_over: dict[str, int]
     not_entered: list[str]
+    links: dict[str, str]
     formats: list[str]  # that Pillow knows, where the content of files counts
 
 
@@ -173,6 +174,7 @@ def write(file: BufferedRandom, walked: Walk) -> None:
         "metadata": walked.metadata,
         "passed_over": walked.passed_over,
         "not_entered": walked.not_entered,
+        "links": walked.links,
         "formats": formats() if walked.opened else [],
     }
     schema = _IMAGES.with_metadata({_NOTES: json.dumps(notes)})
@@ -248,6 +250,7 @@ def _checked(content: pa.BufferReader, root: Path) -> Walk | None:
         notes["metadata"],
         Counter(notes["passed_over"]),
         notes["not_entered"],
+        links=notes["links"],
     )
 
 

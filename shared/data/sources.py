@@ -5,6 +5,7 @@ labels training may see is decided in ``shared/data/labels.py``.
 """
 
 import glob
+import io
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -29,19 +30,22 @@ from datasets import config as datasets_config
 from datasets.table import InMemoryTable
 from huggingface_hub import constants as hub_constants
 from PIL import Image
+from pyarrow import parquet
 
 from shared.config.label_file import require_one_file
 from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Config
 from shared.config.sections import Data
 from shared.data.cache import shrunk
-from shared.data.folders import is_text, open_folder, walk
+from shared.data.folders import formats, is_text, open_folder, split_of, walk
 from shared.data.images import UNLABELED, Decoding, ImageSet, Splits, size_text
 from shared.data.label_files import (
     LABEL_COLUMNS,
+    LabelTable,
     choose_column,
     class_text,
     columns_called,
+    find_names,
     is_label,
     read_csv,
     require_class_names,
@@ -51,6 +55,7 @@ from shared.data.names import Names
 from shared.data.splits import (
     column_line,
     encoding_note,
+    folders_line,
     for_testing,
     gives_the_classes,
     hold_out,
@@ -71,6 +76,10 @@ _HUB_NAME = re.compile(
 )
 
 _PATTERN = re.compile(r"[*?]|\[.+\].*\.parquet$")  # of files; name@split[:50%] is the hub's
+_TO_PARQUET = (
+    "write it as parquet: datasets.Dataset.from_file(FILE.arrow).to_parquet(FILE.parquet), or"
+    " datasets.load_from_disk(FOLDER)[SPLIT].to_parquet(FILE.parquet)"
+)
 OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened last
 
 
@@ -85,19 +94,22 @@ def _open(source: str, data: Data, progress: bool = False) -> dict[str, datasets
         return _open_folder(path.absolute(), source, data, progress)
     if _is_pattern(source):
         files = sorted(glob.glob(str(path), recursive=True))
-        others = [file for file in files if not file.endswith(".parquet")]
+        others = [file for file in files if not _is_parquet(Path(file))]
         if not files or others:
             what = f"matches {abbreviated(others)}" if files else "matches nothing"
             raise UserError(f"the pattern {source} {what}; it has to name .parquet files")
         names = {"train": [glob.escape(os.path.abspath(file)) for file in files]}
         return dict(_load(source, "parquet", data_files=names, progress=progress))
-    if path.suffix == ".parquet" and path.is_file():
+    if _is_parquet(path) and path.is_file():
         files = {"train": glob.escape(str(path))}
         return dict(_load(source, "parquet", data_files=files, progress=progress))
     hub = _HUB_NAME.fullmatch(source)
     if path.exists():
-        raise UserError(f"{source} is not a .parquet file, a folder or a hub name")
-    if path.suffix == ".parquet" or not hub:
+        to_do = f"; {_TO_PARQUET}" if path.suffix == ".arrow" else ""
+        raise UserError(
+            f"{source or 'an empty name'} is not a .parquet file, a folder or a hub name{to_do}"
+        )
+    if _is_parquet(path) or not hub:
         raise UserError(f"no such folder or file: {source}{did_you_mean(path)}")
     name, config, split = hub["name"], hub["config"], hub["split"]
     loaded = _load(source, name, config, split=split, progress=progress)
@@ -130,6 +142,8 @@ def _load(source: str, *args: Any, progress: bool, **options: Any) -> Any:
     except Exception as error:  # its loaders raise all kinds of errors
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300]
+        if "BatchSize must be greater than 0" in reason:
+            reason = "a parquet file there has no rows"
         hint = "" if os.path.exists(source) else did_you_mean(source)
         if source.startswith("hf://"):
             hint = "; the hub has to be reached, and the pattern to name its parquet files"
@@ -162,21 +176,92 @@ def offline() -> Iterator[None]:
 def _open_folder(
     root: Path, source: str, data: Data, progress: bool
 ) -> dict[str, datasets.Dataset]:
-    """The splits of a folder; Hugging Face opens one with parquet files."""
+    """The splits of a folder: of the parquet files that hold its images, or of its image files."""
     walked = listing(root, data.cache_folder)
-    if walked.passed_over[".parquet"] and any(_parquet_files(root)):
-        if progress and walked:
-            say(
-                f"note: {source}: the parquet files there are read; of the image files beside them"
-                f" ({len(walked):,}) only those that they name"
-            )
+    files = list(_parquet_files(root)) if walked.passed_over[".parquet"] else []
+    if files and not walked:
         return dict(_load(source, str(root), progress=progress))
-    return open_folder(root, walked, source, data.on_error, progress)
+    saved = ("dataset_dict.json", "state.json")  # of `save_to_disk`
+    if not walked and any((root / file).is_file() for file in saved):
+        raise UserError(f"{source} is a folder of Arrow files; {_TO_PARQUET}")
+    tables = [file for file in files if _is_table_of_images(file)]
+    if progress and (others := sorted({*files} - {*tables})):
+        say(f"note: {source}: parquet files without images, not read: {_names_in(root, others)}")
+    if progress and tables and walked:
+        say(
+            f"note: {source}: parquet files with images, which are read: {_names_in(root, tables)};"
+            f" of the image files beside them ({len(walked):,}) only those that they name"
+        )
+    if not tables:
+        return open_folder(root, walked, source, data.on_error, progress)
+    splits: dict[str, list[str]] = {}
+    for file in tables:
+        splits.setdefault(split_of(str(file.relative_to(root))) or "train", []).append(
+            glob.escape(str(file))
+        )
+    return dict(_load(source, "parquet", data_files=splits, progress=progress))
+
+
+def _names_in(root: Path, files: list[Path]) -> str:
+    return abbreviated(str(file.relative_to(root)) for file in files)
 
 
 def _parquet_files(root: Path) -> Iterator[Path]:
-    files = (file for level in ("", "*/") for file in root.glob(level + "*.parquet"))
-    return (file for file in files if file.name != "metadata.parquet")
+    files = sorted(file for level in ("", "*/") for file in root.glob(level + "*"))
+    return (f for f in files if _is_parquet(f) and f.is_file() and f.name != "metadata.parquet")
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _is_table_of_images(file: Path) -> bool:
+    """Whether the first rows of a parquet file hold images, or it has images' paths and labels.
+
+    A table of paths with further columns may be of predictions, and is none.
+    """
+    try:
+        with parquet.ParquetFile(file) as table:
+            rows = next(table.iter_batches(8), None)
+            features = datasets.Features.from_arrow_schema(table.schema_arrow)
+    except Exception:  # of many kinds; who names the file itself is told the reason
+        return False
+    if rows is None or not rows.num_rows:
+        return False
+    if any(isinstance(feature, datasets.Image) for feature in features.values()):
+        return True
+    binary = [name for name, feature in features.items() if _holds_bytes(feature)]
+    names = [name for name in features if not columns_called([name], LABEL_COLUMNS)]
+    if len(names) != 1 or len(features) != 2:
+        names = []
+    cells = (cell for name in (*binary, *names) for cell in rows.column(name).to_pylist())
+    return any(_is_image(cell, file.parent) for cell in cells)
+
+
+def _is_image(cell: Any, folder: Path) -> bool:
+    """Whether a cell of a table is an encoded image, or the path of a file below the folder."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str):
+        return (folder / _normal(cell)).is_file()
+    try:
+        with Image.open(io.BytesIO(cell), formats=formats()):
+            return True
+    except Exception:  # Pillow raises whatever its format does
+        return False
+
+
+def _are_class_folders(dataset: datasets.Dataset, label: str, source: str) -> bool:
+    is_of_folders = isinstance(dataset.features[label], datasets.ClassLabel)
+    return is_of_folders and _is_folder_of_files(source)
+
+
+def _is_folder_of_files(source: str) -> bool:
+    """Whether a source is a folder whose image files are read, and no parquet files."""
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        return False
+    return not any(map(_is_table_of_images, _parquet_files(root)))
 
 
 @cache
@@ -223,9 +308,8 @@ def _image_set(
         labels, classes = _class_labels(numbers, features[label].names, label, source)
     elif label is not None:
         labels, classes = _labels(_values(dataset, label, source), features[label], label, source)
-    root = Path(source).expanduser()
     edited = label is not None and not isinstance(features[label], datasets.ClassLabel)
-    edited = edited and root.is_dir() and not any(_parquet_files(root))  # in a metadata file
+    edited = edited and _is_folder_of_files(source)  # in a metadata file
     others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
@@ -306,7 +390,7 @@ def open_images(sources: Sequence[str | Path], data: Data, progress: bool = Fals
     files: list[str] = []
     odd: list[str] = []
     for source in map(Path, sources):
-        if source.suffix == ".parquet" and not os.path.isdir(source):
+        if _is_parquet(source) and not os.path.isdir(source):
             table = _image_set(_open(str(source), data)["train"], data, str(source), labeled=False)
             names = table.names if len(sources) == 1 else [f"{source}/{n}" for n in table.names]
             parts += [_image_files(files), (table.files, list(names))]
@@ -539,15 +623,16 @@ def _open_splits(
     name = "train" if "train" in sources else next(iter(sources))
     train = _image_set(sources[name], data, data.train, required=table is None)
     labels = read_labels(table, data, sources[name].column_names) if table else None
+    others = {key: part for key, part in sources.items() if key != name}
+    listed = None
     if labels is not None and gives_the_classes(labels, train):
-        train = labeled_by(train, labels)
+        train, listed = _labeled_parts(train, others, labels, data)
     by_name = train.edited
     train = decoded(train)
     if data.test is not None and is_csv(Path(data.test)):
         train, test = _listed_test_images(train, Path(data.test).expanduser(), data, decoded)
     else:
-        others = {key: part for key, part in sources.items() if key != name}
-        test = _test_images(data, others, progress)
+        test = listed or _test_images(data, others, progress)
         test = None if test is None else decoded(test)
     by_name = by_name and test is None
     if test is not None:
@@ -557,7 +642,10 @@ def _open_splits(
         column = None if labels else _label_column(sources[name], data, data.train, False)
         lines = [table_line(labels, splits)] if labels else []
         lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
-        lines += [column_line(column, sources[name].num_columns, train)] if column else []
+        if column and _are_class_folders(sources[name], column, data.train):
+            lines.append(folders_line(train))
+        elif column:
+            lines.append(column_line(column, sources[name].num_columns, train))
         if train.classes and splits.test is None:
             lines.append(no_test_line(train, data, by_name))
         elif by_name and splits.test is not None:  # a file without any label holds none out
@@ -584,6 +672,28 @@ def _decoded(images: ImageSet, *, data: Data, progress: bool) -> ImageSet:
     return images.loaded(data.loading, data.workers, progress)
 
 
+def _labeled_parts(
+    train: ImageSet, others: dict[str, datasets.Dataset], table: LabelTable, data: Data
+) -> tuple[ImageSet, ImageSet | None]:
+    """Training images with the labels of a file; and a split for testing that it labels too."""
+    for name in ("test", "validation", "val") if data.test is None else ():
+        if name not in others:
+            continue
+        part = _image_set(others[name], data, data.train, required=False)
+        if (part.labels != UNLABELED).any():
+            continue
+        with suppress(UserError):  # it names images of neither, which is said below
+            names = [name for name, _ in table.rows]
+            places = find_names([*train.names, *part.names], names, table.file)
+            rows = [[], []]
+            for row, place in zip(table.rows, places, strict=True):
+                rows[place >= len(train)].append(row)
+            of_train, of_test = (table._replace(rows=side) for side in rows)
+            if of_test.labeled and of_train.labeled:
+                return labeled_by(train, of_train), labeled_by(part, of_test)
+    return labeled_by(train, table), None
+
+
 def _test_images(
     data: Data, others: dict[str, datasets.Dataset], progress: bool
 ) -> ImageSet | None:
@@ -593,6 +703,7 @@ def _test_images(
         parts, source = _open(data.test, data, progress), data.test
     names = [name for name in ("test", "validation", "val") if name in parts]
     if data.test is not None and not names:
+        _refuse_same("test", source, data)
         names = list(parts)[:1]
     for name in names:
         images = _image_set(parts[name], data, source, required=False)
@@ -606,6 +717,16 @@ def _test_images(
         raise UserError(f"the test images in {data.test} have no labels")
     _print_unused(others, progress)
     return None
+
+
+def _refuse_same(option: str, source: str, data: Data) -> None:
+    """UserError where an option names the training images once more."""
+    paths = [os.path.realpath(os.path.expanduser(name)) for name in (source, data.train)]
+    if paths[0] == paths[1]:
+        raise UserError(
+            f"data.{option} is {source}, the training images themselves; give others, or leave"
+            f" --data.{option} out"
+        )
 
 
 def _print_unused(parts: dict[str, datasets.Dataset], progress: bool) -> None:
@@ -659,6 +780,8 @@ def _unlabeled_images(source: str, data: Data, progress: bool) -> ImageSet:
     """Those of ``data.unlabeled``, without their labels."""
     parts = _open(source, data, progress)
     name = next((name for name in ("unlabeled", "train") if name in parts), next(iter(parts)))
+    if name != "unlabeled":
+        _refuse_same("unlabeled", source, data)
     return _image_set(parts[name], data, source, required=False, labeled=False)
 
 

@@ -25,6 +25,7 @@ from shared.runtime.media import abbreviated, printable
 from shared.runtime.progress import counted
 
 LOCKBOX = 0.2  # part of the labeled images that no choice of a recipe sees
+COUNTED = 10  # classes whose numbers of images stand in the line on the classes
 LISTED = 30  # classes whose numbers of labels stand in one line
 
 
@@ -261,9 +262,23 @@ def column_line(column: str, columns: int, images: ImageSet) -> str:
     without = int((images.labels == UNLABELED).sum())
     if column == "label" and columns == 2 and not without and not na_note(images.classes):
         return ""
+    return f"labels: column {printable(column)}, {_classes(images)}"
+
+
+def folders_line(images: ImageSet) -> str:
+    """The classes of images in class folders."""
+    return f"labels: class folders, {_classes(images)}"
+
+
+def _classes(images: ImageSet) -> str:
+    """The number of classes, and the first of them with their numbers of images."""
+    known = images.labels[images.labels != UNLABELED]
+    counts = np.bincount(known, minlength=len(images.classes))
+    without = len(images) - len(known)
+    each = (f"{name} {count:,}" for name, count in zip(images.classes, counts, strict=True))
     return (
-        f"labels: column {printable(column)}, {len(images.classes)} classes, {without:,} images"
-        f" without one{na_note(images.classes)}"
+        f"{len(images.classes)} classes, {without:,} images without one;"
+        f" {abbreviated(each, COUNTED)}{na_note(images.classes)}"
     )
 
 

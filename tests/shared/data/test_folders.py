@@ -14,11 +14,11 @@ from PIL import Image
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data import folders as folders_module
-from shared.data.folders import _table, walk
+from shared.data.folders import _table, open_folder, walk
 from shared.data.images import UNLABELED
 from shared.data.sources import OPENED, open_data
 from tests.support.photos import class_folders, make_folder
-from tests.support.sources import error_of, opened
+from tests.support.sources import HALVES, STRUCTS, error_of, opened, parquet
 
 
 def notes(capsys, source, **options) -> tuple[object, str]:
@@ -91,6 +91,39 @@ def test_test_images_that_link_to_training_images_are_none(tmp_path, capsys):
     splits, printed = notes(capsys, root)
     assert len(names_of(splits)) == 10
     assert "test/a/ (a link" in printed
+
+
+@pytest.mark.parametrize(
+    ("files", "links", "names"),
+    [
+        (
+            "all/0 all/1",
+            "cat/x:all/0 dog/y:all/1",
+            "cat/x dog/y",
+        ),  # the folders of links are classes
+        ("cat/0 cat/1 dog/0", "best/x:cat/0", "cat/0 cat/1 dog/0"),
+        ("cat/0 dog/0", "cat/x:away/0 dog/y:away/0", "cat/0 cat/x dog/0"),
+        ("all/0 all/1", "by/x:all/0 by/y:all/1 cat/x:by/x dog/y:by/y", "cat/x dog/y"),
+        (
+            "train/a/0 train/b/0",
+            "test/a/0:train/a/0 test/b/0:train/b/0",
+            "train/a/0 train/b/0",
+        ),
+        ("train/a/0 train/b/0", "docs/a/0:train/a/0", "train/a/0 train/b/0"),
+        ("a/0 b/0", "b/x:b/x", "a/0 b/0 b/x"),
+    ],
+)
+def test_each_file_counts_once(tmp_path, files, links, names):
+    root = make_folder(tmp_path / "r", [f"{name}.png" for name in files.split()])
+    make_folder(root / "../away", ["0.png"])
+    for link in links.split():
+        name, target = (root / f"{part}.png" for part in link.split(":"))
+        name.parent.mkdir(parents=True, exist_ok=True)
+        target = root / "../away/0.png" if "away" in link else target
+        name.symlink_to(os.path.relpath(target, name.parent))
+    parts = open_folder(root, walk(root), "r", "stop", False)
+    paths = [row["path"] for part in parts.values() for row in part.data["image"].to_pylist()]
+    assert sorted(os.path.relpath(path, root)[:-4] for path in paths) == names.split()
 
 
 def test_what_is_no_regular_file_is_never_opened(tmp_path, capsys):
@@ -329,6 +362,143 @@ def test_test_images_without_labels_are_named_as_not_used(tmp_path, capsys):
     assert "splits that are not used: test (2 images)" in printed
 
 
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("train_set", "test_set"),
+        ("train2017", "val2017"),
+        ("Trainset", "testset"),
+        ("TrainingData", "TestData"),
+        ("dataset/train", "dataset/test"),  # beside docs/
+        ("train/train", "test/test"),
+    ],
+)
+def test_words_for_splits_in_the_names_of_folders(tmp_path, capsys, folders):
+    for folder, n in zip(folders, (4, 2), strict=True):
+        class_folders(tmp_path / folder, n, classes="ab")
+    make_folder(tmp_path, ["seg_pred/0.png", "docs/0.png"])
+    splits, printed = notes(capsys, tmp_path)
+    assert (len(splits.train), len(splits.test)) == (8, 4)
+    assert splits.train.classes == splits.test.classes == ("a", "b")
+    assert "images left out: docs/ (1), seg_pred/ (1)" in printed
+    assert "labels: class folders, 2 classes, 0 images without one; a 4, b 4" in printed
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("train", "bus"),
+        ("test_tubes", "cat"),
+        ("seg_train", "x"),
+        ("a_train", "a_test", "b_train", "b_test"),
+    ],
+)
+def test_a_class_that_is_called_like_a_split_drops_no_other(tmp_path, capsys, classes):
+    make_folder(tmp_path, [f"{c}/{i}.png" for c in classes for i in range(5)])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == tuple(sorted(classes))
+    assert "taken as classes, not as splits: " in printed
+
+
+@pytest.mark.parametrize(
+    ("folder", "loose"), [("dataset", "cover.png"), ("x/data", "x/cover.png"), ("train/data", "")]
+)
+def test_a_loose_image_turns_off_no_class(tmp_path, capsys, folder, loose):
+    class_folders(tmp_path / folder, 5, classes="ab")
+    make_folder(tmp_path, [loose or "train/cover.png"])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert len(names_of(splits)) == 11
+    assert "labels: class folders, 2 classes, 1 images without one; a 5, b 5" in printed
+    assert ("files beside these folders (1)" in printed) == bool(loose)
+
+
+def test_a_flat_train_folder_beside_one_for_testing_is_no_class(tmp_path, capsys):
+    make_folder(tmp_path, [f"{f}/{i}.png" for f in ("train", "test_images") for i in range(3)])
+    splits, printed = notes(capsys, tmp_path)
+    assert (splits.train.classes, len(splits.train)) == ((), 3)
+    assert "images left out: test_images/ (3)" in printed
+
+
+def test_a_train_folder_alone_beside_other_folders(tmp_path, capsys):
+    class_folders(tmp_path / "dataset/train", 5, classes="ab")
+    make_folder(tmp_path, ["docs/0.png"])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert "images left out: docs/ (1)" in printed
+
+
+def test_a_loose_image_turns_off_no_split(tmp_path, capsys):
+    class_folders(tmp_path / "dataset/train", 4, classes="ab")
+    class_folders(tmp_path / "dataset/test", 2, classes="ab")
+    make_folder(tmp_path, ["cover.png"])
+    splits, printed = notes(capsys, tmp_path)
+    assert (len(splits.train), len(splits.test)) == (8, 4)
+    assert "images left out: files beside these folders (1)" in printed
+
+
+def test_splits_within_each_class_are_refused(tmp_path):
+    for folder in ("cat/train", "cat/test", "dog/train", "dog/test"):
+        make_folder(tmp_path / folder, ["0.png"])
+    assert "has folders for training and testing in cat/, dog/" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("inner", [("cat", "dog"), ("train",), ("a", "b", "c")])
+def test_classes_with_the_same_folders_are_doubted(tmp_path, capsys, inner):
+    make_folder(tmp_path, [f"{c}/{x}/{i}.png" for c in ("x", "y") for x in inner for i in "012345"])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("x", "y")
+    assert f"each of the classes x, y has the folders {', '.join(inner)}" in printed
+
+
+# ------------------------------------------------------------------- parquet files beside images
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"x": [1, 2]},
+        {"file": ["a/0.png", "b/0.png"], "label": ["b", "a"], "probability": [0.6, 0.7]},
+        {"file": ["a/0.png"], "features": [[0.1, 0.2]]},
+        {"name": [b"no picture"]},
+    ],
+)
+def test_a_parquet_file_without_images_changes_nothing(tmp_path, capsys, columns):
+    class_folders(tmp_path / "train", 3, classes="ab")
+    make_folder(tmp_path, ["test/a/deep/0.png", "test/b/0.png"])
+    parquet(tmp_path / "made.parquet", **columns)
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert (len(splits.train), len(splits.test)) == (6, 2)
+    assert "parquet files without images, not read: made.parquet" in printed
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".PARQUET"])
+def test_a_parquet_file_of_images_is_read_beside_previews(tmp_path, capsys, suffix):
+    parquet(tmp_path / f"pictures{suffix}", image=STRUCTS, label=HALVES)
+    make_folder(tmp_path, [f"preview/{i}.png" for i in range(3)])
+    splits, printed = notes(capsys, tmp_path)
+    assert len(names_of(splits)) == 20
+    assert f"which are read: pictures{suffix}; of the image files beside them (3)" in printed
+
+
+def test_a_parquet_file_that_labels_the_images_beside_it_is_read(tmp_path):
+    names = [f"pics/{i}.png" for i in range(20)]
+    make_folder(tmp_path, names)
+    parquet(tmp_path / "labels.parquet", file=names, label=HALVES)
+    splits = opened(tmp_path)
+    assert splits.train.classes == ("0", "1")
+    assert len(names_of(splits)) == 20
+
+
+def test_labels_of_metadata_grow_beside_a_parquet_file_of_features(tmp_path):
+    make_folder(tmp_path, [f"{i}.png" for i in range(20)])
+    metadata(tmp_path, "file_name,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(20)))
+    before = set(opened(tmp_path).test.names)
+    parquet(tmp_path / "features.parquet", file=["0.png"], features=[[0.1]])
+    assert set(opened(tmp_path).test.names) == before
+
+
 @pytest.mark.parametrize("folders", [["Test"], ["valid"], ["cat", "Testing"], ["dev", "val"]])
 def test_no_training_folder(tmp_path, folders):
     make_folder(
@@ -343,7 +513,7 @@ def test_classes_that_are_called_like_a_split(tmp_path, capsys):
     make_folder(tmp_path, [f"{c}/{i}.png" for c in ("valid", "invalid") for i in range(5)])
     splits, printed = notes(capsys, tmp_path)
     assert splits.train.classes == ("invalid", "valid")
-    assert "taken as classes, since there is no folder train/: valid" in printed
+    assert "taken as classes, not as splits: valid" in printed
 
 
 def test_empty_class_folders_are_named(tmp_path, capsys):
@@ -409,9 +579,10 @@ def test_metadata_beside_class_folders(tmp_path, capsys):
     assert splits.train.classes == ("a", "b")
     assert "folders are the classes; --data.label_column takes text" in printed
     metadata(tmp_path, "file_name,label\n" + "".join(f"a/{i}.png,{i % 2}\n" for i in range(5)))
-    splits = opened(tmp_path)
+    splits, printed = notes(capsys, tmp_path)
     assert splits.train.classes == ("0", "1")
     assert len(names_of(splits)) == 10
+    assert "the metadata files have the labels; a, b are no classes" in printed
 
 
 @pytest.mark.parametrize(
@@ -528,3 +699,15 @@ def test_images_beside_a_label_file_stay(tmp_path):
     splits = opened(tmp_path, labels=str(tmp_path / "labels.csv"))
     assert len({*names_of(splits)}) == 20
     assert splits.train.classes == ("a", "b")
+
+
+@pytest.mark.parametrize("folder", ["val", "test", "validation/images"])
+def test_a_label_file_may_label_a_split_without_classes(tmp_path, folder):
+    names = [f"train/{i}.png" for i in range(8)] + [f"{folder}/{i}.png" for i in range(4)]
+    make_folder(tmp_path, names)
+    rows = "".join(f"{name},{'ab'[i % 2]}\n" for i, name in enumerate(names))
+    metadata(tmp_path, "file,label\n" + rows, "labels.csv")
+    splits = opened(tmp_path, labels=str(tmp_path / "labels.csv"))
+    assert splits.train.names.tolist() == names[:8]
+    assert splits.test.names.tolist() == names[8:]
+    assert splits.test.labels.tolist() == [0, 1, 0, 1]

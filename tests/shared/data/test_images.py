@@ -14,7 +14,7 @@ from shared.config.labelset import LabelSet
 from shared.config.schema import Config
 from shared.config.sections import Data
 from shared.data.batches import plain_batches
-from shared.data.images import ImageSet, decode_image, rgb_pixels
+from shared.data.images import ImageSet, _quiet_pillow, decode_image, rgb_pixels
 from shared.data.labels import draw_labels
 from shared.data.sources import OPENED, open_data, open_run
 from shared.runtime.errors import UserError
@@ -492,3 +492,32 @@ def test_whatever_a_decoder_raises_is_an_unreadable_image(error, tmp_path, monke
     assert "a/0.png" in message
     train, test = opened(tmp_path, loading="workers", on_error="skip")
     assert len(train) + len(test) == 14
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("large", "data.max_pixels allows 10 (to read it: a larger --data.max_pixels)"),
+        ("cut", "(to read it: --data.load_truncated true)"),
+        ("text", "a/x.png: not an image"),
+    ],
+)
+def test_the_line_on_skipped_images_has_a_reason(tmp_path, capsys, content, says):
+    class_folders(tmp_path, 2, classes="ab", size=(3, 3))
+    file = tmp_path / "a/x.png"
+    make_folder(tmp_path, ["a/x.png"], size=(40, 40))
+    whole = file.read_bytes()
+    file.write_bytes({"large": whole, "cut": whole[:2000], "text": b"text"}[content])
+    pixels = 10 if content == "large" else 10_000
+    OPENED.clear()
+    data = Data(train=str(tmp_path), on_error="skip", max_pixels=pixels)
+    open_data(data, LabelSet.parse("1pct"), progress=True)
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("skipped"))
+    assert says in line
+
+
+def test_pillow_does_not_warn_of_damaged_exif(recwarn):
+    _quiet_pillow.cache_clear()
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0"  # one entry of two, cut
+    decode_image(encoded(Image.new("RGB", (8, 8)), "JPEG", exif=exif))
+    assert not recwarn.list

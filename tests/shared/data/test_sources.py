@@ -100,7 +100,7 @@ def test_metadata_csv_of_the_hub_gives_the_labels(tmp_path):
         ("nowhere/at/all", "no such folder or file"),
         ("./nowhere", "no such folder or file"),
         ("missing.parquet", "no such folder or file"),
-        ("", "is not a"),
+        ("", "an empty name is not a"),
         (
             "no-such/data-set",
             "no folder or file is called 'no-such/data-set', and the hub cannot be reached",
@@ -557,3 +557,34 @@ def test_parquet_files_of_the_hub_are_asked_for_as_they_are_named(monkeypatch):
     source = "hf://datasets/a/b/data/*.parquet"
     monkeypatch.setattr(sources.datasets, "load_dataset", load)
     assert "the hub cannot be reached" in error_of(source)
+
+
+# ------------------------------------------------------------------------- named in a wrong way
+@pytest.mark.parametrize("option", ["test", "unlabeled"])
+@pytest.mark.parametrize("way", ["p", "p/../p", "link"])
+def test_the_training_images_once_more_are_refused(tmp_path, option, way):
+    root = class_folders(tmp_path / "p", 5, classes="ab")
+    (tmp_path / "link").symlink_to(root)
+    message = error_of(root, **{option: str(tmp_path / way)})
+    assert "the training images themselves" in message
+
+
+def test_a_folder_may_be_named_for_its_other_split(tmp_path):
+    class_folders(tmp_path / "train", 4)
+    class_folders(tmp_path / "test", 2)
+    assert len(opened(tmp_path, test=str(tmp_path)).test) == 6
+
+
+def test_arrow_files_are_refused_with_what_to_do(tmp_path):
+    table = datasets.Dataset.from_dict({"label": [0, 1]})
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=table).save_to_disk(tmp_path / "all")
+    for source in ("one", "all", "one/data-00000-of-00001.arrow"):
+        assert ".to_parquet(FILE.parquet)" in error_of(tmp_path / source)
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "T.PARQUET", "*.parquet"])
+def test_a_parquet_file_without_rows(tmp_path, name):
+    file = parquet(tmp_path / name.replace("*", "t"), image=STRUCTS, label=HALVES)
+    pq.write_table(pq.read_table(file)[:0], file)
+    assert "a parquet file there has no rows" in error_of(tmp_path / name)

@@ -228,8 +228,8 @@ def test_the_line_on_a_file():
 def test_the_line_on_a_column():
     known = images([0, 1, -1], classes=("None", "x"))
     assert column_line("species", 2, known) == (
-        "labels: column species, 2 classes, 1 images without one; None is taken as the name of a"
-        " class (an empty cell is no label)"
+        "labels: column species, 2 classes, 1 images without one; None 1, x 1; None is taken as the"
+        " name of a class (an empty cell is no label)"
     )
     assert column_line("label", 2, images([0, 1])) == ""
     assert column_line("label", 3, images([0, 1])) != ""
