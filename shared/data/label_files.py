@@ -24,7 +24,7 @@ import numpy as np
 
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.runtime.errors import UserError
-from shared.runtime.files import did_you_mean, open_regular, read_bytes
+from shared.runtime.files import did_you_mean, read_bytes
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 
 IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
@@ -182,25 +182,6 @@ def read_encoded(file: Path) -> tuple[str, bool]:
     return text, False
 
 
-def begin_of_utf8(file: Path) -> str:
-    """The first 65,536 characters of a file that is UTF-8 to its end; empty where it is not.
-
-    It is read in parts, so that other programs can read a large file without a copy of it here.
-    """
-    decoder, begin = codecs.getincrementaldecoder("utf-8-sig")(), ""
-    try:
-        with open_regular(file) as content:
-            while part := content.read(2**20):
-                text = decoder.decode(part)
-                begin = begin or text[: 2**16]
-                if "\0" in text or content.tell() > MOST_BYTES:
-                    return ""
-        decoder.decode(b"", final=True)
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return begin
-
-
 def is_western(content: bytes) -> bool:
     """Whether bytes that are no UTF-8 are plainly Windows-1252, as Excel writes it in the West.
 
@@ -221,24 +202,73 @@ def western_note(texts: Iterable[str]) -> str:
     return f"; it is no UTF-8 and is read as Windows-1252: {abbreviated(words)}"
 
 
+class Rows(NamedTuple):
+    """A CSV file as it is: its columns and the cells below them, without spaces at their ends.
+
+    Attributes:
+        columns: as the first line calls them.
+        cells: of each row, one for each column; an absent cell is empty.
+        lines: the line in which each row begins, from 1.
+        western: whether it was read as Windows-1252, because it is no UTF-8.
+    """
+
+    columns: list[str]
+    cells: list[list[str]]
+    lines: list[int]
+    western: bool
+
+    def place(self, column: str, file: Path) -> int:
+        """Position of a column; UserError where several have this name."""
+        if (number := self.columns.count(column)) > 1:
+            raise UserError(
+                f"{file} has {number} columns called {printable(column)}; rename all but one"
+            )
+        return self.columns.index(column)
+
+
+def read_rows(file: Path, options: Iterable[str | None] = ()) -> Rows:
+    """Read a CSV file, separated by comma, semicolon, tab or ``|``.
+
+    Args:
+        file: its first line names the columns; a row may lack the last ones.
+        options: columns that the user named, which may show what the separator is.
+
+    Raises:
+        UserError: it cannot be read, is empty, or a row has more cells than there are columns.
+    """
+    text, western = read_encoded(file)
+    numbered = _cells(text, file, options)
+    if not numbered:
+        raise UserError(f"{file} is empty; it must begin with a line such as file,label")
+    rows = Rows([cell.strip() for cell in numbered[0][1]], [], [], western)
+    for number, cells in numbered[1:]:
+        cells = [csv_value(cell.strip()) for cell in cells]
+        cells += [""] * (len(rows.columns) - len(cells))
+        if any(cells[len(rows.columns) :]):
+            raise UserError(
+                f"{file}, line {number}: {len(cells)} cells under {len(rows.columns)} columns;"
+                ' write text that holds the separator in quotes, as "a, b"'
+            )
+        rows.cells.append(cells[: len(rows.columns)])
+        rows.lines.append(number)
+    return rows
+
+
 def read_csv(
     file: Path, image_column: str | None = None, label_column: str | None = None
 ) -> LabelTable:
-    """Read a CSV file of labels, separated by comma, semicolon, tab or ``|``.
+    """Read a CSV file of labels, as `read_rows` reads it.
 
     Args:
-        file: its first line names the columns; further columns are passed over.
+        file: further columns are passed over.
         image_column: the column of the images' names, if the file has it.
         label_column: the column of the labels, if the file has it.
 
     Raises:
         UserError: it cannot be read, lacks a column, or has a row that is not one.
     """
-    text, western = read_encoded(file)
-    numbered = _cells(text, file)
-    if not numbered:
-        raise UserError(f"{file} is empty; it must begin with a line such as file,label")
-    head = [cell.strip() for cell in numbered[0][1]]
+    table = read_rows(file, (image_column, label_column))
+    head = table.columns
     image = choose_column("image", columns_called(head, IMAGE_COLUMNS), head, image_column, file)
     if image is None:
         raise UserError(
@@ -252,16 +282,10 @@ def read_csv(
             f"{file} has no column called label; its columns are {abbreviated(head, 12)};"
             " choose with --data.label_column"
         )
-    places = head.index(image), head.index(label)
+    places = table.place(image, file), table.place(label, file)
     rows = []
-    for number, cells in numbered[1:]:
-        cells = [cell.strip() for cell in cells] + [""] * (len(head) - len(cells))
-        if any(cells[len(head) :]):
-            raise UserError(
-                f"{file}, line {number}: {len(cells)} cells under {len(head)} columns; write text"
-                ' that holds the separator in quotes, as "a, b"'
-            )
-        name, value = (csv_value(cells[place]) for place in places)
+    for number, cells in zip(table.lines, table.cells, strict=True):
+        name, value = (cells[place] for place in places)
         if not name and is_label(value):
             raise UserError(f"{file}, line {number}: a label, but no image")
         if value.startswith('{"choices"'):
@@ -271,22 +295,32 @@ def read_csv(
         if name:
             rows.append((name, class_text(value) if is_label(value) else ""))
     require_class_names((value for _, value in rows), file)
-    return LabelTable(file, (image, label), _without_decimals(rows), western)
+    return LabelTable(file, (image, label), _without_decimals(rows), table.western)
 
 
-def separator_of(text: str) -> str:
-    """What is between the columns of a CSV file: the likeliest in its first line."""
-    head = next((line for line in text.splitlines() if line.strip()), "")
-    return max(",;\t|", key=head.count)
+def separator_of(head: str, options: Iterable[str | None] = ()) -> str:
+    """What is between the columns of a CSV file: it makes the first line name the columns.
+
+    Of several, or where none does, the one that is there most often.
+    """
+
+    def fit(separator: str) -> tuple[int, int]:
+        columns = [cell.strip(' "') for cell in head.split(separator)]
+        known = [columns_called(columns, names) for names in (IMAGE_COLUMNS, LABEL_COLUMNS)]
+        known += [[option] for option in options if option in columns]
+        return sum(map(bool, known)), len(columns)
+
+    return max(",;\t|", key=fit)
 
 
-def _cells(text: str, file: Path) -> list[tuple[int, list[str]]]:
+def _cells(text: str, file: Path, options: Iterable[str | None]) -> list[tuple[int, list[str]]]:
     """Line number and cells of every row that is not blank; the first names the columns."""
     first, _, rest = text.partition("\n")
     if match := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes it
         separator, text = match[1], rest
     else:
-        separator = separator_of(text)
+        head = next((line for line in text.splitlines() if line.strip()), "")
+        separator = separator_of(head, options)
     lines = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
     )
@@ -411,19 +445,26 @@ def find_names(images: list[str], names: list[str], file: Path) -> list[int]:
     if unknown:
         raise UserError(
             f"{file} names {len(unknown)} unknown images: {abbreviated(unknown)};"
-            f" {_other_case(images, unknown)}the images are called like {abbreviated(images)}"
+            f" {way_out(images, unknown)}the images are called like {abbreviated(images)}"
         )
+    require_one_image(names, positions, images, file)
+    return [places[0] for places in positions]
+
+
+def require_one_image(
+    names: list[str], positions: list[list[int]], images: list[str], file: Path
+) -> None:
+    """UserError where a name may be several images."""
     ambiguous = [name for name, places in zip(names, positions, strict=True) if len(places) > 1]
     if ambiguous:
         raise UserError(
             f"{file}: {abbreviated(ambiguous)} may be several images; write more of the path,"
             f" as in {abbreviated(images)}"
         )
-    return [places[0] for places in positions]
 
 
-def _other_case(images: list[str], unknown: list[str]) -> str:
-    """A hint for names that differ from an image's in upper and lower case alone."""
+def way_out(images: list[str], unknown: list[str]) -> str:
+    """A hint for names that differ from an image's in upper and lower case or the suffix alone."""
     index = ImageIndex([name.casefold() for name in images])
     for name in unknown:
         if places := index.positions(name.casefold()):
