@@ -280,8 +280,9 @@ def read_rows(file: Path, options: Iterable[str | None] = ()) -> Rows:
         cells += [""] * (len(rows.columns) - len(cells))
         if any(cells[len(rows.columns) :]):
             raise UserError(
-                f"{file}, line {number}: {len(cells)} cells under {len(rows.columns)} columns;"
-                ' write text that holds the separator in quotes, as "a, b"'
+                f"{file}, line {number}: {len(cells)} cells under {len(rows.columns)} columns,"
+                f" {abbreviated(rows.columns)}; the first line must name all columns, and text that"
+                ' holds the separator be in quotes, as "a, b"'
             )
         rows.cells.append(cells[: len(rows.columns)])
         rows.lines.append(number)
