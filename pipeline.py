@@ -26,7 +26,7 @@ from shared.runs.table import load_table
 from shared.runtime.errors import UserError, exit_code_2
 from shared.runtime.files import did_you_mean
 from shared.runtime.imports import no_garbage
-from shared.runtime.media import say_block
+from shared.runtime.media import abbreviated, say_block
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,7 +71,7 @@ def to_train(line: CommandLine) -> dict[str, "RunStage"]:
 
 
 def lacks_labels(line: CommandLine) -> bool:
-    """Whether there are own images, no label of any, and no column or option that may give them.
+    """Whether there are own images, no label of any, and no option that may give them.
 
     A recipe that the line names says itself which labels there are; without them it is refused.
     """
@@ -83,7 +83,7 @@ def lacks_labels(line: CommandLine) -> bool:
     if not Path(config.data.train).expanduser().exists():  # the hub's, and the digits
         return False
     train = look_at(config.data, config.label_set).train
-    return not train.classes and not train.columns
+    return not train.classes
 
 
 def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: float) -> None:
@@ -211,8 +211,13 @@ def train_alone(
     from shared.runtime.progress import counted
 
     require_schedules(config, ["pretrain"], images, 0, accelerator)
+    columns = ""
+    if images.columns:
+        named = abbreviated(images.columns, 12)
+        columns = f" (if a column has them: --data.label_column, of {named})"
     accelerator.print(
-        f"data: {counted(len(images), 'image')}, none with a label: stage 1 alone is trained"
+        f"data: {counted(len(images), 'image')}, none with a label{columns}: stage 1 alone is"
+        " trained"
     )
     stage(config, accelerator)
     folder = shlex.quote(str(config.folder))

@@ -10,7 +10,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -23,16 +23,17 @@ import pyarrow.compute as pc
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 from PIL import Image
-from pyarrow import csv, json, parquet
+from pyarrow import json, parquet
 
 from shared.data.images import UNLABELED
 from shared.data.label_files import (
+    IMAGE_COLUMNS,
     LABEL_COLUMNS,
-    WORD,
-    begin_of_utf8,
+    ImageIndex,
     columns_called,
-    read_encoded,
-    separator_of,
+    read_rows,
+    require_one_image,
+    way_out,
     western_note,
 )
 from shared.runtime.errors import UserError
@@ -687,72 +688,101 @@ def _read_metadata(
     rows: dict[str, dict[str, Any]] = {}
     images = set(walked.images) if walked.metadata else set()
     for file in sorted(walked.metadata, key=_place):
-        listed = _read_table(root / file, file, notes)
-        if listed is None:
+        columns = _read_table(root / file, file, notes)
+        column = _column_of_images(list(columns), root / file)
+        if column is None:
             notes.append(f"{file} is not read: it has no column file_name")
             continue
+        names = [str(name) for name in columns.pop(column)]
+        columns.pop("image", None)  # the images' own column
+        meant = _images_meant(names, file, images, root)
+        if column != "file_name" and not any(meant):
+            notes.append(f"{file} is not read: its column {printable(column)} names no image")
+            continue
         missing = []
-        for row in listed:
-            given = str(row.pop("file_name")).replace("\\", "/")
-            name = posixpath.normpath(posixpath.join(posixpath.dirname(file), given))
-            row.pop("image", None)  # the images' own column
-            if name not in images:
-                missing.append(given)
-            elif rows.setdefault(name, row) != row:
-                raise UserError(f"{root / file} has several rows for {printable(given)}")
+        for name, image, *cells in zip(names, meant, *columns.values(), strict=True):
+            row = dict(zip(columns, cells, strict=True))
+            if image is None:
+                missing.append(name)
+            elif rows.setdefault(image, row) != row:
+                raise UserError(f"{root / file} has several rows for {printable(name)}")
         if missing:
             line = f"{root / file} names {len(missing):,} missing images: {abbreviated(missing)}"
             if on_error == "stop":
-                raise UserError(f"{line}; remove their rows or give --data.on_error skip")
+                hint = way_out(sorted(images), missing)
+                raise UserError(f"{line}; {hint}remove their rows or give --data.on_error skip")
             notes.append(line)
     if rows and (others := len(images) - len(rows)):
         notes.append(f"images that no metadata file lists stay: {others:,}")
     return rows
 
 
-def _read_table(path: Path, file: str, notes: list[str]) -> list[dict[str, Any]] | None:
-    """The rows of a metadata file without nested values; None without a column file_name."""
+def _column_of_images(columns: list[str], file: Path) -> str | None:
+    """The column with the images' names: Hugging Face's, or by the rule of label_files."""
+    if "file_name" in columns:
+        return "file_name"
+    candidates = columns_called(columns, IMAGE_COLUMNS)
+    if len(candidates) > 1:
+        raise UserError(
+            f"{file} has several image columns: {abbreviated(candidates, 12)}; call one file_name"
+        )
+    return candidates[0] if candidates else None
+
+
+def _images_meant(names: list[str], file: str, images: set[str], root: Path) -> list[str | None]:
+    """The image that each name of a metadata file means; None where there is none.
+
+    That is the one at this path from the file's folder, or else one below it, as `ImageIndex` says.
+    """
+    folder = posixpath.dirname(file)
+    paths = (posixpath.join(folder, name.replace("\\", "/")) for name in names)
+    meant: list[str | None] = [
+        path if path in images else None for path in map(posixpath.normpath, paths)
+    ]
+    others = [place for place, image in enumerate(meant) if image is None]
+    if others:
+        begin = posixpath.join(folder, "")
+        below = sorted(name.removeprefix(begin) for name in images if name.startswith(begin))
+        index, unclear = ImageIndex(below), [names[place] for place in others]
+        positions = [index.positions(name) for name in unclear]
+        require_one_image(unclear, positions, below, root / file)
+        for place, found in zip(others, positions, strict=True):
+            meant[place] = begin + below[found[0]] if found else None
+    return meant
+
+
+def _read_table(path: Path, file: str, notes: list[str]) -> dict[str, list[Any]]:
+    """The columns of a metadata file, without those of nested values."""
+    if path.suffix == ".csv":
+        rows = read_rows(path)
+        _require_few(rows.columns, path)
+        if rows.western:
+            words = (text for cells in [rows.columns, *rows.cells] for text in cells)
+            notes.append(f"{file}{western_note(words)}")
+        columns = list(zip(*rows.cells, strict=True)) or [()] * len(rows.columns)
+        names = [name for name in rows.columns if name]
+        cells = {name: columns[rows.place(name, path)] for name in names}
+        is_name = set(columns_called(names, IMAGE_COLUMNS))
+        return {
+            name: list(cells[name]) if name in is_name else _numbers_or_text(cells[name])
+            for name in names
+        }
     try:
-        table = _table(path, file, notes)
+        if path.suffix == ".parquet":
+            _require_few(parquet.read_schema(path).names, path)
+        table = json.read_json(path) if path.suffix == ".jsonl" else parquet.read_table(path)
         _require_few(table.column_names, path)
-        if "file_name" not in table.column_names:
-            return None
-        values = [name for name in table.column_names if not pa.types.is_nested(table[name].type)]
-        return table.select(values).to_pylist()
+        nested = [name for name in table.column_names if pa.types.is_nested(table[name].type)]
+        if called := columns_called(nested, LABEL_COLUMNS):
+            notes.append(
+                f"{file}: the column {abbreviated(called)} is not read: it holds lists or records,"
+                " not one class per image"
+            )
+        return table.drop_columns(nested).to_pydict()
     except UserError:
         raise
     except Exception as error:  # of many kinds: text that is no UTF-8, times beyond the calendar
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:300]}") from error
-
-
-def _table(path: Path, file: str, notes: list[str]) -> pa.Table:
-    if path.suffix == ".jsonl":
-        return json.read_json(path)
-    if path.suffix == ".parquet":
-        _require_few(parquet.read_schema(path).names, path)
-        return parquet.read_table(path)
-    content: bytes | None = None
-    text = begin_of_utf8(path)
-    if not text:
-        text, western = read_encoded(path)
-        content = text.encode()
-        if western:
-            notes.append(f"{file}{western_note(re.findall(WORD, text))}")
-
-    def source() -> Path | pa.BufferReader:
-        return path if content is None else pa.BufferReader(content)
-
-    layout = csv.ParseOptions(delimiter=separator_of(text), newlines_in_values=True)
-    with csv.open_csv(source(), parse_options=layout) as begin:
-        _require_few(begin.schema.names, path)
-        as_text = dict.fromkeys(begin.schema.names, pa.string())
-    # empty text is null, but NA and None may be names
-    options = csv.ConvertOptions(column_types=as_text, null_values=[""], strings_can_be_null=True)
-    table = csv.read_csv(source(), parse_options=layout, convert_options=options)
-    for place, name in enumerate(table.column_names):
-        if name != "file_name":
-            table = table.set_column(place, name, _numbers_or_text(table[place]))
-    return table
 
 
 def _require_few(columns: list[str], path: Path) -> None:
@@ -764,20 +794,19 @@ def _require_few(columns: list[str], path: Path) -> None:
         )
 
 
-def _numbers_or_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Cells as they are; as numbers where no text is lost by that, so that 9 is before 10.
+def _numbers_or_text(cells: Sequence[str]) -> list[Any]:
+    """Cells as numbers where no text is lost by that, so that 9 is before 10; empty ones are None.
 
     Whole numbers lose the ``.0`` that programs write where another row of the column is empty.
     """
-    text = pc.utf8_trim_whitespace(column)  # type: ignore[attr-defined]
-    values = [value for value in text.unique().to_pylist() if value is not None]
+    values = {cell for cell in cells if cell}
     if all(re.fullmatch(r"-?[0-9]+(\.0)?", value) for value in values):
-        values = [value.removesuffix(".0") for value in values]
-        column = text = pc.replace_substring_regex(text, r"\.0$", "")  # type: ignore[attr-defined]
-    for kind, dtype in ((int, pa.int64()), (float, pa.float64())):
+        values = {value.removesuffix(".0") for value in values}
+        cells = [cell.removesuffix(".0") for cell in cells]
+    for kind in (int, float):
         if all(_is_written_as(kind, value) for value in values):
-            return text.cast(dtype)
-    return column
+            return [kind(cell) if cell else None for cell in cells]
+    return [cell or None for cell in cells]
 
 
 def _is_written_as(kind: type[int] | type[float], value: str) -> bool:

@@ -12,8 +12,10 @@ One rule for the columns of a CSV, of a parquet file and of a ``metadata.csv``:
 import codecs
 import csv
 import io
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import Any, NamedTuple
@@ -24,15 +26,19 @@ import numpy as np
 
 from shared.data.images import UNLABELED, ImageSet, Splits
 from shared.runtime.errors import UserError
-from shared.runtime.files import did_you_mean, open_regular, read_bytes
+from shared.runtime.files import did_you_mean, read_bytes
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
+from shared.runtime.progress import counted
 
 IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
 IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
+_ONE_HOT = {"0", "1", "0.0", "1.0", ""}  # cells of a table with a column for each class
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
 LONGEST_CLASS = 1000  # characters
 MOST_BYTES = 2**32  # of a label file; that of ImageNet-21k has a tenth of it
+# a web page or Word writes them for a plain space, from which nobody can tell them
+_PLAIN_SPACES = dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
 WORD = r"[^\W\d_]+"  # letters alone, no digits of any script
 # Bytes that are the same letter in Windows-1252 and in the code pages of Central Europe, Turkey and
 # the Baltic. All others may be another letter: 0xE8 is è or č, 0xF0 is ð or ğ.
@@ -54,17 +60,24 @@ class LabelTable(NamedTuple):
         columns: of the images' names and of the labels, as the file calls them.
         rows: an image's name and the name of its class, which is empty where it has none.
         western: whether it was read as Windows-1252, because it is no UTF-8.
+        lines: the line in which each row begins, from 1.
     """
 
     file: Path
     columns: tuple[str, str]
     rows: list[tuple[str, str]]
     western: bool = False
+    lines: Sequence[int] = ()
 
     @property
     def labeled(self) -> list[tuple[str, str]]:
         """The rows with a label."""
         return [row for row in self.rows if row[1]]
+
+    def filled(self) -> "LabelTable":
+        """The table without the rows that have no label."""
+        lines = [line for line, row in zip(self.lines, self.rows, strict=True) if row[1]]
+        return self._replace(rows=self.labeled, lines=lines)
 
 
 # --------------------------------------------------------------------------------- the one rule
@@ -116,8 +129,29 @@ def is_label(value: Any) -> bool:
 
 
 def class_text(value: str) -> str:
-    """A class's name as text: without spaces around it, accents composed (NFC)."""
-    return normalize("NFC", value.strip())
+    """A class's name as text: no spaces around it, accents composed (NFC), plain spaces in it."""
+    return normalize("NFC", value.translate(_PLAIN_SPACES).strip())
+
+
+def chosen_class(value: str, source: object) -> str:
+    """The class in a cell; Label Studio writes it as the only one of a list.
+
+    Raises:
+        UserError: the list has several.
+    """
+    if value.startswith(('["', '{"choices"')):
+        try:
+            choices = json.loads(value)
+        except (ValueError, RecursionError):
+            return class_text(value)
+        choices = choices.get("choices") if isinstance(choices, dict) else choices
+        if isinstance(choices, list):
+            if len(choices) > 1:
+                raise UserError(
+                    f"{source}: several classes for one image: {printable(value[:80])}; leave one"
+                )
+            value = str(choices[0]) if choices else ""
+    return class_text(value)
 
 
 def require_class_names(names: Iterable[str], source: object) -> None:
@@ -182,25 +216,6 @@ def read_encoded(file: Path) -> tuple[str, bool]:
     return text, False
 
 
-def begin_of_utf8(file: Path) -> str:
-    """The first 65,536 characters of a file that is UTF-8 to its end; empty where it is not.
-
-    It is read in parts, so that other programs can read a large file without a copy of it here.
-    """
-    decoder, begin = codecs.getincrementaldecoder("utf-8-sig")(), ""
-    try:
-        with open_regular(file) as content:
-            while part := content.read(2**20):
-                text = decoder.decode(part)
-                begin = begin or text[: 2**16]
-                if "\0" in text or content.tell() > MOST_BYTES:
-                    return ""
-        decoder.decode(b"", final=True)
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return begin
-
-
 def is_western(content: bytes) -> bool:
     """Whether bytes that are no UTF-8 are plainly Windows-1252, as Excel writes it in the West.
 
@@ -221,24 +236,78 @@ def western_note(texts: Iterable[str]) -> str:
     return f"; it is no UTF-8 and is read as Windows-1252: {abbreviated(words)}"
 
 
-def read_csv(
-    file: Path, image_column: str | None = None, label_column: str | None = None
-) -> LabelTable:
-    """Read a CSV file of labels, separated by comma, semicolon, tab or ``|``.
+class Rows(NamedTuple):
+    """A CSV file as it is: its columns and the cells below them, without spaces at their ends.
+
+    Attributes:
+        columns: as the first line calls them.
+        cells: of each row, one for each column; an absent cell is empty.
+        lines: the line in which each row begins, from 1.
+        western: whether it was read as Windows-1252, because it is no UTF-8.
+    """
+
+    columns: list[str]
+    cells: list[list[str]]
+    lines: list[int]
+    western: bool
+
+    def place(self, column: str, file: Path) -> int:
+        """Position of a column; UserError where several have this name."""
+        if (number := self.columns.count(column)) > 1:
+            raise UserError(
+                f"{file} has {number} columns called {printable(column)}; rename all but one"
+            )
+        return self.columns.index(column)
+
+
+def read_rows(file: Path, options: Iterable[str | None] = ()) -> Rows:
+    """Read a CSV file, separated by comma, semicolon, tab or ``|``.
 
     Args:
-        file: its first line names the columns; further columns are passed over.
+        file: its first line names the columns; a row may lack the last ones.
+        options: columns that the user named, which may show what the separator is.
+
+    Raises:
+        UserError: it cannot be read, is empty, or a row has more cells than there are columns.
+    """
+    text, western = read_encoded(file)
+    numbered = _cells(text, file, options)
+    if not numbered:
+        raise UserError(f"{file} is empty; it must begin with a line such as file,label")
+    rows = Rows([cell.strip() for cell in numbered[0][1]], [], [], western)
+    for number, cells in numbered[1:]:
+        cells = [csv_value(cell.strip()) for cell in cells]
+        cells += [""] * (len(rows.columns) - len(cells))
+        if any(cells[len(rows.columns) :]):
+            raise UserError(
+                f"{file}, line {number}: {len(cells)} cells under {len(rows.columns)} columns,"
+                f" {abbreviated(rows.columns)}; the first line must name all columns, and text that"
+                ' holds the separator be in quotes, as "a, b"'
+            )
+        rows.cells.append(cells[: len(rows.columns)])
+        rows.lines.append(number)
+    return rows
+
+
+def read_csv(
+    file: Path,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    classes: Iterable[str] = (),
+) -> LabelTable:
+    """Read a CSV file of labels, as `read_rows` reads it.
+
+    Args:
+        file: further columns are passed over.
         image_column: the column of the images' names, if the file has it.
         label_column: the column of the labels, if the file has it.
+        classes: of the images, if known. Where all labels are among them, 1.0 and -1 are names too.
 
     Raises:
         UserError: it cannot be read, lacks a column, or has a row that is not one.
     """
-    text, western = read_encoded(file)
-    numbered = _cells(text, file)
-    if not numbered:
-        raise UserError(f"{file} is empty; it must begin with a line such as file,label")
-    head = [cell.strip() for cell in numbered[0][1]]
+    table = read_rows(file, (image_column, label_column))
+    head = table.columns
     image = choose_column("image", columns_called(head, IMAGE_COLUMNS), head, image_column, file)
     if image is None:
         raise UserError(
@@ -246,47 +315,85 @@ def read_csv(
             f" --data.image_column; its first line is {','.join(head)[:100]!r}"
         )
     others = [column for column in columns_called(head, LABEL_COLUMNS) if column != image]
+    if len(others) > 1 and len({*others}) == 1:
+        table.place(others[0], file)
     label = choose_column("label", others, head, label_column, file)
+    place = table.place(image, file)
+    names = [cells[place] for cells in table.cells]
     if label is None:
+        label, values = _one_hot(table, place, file)
+    else:
+        place = table.place(label, file)
+        sources = (f"{file}, line {line}" for line in table.lines)
+        values = [
+            chosen_class(cells[place], source)
+            for cells, source in zip(table.cells, sources, strict=True)
+        ]
+    if not {*values} <= {"", *map(class_text, classes)}:
+        values = _without_decimals([value if is_label(value) else "" for value in values])
+    for name, value, line in zip(names, values, table.lines, strict=True):
+        if value and not name:
+            raise UserError(f"{file}, line {line}: a label, but no image")
+    require_class_names(values, file)
+    rows = [row for row in zip(names, values, strict=True) if row[0]]
+    lines = [line for line, name in zip(table.lines, names, strict=True) if name]
+    return LabelTable(file, (image, label), rows, table.western, lines)
+
+
+def _one_hot(table: Rows, image: int, file: Path) -> tuple[str, list[str]]:
+    """The names of the columns of a table with one for each class, and the class of each row.
+
+    Args:
+        table: with 1 below the class of a row and 0 below the others.
+        image: position of the column of the images' names.
+        file: for messages.
+
+    Raises:
+        UserError: it has other cells, or a row with several classes.
+    """
+    columns = [*table.columns]
+    del columns[image]
+    others = [[*cells[:image], *cells[image + 1 :]] for cells in table.cells]
+    if len(columns) < 2 or not {cell for row in others for cell in row} <= _ONE_HOT:
         raise UserError(
-            f"{file} has no column called label; its columns are {abbreviated(head, 12)};"
+            f"{file} has no column called label; its columns are {abbreviated(table.columns, 12)};"
             " choose with --data.label_column"
         )
-    places = head.index(image), head.index(label)
-    rows = []
-    for number, cells in numbered[1:]:
-        cells = [cell.strip() for cell in cells] + [""] * (len(head) - len(cells))
-        if any(cells[len(head) :]):
+    labels = []
+    for line, row in zip(table.lines, others, strict=True):
+        ones = [column for column, cell in zip(columns, row, strict=True) if cell[:1] == "1"]
+        if len(ones) > 1:
             raise UserError(
-                f"{file}, line {number}: {len(cells)} cells under {len(head)} columns; write text"
-                ' that holds the separator in quotes, as "a, b"'
+                f"{file} has a column for each class, and line {line} several classes for one"
+                f" image: {abbreviated(ones)}; leave a 1 in one of them"
             )
-        name, value = (csv_value(cells[place]) for place in places)
-        if not name and is_label(value):
-            raise UserError(f"{file}, line {number}: a label, but no image")
-        if value.startswith('{"choices"'):
-            raise UserError(
-                f"{file}, line {number}: several classes for one image: {printable(value[:80])}"
-            )
-        if name:
-            rows.append((name, class_text(value) if is_label(value) else ""))
-    require_class_names((value for _, value in rows), file)
-    return LabelTable(file, (image, label), _without_decimals(rows), western)
+        labels.append(class_text(ones[0]) if ones else "")
+    return abbreviated(columns), labels
 
 
-def separator_of(text: str) -> str:
-    """What is between the columns of a CSV file: the likeliest in its first line."""
-    head = next((line for line in text.splitlines() if line.strip()), "")
-    return max(",;\t|", key=head.count)
+def separator_of(head: str, options: Iterable[str | None] = ()) -> str:
+    """What is between the columns of a CSV file: it makes the first line name the columns.
+
+    Of several, or where none does, the one that is there most often.
+    """
+
+    def fit(separator: str) -> tuple[int, int]:
+        columns = [cell.strip(' "') for cell in head.split(separator)]
+        known = [columns_called(columns, names) for names in (IMAGE_COLUMNS, LABEL_COLUMNS)]
+        known += [[option] for option in options if option in columns]
+        return sum(map(bool, known)), len(columns)
+
+    return max(",;\t|", key=fit)
 
 
-def _cells(text: str, file: Path) -> list[tuple[int, list[str]]]:
+def _cells(text: str, file: Path, options: Iterable[str | None]) -> list[tuple[int, list[str]]]:
     """Line number and cells of every row that is not blank; the first names the columns."""
     first, _, rest = text.partition("\n")
     if match := re.fullmatch(r"sep=(.)\s*", first):  # as Excel writes it
         separator, text = match[1], rest
     else:
-        separator = separator_of(text)
+        head = next((line for line in text.splitlines() if line.strip()), "")
+        separator = separator_of(head, options)
     lines = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
     )
@@ -322,26 +429,42 @@ def can_be_listed(name: str) -> bool:
     return name == name.strip()
 
 
-def _without_decimals(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _without_decimals(labels: list[str]) -> list[str]:
     """Whole numbers as such: programs write 3.0 where another row of the column is empty."""
-    if all(re.fullmatch(r"[0-9]+(\.0)?|", label) for _, label in rows):
-        return [(name, label.removesuffix(".0")) for name, label in rows]
-    return rows
+    if all(re.fullmatch(r"[0-9]+(\.0)?|", label) for label in labels):
+        return [label.removesuffix(".0") for label in labels]
+    return labels
 
 
 def each_once(
-    images: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path
+    images: ImageSet, ids: np.ndarray, targets: np.ndarray, table: LabelTable
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (k,) and classes (k,) of a file's rows, each image once, in order.
+    """Positions (k,) and classes (k,) of the labeled images, each image once, in order.
+
+    Args:
+        images: which the table names.
+        ids: (r,) int64 position of each row's image; -1: the row is left out.
+        targets: (r,) int64 class of each row; -1: the row is left out.
+        table: of r rows.
 
     Raises:
         UserError: an image has several labels.
     """
-    ids, targets = np.unique(np.stack([ids, targets]), axis=1)
-    repeated = ids[1:][ids[1:] == ids[:-1]]
+    usable = (ids >= 0) & (targets != UNLABELED)
+    ids = np.where(usable, ids, -1)
+    first, classes = np.unique(np.stack([ids[usable], targets[usable]]), axis=1)
+    repeated = first[1:][first[1:] == first[:-1]]
     if len(repeated):
-        raise UserError(f"{file} gives several labels to {abbreviated(images.names[repeated])}")
-    return ids, targets
+        of_one = np.flatnonzero(ids == repeated[0])
+        places = (f" in line {table.lines[row]}" if len(table.lines) else "" for row in of_one)
+        labels = [f"{table.rows[r][1]}{p}" for r, p in zip(of_one, places, strict=True)]
+        name = printable(images.names[repeated[0]])
+        others = len({*repeated.tolist()}) - 1
+        raise UserError(
+            f"{table.file} gives several labels to {name}: {abbreviated(labels, 6)}"
+            + (f"; and to {counted(others, 'other image')}" if others else "")
+        )
+    return first, classes
 
 
 # ------------------------------------------------------------------------- which image is meant
@@ -352,6 +475,7 @@ class ImageIndex:
     accents are composed (NFC); a name may lack the first folders of the image's, or have more of
     them in front (an absolute path, perhaps of another machine); the longest end counts. A web
     address, and what Label Studio exports, stand for the path in them. Upper and lower case differ.
+    A name that fits no image may lack the suffix of one.
 
     Args:
         names: of the images.
@@ -370,6 +494,17 @@ class ImageIndex:
 
     def positions(self, name: str) -> list[int]:
         """The images that a name may mean: none, one, or several."""
+        if places := self._positions(name):
+            return places
+        groups = list(self.whole.values())
+        return [place for group in self._stems._positions(name) for place in groups[group]]
+
+    @cached_property
+    def _stems(self) -> "ImageIndex":
+        """The same names without their suffixes."""
+        return ImageIndex(map(_stem, self.whole))
+
+    def _positions(self, name: str) -> list[int]:
         if name in self.exact:
             return [self.exact[name]]
         for form in _forms(name):
@@ -411,23 +546,34 @@ def find_names(images: list[str], names: list[str], file: Path) -> list[int]:
     if unknown:
         raise UserError(
             f"{file} names {len(unknown)} unknown images: {abbreviated(unknown)};"
-            f" {_other_case(images, unknown)}the images are called like {abbreviated(images)}"
+            f" {way_out(images, unknown)}the images are called like {abbreviated(images)}"
         )
+    require_one_image(names, positions, images, file)
+    return [places[0] for places in positions]
+
+
+def require_one_image(
+    names: list[str], positions: list[list[int]], images: list[str], file: Path
+) -> None:
+    """UserError where a name may be several images."""
     ambiguous = [name for name, places in zip(names, positions, strict=True) if len(places) > 1]
     if ambiguous:
         raise UserError(
             f"{file}: {abbreviated(ambiguous)} may be several images; write more of the path,"
             f" as in {abbreviated(images)}"
         )
-    return [places[0] for places in positions]
 
 
-def _other_case(images: list[str], unknown: list[str]) -> str:
-    """A hint for names that differ from an image's in upper and lower case alone."""
+def way_out(images: list[str], unknown: list[str]) -> str:
+    """A hint for names that differ from an image's in upper and lower case or the suffix alone."""
     index = ImageIndex([name.casefold() for name in images])
     for name in unknown:
         if places := index.positions(name.casefold()):
             return f"upper and lower case differ from {printable(images[places[0]])}; "
+        stem = _stem(_plain(name.casefold()))
+        if places := index.positions(stem):
+            image = printable(images[places[0]])
+            return f"the suffix differs from {image}; write that, or leave the suffixes out; "
     return ""
 
 
@@ -435,6 +581,11 @@ def _plain(name: str) -> str:
     """A path with ``/`` between folders, without ``.``, ``..`` and an empty part at its begin."""
     parts = normpath(normalize("NFC", name).replace("\\", "/")).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))
+
+
+def _stem(path: str) -> str:
+    """A path without the suffix of the file."""
+    return re.sub(r"(?<=[^/])\.[^./]*$", "", path)
 
 
 def _forms(name: str) -> Iterator[str]:

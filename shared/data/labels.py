@@ -115,7 +115,7 @@ def _by_number(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> 
 
 
 def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (k,) and classes (k,) of a file's training images; the file may repeat images."""
+    """Positions (k,) and classes (k,) of a file's training images, each once, in order."""
     train, file = splits.train, labels.file
     assert file is not None
     if labels.csv_file is None:
@@ -124,8 +124,10 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
         targets = train.labels[ids]
         if (targets == UNLABELED).any():
             raise UserError(f"{file} lists images without a known label; use a CSV file,label")
-        return ids, targets
-    rows = read_csv(file, labels.image_column, labels.label_column).rows
+        ids = np.unique(ids)
+        return ids, train.labels[ids]
+    table = read_csv(file, labels.image_column, labels.label_column, train.classes)
+    rows = table.rows
     number = {class_text(name): index for index, name in enumerate(train.classes)}
     number[""] = UNLABELED
     unknown = sorted({label for _, label in rows} - number.keys())
@@ -141,13 +143,11 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
             " another file, among the downloads of the browser)"
         )
     targets = np.array([number[label] for _, label in rows], dtype=np.int64)
-    usable = (ids >= 0) & (targets != UNLABELED)
-    return ids[usable], targets[usable]
+    return each_once(train, ids, targets, table)
 
 
 def _checked(train: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path) -> Labels:
-    """Each image once, in order; UserError where a class has no label or an image has several."""
-    ids, targets = each_once(train, ids, targets, file)
+    """The labels as they are; UserError where a class has none, or there is one class alone."""
     # a class without any labeled image needs no label here
     classes = np.unique(train.labels[train.labels != UNLABELED])
     if len(missing := np.setdiff1d(classes, targets)):
@@ -159,7 +159,8 @@ def _checked(train: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path) 
         raise UserError(
             f"{file} has {counted(len(ids), 'label')} of images that training may see, of"
             f" {counted(len(np.unique(targets)), 'class', 'classes')}; give labels of two or more"
-            " classes, of images that are not in --data.test"
+            " classes, of images that are not in --data.test (an empty cell and -1 are no label;"
+            " call classes 0 and 1, or by names)"
         )
     return Labels(ids, targets)
 
@@ -170,7 +171,8 @@ def _stratified(images: ImageSet, labels: LabelSet, rng: np.random.Generator) ->
     if len(members) < 2:
         raise UserError(
             "all labeled images are of one class,"
-            f" {printable(images.classes[images.labels.max()])}; give images of two or more"
+            f" {printable(images.classes[images.labels.max()])}; give images of two or more (an"
+            " empty cell and -1 are no label; call classes 0 and 1, or by names)"
         )
     if labels.per_class is not None:
         counts = np.full(len(members), labels.per_class)

@@ -37,18 +37,21 @@ from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Config
 from shared.config.sections import Data
 from shared.data.cache import shrunk
-from shared.data.folders import formats, is_text, open_folder, split_of, walk
+from shared.data.folders import SUFFIXES, formats, is_text, open_folder, split_of, walk
 from shared.data.images import UNLABELED, Decoding, ImageSet, Splits, size_text
 from shared.data.label_files import (
     LABEL_COLUMNS,
+    ImageIndex,
     LabelTable,
     choose_column,
+    chosen_class,
     class_text,
     columns_called,
     find_names,
     is_label,
     read_csv,
     require_class_names,
+    require_one_image,
 )
 from shared.data.listings import listing
 from shared.data.names import Names
@@ -286,13 +289,9 @@ def _image_set(
     dataset: datasets.Dataset, data: Data, source: str, required: bool = True, labeled: bool = True
 ) -> ImageSet:
     """A split as an image set; ``required``: the columns that options name must be there."""
-    features = dataset.features
-    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    columns = columns or [name for name, feature in features.items() if _holds_bytes(feature)]
-    folder = _folder_of(source)
-    columns = columns or [
-        name for name in features if folder and _names_files(dataset, name, folder)
-    ]
+    features, folder = dataset.features, _folder_of(source)
+    below = cache(lambda: _Below(folder or ""))  # a walk, for paths that are not there alone
+    columns = _image_columns(dataset, data, folder, below)
     image = choose_column(
         "image", columns, dataset.column_names, data.image_column, source, required
     )
@@ -318,7 +317,7 @@ def _image_set(
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"data.image_column={image} holds no images in {source}") from error
     if folder:
-        files = _with_paths_below(folder, files, source)
+        files = _with_paths_below(folder, files, source, below)
     names = _names(files, os.path.join(folder or Path(source).absolute(), ""))
     decoding = Decoding(data.load_truncated, data.max_pixels)
     return ImageSet(
@@ -331,6 +330,18 @@ def _image_set(
         edited=edited,
         columns=others,
     )
+
+
+def _image_columns(
+    dataset: datasets.Dataset, data: Data, folder: str | None, below: Callable[[], "_Below"]
+) -> list[str]:
+    """The columns that may hold the images: of the hub's kind, or of bytes, or of paths."""
+    features = dataset.features
+    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = {data.label_column, *columns_called(dataset.column_names, LABEL_COLUMNS)}
+    others = {name: feature for name, feature in features.items() if name not in labels}
+    columns = columns or [name for name, feature in others.items() if _holds_bytes(feature)]
+    return columns or [n for n in others if folder and _names_files(dataset, n, folder, below)]
 
 
 def _names(files: datasets.Dataset, root: str) -> Names:
@@ -445,21 +456,44 @@ def _folder_of(source: str) -> str | None:
     return str(path if path.is_dir() else path.parent)
 
 
-def _names_files(dataset: datasets.Dataset, column: str, folder: str) -> bool:
+class _Below:
+    """The images below a folder, found by the paths of another machine."""
+
+    def __init__(self, folder: str):
+        self.names = sorted(walk(Path(folder)).images)
+        self.index = ImageIndex(self.names)
+
+    def path(self, name: str, source: str) -> str | None:
+        """The path below the folder that a name means, None without any; UserError for several."""
+        positions = self.index.positions(name)
+        require_one_image([name], [positions], self.names, Path(source))
+        return self.names[positions[0]] if positions else None
+
+
+def _names_files(
+    dataset: datasets.Dataset, column: str, folder: str, below: Callable[[], _Below]
+) -> bool:
     """Whether a column of text holds paths of files below the folder, among its first rows."""
     feature = dataset.features[column]
     if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string"):
         return False
     paths = [path for path in dataset.select_columns([column])[:100][column] if path]
-    return any(os.path.isfile(os.path.join(folder, _normal(path))) for path in paths)
+    if any(os.path.isfile(os.path.join(folder, _normal(path))) for path in paths):
+        return True
+    likely = [path for path in paths if path.lower().endswith(SUFFIXES)]
+    return any(below().index.positions(path) for path in likely)
 
 
 def _normal(path: str) -> str:
     return os.path.normpath(path if "/" in path else path.replace("\\", "/"))
 
 
-def _with_paths_below(folder: str, files: datasets.Dataset, source: str) -> datasets.Dataset:
+def _with_paths_below(
+    folder: str, files: datasets.Dataset, source: str, below: Callable[[], _Below]
+) -> datasets.Dataset:
     """The files with absolute paths where there are no bytes; other paths are only names.
+
+    A path where no file is means the image below the folder that `ImageIndex` finds.
 
     Raises:
         UserError: a path leads out of the folder; a parquet file from elsewhere must not choose
@@ -472,14 +506,17 @@ def _with_paths_below(folder: str, files: datasets.Dataset, source: str) -> data
         if path.startswith(root) and ".." not in path[len(root) :]:
             return path
         whole = os.path.normpath(os.path.join(normal_root, _normal(path)))
+        is_there = whole.startswith(normal_root) and os.path.isfile(whole)
+        if not is_there and (name := below().path(path, source)):
+            return root + name
         if not whole.startswith(normal_root):
             outside.append(path)
         return root + whole[len(normal_root) :]
 
     column = files.data.column("image")  # type: ignore[attr-defined]
     paths = pc.struct_field(column, "path")  # type: ignore[attr-defined]
-    below = pc.and_(pc.starts_with(paths, root), pc.invert(pc.match_substring(paths, "..")))  # type: ignore[attr-defined]
-    if pc.all(below, skip_nulls=False).as_py():  # type: ignore[attr-defined]
+    own = pc.and_(pc.starts_with(paths, root), pc.invert(pc.match_substring(paths, "..")))  # type: ignore[attr-defined]
+    if pc.all(own, skip_nulls=False).as_py():  # type: ignore[attr-defined]
         return files  # a folder's own, which may be very many
     chunks = column.chunks
     old, new = [], []
@@ -538,11 +575,15 @@ def _labels(
     """Classes (n,) int64 and their names; what is no label, ``is_label`` says."""
     if not isinstance(feature, datasets.Value):
         raise UserError(f"data.label_column={column} holds {feature}, not one class per image")
+    if feature.dtype in ("binary", "large_binary"):
+        try:
+            values = [None if value is None else value.decode() for value in values]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{source}: column {column} holds bytes that are no text") from error
+    values = [chosen_class(v, source) if isinstance(v, str) else v for v in values]
     known = np.array([is_label(value) for value in values], bool)
     known_values = [value for value, is_known in zip(values, known, strict=True) if is_known]
     labels = np.full(len(values), UNLABELED)
-    if feature.dtype in ("string", "large_string"):
-        known_values = [class_text(value) for value in known_values]
     distinct, labels[known] = np.unique(np.array(known_values), return_inverse=True)
     if distinct.dtype.kind == "f" and (np.abs(distinct) < 2**53).all() and not (distinct % 1).any():
         distinct = distinct.astype(np.int64)  # whole numbers; a null among them made them floats
@@ -559,6 +600,13 @@ def _class_names(names: list, column: str, source: str) -> tuple[str, ...]:
             f"{source}: the classes of column {column} must be different texts, they are"
             f" {abbreviated(names)}; mend the list"
         )
+    plain: dict[str, str] = {}
+    for name in texts:
+        if (other := plain.setdefault(class_text(name), name)) != name:
+            raise UserError(
+                f"{source}: the classes {other!r} and {name!r} differ in spaces or in how accents"
+                " are written alone; rename one, or move its images to the other"
+            )
     require_class_names(texts, source)
     return texts
 
@@ -622,7 +670,8 @@ def _open_splits(
     sources = _open(data.train, data, progress)
     name = "train" if "train" in sources else next(iter(sources))
     train = _image_set(sources[name], data, data.train, required=table is None)
-    labels = read_labels(table, data, sources[name].column_names) if table else None
+    columns = sources[name].column_names
+    labels = read_labels(table, data, columns, train.classes) if table else None
     others = {key: part for key, part in sources.items() if key != name}
     listed = None
     if labels is not None and gives_the_classes(labels, train):
@@ -742,7 +791,7 @@ def _listed_test_images(
 
     These are training images, which are held out then, or files beside the CSV file.
     """
-    table = read_csv(file, data.image_column, data.label_column)
+    table = read_csv(file, data.image_column, data.label_column, train.classes)
     names = [name for name, _ in table.labeled]
     if not names:
         raise UserError(f"the test images in {data.test} have no labels")
@@ -766,7 +815,7 @@ def _listed_test_images(
     features = datasets.Features(image=datasets.Image())
     files = datasets.Dataset.from_dict(paths, features=features)
     test = _image_set(files, data, str(folder), required=False, labeled=False)
-    return train, decoded(labeled_by(test, table._replace(rows=table.labeled)))
+    return train, decoded(labeled_by(test, table.filled()))
 
 
 def _test_note(data: Data) -> str:

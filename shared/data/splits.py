@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 import numpy as np
@@ -30,13 +30,13 @@ LISTED = 30  # classes whose numbers of labels stand in one line
 
 
 # ------------------------------------------------------------------------------ labels of a file
-def read_labels(file: Path, data: Data, columns: list[str]) -> LabelTable:
-    """Read a CSV file of labels for images that come from a table with these columns.
+def read_labels(file: Path, data: Data, columns: list[str], classes: tuple[str, ...]) -> LabelTable:
+    """Read a CSV file of labels for images of these classes, from a table with these columns.
 
     Raises:
         UserError: the file is bad, or neither has a column that an option names.
     """
-    table = read_csv(file, data.image_column, data.label_column)
+    table = read_csv(file, data.image_column, data.label_column, classes)
     for kind, column in (("image", data.image_column), ("label", data.label_column)):
         if column is not None and column not in (*table.columns, *columns):
             raise UserError(
@@ -78,10 +78,12 @@ def one_label_each(
         UserError: as `labeled_by`.
     """
     classes = tuple(sorted({label for _, label in table.labeled}))
-    number = {label: index for index, label in enumerate(classes)}
-    ids = find_images(Splits(images, None), [name for name, _ in table.labeled], table.file)
-    targets = np.array([number[label] for _, label in table.labeled], dtype=np.int64)
-    return classes, *each_once(images, ids[ids >= 0], targets[ids >= 0], table.file)
+    number = {label: index for index, label in enumerate(classes)} | {"": UNLABELED}
+    targets = np.array([number[label] for _, label in table.rows], dtype=np.int64)
+    ids = np.full(len(targets), -1)
+    names = [name for name, _ in table.labeled]
+    ids[targets != UNLABELED] = find_images(Splits(images, None), names, table.file)
+    return classes, *each_once(images, ids, targets, table)
 
 
 # ------------------------------------------------------------------------------------ test images
@@ -233,16 +235,24 @@ def same_classes(test: ImageSet, train: ImageSet) -> tuple[ImageSet, ImageSet]:
     Then the class is there without a label, and its test images count as wrong.
 
     Raises:
-        UserError: class folders or a data set of training images lack a class.
+        UserError: class folders or a data set of training images lack a class, a file of labels
+            lacks all of them, or one differs in upper and lower case.
     """
     if not train.classes or test.classes == train.classes:
         return test, train
     known = {class_text(name) for name in train.classes}
     unknown = [name for name in test.classes if class_text(name) not in known]
-    if unknown and not train.edited:
+    folded = {class_text(name).casefold(): name for name in train.classes}
+    other_case = [name for name in unknown if class_text(name).casefold() in folded]
+    if unknown and (not train.edited or other_case or len(unknown) == len(test.classes)):
+        hint = ""
+        if other_case:
+            trained = printable(folded[class_text(other_case[0]).casefold()])
+            hint = f"upper and lower case of {printable(other_case[0])} and {trained} differ; "
         raise UserError(
             f"the test images have classes that the training images lack: {abbreviated(unknown)};"
-            " move images of them to the training images, or take them out"
+            f" {hint}the training images have {abbreviated(train.classes)}; write the classes"
+            " alike, move images of them to the training images, or take them out"
         )
     classes = tuple(sorted({*train.classes, *unknown})) if unknown else train.classes
     return _numbered(test, classes), _numbered(train, classes)
@@ -262,7 +272,7 @@ def column_line(column: str, columns: int, images: ImageSet) -> str:
     without = int((images.labels == UNLABELED).sum())
     if column == "label" and columns == 2 and not without and not na_note(images.classes):
         return ""
-    return f"labels: column {printable(column)}, {_classes(images)}"
+    return f"labels: column {printable(column)}, {_classes(images, ' (empty, or -1)')}"
 
 
 def folders_line(images: ImageSet) -> str:
@@ -270,14 +280,19 @@ def folders_line(images: ImageSet) -> str:
     return f"labels: class folders, {_classes(images)}"
 
 
-def _classes(images: ImageSet) -> str:
-    """The number of classes, and the first of them with their numbers of images."""
+def _classes(images: ImageSet, no_label: str = "") -> str:
+    """The number of classes, and the first of them with their numbers of images.
+
+    Args:
+        images: some of them may have no label.
+        no_label: how that is written there.
+    """
     known = images.labels[images.labels != UNLABELED]
     counts = np.bincount(known, minlength=len(images.classes))
     without = len(images) - len(known)
     each = (f"{name} {count:,}" for name, count in zip(images.classes, counts, strict=True))
     return (
-        f"{len(images.classes)} classes, {without:,} images without one;"
+        f"{len(images.classes)} classes, {without:,} images without one{no_label * bool(without)};"
         f" {abbreviated(each, COUNTED)}{na_note(images.classes)}"
     )
 
@@ -293,9 +308,14 @@ def table_line(table: LabelTable, splits: Splits) -> str:
         f" {counted(len(classes), 'class', 'classes')}"
     )
     if without := len(table.rows) - len(ids):
-        line += f", {counted(without, 'row')} without a label"
+        line += f", {counted(without, 'row')} without a label (empty, or -1)"
     if held_out := int((ids < 0).sum()):
         line += f"; {held_out:,} of them are of images for testing, or of unreadable ones"
+    short = (i for i, (name, _) in enumerate(table.labeled) if not PurePosixPath(name).suffix)
+    matched = ((i, splits.train.names[int(ids[i])]) for i in short if ids[i] >= 0)
+    if pair := next(((i, name) for i, name in matched if PurePosixPath(name).suffix), None):
+        written = table.labeled[pair[0]][0]
+        line += f"; names without suffix: {printable(written)} is {printable(pair[1])}"
     if 1 < len(classes) <= LISTED:  # a misspelt class shows here
         line += f"; {abbreviated((f'{name} {images_of[name]:,}' for name in classes), LISTED)}"
     return line + na_note(classes) + encoding_note(table)

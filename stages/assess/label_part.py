@@ -237,7 +237,8 @@ def _label_rows(
         classes = (train.classes[k] for k in inputs.labels.targets)
         listed = list(zip(names, classes, inputs.labels.ids.tolist(), strict=True))
     else:
-        table = read_csv(label_set.csv_file, label_set.image_column, label_set.label_column)
+        columns = label_set.image_column, label_set.label_column
+        table = read_csv(label_set.csv_file, *columns, train.classes)
         positions = find_images(inputs.splits, [name for name, _ in table.rows], table.file)
         pairs = zip(table.rows, positions.tolist(), strict=True)
         listed = [(name, label, position) for (name, label), position in pairs]

@@ -94,7 +94,8 @@ def open_labeled(config: Config, splits: Splits, text: str | None) -> Labeled:
     """
     label_set = config.label_set
     if label_set.csv_file is not None:
-        table = read_csv(label_set.csv_file, label_set.image_column, label_set.label_column)
+        columns = label_set.image_column, label_set.label_column
+        table = read_csv(label_set.csv_file, *columns, splits.train.classes)
         ids = find_images(splits, [name for name, _ in table.labeled], table.file)
         return Labeled(list(dict.fromkeys(table.labeled)), np.unique(ids[ids >= 0]))
     if text is None:

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import tracemalloc
 
 import datasets
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data import folders as folders_module
-from shared.data.folders import _table, open_folder, walk
+from shared.data.folders import open_folder, walk
 from shared.data.images import UNLABELED
 from shared.data.sources import OPENED, open_data
 from tests.support.photos import class_folders, make_folder
@@ -599,16 +598,6 @@ def test_metadata_as_excel_writes_it(tmp_path, capsys, encoding, separator):
     assert (said in printed) == (encoding == "cp1252")
 
 
-def test_a_large_metadata_file_is_not_copied_into_memory(tmp_path):
-    (tmp_path / "metadata.csv").write_text("file_name,label\n" + "Löwe 1.png,Löwe\n" * 500_000)
-    tracemalloc.start()
-    try:
-        assert _table(tmp_path / "metadata.csv", "metadata.csv", []).num_rows == 500_000
-        assert tracemalloc.get_traced_memory()[1] < 6_000_000  # the file has 9 million bytes
-    finally:
-        tracemalloc.stop()
-
-
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe\x00", "file_name,label\n0.png,ağaç\n".encode("cp1254"), b"a,b\n\0"]
 )
@@ -684,12 +673,58 @@ def test_bad_metadata_is_one_line(tmp_path, capsys):
     assert "names 1 missing images: ../10.png" in printed
     metadata(tmp_path, "file_name,label\n" + rows + "0.png,b\n")
     assert "several rows for 0.png" in error_of(tmp_path)
-    metadata(tmp_path, "file_name,label\n0.png\n")
-    assert "cannot read" in error_of(tmp_path)
-    metadata(tmp_path, "name,label\n" + rows)
+    metadata(tmp_path, "file_name,label\n0.png,a,b\n")
+    assert "line 2: 3 cells under 2 columns" in error_of(tmp_path)
+    metadata(tmp_path, "file_name,label,label\n" + rows)
+    assert "has 2 columns called label" in error_of(tmp_path)
+    metadata(tmp_path, "path,file,label\n")
+    assert "has several image columns: path, file; call one file_name" in error_of(tmp_path)
+    for head, reason in (("id", "it has no column file_name"), ("name", "its column name names")):
+        metadata(tmp_path, f"{head},label\nx,1\n")
+        splits, printed = notes(capsys, tmp_path)
+        assert splits.train.classes == ()
+        assert f"metadata.csv is not read: {reason}" in printed
+
+
+@pytest.mark.parametrize(
+    ("head", "row"),
+    [
+        ("File_Name,Label", "{}.png,{}"),
+        (" file , label ,note", "{}.png , {}"),
+        ("note (a,b,c);image;class", ";{}.png;{}"),
+        ("file_name,label", "/home/bob/photos/{}.png,{}"),
+        ("Image Path,target", "C:\\photos\\x\\{}.png,{}"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["", "train/"])
+def test_metadata_follows_the_rule_of_label_files(tmp_path, head, row, folder):
+    make_folder(tmp_path, [f"{folder}{i}.png" for i in range(10)])
+    if folder:
+        make_folder(tmp_path, [f"test/{i}.png" for i in range(4)])
+    rows = "".join(f"{row.format(i, 'ab'[i % 2])}\n" for i in range(8)) + f"{folder}9.png\n"
+    metadata(
+        tmp_path,
+        f"{head}\n{rows if ';' not in head else rows.replace(f'{folder}9.png', '')}",
+        f"{folder}metadata.csv",
+    )
+    splits = opened(tmp_path)
+    assert splits.train.classes == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["{}.png", "../{}.png", ".\\{}.png"])
+def test_a_name_of_a_metadata_file_that_may_be_several_images(tmp_path, name):
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in "abc" for i in range(3)])
+    metadata(tmp_path, "file_name,label\n" + name.format(1) + ",cat\n")
+    assert "may be several images; write more of the path" in error_of(tmp_path)
+
+
+def test_labels_that_are_lists_are_named(tmp_path, capsys):
+    make_folder(tmp_path, [f"{i}.png" for i in range(10)])
+    rows = "".join(f'{{"file_name": "{i}.png", "label": ["a"]}}\n' for i in range(10))
+    metadata(tmp_path, rows, "metadata.jsonl")
     splits, printed = notes(capsys, tmp_path)
     assert splits.train.classes == ()
-    assert "metadata.csv is not read: it has no column file_name" in printed
+    assert "metadata.jsonl: the column label is not read: it holds lists" in printed
 
 
 def test_images_beside_a_label_file_stay(tmp_path):

@@ -158,8 +158,81 @@ def test_columns_that_are_chosen_by_option(tmp_path):
     assert "its columns are file, species; choose with --data.label_column" in message
     for head in ("file,label,class", "file,label,label", "file,path,label"):
         message = refusal(written(tmp_path, head + "\n0.png,cat,dog\n"))
-        assert "has several" in message
-        assert "choose with --data." in message
+        assert "has several" in message or "has 2 columns called label; rename" in message
+    for head in ("file,label,label", "file,file,label", "file,species,species"):
+        file = written(tmp_path, head + "\n0.png,cat,dog\n")
+        column = head.rpartition(",")[2]
+        assert "has 2 columns called " in refusal(file, image_column="file", label_column=column)
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        ("file;label;note (a,b,c)", {}),
+        ("file\tlabel\tx, y, z, w", {}),
+        ("photo id;species;x, y, z", {"image_column": "photo id", "label_column": "species"}),
+        ('"file"|"label"|"a,b,c,d"', {}),
+    ],
+)
+def test_the_separator_makes_the_first_line_name_the_columns(tmp_path, head, options):
+    row = "0.png{0}cat{0}".format(next(s for s in ";\t|" if s in head))
+    assert read_csv(written(tmp_path, f"{head}\n{row}\n"), **options).rows == ROWS[:1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "filename, cat, dog\n0.png, 1, 0\n1.png, 0, 1\n2.png, 0, 0\n",
+        "cat;file;dog\n1.0;0.png;0.0\n0.0;1.png;1.0\n;2.png;\n",
+        "file\tdog\tcat\tfox\n0.png\t\t1\t\n1.png\t1\t0\n2.png\n",
+    ],
+)
+def test_a_column_for_each_class(tmp_path, content):
+    assert read_csv(written(tmp_path, content)).rows == ROWS
+
+
+def test_several_classes_in_columns_are_refused(tmp_path):
+    says = "line 3 several classes for one image: cat, dog; leave a 1 in one of them"
+    assert says in refusal(written(tmp_path, "file,cat,dog\n0.png,1,0\n1.png,1,1\n"))
+    assert "no column called label" in refusal(written(tmp_path, "file,cat,dog\n0.png,1,2\n"))
+    assert "no column called label" in refusal(written(tmp_path, "file,checked\n0.png,1\n"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "means"),
+    [
+        ('{"choices": ["a"]}', "a"),
+        ('["a"]', "a"),
+        ('{"choices": []}', ""),
+        ('["a', '["a'),
+        ("big\u00a0cat", "big cat"),
+        ("big\u202fcat", "big cat"),
+    ],
+)
+def test_one_choice_is_a_class(tmp_path, cell, means):
+    assert read_csv(written(tmp_path, csv_text([("0.png", cell)]))).rows == [("0.png", means)]
+
+
+@pytest.mark.parametrize("cell", ['["a", "x"]', '{"choices": ["a", "b"]}', '["a", {"b": 1}]'])
+def test_several_choices_are_refused(tmp_path, cell):
+    says = "line 2: several classes for one image"
+    assert says in refusal(written(tmp_path, csv_text([("0.png", cell)])))
+
+
+@pytest.mark.parametrize(
+    ("classes", "cells"),
+    [
+        (["1.0", "2.0"], ["1.0", "2.0"]),
+        (["-1", "1"], ["-1", "1"]),
+        (["1", "1.0"], ["1.0", "1"]),
+        (["-1", "1.0"], ["-1", ""]),
+    ],
+)
+def test_labels_that_are_the_classes_stay_as_they_are(tmp_path, classes, cells):
+    file = written(tmp_path, csv_text([(f"{i}.png", cell) for i, cell in enumerate(cells)]))
+    assert [label for _, label in read_csv(file, classes=classes).rows] == cells
+    others = [label for _, label in read_csv(file, classes=["1", "2"]).rows]
+    assert others == [cell.removesuffix(".0") if cell != "-1" else "" for cell in cells]
 
 
 # ------------------------------------------------------------------------------------ what is bad
@@ -231,6 +304,9 @@ NAMES = ["cat/0.png", "cat/1.png", "dog/0.png", "dog/café.png", "my cat.png"]
     [
         ("cat/1.png", 1),
         ("1.png", 1),
+        ("1", 1),
+        ("/home/ann/dog/0", 2),
+        ("my cat", 4),
         ("./cat/1.png", 1),
         ("cat//x/../1.png", 1),
         ("../photos/cat/1.png", 1),
@@ -262,7 +338,9 @@ def test_a_name_means_an_image(name, means):
         ("0.png", "may be several images"),
         ("fox/0.png", "unknown images: fox/0.png"),
         ("/home/ann/fox/1.png", "unknown images"),
-        ("1", "unknown images"),
+        ("2", "unknown images"),
+        ("1.jpg", "the suffix differs from cat/1.png; write that, or leave the suffixes out"),
+        ("cat/0.x", "the suffix differs from cat/0.png"),
         ("x1.png", "unknown images"),
         ("", "unknown images"),
         ("/", "unknown images"),

@@ -19,7 +19,7 @@ from shared.data.images import UNLABELED
 from shared.data.sources import open_beside, open_data, open_images
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
-from tests.support.sources import HALVES, PNGS, STRUCTS, error_of, opened, parquet
+from tests.support.sources import HALVES, PNGS, STRUCTS, encoded, error_of, opened, parquet
 
 
 # -------------------------------------------------------------------------------------- folders
@@ -588,3 +588,50 @@ def test_a_parquet_file_without_rows(tmp_path, name):
     file = parquet(tmp_path / name.replace("*", "t"), image=STRUCTS, label=HALVES)
     pq.write_table(pq.read_table(file)[:0], file)
     assert "a parquet file there has no rows" in error_of(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["/home/bob/pics/{}.png", "{}.png", "https://x.org/pics/{}.png", "C:\\pics\\{}.png", "{}"],
+)
+def test_paths_of_another_machine_in_a_parquet_file(tmp_path, form):
+    """The longest end counts, as in a CSV of labels; an id needs the column's name."""
+    names = [f"pics/{i}.png" for i in range(10)]
+    make_folder(tmp_path, names)
+    paths = [form.format(i) for i in range(10)]
+    pq.write_table(pa.table({"file": paths, "label": ["a", "b"] * 5}), tmp_path / "t.parquet")
+    options = {"image_column": "file"} if form == "{}" else {}
+    splits = opened(tmp_path / "t.parquet", **options)
+    assert sorted([*splits.train.names, *splits.test.names]) == names
+
+
+def test_a_path_of_another_machine_never_leads_out_of_the_folder(tmp_path):
+    make_folder(tmp_path, ["away/0.png", "in/a/1.png", "in/b/1.png"])
+    for path, says in (
+        (f"{tmp_path}/away/0.png", "outside of its folder"),
+        ("../away/0.png", "outside of its folder"),
+        ("/home/bob/1.png", "may be several images"),
+    ):
+        table = pa.table({"file": [path, "a/1.png"], "label": ["a", "b"]})
+        pq.write_table(table, tmp_path / "in/t.parquet")
+        assert says in error_of(tmp_path / "in/t.parquet", image_column="file")
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize("column", ["label", "Class", "species"])
+def test_labels_that_are_bytes(tmp_path, kind, column):
+    images = [encoded(Image.new("RGB", (4, 4), (i, 0, 0))) for i in range(10)]
+    options = {"label_column": column} if column == "species" else {}
+    for texts in ([b"blue", "grün".encode()], [b"blue", b"\xff"]):
+        labels = pa.array([*(texts * 4), None, b" "], kind)
+        pq.write_table(pa.table({"image": images, column: labels}), tmp_path / "t.parquet")
+        if texts[1] == b"\xff":
+            assert "holds bytes that are no text" in error_of(tmp_path / "t.parquet", **options)
+        else:
+            assert opened(tmp_path / "t.parquet", **options).train.classes == ("blue", "grün")
+
+
+@pytest.mark.parametrize("names", [("dog", "dog "), ("big cat", "big\u00a0cat"), ("é", "e\u0301")])
+def test_class_folders_that_look_the_same_are_refused(tmp_path, names):
+    make_folder(tmp_path, [f"{name}/{i}.png" for name in names for i in range(3)])
+    assert "differ in spaces or in how accents" in error_of(tmp_path)

@@ -1,6 +1,7 @@
 """Which images are for testing: drawn once, by name where labels come from a file, or listed."""
 
 import json
+import re
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from sklearn.model_selection import train_test_split
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data.images import UNLABELED, Splits
-from shared.data.label_files import LabelTable
+from shared.data.label_files import LabelTable, read_csv
+from shared.data.labels import draw_labels
 from shared.data.sources import open_data
 from shared.data.splits import (
     LOCKBOX,
@@ -220,7 +222,8 @@ def test_the_line_on_a_file():
     line = table_line(rows._replace(rows=[*rows.rows, ("0099.png", "")]), splits)
     held_out = len(splits.test)
     assert line == (
-        "labels: l.csv, columns file and label, 50 labels of 2 classes, 1 row without a label;"
+        "labels: l.csv, columns file and label, 50 labels of 2 classes, 1 row without a label"
+        " (empty, or -1);"
         f" {held_out} of them are of images for testing, or of unreadable ones; a 25, b 25"
     )
 
@@ -228,8 +231,8 @@ def test_the_line_on_a_file():
 def test_the_line_on_a_column():
     known = images([0, 1, -1], classes=("None", "x"))
     assert column_line("species", 2, known) == (
-        "labels: column species, 2 classes, 1 images without one; None 1, x 1; None is taken as the"
-        " name of a class (an empty cell is no label)"
+        "labels: column species, 2 classes, 1 images without one (empty, or -1); None 1, x 1;"
+        " None is taken as the name of a class (an empty cell is no label)"
     )
     assert column_line("label", 2, images([0, 1])) == ""
     assert column_line("label", 3, images([0, 1])) != ""
@@ -244,7 +247,7 @@ def test_classes_are_matched_by_their_composed_names():
         same_classes(replace(test, classes=("z",)), train)
 
 
-@pytest.mark.parametrize("extra", [("b",), ("b", "z"), ("0", "a")])
+@pytest.mark.parametrize("extra", [("a", "b"), ("b", "c"), ("0", "a")])
 def test_a_class_that_only_test_images_have_so_far_counts_as_wrong(extra):
     """Nobody has labeled one for training yet; the file of labels grows."""
     train = replace(images([0, 1, -1], classes=("a", "c")), edited=True)
@@ -254,6 +257,43 @@ def test_a_class_that_only_test_images_have_so_far_counts_as_wrong(extra):
     assert [trained.classes[k] for k in trained.labels[:2]] == ["a", "c"]
     assert trained.labels[2] == tested.labels[1] == UNLABELED
     assert [tested.classes[tested.labels[i]] for i in (0, 2)] == [extra[0], extra[-1]]
+
+
+@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        (("A", "B"), "upper and lower case of A and a differ"),
+        (("a", "B"), "upper and lower case of B and b differ"),
+        (("x", "y"), "the training images have a, b; write the classes alike"),
+    ],
+)
+def test_test_classes_that_no_training_image_has_are_refused(classes, says, edited):
+    train = replace(images([0, 1], classes=("a", "b")), edited=edited)
+    with pytest.raises(UserError, match=says):
+        same_classes(images([0, 1], classes=classes), train)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (["0.png,a", "1.png,b", "0.png,b"], "to 0.png: a in line 2, b in line 4"),
+        (["./0.png,a", "", "0,b"], "to 0.png: a in line 2, b in line 4"),
+        (["0.png,a", "0.png,b", "1.png,a", "1.png,b"], "b in line 3; and to 1 other image"),
+    ],
+)
+def test_several_labels_are_named_with_their_lines(rows, says, tmp_path):
+    file = tmp_path / "l.csv"
+    file.write_text("\n".join(["file,label", *rows]))
+    known = images([-1, -1], ["0.png", "1.png"], classes=("a", "b"))
+    for refuse in (
+        lambda: labeled_by(known, read_csv(file)),
+        lambda: draw_labels(
+            Splits(replace(known, labels=np.array([0, 1])), None), LabelSet.parse(str(file)), 0
+        ),
+    ):
+        with pytest.raises(UserError, match=re.escape(says)):
+            refuse()
 
 
 # --------------------------------------------------------------------- test images from a CSV file

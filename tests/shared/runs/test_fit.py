@@ -467,6 +467,11 @@ def test_of_two_first_choices_one_is_kept(tmp_path, origin):
 
 def test_only_without_a_recipe_missing_labels_mean_stage_1_alone(unlabeled, tmp_path, monkeypatch):
     own = [f"--data.train={unlabeled}", f"--output={tmp_path}"]
+    for columns, cell in (("text", "a caption"), ("species", "cat"), ("label", "-1")):
+        rows = "".join(f"{i}.png,{cell}\n" for i in range(24))
+        (unlabeled / "metadata.csv").write_text(f"file_name,{columns}\n{rows}")
+        assert pipeline.lacks_labels(read_command_line(own, "", ""))
+    (unlabeled / "metadata.csv").unlink()
     assert pipeline.lacks_labels(read_command_line(own, "", ""))
     monkeypatch.setattr("shared.data.sources.look_at", lambda *_: pytest.fail("the folder is read"))
     recipe = tmp_path / "r.yaml"
