@@ -455,7 +455,7 @@ def each_once(
     first, classes = np.unique(np.stack([ids[usable], targets[usable]]), axis=1)
     repeated = first[1:][first[1:] == first[:-1]]
     if len(repeated):
-        of_one = np.flatnonzero(ids == repeated[0])
+        of_one = np.flatnonzero(ids == repeated[0]).tolist()
         places = (f" in line {table.lines[row]}" if len(table.lines) else "" for row in of_one)
         labels = [f"{table.rows[r][1]}{p}" for r, p in zip(of_one, places, strict=True)]
         name = printable(images.names[repeated[0]])

@@ -105,9 +105,9 @@ def open_labeled(config: Config, splits: Splits, text: str | None) -> Labeled:
     return Labeled([(name, train.classes[target]) for name, target in rows], labels.ids)
 
 
-def labeled_in(file: Path) -> list[tuple[str, str]]:
+def labeled_in(file: Path, classes: Sequence[str]) -> list[tuple[str, str]]:
     """Rows with a label of a file that may not be there yet."""
-    return read_csv(file).labeled if file.exists() else []
+    return read_csv(file, classes=classes).labeled if file.exists() else []
 
 
 def taken_beside(splits: Splits, file: Path, kept: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -198,7 +198,7 @@ def suggest(
     splits = open_run(config, accelerator)
     images = splits.train
     labeled = open_labeled(config, splits, text)
-    kept = labeled_in(file) if test else labeled.rows
+    kept = labeled_in(file, splits.train.classes) if test else labeled.rows
     require_nothing_lost(file, kept)
     taken = np.concatenate([labeled.ids, taken_beside(splits, file, kept if test else [])])
     listable = np.array([can_be_listed(name) for name in images.names], bool)
@@ -247,7 +247,7 @@ def require_nothing_lost(file: Path, kept: Sequence[tuple[str, str]]) -> None:
     """UserError where writing the file anew would lose labels or columns that somebody added."""
     if not file.exists():
         return
-    labels = set(read_csv(file).labeled) - set(kept)
+    labels = set(read_csv(file, classes=[label for _, label in kept]).labeled) - set(kept)
     if labels:
         raise UserError(
             f"{file} has {len(labels):,} labels that would be lost; give it as --labels to go on"

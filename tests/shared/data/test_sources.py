@@ -610,7 +610,7 @@ def test_a_path_of_another_machine_never_leads_out_of_the_folder(tmp_path):
     for path, says in (
         (f"{tmp_path}/away/0.png", "outside of its folder"),
         ("../away/0.png", "outside of its folder"),
-        ("/home/bob/1.png", "may be several images"),
+        ("1.png", "may be several images"),
     ):
         table = pa.table({"file": [path, "a/1.png"], "label": ["a", "b"]})
         pq.write_table(table, tmp_path / "in/t.parquet")
