@@ -250,6 +250,9 @@ def read_command_line(
         if options:
             asked, flags = [*options, *asked], [*options, *flags]
             given = parser.parse_args(asked, defaults=False)
+        if least := [f"--{option}=0" for option in _least_passes(frozenset(given.keys()))]:
+            asked, flags = [*asked, *least], [*flags, *least]
+            given = parser.parse_args(asked, defaults=False)
         parser.recipe = ""
         fixed = frozenset(given.keys())
         config = _config(in_recipe.update(given), fixed)
@@ -349,7 +352,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         UserError: for an unknown option, a wrong type or a value out of range.
     """
     plain: dict[str, Any] = {}
-    for key, value in changes.items():
+    for key, value in (dict.fromkeys(_least_passes(changes), 0) | dict(changes)).items():
         section, _, name = key.rpartition(".")
         (plain.setdefault(section, {}) if section else plain)[name] = value
     try:
@@ -391,6 +394,12 @@ def _config(
         values[name] = replace(getattr(base, name), **values[name])
     values.pop("config", None)
     return replace(base, **values)
+
+
+def _least_passes(options: Collection[str]) -> list[str]:
+    """The recipe's least numbers of passes that do not hold, because steps are given beside."""
+    pairs = ((f"{name}.steps", f"{name}.least_epochs") for name in SECTIONS)
+    return [least for steps, least in pairs if steps in options and least not in options]
 
 
 def _require_sections(namespace: jsonargparse.Namespace) -> None:

@@ -192,7 +192,7 @@ METHODS = {
             "features-neighbours",
             "nearest neighbours on the frozen features",
             "neighbours",
-            "#6B5B2A",
+            "#857236",
             "d",
             stage="classical",
             section="classical",

@@ -68,8 +68,7 @@ class Config:
             text file of names, or a CSV file: file,label.
         seed: of the label draw and of stages 2 and 3.
         method: which row of the table stages.finetune makes; the pipeline makes all of them.
-        force: stages to redo although they are done, with all that is made from them, separated by
-            commas
+        force: stages to redo, with all that is made from them, separated by commas
         precision: bf16 is mixed precision, no is float32; auto takes bf16 where it is fast.
         channels_last: memory layout of images; auto uses it on CPUs and with mixed precision.
         checkpoint_activations: keep only what enters each block of the trained network, and compute

@@ -214,7 +214,7 @@ class Training:
         epochs: passes over the stage's images.
         steps: number of updates, in place of epochs.
         least_epochs: with steps, at least so many passes over the images, so that a length for few
-            labels grows with them; 0: steps alone.
+            labels grows with them; 0, or steps in a flag: steps alone.
         batch_size: images per update over all processes; may exceed the number of images.
         optimizer: lars for large batches, adamw for small networks, sgd (Nesterov).
         learning_rate: peak rate before scaling.

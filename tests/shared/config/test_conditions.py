@@ -125,3 +125,16 @@ def test_every_condition_names_an_option_and_values_that_it_takes():
                 owner = getattr(config, section if "." not in name else name.partition(".")[0])
                 usual = getattr(owner, name.rpartition(".")[2])
                 assert all(isinstance(value, type(usual)) for value in values), f.name
+
+
+@pytest.mark.parametrize(
+    ("flags", "least"),
+    [
+        ([], 30.0),
+        (["--finetune.steps=4"], 0.0),
+        (["--finetune.steps=4", "--finetune.least_epochs=2"], 2.0),
+        (["--supervised.steps=4"], 30.0),
+    ],
+)
+def test_steps_in_a_flag_win_over_the_recipes_least_passes(flags, least):
+    assert load_config(flags, "test", "")[0].finetune.least_epochs == least
