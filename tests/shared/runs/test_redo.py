@@ -96,7 +96,7 @@ def test_what_was_made_with_the_same_flags_passes(tmp_path, flags):
     ("flags", "change", "concerned", "force"),
     [
         (["--data.image_size=16"], "data.image_size=8, now it is 16", MADE, "pretrain,supervised"),
-        (["--finetune.steps=7"], "finetune.steps=100, now it is 7", MADE[3:], "finetune"),
+        (["--finetune.learning_rate=7"], "rate=0.001, now it is 7.0", MADE[3:], "finetune"),
         (["--distill.epochs=7"], "distill.epochs=100.0, now it is 7.0", MADE[4:], "distill"),
         (
             ["--augment.crop_area=[0.5,1]"],
