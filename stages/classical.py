@@ -463,6 +463,20 @@ class Frozen(NamedTuple):
         return model, rows, labels.targets[np.searchsorted(labels.ids, positions)]
 
 
+def _frozen_and_folder(
+    config: Config,
+    accelerator: Accelerator,
+    method: str,
+    splits: Splits,
+    labels: Labels,
+    settings: dict[str, Any],
+) -> tuple[Frozen, StageFolder]:
+    """The network that a row stands on, and the folder of what is made with it."""
+    frozen = Frozen.of(config, method, splits, labels)
+    settings = settings | frozen.settings(method, accelerator)
+    return frozen, _folder(config, accelerator, method, settings, splits.train)
+
+
 def _on_features(
     config: Config,
     accelerator: Accelerator,
@@ -472,9 +486,7 @@ def _on_features(
     settings: dict[str, Any],
 ) -> Path:
     """Fit the linear layer of a classifier whose encoder stays as it is."""
-    frozen = Frozen.of(config, method, splits, labels)
-    settings |= frozen.settings(method, accelerator)
-    folder = _folder(config, accelerator, method, settings, splits.train)
+    frozen, folder = _frozen_and_folder(config, accelerator, method, splits, labels, settings)
     if folder.done:
         return folder.path
     began = Clocks.now()
@@ -516,9 +528,7 @@ def _neighbours(
     settings: dict[str, Any],
 ) -> Path:
     """Let the nearest labeled images vote on each test image, and save the votes."""
-    frozen = Frozen.of(config, method, splits, labels)
-    settings |= frozen.settings(method, accelerator)
-    folder = _folder(config, accelerator, method, settings, splits.train)
+    frozen, folder = _frozen_and_folder(config, accelerator, method, splits, labels, settings)
     if folder.done:
         return folder.path
     began = Clocks.now()

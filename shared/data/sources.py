@@ -210,8 +210,9 @@ def _names_in(root: Path, files: list[Path]) -> str:
 
 
 def _parquet_files(root: Path) -> Iterator[Path]:
-    files = sorted(file for level in ("", "*/") for file in root.glob(level + "*"))
-    return (f for f in files if _is_parquet(f) and f.is_file() and f.name != "metadata.parquet")
+    name = "*." + "".join(f"[{letter}{letter.upper()}]" for letter in "parquet")  # in any case
+    files = sorted(file for level in ("", "*/") for file in root.glob(level + name))
+    return (file for file in files if file.is_file() and file.name != "metadata.parquet")
 
 
 def _is_parquet(path: Path) -> bool:
