@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from scipy.special import stdtrit
 
-from benchmarks import compare, gpu, ours
+from benchmarks import claims, compare, gpu, ours
 from benchmarks.laps import PeakMemory, cpu_seconds
 from benchmarks.photos import make_photos, make_small
 from shared.networks import cpu as convolution
@@ -210,3 +211,28 @@ def test_peers_run_the_same_work(line, capsys):
     """Installs them: needs a package registry."""
     compare.main(["--quick", "--repeats", "1", "--only", line])
     assert "lightly" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pairs", [3, 5, 10])
+def test_the_smallest_difference_found_is_found_in_four_of_five_cases(pairs):
+    rows = np.random.default_rng(pairs).standard_normal((40_000, pairs))
+    half = stdtrit(pairs - 1, 0.975) * rows.std(axis=1, ddof=1) / np.sqrt(pairs)
+    true_half = stdtrit(pairs - 1, 0.975) / np.sqrt(pairs)  # of pairs whose deviation is 1
+    shift = claims.smallest_found(true_half, pairs)
+    assert np.mean(rows.mean(axis=1) + shift > half) == pytest.approx(0.8, abs=0.01)
+
+
+def test_claims_are_differences_of_pairs_of_the_same_repetition(tmp_path, capsys, monkeypatch):
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "row,column,seed,status,top1\n"
+        "ours,1%,0,done,0.9\nours,1%,1,done,0.8\nours,1%,2,failed,\n"
+        "rival,1%,1,done,0.6\nrival,1%,0,done,0.8\nrival,1%,2,done,0.1\n"
+        "ours,10%,0,done,0.9\nrival,10%,0,done,0.95\n"
+    )
+    monkeypatch.setattr("sys.argv", ["claims", str(table), "ours", "rival"])
+    claims.main()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("1%: +15.00 ± 63.53, found from ")
+    assert first.endswith(", ahead in 2 of 2")
+    assert second == "10%: -5.00, ahead in 0 of 1"
