@@ -87,9 +87,7 @@ from shared.training.stage import (
     settings_of_test_images,
 )
 
-# What keeps the rows to seconds, at most: labels and images that those on pixels learn from, and
-# labels for that on features.
-LABELS, IMAGES, FEATURE_LABELS = 2_000, 2_000, 10_000
+FEATURE_LABELS = 10_000  # that the rows on features learn from at most, which keeps them to seconds
 ORIENTATIONS, LEVELS = 9, 4  # of the histograms: directions of a gradient, levels of a colour
 
 
@@ -97,9 +95,9 @@ class Pixels(NamedTuple):
     """The images that a row on pixels learns from and is tested on, (., 3, S, S) float32 in [0, 1].
 
     Attributes:
-        labeled: (k, 3, S, S); at most ``LABELS``.
+        labeled: (k, 3, S, S); at most ``classical.pixel_images``.
         targets: (k,) int64.
-        others: (u, 3, S, S) training images without a label, by lot; ``IMAGES`` with the labeled.
+        others: (u, 3, S, S) training images without a label, by lot; as many with the labeled.
         test: (t, 3, S, S).
         positions: (t,) of the test images.
     """
@@ -225,11 +223,14 @@ def _on_pixels(
     settings: dict[str, Any],
 ) -> Path:
     """Fit a row on pixels and save what it says of the test images."""
+    settings = settings | {"classical.pixel_images": config.classical.pixel_images}
     folder = _folder(config, accelerator, method, settings, splits.train)
     if folder.done:
         return folder.path
     began = Clocks.now()
-    pixels = small_images(config.data, config.label_set, config.seed, accelerator)
+    pixels = small_images(
+        config.data, config.label_set, config.seed, config.classical.pixel_images, accelerator
+    )
     if len(pixels.targets) < len(labels.ids):
         accelerator.print(f"{method}: learns from {len(pixels.targets):,} of the labels, by lot")
     row = ROWS[method](pixels, len(splits.train.classes), config.seed)
@@ -275,7 +276,9 @@ def _finish_unsaved(
 
 
 @lru_cache(maxsize=1)
-def small_images(data: Data, label_set: LabelSet, seed: int, accelerator: Accelerator) -> Pixels:
+def small_images(
+    data: Data, label_set: LabelSet, seed: int, at_most: int, accelerator: Accelerator
+) -> Pixels:
     """Labeled, other and test images as evaluation shows them, of at most 32 pixels a side.
 
     They are kept, because four rows use them.
@@ -292,9 +295,9 @@ def small_images(data: Data, label_set: LabelSet, seed: int, accelerator: Accele
         side = round((rows.shape[1] / 3) ** 0.5)
         return rows.reshape(-1, 3, side, side), positions
 
-    kept = labels.ids[by_lot(labels.targets, LABELS, seed)]
+    kept = labels.ids[by_lot(labels.targets, at_most, seed)]
     rest = np.setdiff1d(splits.train.training_ids, labels.ids)
-    others = generator(seed, "classical", "others").permutation(rest)[: max(IMAGES - len(kept), 0)]
+    others = generator(seed, "classical", "others").permutation(rest)[: max(at_most - len(kept), 0)]
     seen, positions = images(splits.train, np.sort(np.concatenate([kept, others])))
     place = np.searchsorted(labels.ids, positions).clip(max=len(labels.ids) - 1)
     is_labeled = labels.ids[place] == positions

@@ -520,6 +520,8 @@ class Classical:
             regression; 0 takes the encoder's output. With few labels 2 can be much better.
         neighbours: whether pipeline.py also makes a row of nearest neighbours on these features;
             a table that names the row makes it in any case.
+        pixel_images: how many images the rows on pixels and gradients learn from at most, labeled
+            ones first, by lot. It keeps them to seconds; more are a stronger rival.
     """
 
     section: ClassVar[str] = "classical"
@@ -529,9 +531,16 @@ class Classical:
     published: str | None = not_hashed(None)
     from_layer: int = 0
     neighbours: bool = not_hashed(False)
+    pixel_images: int = 2_000
 
     def __post_init__(self) -> None:
         require(self.from_layer >= 0, "classical.from_layer", self.from_layer, "0 or more")
+        require(
+            1 <= self.pixel_images <= 100_000,
+            "classical.pixel_images",
+            self.pixel_images,
+            "from 1 to 100,000",
+        )
 
     def kept_layers(self, labels: int, images: int, head_layers: int) -> int:
         """``from_layer``, whatever the number of labels; 0 where there is no projection head."""

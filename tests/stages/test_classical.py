@@ -49,8 +49,14 @@ def test_alone_it_makes_the_rows_that_need_no_network(photos, tmp_path, capsys):
     assert run(classical.main, *options) == 0
     assert "pixels-svm: already done" in capsys.readouterr().out
     assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("predictions.npz")}
-    assert run(classical.main, *options, "--data.image_size=16") == 2
-    assert "was made with data.image_size" in capsys.readouterr().err
+    assert run(classical.main, *options, "--classical.from_layer=2") == 0  # of rows on features
+    assert "pixels-svm: already done" in capsys.readouterr().out
+    for option in ("data.image_size=16", "classical.pixel_images=4"):
+        assert run(classical.main, *options, f"--{option}") == 2
+        assert f"was made with {option.partition('=')[0]}" in capsys.readouterr().err
+    few = [f"--output={tmp_path / 'few'}", "--classical.pixel_images=4"]
+    assert run(classical.main, *options, *few) == 0
+    assert "gradients-svm: learns from 4 of the labels, by lot" in capsys.readouterr().out
     teacher = tmp_path / "r" / f"pixels-svm-{rows[0]['labels']}-seed0"
     assert run(distill.main, *options, f"--distill.teacher={teacher}") == 2
     assert "models of scikit-learn are not saved" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_what_an_artifact_depends_on():
         )
     )
     assert depends_on("supervised") == ("data", "augment", "model", "supervised")
-    assert depends_on("pixels-svm") == ("data",)
+    assert depends_on("pixels-svm") == ("data", "classical")
     for name in ("features-logistic", "features-neighbours"):
         assert depends_on(name) == (*pretrained, "classical")
 

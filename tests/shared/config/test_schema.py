@@ -71,6 +71,7 @@ RANGES = {
     "supervised.crop_area": (["[0.9,0.5]", "[0,1]"], "two numbers 0 < low <= high <= 1, or null"),
     "distill.zoom_area": (["[0.5,1.1]"], "two numbers 0 < low <= high <= 1, or null"),
     "classical.from_layer": ([-1], "0 or more"),
+    "classical.pixel_images": ([0, 100_001], "from 1 to 100,000"),
     "distill.temperature": ([0], "greater than 0"),
     "distill.self_temperature": ([0], "greater than 0"),
     "distill.labeled_weight": ([1, -0.1], "in [0, 1)"),
