@@ -27,25 +27,26 @@ def smallest_found(half: float, pairs: int) -> float:
     return half * float(shift) / quantile
 
 
-def top1(path: Path) -> dict[tuple[str, str], dict[str, float]]:
+def top1(paths: list[Path]) -> dict[tuple[str, str], dict[str, float]]:
     """``{(row, column): {seed: top-1 in %}}`` of all runs that are done."""
     accuracy: dict[tuple[str, str], dict[str, float]] = {}
-    with path.open(newline="") as lines:
-        for run in csv.DictReader(lines):
-            if run["status"] == "done":
-                of_cell = accuracy.setdefault((run["row"], run["column"]), {})
-                of_cell[run["seed"]] = 100 * float(run["top1"])
+    for path in paths:
+        with path.open(newline="") as lines:
+            for run in csv.DictReader(lines):
+                if run["status"] == "done":
+                    of_cell = accuracy.setdefault((run["row"], run["column"]), {})
+                    of_cell[run["seed"]] = 100 * float(run["top1"])
     return accuracy
 
 
 def main() -> None:
     """Print one line for each column."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", type=Path, help="table.csv")
+    parser.add_argument("tables", type=Path, nargs="+", help="table.csv, of the same draws")
     parser.add_argument("row")
     parser.add_argument("rival")
     arguments = parser.parse_args()
-    accuracy = top1(arguments.table)
+    accuracy = top1(arguments.tables)
     for column in dict.fromkeys(column for _, column in accuracy):
         ours = accuracy.get((arguments.row, column), {})
         rivals = accuracy.get((arguments.rival, column), {})
@@ -55,7 +56,7 @@ def main() -> None:
         mean, half = interval(pairs)
         ahead = sum(difference > 0 for difference in pairs)
         line = f"{column}: {mean:+.2f}"
-        if half is not None:
+        if half is not None and len(pairs) > 2:  # two pairs say next to nothing of the spread
             line += f" ± {half:.2f}, found from {smallest_found(half, len(pairs)):.2f} on"
         print(f"{line}, ahead in {ahead} of {len(pairs)}")
 

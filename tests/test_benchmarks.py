@@ -226,13 +226,13 @@ def test_claims_are_differences_of_pairs_of_the_same_repetition(tmp_path, capsys
     table = tmp_path / "table.csv"
     table.write_text(
         "row,column,seed,status,top1\n"
-        "ours,1%,0,done,0.9\nours,1%,1,done,0.8\nours,1%,2,failed,\n"
-        "rival,1%,1,done,0.6\nrival,1%,0,done,0.8\nrival,1%,2,done,0.1\n"
+        "ours,1%,0,done,0.9\nours,1%,1,done,0.8\nours,1%,2,failed,\nours,1%,3,done,0.7\n"
+        "rival,1%,3,done,0.6\nrival,1%,0,done,0.8\nrival,1%,2,done,0.1\nrival,1%,1,done,0.6\n"
         "ours,10%,0,done,0.9\nrival,10%,0,done,0.95\n"
     )
     monkeypatch.setattr("sys.argv", ["claims", str(table), "ours", "rival"])
     claims.main()
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("1%: +15.00 ± 63.53, found from ")
-    assert first.endswith(", ahead in 2 of 2")
+    assert first.startswith("1%: +13.33 ± 14.34, found from ")
+    assert first.endswith(", ahead in 3 of 3")
     assert second == "10%: -5.00, ahead in 0 of 1"
