@@ -27,10 +27,10 @@ from pyarrow import json, parquet
 
 from shared.data.images import UNLABELED
 from shared.data.label_files import (
-    IMAGE_COLUMNS,
     LABEL_COLUMNS,
     ImageIndex,
     columns_called,
+    image_columns,
     read_rows,
     require_one_image,
     way_out,
@@ -721,7 +721,7 @@ def _column_of_images(columns: list[str], file: Path) -> str | None:
     """The column with the images' names: Hugging Face's, or by the rule of label_files."""
     if "file_name" in columns:
         return "file_name"
-    candidates = columns_called(columns, IMAGE_COLUMNS)
+    candidates = image_columns(columns)
     if len(candidates) > 1:
         raise UserError(
             f"{file} has several image columns: {abbreviated(candidates, 12)}; call one file_name"
@@ -762,7 +762,7 @@ def _read_table(path: Path, file: str, notes: list[str]) -> dict[str, list[Any]]
         columns = list(zip(*rows.cells, strict=True)) or [()] * len(rows.columns)
         names = [name for name in rows.columns if name]
         cells = {name: columns[rows.place(name, path)] for name in names}
-        is_name = set(columns_called(names, IMAGE_COLUMNS))
+        is_name = set(image_columns(names))
         return {
             name: list(cells[name]) if name in is_name else _numbers_or_text(cells[name])
             for name in names

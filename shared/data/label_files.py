@@ -3,8 +3,9 @@
 One rule for the columns of a CSV, of a parquet file and of a ``metadata.csv``:
 
 - The labels are in the column that ``data.label_column`` names, or else in the only one that is
-  called as one of ``LABEL_COLUMNS``, in any case and with any spaces, ``_`` and ``-`` between. The
-  names of the images in a CSV are found in the same way: ``data.image_column``, ``IMAGE_COLUMNS``.
+  called as one of ``LABEL_COLUMNS``, in any case and with any spaces, ``_`` and ``-`` between.
+  Where none is, columns of 0 and 1 are one for each class. The names of the images are found in the
+  same way: ``data.image_column``, ``IMAGE_COLUMNS``, or else ``ID_COLUMNS``.
 - An image has no label where the value is missing, NaN, -1, or text that is blank or -1. Every
   other text is the name of a class, ``NA``, ``None``, ``null`` and ``nan`` too.
 """
@@ -14,8 +15,9 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import Any, NamedTuple
@@ -32,8 +34,13 @@ from shared.runtime.progress import counted
 
 IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
 IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
+ID_COLUMNS = ("imageid", "imgid", "id")  # often beside one of the names above, which comes first
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
-_ONE_HOT = {"0", "1", "0.0", "1.0", ""}  # cells of a table with a column for each class
+_ONE_HOT = {  # cells of a table with a column for each class
+    **dict.fromkeys(("0", "0.0", "false", "", "none", "nan"), False),
+    **dict.fromkeys(("1", "1.0", "true"), True),
+}
+_INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__|index")  # pandas' number of the row
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
 LONGEST_CLASS = 1000  # characters
 MOST_BYTES = 2**32  # of a label file; that of ImageNet-21k has a tenth of it
@@ -84,6 +91,34 @@ class LabelTable(NamedTuple):
 def columns_called(columns: Iterable[str], names: tuple[str, ...]) -> list[str]:
     """The columns with one of these names: ``File Name`` and ``file_name`` are ``filename``."""
     return [column for column in columns if re.sub(r"[\W_]+", "", column.casefold()) in names]
+
+
+def image_columns(columns: Sequence[str]) -> list[str]:
+    """The columns that are called as those of the images' names are."""
+    return columns_called(columns, IMAGE_COLUMNS) or columns_called(columns, ID_COLUMNS)
+
+
+def named_columns(columns: Iterable[str]) -> list[str]:
+    """The columns that are more than the number of the row, which pandas writes unless told."""
+    return [column for column in columns if not _INDEX.fullmatch(column)]
+
+
+def one_hot(columns: Mapping[str, Iterable[Any]]) -> list[list[str]] | None:
+    """The classes in each row of columns that are one for each class.
+
+    Args:
+        columns: by their names; 1 or true stands below a row's class, 0, false or nothing below
+            the others.
+
+    Returns:
+        The names of all columns with a 1, of every row; None where there are other cells, or less
+        than two columns.
+    """
+    cells = [[_ONE_HOT.get(str(cell).strip().casefold()) for cell in columns[c]] for c in columns]
+    if len(cells) < 2 or any(None in column for column in cells):
+        return None
+    names = [class_text(name) for name in columns]
+    return [list(compress(names, row)) for row in zip(*cells, strict=True)]
 
 
 def choose_column(
@@ -308,7 +343,7 @@ def read_csv(
     """
     table = read_rows(file, (image_column, label_column))
     head = table.columns
-    image = choose_column("image", columns_called(head, IMAGE_COLUMNS), head, image_column, file)
+    image = choose_column("image", image_columns(head), head, image_column, file)
     if image is None:
         raise UserError(
             f"{file} must begin with the line file,label, or name the images' column with"
@@ -351,24 +386,21 @@ def _one_hot(table: Rows, image: int, file: Path) -> tuple[str, list[str]]:
     Raises:
         UserError: it has other cells, or a row with several classes.
     """
-    columns = [*table.columns]
-    del columns[image]
-    others = [[*cells[:image], *cells[image + 1 :]] for cells in table.cells]
-    if len(columns) < 2 or not {cell for row in others for cell in row} <= _ONE_HOT:
+    columns = named_columns(table.columns[:image] + table.columns[image + 1 :])
+    places = {column: table.place(column, file) for column in columns}
+    classes = one_hot({column: [row[p] for row in table.cells] for column, p in places.items()})
+    if classes is None:
         raise UserError(
             f"{file} has no column called label; its columns are {abbreviated(table.columns, 12)};"
             " choose with --data.label_column"
         )
-    labels = []
-    for line, row in zip(table.lines, others, strict=True):
-        ones = [column for column, cell in zip(columns, row, strict=True) if cell[:1] == "1"]
-        if len(ones) > 1:
+    for line, several in zip(table.lines, classes, strict=True):
+        if len(several) > 1:
             raise UserError(
                 f"{file} has a column for each class, and line {line} several classes for one"
-                f" image: {abbreviated(ones)}; leave a 1 in one of them"
+                f" image: {abbreviated(several)}; leave a 1 in one of them"
             )
-        labels.append(class_text(ones[0]) if ones else "")
-    return abbreviated(columns), labels
+    return abbreviated(columns), ["".join(names) for names in classes]
 
 
 def separator_of(head: str, options: Iterable[str | None] = ()) -> str:
@@ -379,7 +411,7 @@ def separator_of(head: str, options: Iterable[str | None] = ()) -> str:
 
     def fit(separator: str) -> tuple[int, int]:
         columns = [cell.strip(' "') for cell in head.split(separator)]
-        known = [columns_called(columns, names) for names in (IMAGE_COLUMNS, LABEL_COLUMNS)]
+        known = [image_columns(columns), columns_called(columns, LABEL_COLUMNS)]
         known += [[option] for option in options if option in columns]
         return sum(map(bool, known)), len(columns)
 

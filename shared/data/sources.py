@@ -48,7 +48,10 @@ from shared.data.label_files import (
     class_text,
     columns_called,
     find_names,
+    image_columns,
     is_label,
+    named_columns,
+    one_hot,
     read_csv,
     require_class_names,
     require_one_image,
@@ -87,7 +90,62 @@ OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened l
 
 
 def _open(source: str, data: Data, progress: bool = False) -> dict[str, datasets.Dataset]:
-    """All splits of a source, by name; ``progress``: print what of a folder is passed over."""
+    """All splits of a source, by name, with the labels in one column.
+
+    ``progress``: print what of a folder is passed over, and which columns are one for each class.
+    """
+    parts = _opened(source, data, progress)
+    notes: dict[str, None] = {}
+    for name, part in parts.items():
+        parts[name], note = _with_one_column(part, data)
+        notes[note] = None
+    for note in filter(None, notes) if progress else ():
+        say(f"note: {source}: {note}")
+    return parts
+
+
+def _with_one_column(dataset: datasets.Dataset, data: Data) -> tuple[datasets.Dataset, str]:
+    """The rows, with a further column ``label`` where they have a column for each class; a note."""
+    kinds, names = dataset.features.values(), dataset.column_names
+    chosen = data.label_column in names or columns_called(names, LABEL_COLUMNS)
+    if chosen or any(isinstance(kind, datasets.ClassLabel) for kind in kinds):
+        return dataset, ""
+    columns = _columns_of_bits(dataset)
+    classes = one_hot({name: dataset[name][:] for name in columns})
+    if classes is None:
+        return dataset, ""
+    if several := next((row for row in classes if len(row) > 1), None):
+        return (
+            dataset,
+            f"{abbreviated(columns)} are no classes: an image has {abbreviated(several)}",
+        )
+    labels = ["".join(row) for row in classes]
+    if len(set(filter(None, labels))) < 2:
+        return dataset, ""
+    labeled = cast(datasets.Dataset, dataset.add_column("label", labels))
+    return labeled, f"a column for each class: {abbreviated(columns, 12)}"
+
+
+def _columns_of_bits(dataset: datasets.Dataset) -> list[str]:
+    """All columns but one where they hold 0 and 1 in the first rows, and none says a split."""
+    names = named_columns(dataset.column_names)
+    plain = [name for name in names if _is_plain(dataset.features[name])]
+    if len(plain) < 2:
+        return []
+    first = dataset.select_columns(plain)[:100]
+    columns = [name for name in plain if one_hot({"0": first[name], "1": first[name]})]
+    are_splits = any(map(split_of, columns))
+    return columns if len(columns) == len(names) - 1 and not are_splits else []
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether a column holds numbers or text."""
+    kinds = ("bool", "int", "uint", "float", "string", "large_string")
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
+
+
+def _opened(source: str, data: Data, progress: bool) -> dict[str, datasets.Dataset]:
+    """All splits of a source as they are."""
     if source == "digits":
         return {"train": _digits()}
     path = Path(source).expanduser()
@@ -220,26 +278,31 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _is_table_of_images(file: Path) -> bool:
-    """Whether the first rows of a parquet file hold images, or it has images' paths and labels.
+    """Whether the first rows of a parquet file hold images, or it has images' names and labels.
 
-    A table of paths with further columns may be of predictions, and is none.
+    A table of names with further columns may be of predictions, and is none.
     """
     try:
         with parquet.ParquetFile(file) as table:
             rows = next(table.iter_batches(8), None)
-            features = datasets.Features.from_arrow_schema(table.schema_arrow)
+            if rows is None or not rows.num_rows:
+                return False
+            first = datasets.Dataset(InMemoryTable(pa.Table.from_batches([rows])))
     except Exception:  # of many kinds; who names the file itself is told the reason
         return False
-    if rows is None or not rows.num_rows:
-        return False
+    features = first.features
     if any(isinstance(feature, datasets.Image) for feature in features.values()):
         return True
     binary = [name for name, feature in features.items() if _holds_bytes(feature)]
-    names = [name for name in features if not columns_called([name], LABEL_COLUMNS)]
-    if len(names) != 1 or len(features) != 2:
-        names = []
-    cells = (cell for name in (*binary, *names) for cell in rows.column(name).to_pylist())
-    return any(_is_image(cell, file.parent) for cell in cells)
+    cells = (cell for name in binary for cell in rows.column(name).to_pylist())
+    if any(_is_image(cell, file.parent) for cell in cells):
+        return True
+    columns, folder = named_columns(features), str(file.parent)
+    labels = columns_called(columns, LABEL_COLUMNS)[:1] or _columns_of_bits(first)
+    names = [name for name in columns if name not in labels]
+    if not labels or len(names) != 1:
+        return False
+    return _names_files(first, names[0], folder, lambda: _Below(folder))
 
 
 def _is_image(cell: Any, folder: Path) -> bool:
@@ -313,6 +376,8 @@ def _image_set(
     others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
+    if _is_plain(features[image]) and folder and _names_files(files, "image", folder, below):
+        files = files.cast_column("image", datasets.Value("string"))  # ids may be numbers
     try:
         files = files.cast_column("image", datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -342,7 +407,8 @@ def _image_columns(
     labels = {data.label_column, *columns_called(dataset.column_names, LABEL_COLUMNS)}
     others = {name: feature for name, feature in features.items() if name not in labels}
     columns = columns or [name for name, feature in others.items() if _holds_bytes(feature)]
-    return columns or [n for n in others if folder and _names_files(dataset, n, folder, below)]
+    columns = columns or [n for n in others if folder and _names_files(dataset, n, folder, below)]
+    return columns if len(columns) < 2 else image_columns(columns) or columns
 
 
 def _names(files: datasets.Dataset, root: str) -> Names:
@@ -474,14 +540,21 @@ class _Below:
 def _names_files(
     dataset: datasets.Dataset, column: str, folder: str, below: Callable[[], _Below]
 ) -> bool:
-    """Whether a column of text holds paths of files below the folder, among its first rows."""
+    """Whether the first rows of a column of text hold paths of files below the folder.
+
+    A name without suffix counts in a column that is called as those of the images' names are.
+    """
     feature = dataset.features[column]
-    if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string"):
+    if not isinstance(feature, datasets.Value):
         return False
-    paths = [path for path in dataset.select_columns([column])[:100][column] if path]
+    of_names = bool(image_columns([column]))
+    if not feature.dtype.startswith(("string", "large_string", *["int"] * of_names)):
+        return False
+    cells = dataset.select_columns([column])[:100][column]
+    paths = [str(cell) for cell in cells if cell is not None and cell != ""]
     if any(os.path.isfile(os.path.join(folder, _normal(path))) for path in paths):
         return True
-    likely = [path for path in paths if path.lower().endswith(SUFFIXES)]
+    likely = [path for path in paths if of_names or path.lower().endswith(SUFFIXES)]
     return any(below().index.positions(path) for path in likely)
 
 

@@ -679,7 +679,7 @@ def test_bad_metadata_is_one_line(tmp_path, capsys):
     assert "has 2 columns called label" in error_of(tmp_path)
     metadata(tmp_path, "path,file,label\n")
     assert "has several image columns: path, file; call one file_name" in error_of(tmp_path)
-    for head, reason in (("id", "it has no column file_name"), ("name", "its column name names")):
+    for head, reason in (("nr", "it has no column file_name"), ("name", "its column name names")):
         metadata(tmp_path, f"{head},label\nx,1\n")
         splits, printed = notes(capsys, tmp_path)
         assert splits.train.classes == ()

@@ -149,6 +149,10 @@ def test_an_option_comes_before_the_names():
 
 
 def test_columns_that_are_chosen_by_option(tmp_path):
+    for head in ("id,breed", "image_id,breed", "id,file name,breed"):  # Kaggle's
+        row = "0.png,cat" if head.count(",") == 1 else "7,0.png,cat"
+        table = read_csv(written(tmp_path, f"{head}\n{row}\n"), label_column="breed")
+        assert table.rows == ROWS[:1]
     file = written(tmp_path, "photo id,species,label\n0.png,cat,1\n1.png,dog,2\n")
     assert "must begin with the line file,label, or name the images' column" in refusal(file)
     table = read_csv(file, image_column="photo id", label_column="species")
@@ -186,6 +190,7 @@ def test_the_separator_makes_the_first_line_name_the_columns(tmp_path, head, opt
         "filename, cat, dog\n0.png, 1, 0\n1.png, 0, 1\n2.png, 0, 0\n",
         "cat;file;dog\n1.0;0.png;0.0\n0.0;1.png;1.0\n;2.png;\n",
         "file\tdog\tcat\tfox\n0.png\t\t1\t\n1.png\t1\t0\n2.png\n",
+        ",image_id,cat,dog\n0,0.png,True,False\n1,1.png,False,True\n2,2.png,False,False\n",
     ],
 )
 def test_a_column_for_each_class(tmp_path, content):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data import sources
 from shared.data.images import UNLABELED
-from shared.data.sources import open_beside, open_data, open_images
+from shared.data.sources import OPENED, open_beside, open_data, open_images
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import HALVES, PNGS, STRUCTS, encoded, error_of, opened, parquet
@@ -591,18 +592,81 @@ def test_a_parquet_file_without_rows(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "form",
-    ["/home/bob/pics/{}.png", "{}.png", "https://x.org/pics/{}.png", "C:\\pics\\{}.png", "{}"],
+    ("column", "form"),
+    [
+        ("file", "/home/bob/pics/{}.png"),
+        ("number", "{}.png"),
+        ("file", "https://x.org/pics/{}.png"),
+        ("Image ID", "C:\\pics\\{}.png"),
+        ("file", "{}"),
+        ("Id", ""),
+        ("number", "{}"),
+    ],
 )
-def test_paths_of_another_machine_in_a_parquet_file(tmp_path, form):
+def test_paths_of_another_machine_in_a_parquet_file(tmp_path, column, form):
     """The longest end counts, as in a CSV of labels; an id needs the column's name."""
     names = [f"pics/{i}.png" for i in range(10)]
     make_folder(tmp_path, names)
-    paths = [form.format(i) for i in range(10)]
-    pq.write_table(pa.table({"file": paths, "label": ["a", "b"] * 5}), tmp_path / "t.parquet")
-    options = {"image_column": "file"} if form == "{}" else {}
-    splits = opened(tmp_path / "t.parquet", **options)
+    paths = [form.format(i) if form else i for i in range(10)]
+    pq.write_table(pa.table({column: paths, "label": ["a", "b"] * 5}), tmp_path / "t.parquet")
+    named = column == "number" and form == "{}"
+    options = {"image_column": column} if named else {}
+    splits = opened(tmp_path / ("t.parquet" if named else ""), **options)
     assert sorted([*splits.train.names, *splits.test.names]) == names
+    assert splits.train.classes == ("a", "b")
+
+
+BITS = {
+    "numbers": ([1, 0], [0, 1]),
+    "truth": ([True, False], [False, None]),
+    "text": ["10", "01"],
+}
+
+
+@pytest.mark.parametrize("kind", ["numbers", "truth", "text", "csv", "jsonl", "folder"])
+def test_a_column_for_each_class_of_a_table(tmp_path, kind, capsys):
+    """As in a CSV of labels; in a metadata file too, and in a parquet file beside its images."""
+    names = [f"{i}.png" for i in range(10)]
+    cat, dog = BITS.get(kind, BITS["numbers"])
+    table = {"file_name": names, "cat": [*cat] * 5, "dog": [*dog] * 5}
+    if kind == "truth":
+        table["dog"][1::2] = [True] * 4 + [None]
+    if kind in ("numbers", "truth", "text"):
+        parquet(tmp_path / "t.parquet", **(table | {"file_name": STRUCTS[:10]}))
+    else:
+        make_folder(tmp_path, names)
+        rows = pd.DataFrame(table)
+        if kind == "csv":
+            rows.to_csv(tmp_path / "metadata.csv")
+        elif kind == "jsonl":
+            rows.to_json(tmp_path / "metadata.jsonl", orient="records", lines=True)
+        else:
+            rows.to_parquet(tmp_path / "labels.parquet")
+    OPENED.clear()
+    splits = open_data(Data(train=str(tmp_path)), LabelSet.parse("1pct"), progress=True)
+    assert "a column for each class: cat, dog" in capsys.readouterr().out
+    train, test = splits
+    assert train.classes == ("cat", "dog")
+    labels = [*train.labels[train.training_ids], *test.labels]
+    assert sorted(labels) == [-1] * (kind == "truth") + [0] * 5 + [1] * (5 - (kind == "truth"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"cat": [1, 1], "dog": [0, 1]}, "no classes: an image has cat, dog"),
+        ({"is_train": [1, 0], "is_test": [0, 1]}, ""),
+        ({"cat": [1, 0], "dog": [0, 2]}, ""),
+        ({"flag": [1, 0]}, ""),
+        ({"cat": [1, 0], "dog": [0, 1], "width": [8, 9]}, ""),
+    ],
+)
+def test_columns_that_are_not_one_for_each_class(tmp_path, columns, says, capsys):
+    file = parquet(tmp_path / "t.parquet", image=STRUCTS[:2], **columns)
+    splits = open_data(Data(train=str(file)), LabelSet.parse("1pct"), progress=True)
+    assert splits.train.classes == ()
+    assert says in capsys.readouterr().out
+    assert splits.train.columns == tuple(columns)
 
 
 def test_a_path_of_another_machine_never_leads_out_of_the_folder(tmp_path):
