@@ -61,6 +61,11 @@ _SPLIT_WORD = re.compile(
     rf"(?<![^\W0-9_])({'|'.join(sorted(_KINDS, key=len, reverse=True))})(?=sets?\b|[\W0-9_]|$)"
 )
 _PLAIN = "*"  # the rest of a name that is nothing but such a word
+# names of folders of segmentation data, without what is no letter; pictures may be of a split
+_PICTURES = r"(images?|imgs?|jpegimages|pictures|photos|rgb|leftimgbit|train|training|val|test)"
+_MASKS = (
+    r"(masks?|labels?|annot|annotations?|segmentation(s|class|object)?|groundtruths?|gt|trimaps?)"
+)
 _MAY_BE_CLASSES = ("valid", "dev")  # beside other folders, and without a train folder
 CHUNK = 1_000_000  # images in an array, about
 MOST_COLUMNS = 10_000  # of a metadata file
@@ -530,8 +535,24 @@ def _parts(images: list[Listed], source: str, notes: list[str]) -> dict[str, Par
             notes.append(
                 f"the images come from {printable(used)}; images left out: {abbreviated(left)}"
             )
+    _refuse_masks(images, parts["train"].classes, source)
     notes += _doubtful_classes(images, parts["train"].classes)
     return parts
+
+
+def _refuse_masks(images: list[Listed], folder: str, source: str) -> None:
+    """UserError where class folders are called as those of pictures and of their masks."""
+    names = {re.sub(r"[\W\d_]", "", name.casefold()): name for name in _below(images, folder)[0]}
+    pictures = next((name for name in names if re.fullmatch(_PICTURES, name)), None)
+    masks = next((name for name in names if re.fullmatch(f"{_PICTURES}?{_MASKS}", name)), None)
+    if pictures and masks:
+        part = printable(os.path.join(source, folder, names[pictures]))
+        raise UserError(
+            f"{source} has the folders {folder}{printable(names[pictures])}/ and"
+            f" {folder}{printable(names[masks])}/, which look like pictures and their masks for"
+            f" segmentation, not like classes; give the pictures alone, {part}, or rename the"
+            " folders if they are classes"
+        )
 
 
 def _doubtful_classes(images: list[Listed], folder: str) -> list[str]:

@@ -421,6 +421,39 @@ def test_a_flat_train_folder_beside_one_for_testing_is_no_class(tmp_path, capsys
     assert "images left out: test_images/ (3)" in printed
 
 
+@pytest.mark.parametrize(
+    ("pictures", "masks"),
+    [
+        ("JPEGImages", "SegmentationClass"),
+        ("images", "masks"),
+        ("images", "labels"),
+        ("train", "train_masks"),
+        ("VOC2012/img", "VOC2012/img_mask"),
+        ("train/images", "train/annotations"),
+    ],
+)
+def test_masks_of_segmentation_are_no_class(tmp_path, pictures, masks):
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in (pictures, masks) for i in range(5)])
+    message = error_of(tmp_path)
+    assert f"{pictures}/ and {masks}/, which look like pictures and their masks" in message
+    assert f"give the pictures alone, {tmp_path}/{pictures}, or" in message
+    assert len(opened(tmp_path / pictures).train) == 5
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("with_mask", "without_mask"),
+        ("mask", "no mask"),
+        ("label", "bottle"),
+        ("photos", "paintings"),
+    ],
+)
+def test_classes_that_are_called_like_masks(tmp_path, classes):
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in classes for i in range(5)])
+    assert opened(tmp_path).train.classes == tuple(sorted(classes))
+
+
 def test_a_train_folder_alone_beside_other_folders(tmp_path, capsys):
     class_folders(tmp_path / "dataset/train", 5, classes="ab")
     make_folder(tmp_path, ["docs/0.png"])
