@@ -145,7 +145,7 @@ def train(
         wanted: the stages by their names, in order.
         paced: gives the configuration for a stage, by the time that is left.
     """
-    from shared.data.labels import draw_labels
+    from shared.data.labels import draw_labels, notes_on_list
     from shared.data.sources import open_run
     from shared.runs.cost import Counts
     from shared.runs.deployment import advise
@@ -172,6 +172,7 @@ def train(
         f"data: {counted(images, 'image')} for training, {len(labels.ids):,} of them with a label;"
         f" {tested:,} for testing{', which stage 1 sees too, without labels' * bool(apart)}",
         *[] if config.label_set.suggested else labels.notes(train.classes),
+        *notes_on_list(splits, config.label_set),
         sep="\n",
     )
     outdated = to_follow(config, splits, labels)

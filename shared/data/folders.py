@@ -28,6 +28,7 @@ from pyarrow import json, parquet
 from shared.data.images import UNLABELED
 from shared.data.label_files import (
     LABEL_COLUMNS,
+    SPLITS,
     ImageIndex,
     columns_called,
     image_columns,
@@ -50,13 +51,7 @@ _FORMATS = (
     *("PSD", "QOI", "SGI", "TIFF", "WEBP", "XBM", "XPM"),
 )
 _NOT_ENTERED = (".", "__", "@eaDir", "$RECYCLE")  # beginnings: .git, __MACOSX, thumbnails, bin
-# words in the names of split folders in lower case, the usual one first
-_SPLITS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "validation": ("validation", "valid", "val", "dev"),
-}
-_KINDS = {word: (kind, rank) for kind, ws in _SPLITS.items() for rank, word in enumerate(ws)}
+_KINDS = {word: (kind, rank) for kind, ws in SPLITS.items() for rank, word in enumerate(ws)}
 _SPLIT_WORD = re.compile(
     rf"(?<![^\W0-9_])({'|'.join(sorted(_KINDS, key=len, reverse=True))})(?=sets?\b|[\W0-9_]|$)"
 )
@@ -401,6 +396,7 @@ def _below(images: Iterable[Listed], folder: str) -> tuple[Counter[str], int]:
 def _split_name(folder: str) -> tuple[str, int, str] | None:
     """Of a name with the word for a split: which split, the word's rank, and the rest of it."""
     name = re.sub(r"([a-z])([A-Z])", r"\1_\2", folder).lower()  # TestData is test_data
+    name = re.sub(r"^[0-9]+[\W_]+", "", name)  # 01_train, 02_test
     if not (word := _SPLIT_WORD.search(name)):
         return None
     sides = (name[: word.start()], name[word.end() :])

@@ -32,10 +32,39 @@ from shared.runtime.files import did_you_mean, read_bytes
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 from shared.runtime.progress import counted
 
-IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
-IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
+IMAGE_COLUMNS = (
+    "file",
+    "files",
+    "filename",
+    "filenames",
+    "filepath",
+    "filepaths",
+    "fname",
+    "fpath",
+)
+IMAGE_COLUMNS += ("image", "images", "imagename", "imagefile", "imagepath", "imagepaths")
+IMAGE_COLUMNS += (
+    "img",
+    "imgname",
+    "imgfile",
+    "imgpath",
+    "path",
+    "paths",
+    "name",
+    "photo",
+    "picture",
+)
 ID_COLUMNS = ("imageid", "imgid", "id")  # often beside one of the names above, which comes first
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
+CLASS_ID_COLUMNS = ("classid", "labelid", "categoryid", "targetid")  # likewise
+_SPLIT_COLUMNS = ("split", "splits", "set", "subset", "dataset", "partition", "phase", "usage")
+# words in the names of split folders in lower case, the usual one first
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
+}
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 _ONE_HOT = {  # cells of a table with a column for each class
     **dict.fromkeys(("0", "0.0", "false", "", "none", "nan"), False),
     **dict.fromkeys(("1", "1.0", "true"), True),
@@ -68,6 +97,7 @@ class LabelTable(NamedTuple):
         rows: an image's name and the name of its class, which is empty where it has none.
         western: whether it was read as Windows-1252, because it is no UTF-8.
         lines: the line in which each row begins, from 1.
+        splits: train, test or validation for each row, where a column says so.
     """
 
     file: Path
@@ -75,16 +105,34 @@ class LabelTable(NamedTuple):
     rows: list[tuple[str, str]]
     western: bool = False
     lines: Sequence[int] = ()
+    splits: "SplitColumn | None" = None
 
     @property
     def labeled(self) -> list[tuple[str, str]]:
         """The rows with a label."""
         return [row for row in self.rows if row[1]]
 
+    def only(self, keep: Iterable[bool]) -> "LabelTable":
+        """The table of these rows alone; whatever a column says of splits no longer counts."""
+        kept = [*keep]
+        rows, lines = (list(compress(cells, kept)) for cells in (self.rows, self.lines))
+        return self._replace(rows=rows, lines=lines, splits=None)
+
     def filled(self) -> "LabelTable":
         """The table without the rows that have no label."""
-        lines = [line for line, row in zip(self.lines, self.rows, strict=True) if row[1]]
-        return self._replace(rows=self.labeled, lines=lines)
+        return self.only(bool(label) for _, label in self.rows)
+
+
+class SplitColumn(NamedTuple):
+    """A column that says of each row for what it is.
+
+    Attributes:
+        name: of the column.
+        splits: train, test or validation, for each row.
+    """
+
+    name: str
+    splits: list[str]
 
 
 # --------------------------------------------------------------------------------- the one rule
@@ -96,6 +144,39 @@ def columns_called(columns: Iterable[str], names: tuple[str, ...]) -> list[str]:
 def image_columns(columns: Sequence[str]) -> list[str]:
     """The columns that are called as those of the images' names are."""
     return columns_called(columns, IMAGE_COLUMNS) or columns_called(columns, ID_COLUMNS)
+
+
+def label_columns(columns: Sequence[str]) -> list[str]:
+    """The columns that are called as those of the labels are."""
+    return columns_called(columns, LABEL_COLUMNS) or columns_called(columns, CLASS_ID_COLUMNS)
+
+
+def _is_called_split(column: str) -> bool:
+    return bool(columns_called([column], _SPLIT_COLUMNS))
+
+
+def split_column(columns: Mapping[str, Iterable[Any]]) -> SplitColumn | None:
+    """The first of the columns that says of each row whether it is for training or for testing.
+
+    It is called split, set or similar and has words such as train, test and val in any case; or it
+    is called is_test, is_valid or is_train and has 0 and 1, or false and true. An empty cell stands
+    for training. A column that says the same of all rows says nothing.
+    """
+    for name in columns:
+        plain = re.sub(r"[\W_]+", "", name.casefold())
+        by_word, bit = _is_called_split(name), _SPLIT_OF.get(re.sub("^is|image$", "", plain))
+        if not by_word and not (bit and plain.startswith("is")):
+            continue
+        cells = [str(cell).strip().casefold() for cell in columns[name]]
+        if by_word:
+            words = _SPLIT_OF | dict.fromkeys(("", "none", "nan"), "train")
+            splits = [words.get(cell, "") for cell in cells]
+        else:
+            words = {True: bit, False: "test" if bit == "train" else "train"}
+            splits = [words.get(_ONE_HOT.get(cell), "") or "" for cell in cells]
+        if "train" in splits and "" not in splits and len({*splits}) > 1:
+            return SplitColumn(name, splits)
+    return None
 
 
 def named_columns(columns: Iterable[str]) -> list[str]:
@@ -232,6 +313,11 @@ def read_encoded(file: Path) -> tuple[str, bool]:
     except OSError as error:
         reason = f"{error.strerror or error}{did_you_mean(file)}"
         raise UserError(f"cannot read the label file {file}: {reason}") from error
+    if content.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
+        raise UserError(
+            f"cannot read the label file {file}: it is an Excel workbook or an archive; save the"
+            " sheet as CSV"
+        )
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
@@ -294,6 +380,11 @@ class Rows(NamedTuple):
             )
         return self.columns.index(column)
 
+    def column(self, name: str) -> list[str]:
+        """The cells of the first column of this name."""
+        place = self.columns.index(name)
+        return [cells[place] for cells in self.cells]
+
 
 def read_rows(file: Path, options: Iterable[str | None] = ()) -> Rows:
     """Read a CSV file, separated by comma, semicolon, tab or ``|``.
@@ -343,13 +434,17 @@ def read_csv(
     """
     table = read_rows(file, (image_column, label_column))
     head = table.columns
-    image = choose_column("image", image_columns(head), head, image_column, file)
+    images, labels = image_columns(head), label_columns(head)
+    if len(named := named_columns(head)) == 2 and images and not labels:
+        others = [name for name in named if name not in images]  # the only one it can be
+        labels = [name for name in others if not _is_called_split(name)]
+    image = choose_column("image", images, head, image_column, file)
     if image is None:
         raise UserError(
             f"{file} must begin with the line file,label, or name the images' column with"
             f" --data.image_column; its first line is {','.join(head)[:100]!r}"
         )
-    others = [column for column in columns_called(head, LABEL_COLUMNS) if column != image]
+    others = [column for column in labels if column != image]
     if len(others) > 1 and len({*others}) == 1:
         table.place(others[0], file)
     label = choose_column("label", others, head, label_column, file)
@@ -370,9 +465,15 @@ def read_csv(
         if value and not name:
             raise UserError(f"{file}, line {line}: a label, but no image")
     require_class_names(values, file)
-    rows = [row for row in zip(names, values, strict=True) if row[0]]
-    lines = [line for line, name in zip(table.lines, names, strict=True) if name]
-    return LabelTable(file, (image, label), rows, table.western, lines)
+    further = {name: table.column(name) for name in head if name not in (image, label)}
+    read = LabelTable(
+        file, (image, label), [*zip(names, values, strict=True)], table.western, table.lines
+    )
+    kept = read.only(map(bool, names))
+    splits = split_column(further)
+    if splits:
+        splits = splits._replace(splits=list(compress(splits.splits, names)))
+    return kept._replace(splits=splits)
 
 
 def _one_hot(table: Rows, image: int, file: Path) -> tuple[str, list[str]]:
@@ -411,7 +512,7 @@ def separator_of(head: str, options: Iterable[str | None] = ()) -> str:
 
     def fit(separator: str) -> tuple[int, int]:
         columns = [cell.strip(' "') for cell in head.split(separator)]
-        known = [image_columns(columns), columns_called(columns, LABEL_COLUMNS)]
+        known = [image_columns(columns), label_columns(columns)]
         known += [[option] for option in options if option in columns]
         return sum(map(bool, known)), len(columns)
 
@@ -500,6 +601,9 @@ def each_once(
 
 
 # ------------------------------------------------------------------------- which image is meant
+HELD_OUT, SKIPPED, MISSING = -1, -2, -3  # in place of a position
+
+
 class ImageIndex:
     """Finds images by their names, as other programs and other machines write them.
 
@@ -526,6 +630,8 @@ class ImageIndex:
 
     def positions(self, name: str) -> list[int]:
         """The images that a name may mean: none, one, or several."""
+        if name in self.exact:
+            return [self.exact[name]]
         if places := self._positions(name):
             return places
         groups = list(self.whole.values())
@@ -537,8 +643,6 @@ class ImageIndex:
         return ImageIndex(map(_stem, self.whole))
 
     def _positions(self, name: str) -> list[int]:
-        if name in self.exact:
-            return [self.exact[name]]
         for form in _forms(name):
             if form in self.whole:
                 return self.whole[form]
@@ -551,37 +655,43 @@ class ImageIndex:
 
 
 def find_images(splits: Splits, names: list[str], file: Path) -> np.ndarray:
-    """Positions (k,) int64 of the named training images; -1 where no classifier may see them.
+    """Positions (k,) int64 of the named training images; below 0 where no classifier may see them.
 
-    These are held out for testing, and unreadable ones that were skipped.
+    These are held out for testing (``HELD_OUT``), or unreadable and skipped (``SKIPPED``), or, with
+    ``data.on_error`` skip, not there at all (``MISSING``).
 
     Raises:
-        UserError: a name fits no image, or several; the message names ``file``.
+        UserError: a name fits no image, or several; the message names ``file``. Where missing ones
+            are skipped, none fits any.
     """
     train, test = splits
     every: list[tuple[str, int]] = [(name, place) for place, name in enumerate(train.names)]
     for place in train.held_out:
-        every[place] = (every[place][0], -1)
-    if test is not None and not len(train.held_out):
+        every[place] = (every[place][0], HELD_OUT)
+    if test is not None:
         known = set(train.names)
-        every += [(name, -1) for name in test.names if name not in known]
-    every += [(name, -1) for name in train.skipped]
-    positions = find_names([name for name, _ in every], names, file)
-    return np.array([every[position][1] for position in positions], dtype=np.int64)
+        every += [(name, HELD_OUT) for name in test.names if name not in known]
+    every += [(name, SKIPPED) for name in train.skipped]
+    skip = train.on_error == "skip"
+    positions = find_names([name for name, _ in every], names, file, skip)
+    places = np.array([every[position][1] for position in positions], dtype=np.int64)
+    places[np.array(positions, dtype=np.int64) < 0] = MISSING
+    return places
 
 
-def find_names(images: list[str], names: list[str], file: Path) -> list[int]:
-    """Positions of the named images; UserError as `find_images`."""
+def find_names(images: list[str], names: list[str], file: Path, skip: bool = False) -> list[int]:
+    """Positions of the named images; UserError as `find_images`; ``skip``: -1 for missing ones."""
     index = ImageIndex(images)
     positions = [index.positions(name) for name in names]
     unknown = [name for name, places in zip(names, positions, strict=True) if not places]
-    if unknown:
+    if unknown and (not skip or len(unknown) == len(names)):
+        way = "" if skip else "remove their rows or give --data.on_error skip; "
         raise UserError(
             f"{file} names {len(unknown)} unknown images: {abbreviated(unknown)};"
-            f" {way_out(images, unknown)}the images are called like {abbreviated(images)}"
+            f" {way_out(images, unknown)}{way}the images are called like {abbreviated(images)}"
         )
     require_one_image(names, positions, images, file)
-    return [places[0] for places in positions]
+    return [places[0] if places else -1 for places in positions]
 
 
 def require_one_image(
@@ -602,6 +712,8 @@ def way_out(images: list[str], unknown: list[str]) -> str:
     for name in unknown:
         if places := index.positions(name.casefold()):
             return f"upper and lower case differ from {printable(images[places[0]])}; "
+        if index.positions(re.split(r"[\s,;]", name.casefold())[0]):
+            return "its lines seem to hold a name and a label: save them as CSV below file,label; "
         stem = _stem(_plain(name.casefold()))
         if places := index.positions(stem):
             image = printable(images[places[0]])

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -47,6 +48,7 @@ from shared.data.label_files import (
     chosen_class,
     class_text,
     columns_called,
+    find_images,
     find_names,
     image_columns,
     is_label,
@@ -55,6 +57,7 @@ from shared.data.label_files import (
     read_csv,
     require_class_names,
     require_one_image,
+    split_column,
 )
 from shared.data.listings import listing
 from shared.data.names import Names
@@ -71,10 +74,13 @@ from shared.data.splits import (
     one_side_line,
     read_labels,
     same_classes,
+    split_by_column,
+    split_line,
     table_line,
+    without_absent_classes,
 )
 from shared.runtime.errors import UserError
-from shared.runtime.files import did_you_mean, write_atomically
+from shared.runtime.files import did_you_mean, open_regular, write_atomically
 from shared.runtime.media import abbreviated, printable, say
 
 _HUB_NAME = re.compile(
@@ -82,10 +88,21 @@ _HUB_NAME = re.compile(
 )
 
 _PATTERN = re.compile(r"[*?]|\[.+\].*\.parquet$")  # of files; name@split[:50%] is the hub's
+_SHARD = re.compile(r"(\w+)-[0-9]{5}-of-[0-9]{5}.*")  # unlabeled-00000-of-00001.parquet
+TRIED = 20  # CSV files in a folder without labels that are looked into
 _TO_PARQUET = (
     "write it as parquet: datasets.Dataset.from_file(FILE.arrow).to_parquet(FILE.parquet), or"
     " datasets.load_from_disk(FOLDER)[SPLIT].to_parquet(FILE.parquet)"
 )
+_TO_DO = {  # with files that are no source of images
+    ".arrow": _TO_PARQUET,
+    **dict.fromkeys(
+        (".csv", ".tsv", ".txt"), "a file of labels goes to --labels, the images' folder here"
+    ),
+    **dict.fromkeys(
+        (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack it and give the folder"
+    ),
+}
 OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened last
 
 
@@ -138,6 +155,11 @@ def _columns_of_bits(dataset: datasets.Dataset) -> list[str]:
     return columns if len(columns) == len(names) - 1 and not are_splits else []
 
 
+def _plain_columns(dataset: datasets.Dataset) -> dict[str, Iterable[Any]]:
+    """The columns of numbers or text, whose cells are read when they are asked for."""
+    return {name: dataset[name] for name, kind in dataset.features.items() if _is_plain(kind)}
+
+
 def _is_plain(feature: Any) -> bool:
     """Whether a column holds numbers or text."""
     kinds = ("bool", "int", "uint", "float", "string", "large_string")
@@ -159,14 +181,16 @@ def _opened(source: str, data: Data, progress: bool) -> dict[str, datasets.Datas
         if not files or others:
             what = f"matches {abbreviated(others)}" if files else "matches nothing"
             raise UserError(f"the pattern {source} {what}; it has to name .parquet files")
-        names = {"train": [glob.escape(os.path.abspath(file)) for file in files]}
-        return dict(_load(source, "parquet", data_files=names, progress=progress))
+        parts = _by_split([Path(os.path.abspath(file)) for file in files])
+        if len(parts) > 1 and progress:
+            sizes = (f"{split} ({len(files)})" for split, files in parts.items())
+            say(f"note: {source}: files of several splits: {abbreviated(sizes)}")
+        return _load_parquet(source, parts, progress)
     if _is_parquet(path) and path.is_file():
-        files = {"train": glob.escape(str(path))}
-        return dict(_load(source, "parquet", data_files=files, progress=progress))
+        return _load_parquet(source, {"train": [path]}, progress)
     hub = _HUB_NAME.fullmatch(source)
     if path.exists():
-        to_do = f"; {_TO_PARQUET}" if path.suffix == ".arrow" else ""
+        to_do = f"; {_TO_DO[suffix]}" if (suffix := path.suffix.lower()) in _TO_DO else ""
         raise UserError(
             f"{source or 'an empty name'} is not a .parquet file, a folder or a hub name{to_do}"
         )
@@ -175,6 +199,85 @@ def _opened(source: str, data: Data, progress: bool) -> dict[str, datasets.Datas
     name, config, split = hub["name"], hub["config"], hub["split"]
     loaded = _load(source, name, config, split=split, progress=progress)
     return {split: loaded} if split else dict(loaded)
+
+
+def _by_split(files: list[Path], root: Path | None = None) -> dict[str, list[Path]]:
+    """Files by the word for a split in their names below the root, or the hub's name of a shard."""
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        shard = _SHARD.fullmatch(file.name)
+        split = split_of(str(file.relative_to(root or file.parent)))
+        splits.setdefault(split or (shard[1] if shard else "train"), []).append(file)
+    return splits
+
+
+def _load_parquet(
+    source: str, parts: dict[str, list[Path]], progress: bool
+) -> dict[str, datasets.Dataset]:
+    """The splits of these files; each may have a list of classes of its own.
+
+    Raises:
+        UserError: a file is none of parquet, or those of a split do not fit together.
+    """
+    loaded = {}
+    for split, files in parts.items():
+        kinds = [_features(file) for file in files]
+        differ = next((k for k, kind in enumerate(kinds) if kind != kinds[0]), 0)
+        try:
+            names = [*map(_class_lists, kinds)]
+            if any(lists != names[0] for lists in names):
+                raise UserError("the lists of classes differ")
+            data_files = {"train": [glob.escape(str(file)) for file in files]}
+            loaded[split] = _load(source, "parquet", data_files=data_files, progress=progress)[
+                "train"
+            ]
+        except UserError as error:
+            if not differ:
+                raise
+            pair = kinds[0], kinds[differ]
+            name = next(n for n in {**pair[0], **pair[1]} if pair[0].get(n) != pair[1].get(n))
+            types = " and ".join(_type_text(kind.get(name)) for kind in pair)
+            raise UserError(
+                f"{source}: {files[0].name} and {files[differ].name} differ: column {name} is"
+                f" {types}; write them alike"
+            ) from error
+    return loaded
+
+
+def _features(file: Path) -> datasets.Features:
+    """The columns of a parquet file, and what they hold.
+
+    Raises:
+        UserError: it is none, or has several columns of one name.
+    """
+    try:
+        with open_regular(file) as opened:
+            begin = opened.read(40)
+        schema = parquet.read_schema(file) if begin[:4] == b"PAR1" else None
+        features = datasets.Features.from_arrow_schema(schema) if schema else datasets.Features()
+    except Exception as error:  # of many kinds, by what is damaged
+        raise UserError(f"cannot load {file}: {' '.join(str(error).split())[:300]}") from error
+    if schema is None:
+        kind = (
+            "a pointer of Git LFS; call git lfs pull" if b"git-lfs" in begin else "no parquet file"
+        )
+        raise UserError(f"cannot load {file}: it is {'empty' if not begin else kind}")
+    if repeated := [name for name, number in Counter(schema.names).items() if number > 1]:
+        raise UserError(f"{file} has several columns called {abbreviated(repeated)}; rename them")
+    return features
+
+
+def _class_lists(features: datasets.Features) -> list[list[str]]:
+    return [kind.names for kind in features.values() if isinstance(kind, datasets.ClassLabel)]
+
+
+def _type_text(feature: Any) -> str:
+    """What a column holds, for messages."""
+    if isinstance(feature, datasets.ClassLabel):
+        return f"of the classes {abbreviated(feature.names)}"
+    if isinstance(feature, datasets.Value):
+        return feature.dtype
+    return "not there" if feature is None else "images, lists or records"
 
 
 def _is_pattern(source: str) -> bool:
@@ -240,12 +343,10 @@ def _open_folder(
     """The splits of a folder: of the parquet files that hold its images, or of its image files."""
     walked = listing(root, data.cache_folder)
     files = list(_parquet_files(root)) if walked.passed_over[".parquet"] else []
-    if files and not walked:
-        return dict(_load(source, str(root), progress=progress))
     saved = ("dataset_dict.json", "state.json")  # of `save_to_disk`
     if not walked and any((root / file).is_file() for file in saved):
         raise UserError(f"{source} is a folder of Arrow files; {_TO_PARQUET}")
-    tables = [file for file in files if _is_table_of_images(file)]
+    tables = [file for file in files if not walked or _is_table_of_images(file)]
     if progress and (others := sorted({*files} - {*tables})):
         say(f"note: {source}: parquet files without images, not read: {_names_in(root, others)}")
     if progress and tables and walked:
@@ -255,12 +356,7 @@ def _open_folder(
         )
     if not tables:
         return open_folder(root, walked, source, data.on_error, progress)
-    splits: dict[str, list[str]] = {}
-    for file in tables:
-        splits.setdefault(split_of(str(file.relative_to(root))) or "train", []).append(
-            glob.escape(str(file))
-        )
-    return dict(_load(source, "parquet", data_files=splits, progress=progress))
+    return _load_parquet(source, _by_split(tables, root), progress)
 
 
 def _names_in(root: Path, files: list[Path]) -> str:
@@ -361,7 +457,8 @@ def _image_set(
     )
     if image is None:
         raise UserError(
-            f"{source} has no image column; its columns are {abbreviated(features, 12)}"
+            f"{source} has no image column; its columns are {_described(dataset)}; an image column"
+            " holds encoded images (PNG, JPEG, ...) as bytes, or paths of files beside it"
         )
     labels, classes = np.full(len(dataset), UNLABELED), ()
     label = _label_column(dataset, data, source, required) if labeled else None
@@ -396,6 +493,21 @@ def _image_set(
         edited=edited,
         columns=others,
     )
+
+
+def _described(dataset: datasets.Dataset) -> str:
+    """The columns and what they hold, for messages."""
+
+    def holds(name: str, feature: Any) -> str:
+        if not isinstance(feature, datasets.Value):
+            return "classes" if isinstance(feature, datasets.ClassLabel) else "lists or records"
+        if "string" not in feature.dtype:
+            return "nothing" if feature.dtype == "null" else feature.dtype
+        texts = (cell for cell in dataset.select_columns([name])[:100][name] if cell)
+        return f"text, such as {printable(next(texts, ''))[:40]!r}"
+
+    columns = (f"{name} ({holds(name, kind)})" for name, kind in dataset.features.items())
+    return abbreviated(columns, 12)
 
 
 def _image_columns(
@@ -750,25 +862,39 @@ def _open_splits(
     listed = None
     if labels is not None and gives_the_classes(labels, train):
         train, listed = _labeled_parts(train, others, labels, data)
-    by_name = train.edited
-    train = decoded(train)
+    column = None if labels else _label_column(sources[name], data, data.train, False)
+    by_name, names = train.edited, train.names
+    train, every_class = decoded(train), train.classes
+    of_folders = column is not None and _are_class_folders(sources[name], column, data.train)
+    if of_folders and train.skipped:
+        train = without_absent_classes(train)
     if data.test is not None and is_csv(Path(data.test)):
         train, test = _listed_test_images(train, Path(data.test).expanduser(), data, decoded)
     else:
         test = listed or _test_images(data, others, progress)
         test = None if test is None else decoded(test)
+    marks = labels.splits if labels else None
+    if marks is not None and labels is not None:
+        marked = [name for name, _ in labels.rows]
+        train, test = split_by_column(Splits(train, test), marked, marks, labels.file)
+    elif marks := split_column(_plain_columns(sources[name])):
+        train, test = split_by_column(Splits(train, test), names, marks, Path(data.train))
     by_name = by_name and test is None
     if test is not None:
         test, train = same_classes(test, train)
     splits = hold_out(Splits(train, test), data, by_name)
     if progress:
-        column = None if labels else _label_column(sources[name], data, data.train, False)
         lines = [table_line(labels, splits)] if labels else []
         lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
-        if column and _are_class_folders(sources[name], column, data.train):
+        lines += [split_line(marks, data)] if marks else []
+        if gone := sorted({*every_class} - {*train.classes}):
+            lines.append(f"note: no readable image of {abbreviated(gone)}: not among the classes")
+        if of_folders:
             lines.append(folders_line(train))
-        elif column:
-            lines.append(column_line(column, sources[name].num_columns, train))
+        elif column and data.train != "digits":
+            lines.append(column_line(column, train))
+        if not train.classes:
+            lines += _tables_beside(data, train)
         if train.classes and splits.test is None:
             lines.append(no_test_line(train, data, by_name))
         elif by_name and splits.test is not None:  # a file without any label holds none out
@@ -778,6 +904,18 @@ def _open_splits(
         return splits
     extra = decoded(_unlabeled_images(data.unlabeled, data, progress))
     return Splits(_appended(splits.train, extra, data), splits.test)
+
+
+def _tables_beside(data: Data, images: ImageSet) -> list[str]:
+    """A line for each CSV file directly in the folder that has labels for these images."""
+    lines, folder = [], Path(data.train).expanduser()
+    for file in sorted(folder.glob("*.csv"))[:TRIED] if folder.is_dir() else ():
+        with suppress(UserError):
+            table = read_csv(file, data.image_column, data.label_column)
+            if table.labeled:
+                find_images(Splits(images, None), [table.labeled[0][0]], file)
+                lines.append(f"note: {file} has labels, which --labels {file} uses")
+    return lines
 
 
 def _quiet(progress: bool) -> None:
@@ -808,10 +946,8 @@ def _labeled_parts(
         with suppress(UserError):  # it names images of neither, which is said below
             names = [name for name, _ in table.rows]
             places = find_names([*train.names, *part.names], names, table.file)
-            rows = [[], []]
-            for row, place in zip(table.rows, places, strict=True):
-                rows[place >= len(train)].append(row)
-            of_train, of_test = (table._replace(rows=side) for side in rows)
+            of_test = table.only(place >= len(train) for place in places)
+            of_train = table.only(place < len(train) for place in places)
             if of_test.labeled and of_train.labeled:
                 return labeled_by(train, of_train), labeled_by(part, of_test)
     return labeled_by(train, table), None
