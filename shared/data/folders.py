@@ -56,6 +56,8 @@ _SPLIT_WORD = re.compile(
     rf"(?<![^\W0-9_])({'|'.join(sorted(_KINDS, key=len, reverse=True))})(?=sets?\b|[\W0-9_]|$)"
 )
 _PLAIN = "*"  # the rest of a name that is nothing but such a word
+_UNLABELED = re.compile(r"(un|no|non|not|without)[\W_]?label(l?ed|s)?", re.I)  # folders of no class
+_MAY_BE_NONE = re.compile(r"-1|none|null|nan|n[\W_]?a|unknown|unsorted|todo|\?+", re.I)
 # names of folders of segmentation data, without what is no letter; pictures may be of a split
 _PICTURES = r"(images?|imgs?|jpegimages|pictures|photos|rgb|leftimgbit|train|training|val|test)"
 _MASKS = (
@@ -325,7 +327,12 @@ class Part(NamedTuple):
 
 
 def open_folder(
-    root: Path, walked: Walk, source: str, on_error: str, progress: bool
+    root: Path,
+    walked: Walk,
+    source: str,
+    on_error: str,
+    progress: bool,
+    known: Sequence[str] = (),
 ) -> dict[str, datasets.Dataset]:
     """The images of a folder, by split: train, and test and validation where they are there.
 
@@ -339,6 +346,7 @@ def open_folder(
         source: what the user calls it.
         on_error: stop or skip, where names are no text or metadata name missing files.
         progress: print what was passed over and left out.
+        known: classes of the training images, if these are others; a sole folder may be one.
 
     Raises:
         UserError: there is no image, or none for training, or a metadata file cannot be read.
@@ -363,13 +371,21 @@ def open_folder(
         )
     metadata = _read_metadata(root, walked, on_error, notes)
     splits: dict[str, datasets.Dataset] = {}
-    classes: list[str] = []
+    classes = [*known]
     for kind, part in parts.items():
         splits[kind] = _dataset(root, walked, part, classes, metadata)
         label = splits[kind].features.get("label")
         if kind == "train" and isinstance(label, datasets.ClassLabel):
             classes = label.names
         folders = sorted(_below(walked.listed, part.classes)[0])
+        if without := [name for name in folders if _UNLABELED.fullmatch(name)]:
+            notes.append(f"images without a class: {abbreviated(f'{f}/' for f in without)}")
+        unclear = [name for name in classes if _MAY_BE_NONE.fullmatch(name)]
+        if kind == "train" and unclear:
+            notes.append(
+                f"{abbreviated(unclear)} is taken as a class; call a folder of images without a"
+                " class unlabeled"
+            )
         if kind == "train" and not classes and len(folders) > 1:
             notes.append(
                 f"the metadata files have the labels; {abbreviated(folders)} are no classes"
@@ -538,7 +554,7 @@ def _parts(images: list[Listed], source: str, notes: list[str]) -> dict[str, Par
 
 def _refuse_masks(images: list[Listed], folder: str, source: str) -> None:
     """UserError where class folders are called as those of pictures and of their masks."""
-    names = {re.sub(r"[\W\d_]", "", name.casefold()): name for name in _below(images, folder)[0]}
+    names = {re.sub(r"[\W0-9_]", "", name.casefold()): name for name in _below(images, folder)[0]}
     pictures = next((name for name in names if re.fullmatch(_PICTURES, name)), None)
     masks = next((name for name in names if re.fullmatch(f"{_PICTURES}?{_MASKS}", name)), None)
     if pictures and masks:
@@ -552,21 +568,29 @@ def _refuse_masks(images: list[Listed], folder: str, source: str) -> None:
 
 
 def _doubtful_classes(images: list[Listed], folder: str) -> list[str]:
-    """A note where the class folders all hold folders of the same names, which may be classes."""
+    """A note where class folders hold nothing but folders, which may be the classes meant."""
     within: dict[str, set[str]] = {}
     for name, _ in images:
         if name.startswith(folder) and name != folder:
             first, _, rest = name[len(folder) :].partition("/")
-            within.setdefault(first, set()).update({rest.partition("/")[0]} - {""})
+            within.setdefault(first, set()).add(rest.partition("/")[0])
     alike = next(iter(within.values()), set())
-    if len(within) < 2 or any(names != alike for names in within.values()):
+    if len(within) < 2 or any("" in names for names in within.values()):
         return []
-    if len(alike) < 2 and not any(map(_split_name, alike)):
+    inner = sorted(set().union(*within.values()))
+    if all(names == alike for names in within.values()):
+        if len(alike) < 2 and not any(map(_split_name, alike)):
+            return []
+        return [
+            f"each of the classes {abbreviated(sorted(within))} has the folders"
+            f" {abbreviated(inner)}; if these are what counts, give one class folder as the"
+            " source, or move the images"
+        ]
+    if any(len(names) < 2 for names in within.values()):
         return []
     return [
-        f"each of the classes {abbreviated(sorted(within))} has the folders"
-        f" {abbreviated(sorted(alike))}; if these are what counts, give one class folder as the"
-        " source, or move the images"
+        f"the folders {abbreviated(inner)} within the classes {abbreviated(sorted(within))} are no"
+        " classes of their own; if they are what counts, move them up"
     ]
 
 
@@ -637,7 +661,8 @@ def _dataset(
             columns[column] = [row.get(column) for row in rows]
     own: dict[str, pa.ChunkedArray] = {"image": files}
     features = datasets.Features(image=datasets.Image())
-    classes = sorted(_below(images, part.classes)[0])
+    below = _below(images, part.classes)[0]
+    classes = sorted(name for name in below if not _UNLABELED.fullmatch(name))
     labeled = len(classes) > 1 or (bool(classes) and set(classes) <= set(known))
     if labeled and not columns_called(["image", *columns], LABEL_COLUMNS):
         number = {name: index for index, name in enumerate(classes)}

@@ -69,7 +69,7 @@ _ONE_HOT = {  # cells of a table with a column for each class
     **dict.fromkeys(("0", "0.0", "false", "", "none", "nan"), False),
     **dict.fromkeys(("1", "1.0", "true"), True),
 }
-_INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__|index")  # pandas' number of the row
+_INDEX = re.compile(r"|Unnamed: [0-9]+|__index_level_[0-9]+__|index")  # pandas' number of the row
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
 LONGEST_CLASS = 1000  # characters
 MOST_BYTES = 2**32  # of a label file; that of ImageNet-21k has a tenth of it

@@ -106,12 +106,18 @@ _TO_DO = {  # with files that are no source of images
 OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened last
 
 
-def _open(source: str, data: Data, progress: bool = False) -> dict[str, datasets.Dataset]:
+def _open(
+    source: str, data: Data, progress: bool = False, known: Sequence[str] = ()
+) -> dict[str, datasets.Dataset]:
     """All splits of a source, by name, with the labels in one column.
 
-    ``progress``: print what of a folder is passed over, and which columns are one for each class.
+    Args:
+        source: as ``data.train``.
+        data: the other options.
+        progress: print what of a folder is passed over, and which columns are one for each class.
+        known: classes of the training images, where the source is another.
     """
-    parts = _opened(source, data, progress)
+    parts = _opened(source, data, progress, known)
     notes: dict[str, None] = {}
     for name, part in parts.items():
         parts[name], note = _with_one_column(part, data)
@@ -166,7 +172,9 @@ def _is_plain(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
 
 
-def _opened(source: str, data: Data, progress: bool) -> dict[str, datasets.Dataset]:
+def _opened(
+    source: str, data: Data, progress: bool, known: Sequence[str]
+) -> dict[str, datasets.Dataset]:
     """All splits of a source as they are."""
     if source == "digits":
         return {"train": _digits()}
@@ -174,7 +182,7 @@ def _opened(source: str, data: Data, progress: bool) -> dict[str, datasets.Datas
     if source.startswith("hf://"):
         return dict(_load(source, "parquet", data_files={"train": source}, progress=progress))
     if source and path.is_dir():
-        return _open_folder(path.absolute(), source, data, progress)
+        return _open_folder(path.absolute(), source, data, progress, known)
     if _is_pattern(source):
         files = sorted(glob.glob(str(path), recursive=True))
         others = [file for file in files if not _is_parquet(Path(file))]
@@ -338,7 +346,7 @@ def offline() -> Iterator[None]:
 
 
 def _open_folder(
-    root: Path, source: str, data: Data, progress: bool
+    root: Path, source: str, data: Data, progress: bool, known: Sequence[str]
 ) -> dict[str, datasets.Dataset]:
     """The splits of a folder: of the parquet files that hold its images, or of its image files."""
     walked = listing(root, data.cache_folder)
@@ -355,7 +363,7 @@ def _open_folder(
             f" of the image files beside them ({len(walked):,}) only those that they name"
         )
     if not tables:
-        return open_folder(root, walked, source, data.on_error, progress)
+        return open_folder(root, walked, source, data.on_error, progress, known)
     return _load_parquet(source, _by_split(tables, root), progress)
 
 
@@ -871,7 +879,7 @@ def _open_splits(
     if data.test is not None and is_csv(Path(data.test)):
         train, test = _listed_test_images(train, Path(data.test).expanduser(), data, decoded)
     else:
-        test = listed or _test_images(data, others, progress)
+        test = listed or _test_images(data, others, progress, train.classes)
         test = None if test is None else decoded(test)
     marks = labels.splits if labels else None
     if marks is not None and labels is not None:
@@ -954,12 +962,12 @@ def _labeled_parts(
 
 
 def _test_images(
-    data: Data, others: dict[str, datasets.Dataset], progress: bool
+    data: Data, others: dict[str, datasets.Dataset], progress: bool, classes: Sequence[str]
 ) -> ImageSet | None:
     """The first test or validation split with labels: many test splits of the hub have none."""
     parts, source = others, data.train
     if data.test is not None:
-        parts, source = _open(data.test, data, progress), data.test
+        parts, source = _open(data.test, data, progress, classes), data.test
     names = [name for name in ("test", "validation", "val") if name in parts]
     if data.test is not None and not names:
         _refuse_same("test", source, data)

@@ -485,6 +485,33 @@ def test_classes_with_the_same_folders_are_doubted(tmp_path, capsys, inner):
     assert f"each of the classes x, y has the folders {', '.join(inner)}" in printed
 
 
+@pytest.mark.parametrize("outer", [("x", "y"), ("train/x", "train/y", "test/x"), ("in/x", "in/y")])
+def test_folders_within_classes_are_named(tmp_path, capsys, outer):
+    names = [f"{c}/{c[-1]}{k}/{i}.png" for c in outer for k in "12" for i in range(5)]
+    splits, printed = notes(capsys, make_folder(tmp_path, names))
+    assert splits.train.classes == ("x", "y")
+    assert "the folders x1, x2, y1 and 1 more within the classes x, y are no classes" in printed
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled", "no_label", "train/unlabeled"])
+def test_a_folder_of_images_without_a_class(tmp_path, capsys, name):
+    above = name.rpartition("/")[0]
+    folders = [name, *(os.path.join(above, label) for label in "ab")]
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in folders for i in range(5)])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert (splits.train.labels == UNLABELED).sum() == 5
+    assert f"images without a class: {name.rpartition('/')[2]}/" in printed
+
+
+@pytest.mark.parametrize("name", ["-1", "unknown", "None"])
+def test_a_class_that_may_be_none_is_named(tmp_path, capsys, name):
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in (name, "a") for i in range(5)])
+    splits, printed = notes(capsys, tmp_path)
+    assert name in splits.train.classes
+    assert f"{name} is taken as a class; call a folder of images without a class" in printed
+
+
 # ------------------------------------------------------------------- parquet files beside images
 @pytest.mark.parametrize(
     "columns",

@@ -695,6 +695,104 @@ def test_labels_that_are_bytes(tmp_path, kind, column):
             assert opened(tmp_path / "t.parquet", **options).train.classes == ("blue", "grün")
 
 
+@pytest.mark.parametrize("folders", [["a"], ["c"], ["b", "c"]])
+def test_test_images_of_one_class_alone(tmp_path, folders):
+    train = class_folders(tmp_path / "train", 4)
+    make_folder(tmp_path / "t", [f"{folder}/{i}.png" for folder in folders for i in range(3)])
+    test = opened(train, test=str(tmp_path / "t")).test
+    assert {test.classes[label] for label in test.labels} == {*folders}
+
+
+@pytest.mark.parametrize("loading", ["memory", "workers"])
+def test_a_class_without_a_readable_image_is_none(tmp_path, capsys, loading):
+    root = class_folders(tmp_path, 5)
+    for file in (root / "a").iterdir():
+        file.write_bytes(b"")
+    OPENED.clear()
+    data = Data(train=str(root), on_error="skip", loading=loading)
+    train, test = open_data(data, LabelSet.parse("1pct"), progress=True)
+    assert train.classes == test.classes == ("b", "c")
+    assert {*train.labels, *test.labels} == {0, 1}
+    assert "no readable image of a: not among the classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "Annotations.csv", "to_label.csv"])
+def test_a_file_of_labels_in_the_folder_is_named(tmp_path, capsys, name):
+    make_folder(tmp_path, ["0.png", "1.png"])
+    (tmp_path / name).write_text("image;class\n0.png;a\n1.png;b\n")
+    (tmp_path / "other.csv").write_text("file,label\nx.png,a\n")
+    OPENED.clear()
+    open_data(Data(train=str(tmp_path)), LabelSet.parse("1pct"), progress=True)
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / name} has labels, which --labels" in printed
+    assert "other.csv has" not in printed
+
+
+def hub_file(path, labels: list[int], names: list[str]):
+    """A parquet file as the hub writes it, with a list of classes."""
+    path.parent.mkdir(exist_ok=True)
+    kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    rows = {"image": STRUCTS[: len(labels)], "label": labels}
+    datasets.Dataset.from_dict(rows, features=kinds).to_parquet(path)
+
+
+@pytest.mark.parametrize("source", ["", "data/*.parquet", "data/t*.parquet"])
+def test_each_split_of_parquet_files_has_its_own_list_of_classes(tmp_path, source):
+    hub_file(tmp_path / "data/train-00000-of-00001.parquet", [0, 1, 0], ["cat", "dog"])
+    hub_file(tmp_path / "data/test-00000-of-00001.parquet", [0, 1, 1], ["dog", "cat"])
+    train, test = opened(tmp_path / source)
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 0], [1, 0, 0])
+    assert train.classes == test.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("kind", ["classes", "type", "column"])
+def test_parquet_files_that_differ_are_named(tmp_path, kind):
+    hub_file(tmp_path / "p/a.parquet", [0, 1], ["cat", "dog"])
+    if kind == "classes":
+        hub_file(tmp_path / "p/b.parquet", [0, 1], ["dog", "cat"])
+        says = "column label is of the classes cat, dog and of the classes dog, cat"
+    else:
+        labels = {"label": ["x", "y"]} if kind == "type" else {}
+        parquet(tmp_path / "p/b.parquet", image=STRUCTS[:2], **labels)
+        says = "b.parquet differ: column "
+    assert says in error_of(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        (b"", "it is empty"),
+        (b"image,label\n", "it is no parquet file"),
+    ],
+)
+def test_what_is_no_parquet_file_says_what_it_is(tmp_path, content, says):
+    (tmp_path / "t.parquet").write_bytes(content)
+    assert says in error_of(tmp_path / "t.parquet")
+    assert says in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        (["nope/0.png", None], "image (text, such as 'nope/0.png'), label (int64)"),
+        ([[1, 2], [3]], "image (lists or records)"),
+        ([0.5, 1.5], "image (float64), label"),
+        ([None, None], "image (nothing)"),
+    ],
+)
+def test_what_columns_without_images_hold(tmp_path, cells, says):
+    message = error_of(parquet(tmp_path / "t.parquet", image=cells, label=[0, 1]))
+    assert says in message
+    assert "an image column holds encoded images" in message
+
+
+def test_two_columns_of_one_name(tmp_path):
+    table = pa.table([STRUCTS[:2], [0, 1], [0, 1]], names=["image", "label", "label"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert "has several columns called label; rename" in error_of(tmp_path / "t.parquet")
+
+
 @pytest.mark.parametrize("names", [("dog", "dog "), ("big cat", "big\u00a0cat"), ("é", "e\u0301")])
 def test_class_folders_that_look_the_same_are_refused(tmp_path, names):
     make_folder(tmp_path, [f"{name}/{i}.png" for name in names for i in range(3)])
