@@ -151,7 +151,7 @@ def train(
     from shared.runs.deployment import advise
     from shared.runs.fit import warnings_for
     from shared.runs.metrics import legend
-    from shared.runs.redo import all_to_redo, require_same_options
+    from shared.runs.redo import all_to_redo, pretraining_is_kept, require_same_options
     from shared.runs.results import advice_text, results_text, write_results
     from shared.runtime.progress import counted
     from shared.runtime.stage_folder import OtherSettingsError
@@ -176,7 +176,7 @@ def train(
         sep="\n",
     )
     outdated = to_follow(config, splits, labels)
-    if outdated and not config.forces("pretrain"):
+    if outdated and pretraining_is_kept(config, train):
         accelerator.print(
             f"the labels or the images have changed: {', '.join(outdated)} are made again;"
             " the pretraining is kept"

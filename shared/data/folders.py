@@ -45,6 +45,7 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".jp2", ".avif", ".tga", ".ppm", ".pgm", ".pbm"),
 )
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 # What Pillow recognises by content, where the suffix says nothing. Not TGA, which has no mark.
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"),
@@ -356,6 +357,8 @@ def open_folder(
     notes = walked.notes()
     if not walked.listed:
         passed_over = "".join(f"; {note}" for note in notes)
+        if any(suffix in ARCHIVES for suffix in walked.passed_over):
+            passed_over += "; unpack the archives"
         raise UserError(
             f"no images in {source}: expected {source}/<class>/*.png or images"
             f" ({' '.join(SUFFIXES)}){passed_over}"

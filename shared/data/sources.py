@@ -38,7 +38,7 @@ from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Config
 from shared.config.sections import Data
 from shared.data.cache import shrunk
-from shared.data.folders import SUFFIXES, formats, is_text, open_folder, split_of, walk
+from shared.data.folders import ARCHIVES, SUFFIXES, formats, is_text, open_folder, split_of, walk
 from shared.data.images import UNLABELED, Decoding, ImageSet, Splits, size_text
 from shared.data.label_files import (
     LABEL_COLUMNS,
@@ -100,8 +100,10 @@ _TO_DO = {  # with files that are no source of images
         (".csv", ".tsv", ".txt"), "a file of labels goes to --labels, the images' folder here"
     ),
     **dict.fromkeys(
-        (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack it and give the folder"
+        (".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".tfrecord"),
+        "write its images as files, or encoded into a .parquet file",
     ),
+    **dict.fromkeys(ARCHIVES, "unpack it and give the folder"),
 }
 OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened last
 
@@ -177,6 +179,8 @@ def _opened(
 ) -> dict[str, datasets.Dataset]:
     """All splits of a source as they are."""
     if source == "digits":
+        if progress and os.path.isdir(source):
+            say("note: digits are scikit-learn's; the folder of this name is ./digits")
         return {"train": _digits()}
     path = Path(source).expanduser()
     if source.startswith("hf://"):
@@ -868,7 +872,7 @@ def _open_splits(
     labels = read_labels(table, data, columns, train.classes) if table else None
     others = {key: part for key, part in sources.items() if key != name}
     listed = None
-    if labels is not None and gives_the_classes(labels, train):
+    if labels is not None:
         train, listed = _labeled_parts(train, others, labels, data)
     column = None if labels else _label_column(sources[name], data, data.train, False)
     by_name, names = train.edited, train.names
@@ -877,7 +881,8 @@ def _open_splits(
     if of_folders and train.skipped:
         train = without_absent_classes(train)
     if data.test is not None and is_csv(Path(data.test)):
-        train, test = _listed_test_images(train, Path(data.test).expanduser(), data, decoded)
+        file = Path(data.test).expanduser()
+        train, test = _listed_test_images(train, others, file, data, decoded)
     else:
         test = listed or _test_images(data, others, progress, train.classes)
         test = None if test is None else decoded(test)
@@ -944,21 +949,29 @@ def _decoded(images: ImageSet, *, data: Data, progress: bool) -> ImageSet:
 def _labeled_parts(
     train: ImageSet, others: dict[str, datasets.Dataset], table: LabelTable, data: Data
 ) -> tuple[ImageSet, ImageSet | None]:
-    """Training images with the labels of a file; and a split for testing that it labels too."""
-    for name in ("test", "validation", "val") if data.test is None else ():
-        if name not in others:
-            continue
-        part = _image_set(others[name], data, data.train, required=False)
-        if (part.labels != UNLABELED).any():
-            continue
+    """Training images with the labels of a file; and a split for testing that it labels too.
+
+    The training images keep their own labels where the file has the same classes.
+    """
+    own = not gives_the_classes(table, train)
+    for part in _unlabeled_splits(others, data) if data.test is None else ():
         with suppress(UserError):  # it names images of neither, which is said below
             names = [name for name, _ in table.rows]
             places = find_names([*train.names, *part.names], names, table.file)
             of_test = table.only(place >= len(train) for place in places)
             of_train = table.only(place < len(train) for place in places)
-            if of_test.labeled and of_train.labeled:
-                return labeled_by(train, of_train), labeled_by(part, of_test)
-    return labeled_by(train, table), None
+            if of_test.labeled and (own or of_train.labeled):
+                return train if own else labeled_by(train, of_train), labeled_by(part, of_test)
+    return train if own else labeled_by(train, table), None
+
+
+def _unlabeled_splits(others: dict[str, datasets.Dataset], data: Data) -> Iterator[ImageSet]:
+    """The splits for testing whose images have no label, so that a file may label them."""
+    for name in ("test", "validation", "val"):
+        if name in others:
+            part = _image_set(others[name], data, data.train, required=False)
+            if (part.labels == UNLABELED).all():
+                yield part
 
 
 def _test_images(
@@ -1003,11 +1016,16 @@ def _print_unused(parts: dict[str, datasets.Dataset], progress: bool) -> None:
 
 
 def _listed_test_images(
-    train: ImageSet, file: Path, data: Data, decoded: Callable[[ImageSet], ImageSet]
+    train: ImageSet,
+    others: dict[str, datasets.Dataset],
+    file: Path,
+    data: Data,
+    decoded: Callable[[ImageSet], ImageSet],
 ) -> tuple[ImageSet, ImageSet]:
     """Training and test images where a CSV file labels the test images.
 
-    These are training images, which are held out then, or files beside the CSV file.
+    These are training images, which are held out then, or files beside the CSV file, or those of a
+    split without labels.
     """
     table = read_csv(file, data.image_column, data.label_column, train.classes)
     names = [name for name, _ in table.labeled]
@@ -1025,6 +1043,10 @@ def _listed_test_images(
             f"{file} lists images of data.train, {inner}, and other ones, {outer}; give a file for"
             " one of both"
         )
+    of_splits = () if any(outside) or known >= {*names} else _unlabeled_splits(others, data)
+    for part in of_splits:
+        with suppress(UserError):  # it names others
+            return train, decoded(labeled_by(part, table.filled()))
     if not any(outside):
         classes, ids, targets = one_label_each(train, table)
         test = replace(train.select(ids), labels=targets, classes=classes)

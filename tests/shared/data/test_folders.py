@@ -15,6 +15,7 @@ from shared.config.sections import Data
 from shared.data import folders as folders_module
 from shared.data.folders import open_folder, walk
 from shared.data.images import UNLABELED
+from shared.data.labels import draw_labels
 from shared.data.sources import OPENED, open_data
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import HALVES, STRUCTS, error_of, opened, parquet
@@ -794,6 +795,25 @@ def test_images_beside_a_label_file_stay(tmp_path):
     splits = opened(tmp_path, labels=str(tmp_path / "labels.csv"))
     assert len({*names_of(splits)}) == 20
     assert splits.train.classes == ("a", "b")
+
+
+@pytest.mark.parametrize("folder", ["val", "test", "validation/images"])
+@pytest.mark.parametrize("option", ["labels", "test"])
+def test_a_file_may_label_a_split_beside_class_folders(tmp_path, folder, option):
+    names = [f"train/{c}/{i}.png" for c in "ab" for i in range(5)]
+    tests = [f"{folder}/{i}.png" for i in range(4)]
+    make_folder(tmp_path, [*names, *tests])
+    of_test = [f"{name if option == 'labels' else name[-5:]},a" for name in tests]
+    rows = [*(f"{name},{name[6]}" for name in names), *of_test] if option == "labels" else of_test
+    file = tmp_path.parent / "l.csv"
+    file.write_text("file,label\n" + "\n".join(rows))
+    if option == "labels":
+        splits = opened(tmp_path, str(file))
+        assert len(draw_labels(splits, LabelSet.parse(str(file)), 0).ids) == 10
+    else:
+        splits = opened(tmp_path, test=str(file))
+    assert sorted(splits.test.names) == tests
+    assert splits.train.classes == splits.test.classes == ("a", "b")
 
 
 @pytest.mark.parametrize("folder", ["val", "test", "validation/images"])
