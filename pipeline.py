@@ -145,13 +145,13 @@ def train(
         wanted: the stages by their names, in order.
         paced: gives the configuration for a stage, by the time that is left.
     """
-    from shared.data.labels import draw_labels
+    from shared.data.labels import draw_labels, notes_on_list
     from shared.data.sources import open_run
     from shared.runs.cost import Counts
     from shared.runs.deployment import advise
     from shared.runs.fit import warnings_for
     from shared.runs.metrics import legend
-    from shared.runs.redo import all_to_redo, require_same_options
+    from shared.runs.redo import all_to_redo, pretraining_is_kept, require_same_options
     from shared.runs.results import advice_text, results_text, write_results
     from shared.runtime.progress import counted
     from shared.runtime.stage_folder import OtherSettingsError
@@ -172,10 +172,11 @@ def train(
         f"data: {counted(images, 'image')} for training, {len(labels.ids):,} of them with a label;"
         f" {tested:,} for testing{', which stage 1 sees too, without labels' * bool(apart)}",
         *[] if config.label_set.suggested else labels.notes(train.classes),
+        *notes_on_list(splits, config.label_set),
         sep="\n",
     )
     outdated = to_follow(config, splits, labels)
-    if outdated and not config.forces("pretrain"):
+    if outdated and pretraining_is_kept(config, train):
         accelerator.print(
             f"the labels or the images have changed: {', '.join(outdated)} are made again;"
             " the pretraining is kept"

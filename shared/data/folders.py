@@ -27,10 +27,11 @@ from pyarrow import json, parquet
 
 from shared.data.images import UNLABELED
 from shared.data.label_files import (
-    IMAGE_COLUMNS,
     LABEL_COLUMNS,
+    SPLITS,
     ImageIndex,
     columns_called,
+    image_columns,
     read_rows,
     require_one_image,
     way_out,
@@ -44,23 +45,25 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".jp2", ".avif", ".tga", ".ppm", ".pgm", ".pbm"),
 )
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 # What Pillow recognises by content, where the suffix says nothing. Not TGA, which has no mark.
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"),
     *("PSD", "QOI", "SGI", "TIFF", "WEBP", "XBM", "XPM"),
 )
 _NOT_ENTERED = (".", "__", "@eaDir", "$RECYCLE")  # beginnings: .git, __MACOSX, thumbnails, bin
-# words in the names of split folders in lower case, the usual one first
-_SPLITS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "validation": ("validation", "valid", "val", "dev"),
-}
-_KINDS = {word: (kind, rank) for kind, ws in _SPLITS.items() for rank, word in enumerate(ws)}
+_KINDS = {word: (kind, rank) for kind, ws in SPLITS.items() for rank, word in enumerate(ws)}
 _SPLIT_WORD = re.compile(
     rf"(?<![^\W0-9_])({'|'.join(sorted(_KINDS, key=len, reverse=True))})(?=sets?\b|[\W0-9_]|$)"
 )
 _PLAIN = "*"  # the rest of a name that is nothing but such a word
+_UNLABELED = re.compile(r"(un|no|non|not|without)[\W_]?label(l?ed|s)?", re.I)  # folders of no class
+_MAY_BE_NONE = re.compile(r"-1|none|null|nan|n[\W_]?a|unknown|unsorted|todo|\?+", re.I)
+# names of folders of segmentation data, without what is no letter; pictures may be of a split
+_PICTURES = r"(images?|imgs?|jpegimages|pictures|photos|rgb|leftimgbit|train|training|val|test)"
+_MASKS = (
+    r"(masks?|labels?|annot|annotations?|segmentation(s|class|object)?|groundtruths?|gt|trimaps?)"
+)
 _MAY_BE_CLASSES = ("valid", "dev")  # beside other folders, and without a train folder
 CHUNK = 1_000_000  # images in an array, about
 MOST_COLUMNS = 10_000  # of a metadata file
@@ -325,7 +328,12 @@ class Part(NamedTuple):
 
 
 def open_folder(
-    root: Path, walked: Walk, source: str, on_error: str, progress: bool
+    root: Path,
+    walked: Walk,
+    source: str,
+    on_error: str,
+    progress: bool,
+    known: Sequence[str] = (),
 ) -> dict[str, datasets.Dataset]:
     """The images of a folder, by split: train, and test and validation where they are there.
 
@@ -339,6 +347,7 @@ def open_folder(
         source: what the user calls it.
         on_error: stop or skip, where names are no text or metadata name missing files.
         progress: print what was passed over and left out.
+        known: classes of the training images, if these are others; a sole folder may be one.
 
     Raises:
         UserError: there is no image, or none for training, or a metadata file cannot be read.
@@ -348,6 +357,8 @@ def open_folder(
     notes = walked.notes()
     if not walked.listed:
         passed_over = "".join(f"; {note}" for note in notes)
+        if any(suffix in ARCHIVES for suffix in walked.passed_over):
+            passed_over += "; unpack the archives"
         raise UserError(
             f"no images in {source}: expected {source}/<class>/*.png or images"
             f" ({' '.join(SUFFIXES)}){passed_over}"
@@ -363,13 +374,21 @@ def open_folder(
         )
     metadata = _read_metadata(root, walked, on_error, notes)
     splits: dict[str, datasets.Dataset] = {}
-    classes: list[str] = []
+    classes = [*known]
     for kind, part in parts.items():
         splits[kind] = _dataset(root, walked, part, classes, metadata)
         label = splits[kind].features.get("label")
         if kind == "train" and isinstance(label, datasets.ClassLabel):
             classes = label.names
         folders = sorted(_below(walked.listed, part.classes)[0])
+        if without := [name for name in folders if _UNLABELED.fullmatch(name)]:
+            notes.append(f"images without a class: {abbreviated(f'{f}/' for f in without)}")
+        unclear = [name for name in classes if _MAY_BE_NONE.fullmatch(name)]
+        if kind == "train" and unclear:
+            notes.append(
+                f"{abbreviated(unclear)} is taken as a class; call a folder of images without a"
+                " class unlabeled"
+            )
         if kind == "train" and not classes and len(folders) > 1:
             notes.append(
                 f"the metadata files have the labels; {abbreviated(folders)} are no classes"
@@ -396,6 +415,7 @@ def _below(images: Iterable[Listed], folder: str) -> tuple[Counter[str], int]:
 def _split_name(folder: str) -> tuple[str, int, str] | None:
     """Of a name with the word for a split: which split, the word's rank, and the rest of it."""
     name = re.sub(r"([a-z])([A-Z])", r"\1_\2", folder).lower()  # TestData is test_data
+    name = re.sub(r"^[0-9]+[\W_]+", "", name)  # 01_train, 02_test
     if not (word := _SPLIT_WORD.search(name)):
         return None
     sides = (name[: word.start()], name[word.end() :])
@@ -530,26 +550,50 @@ def _parts(images: list[Listed], source: str, notes: list[str]) -> dict[str, Par
             notes.append(
                 f"the images come from {printable(used)}; images left out: {abbreviated(left)}"
             )
+    _refuse_masks(images, parts["train"].classes, source)
     notes += _doubtful_classes(images, parts["train"].classes)
     return parts
 
 
+def _refuse_masks(images: list[Listed], folder: str, source: str) -> None:
+    """UserError where class folders are called as those of pictures and of their masks."""
+    names = {re.sub(r"[\W0-9_]", "", name.casefold()): name for name in _below(images, folder)[0]}
+    pictures = next((name for name in names if re.fullmatch(_PICTURES, name)), None)
+    masks = next((name for name in names if re.fullmatch(f"{_PICTURES}?{_MASKS}", name)), None)
+    if pictures and masks:
+        part = printable(os.path.join(source, folder, names[pictures]))
+        raise UserError(
+            f"{source} has the folders {folder}{printable(names[pictures])}/ and"
+            f" {folder}{printable(names[masks])}/, which look like pictures and their masks for"
+            f" segmentation, not like classes; give the pictures alone, {part}, or rename the"
+            " folders if they are classes"
+        )
+
+
 def _doubtful_classes(images: list[Listed], folder: str) -> list[str]:
-    """A note where the class folders all hold folders of the same names, which may be classes."""
+    """A note where class folders hold nothing but folders, which may be the classes meant."""
     within: dict[str, set[str]] = {}
     for name, _ in images:
         if name.startswith(folder) and name != folder:
             first, _, rest = name[len(folder) :].partition("/")
-            within.setdefault(first, set()).update({rest.partition("/")[0]} - {""})
+            within.setdefault(first, set()).add(rest.partition("/")[0])
     alike = next(iter(within.values()), set())
-    if len(within) < 2 or any(names != alike for names in within.values()):
+    if len(within) < 2 or any("" in names for names in within.values()):
         return []
-    if len(alike) < 2 and not any(map(_split_name, alike)):
+    inner = sorted(set().union(*within.values()))
+    if all(names == alike for names in within.values()):
+        if len(alike) < 2 and not any(map(_split_name, alike)):
+            return []
+        return [
+            f"each of the classes {abbreviated(sorted(within))} has the folders"
+            f" {abbreviated(inner)}; if these are what counts, give one class folder as the"
+            " source, or move the images"
+        ]
+    if any(len(names) < 2 for names in within.values()):
         return []
     return [
-        f"each of the classes {abbreviated(sorted(within))} has the folders"
-        f" {abbreviated(sorted(alike))}; if these are what counts, give one class folder as the"
-        " source, or move the images"
+        f"the folders {abbreviated(inner)} within the classes {abbreviated(sorted(within))} are no"
+        " classes of their own; if they are what counts, move them up"
     ]
 
 
@@ -620,7 +664,8 @@ def _dataset(
             columns[column] = [row.get(column) for row in rows]
     own: dict[str, pa.ChunkedArray] = {"image": files}
     features = datasets.Features(image=datasets.Image())
-    classes = sorted(_below(images, part.classes)[0])
+    below = _below(images, part.classes)[0]
+    classes = sorted(name for name in below if not _UNLABELED.fullmatch(name))
     labeled = len(classes) > 1 or (bool(classes) and set(classes) <= set(known))
     if labeled and not columns_called(["image", *columns], LABEL_COLUMNS):
         number = {name: index for index, name in enumerate(classes)}
@@ -721,7 +766,7 @@ def _column_of_images(columns: list[str], file: Path) -> str | None:
     """The column with the images' names: Hugging Face's, or by the rule of label_files."""
     if "file_name" in columns:
         return "file_name"
-    candidates = columns_called(columns, IMAGE_COLUMNS)
+    candidates = image_columns(columns)
     if len(candidates) > 1:
         raise UserError(
             f"{file} has several image columns: {abbreviated(candidates, 12)}; call one file_name"
@@ -762,7 +807,7 @@ def _read_table(path: Path, file: str, notes: list[str]) -> dict[str, list[Any]]
         columns = list(zip(*rows.cells, strict=True)) or [()] * len(rows.columns)
         names = [name for name in rows.columns if name]
         cells = {name: columns[rows.place(name, path)] for name in names}
-        is_name = set(columns_called(names, IMAGE_COLUMNS))
+        is_name = set(image_columns(names))
         return {
             name: list(cells[name]) if name in is_name else _numbers_or_text(cells[name])
             for name in names

@@ -7,6 +7,7 @@ decode them (``shared/data/batches.py``). ``shared/data/sources.py`` opens the s
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from shared.runtime.progress import Progress
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
 CHECKED = 100_000  # images that are decoded at the start although on_error is stop
+REASONED = 100  # skipped images that are decoded once more for the reason
 FINGERPRINTED = 1000  # of images that are not in memory, how many files are hashed
 UNLABELED = -1
 _REMOVE_IT = "remove it or give --data.on_error skip"
@@ -333,33 +335,43 @@ class ImageSet:
     def without(self, unreadable: np.ndarray, progress: bool) -> "ImageSet":
         """The other images; one line counts those that are left out."""
         if len(unreadable) == len(self):
-            raise UserError(f"none of the {len(self)} images can be read")
+            why = self._why_skipped(unreadable)
+            raise UserError(f"none of the {len(self)} images can be read{why}")
         if not len(unreadable):
             return self
         names = self.names[unreadable]
         if progress:
             where = " (skipped.txt in the run's folder has all)" if len(names) > 3 else ""
             what = f"{len(names)} unreadable of {len(self)} images"
-            reason = self._why_skipped(int(unreadable[0]))
-            say(f"skipped {what}: {abbreviated(names)}{where}{reason}")
+            say(f"skipped {what}: {abbreviated(names)}{where}{self._why_skipped(unreadable)}")
         kept = self.select(np.delete(np.arange(len(self)), unreadable))
         return replace(kept, skipped=tuple(printable(name) for name in names))
 
-    def _why_skipped(self, index: int) -> str:
-        """Why an image cannot be read, and with which option it can, for messages."""
-        try:
-            decode_image(self.source(index), self.decoding)
-        except Exception as error:  # each decoder has its own
-            remedy = _remedy(error)
-            reads = f" (to read it: {remedy})" if remedy else ""
-            return f"; {printable(self.names[index])}: {why_unreadable(error)}{reads}"
-        return ""
+    def _why_skipped(self, unreadable: np.ndarray) -> str:
+        """Each reason once, with its images, and the option that reads them all the same."""
+        kinds: dict[str, tuple[str, list[str]]] = {}
+        for index in unreadable[:REASONED].tolist():
+            try:
+                decode_image(self.source(index), self.decoding)
+            except Exception as error:  # each decoder has its own
+                reason, remedy = why_unreadable(error), _remedy(error)
+                reason += f" (to read it: {remedy})" if remedy else ""
+                kind = re.sub("b'.*?'|[0-9,]+", "", reason)  # bytes, sizes and positions differ
+                kinds.setdefault(kind, (reason, []))[1].append(self.names[index])
+        commonest = sorted(kinds.values(), key=lambda kind: -len(kind[1]))
+        parts = [f"; {abbreviated(names, 1)}: {reason}" for reason, names in commonest]
+        if len(parts) > 5:
+            parts[5:] = [f"; {len(parts) - 5} other reasons"]
+        looked_at = f" (of the first {REASONED})" if len(unreadable) > REASONED else ""
+        return "".join(parts) + looked_at
 
 
 def why_unreadable(error: Exception) -> str:
     """What a decoder says of an image, on one line, for messages."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
+    if isinstance(error, OSError) and error.strerror:  # without the path
+        return error.strerror
     return printable(error)[:200] or type(error).__name__
 
 

@@ -3,8 +3,9 @@
 One rule for the columns of a CSV, of a parquet file and of a ``metadata.csv``:
 
 - The labels are in the column that ``data.label_column`` names, or else in the only one that is
-  called as one of ``LABEL_COLUMNS``, in any case and with any spaces, ``_`` and ``-`` between. The
-  names of the images in a CSV are found in the same way: ``data.image_column``, ``IMAGE_COLUMNS``.
+  called as one of ``LABEL_COLUMNS``, in any case and with any spaces, ``_`` and ``-`` between.
+  Where none is, columns of 0 and 1 are one for each class. The names of the images are found in the
+  same way: ``data.image_column``, ``IMAGE_COLUMNS``, or else ``ID_COLUMNS``.
 - An image has no label where the value is missing, NaN, -1, or text that is blank or -1. Every
   other text is the name of a class, ``NA``, ``None``, ``null`` and ``nan`` too.
 """
@@ -14,8 +15,9 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import Any, NamedTuple
@@ -30,10 +32,44 @@ from shared.runtime.files import did_you_mean, read_bytes
 from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 from shared.runtime.progress import counted
 
-IMAGE_COLUMNS = ("file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath")
-IMAGE_COLUMNS += ("img", "path", "name", "photo", "picture")
+IMAGE_COLUMNS = (
+    "file",
+    "files",
+    "filename",
+    "filenames",
+    "filepath",
+    "filepaths",
+    "fname",
+    "fpath",
+)
+IMAGE_COLUMNS += ("image", "images", "imagename", "imagefile", "imagepath", "imagepaths")
+IMAGE_COLUMNS += (
+    "img",
+    "imgname",
+    "imgfile",
+    "imgpath",
+    "path",
+    "paths",
+    "name",
+    "photo",
+    "picture",
+)
+ID_COLUMNS = ("imageid", "imgid", "id")  # often beside one of the names above, which comes first
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
-_ONE_HOT = {"0", "1", "0.0", "1.0", ""}  # cells of a table with a column for each class
+CLASS_ID_COLUMNS = ("classid", "labelid", "categoryid", "targetid")  # likewise
+_SPLIT_COLUMNS = ("split", "splits", "set", "subset", "dataset", "partition", "phase", "usage")
+# words in the names of split folders in lower case, the usual one first
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
+}
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+_ONE_HOT = {  # cells of a table with a column for each class
+    **dict.fromkeys(("0", "0.0", "false", "", "none", "nan"), False),
+    **dict.fromkeys(("1", "1.0", "true"), True),
+}
+_INDEX = re.compile(r"|Unnamed: [0-9]+|__index_level_[0-9]+__|index")  # pandas' number of the row
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
 LONGEST_CLASS = 1000  # characters
 MOST_BYTES = 2**32  # of a label file; that of ImageNet-21k has a tenth of it
@@ -61,6 +97,7 @@ class LabelTable(NamedTuple):
         rows: an image's name and the name of its class, which is empty where it has none.
         western: whether it was read as Windows-1252, because it is no UTF-8.
         lines: the line in which each row begins, from 1.
+        splits: train, test or validation for each row, where a column says so.
     """
 
     file: Path
@@ -68,22 +105,101 @@ class LabelTable(NamedTuple):
     rows: list[tuple[str, str]]
     western: bool = False
     lines: Sequence[int] = ()
+    splits: "SplitColumn | None" = None
 
     @property
     def labeled(self) -> list[tuple[str, str]]:
         """The rows with a label."""
         return [row for row in self.rows if row[1]]
 
+    def only(self, keep: Iterable[bool]) -> "LabelTable":
+        """The table of these rows alone; whatever a column says of splits no longer counts."""
+        kept = [*keep]
+        rows, lines = (list(compress(cells, kept)) for cells in (self.rows, self.lines))
+        return self._replace(rows=rows, lines=lines, splits=None)
+
     def filled(self) -> "LabelTable":
         """The table without the rows that have no label."""
-        lines = [line for line, row in zip(self.lines, self.rows, strict=True) if row[1]]
-        return self._replace(rows=self.labeled, lines=lines)
+        return self.only(bool(label) for _, label in self.rows)
+
+
+class SplitColumn(NamedTuple):
+    """A column that says of each row for what it is.
+
+    Attributes:
+        name: of the column.
+        splits: train, test or validation, for each row.
+    """
+
+    name: str
+    splits: list[str]
 
 
 # --------------------------------------------------------------------------------- the one rule
 def columns_called(columns: Iterable[str], names: tuple[str, ...]) -> list[str]:
     """The columns with one of these names: ``File Name`` and ``file_name`` are ``filename``."""
     return [column for column in columns if re.sub(r"[\W_]+", "", column.casefold()) in names]
+
+
+def image_columns(columns: Sequence[str]) -> list[str]:
+    """The columns that are called as those of the images' names are."""
+    return columns_called(columns, IMAGE_COLUMNS) or columns_called(columns, ID_COLUMNS)
+
+
+def label_columns(columns: Sequence[str]) -> list[str]:
+    """The columns that are called as those of the labels are."""
+    return columns_called(columns, LABEL_COLUMNS) or columns_called(columns, CLASS_ID_COLUMNS)
+
+
+def _is_called_split(column: str) -> bool:
+    return bool(columns_called([column], _SPLIT_COLUMNS))
+
+
+def split_column(columns: Mapping[str, Iterable[Any]]) -> SplitColumn | None:
+    """The first of the columns that says of each row whether it is for training or for testing.
+
+    It is called split, set or similar and has words such as train, test and val in any case; or it
+    is called is_test, is_valid or is_train and has 0 and 1, or false and true. An empty cell stands
+    for training. A column that says the same of all rows says nothing.
+    """
+    for name in columns:
+        plain = re.sub(r"[\W_]+", "", name.casefold())
+        by_word, bit = _is_called_split(name), _SPLIT_OF.get(re.sub("^is|image$", "", plain))
+        if not by_word and not (bit and plain.startswith("is")):
+            continue
+        cells = [str(cell).strip().casefold() for cell in columns[name]]
+        if by_word:
+            words = _SPLIT_OF | dict.fromkeys(("", "none", "nan"), "train")
+            splits = [words.get(cell, "") for cell in cells]
+        else:
+            words = {True: bit, False: "test" if bit == "train" else "train"}
+            splits = [words.get(_ONE_HOT.get(cell), "") or "" for cell in cells]
+        if "train" in splits and "" not in splits and len({*splits}) > 1:
+            return SplitColumn(name, splits)
+    return None
+
+
+def named_columns(columns: Iterable[str]) -> list[str]:
+    """The columns that are more than the number of the row, which pandas writes unless told."""
+    return [column for column in columns if not _INDEX.fullmatch(column)]
+
+
+def one_hot(columns: Mapping[str, Iterable[Any]]) -> list[list[str]] | None:
+    """The classes in each row of columns that are one for each class.
+
+    Args:
+        columns: by their names; 1 or true stands below a row's class, 0, false or nothing below
+            the others.
+
+    Returns:
+        The names of all columns with a 1, of every row; None where there are other cells, or less
+        than two columns.
+    """
+    cells = [[_ONE_HOT.get(str(cell).strip().casefold()) for cell in columns[c]] for c in columns]
+    if len(cells) < 2 or any(None in column for column in cells):
+        return None
+    names = [class_text(name) for name in columns]
+    return [list(compress(names, row)) for row in zip(*cells, strict=True)]
 
 
 def choose_column(
@@ -197,6 +313,11 @@ def read_encoded(file: Path) -> tuple[str, bool]:
     except OSError as error:
         reason = f"{error.strerror or error}{did_you_mean(file)}"
         raise UserError(f"cannot read the label file {file}: {reason}") from error
+    if content.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
+        raise UserError(
+            f"cannot read the label file {file}: it is an Excel workbook or an archive; save the"
+            " sheet as CSV"
+        )
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
@@ -259,6 +380,11 @@ class Rows(NamedTuple):
             )
         return self.columns.index(column)
 
+    def column(self, name: str) -> list[str]:
+        """The cells of the first column of this name."""
+        place = self.columns.index(name)
+        return [cells[place] for cells in self.cells]
+
 
 def read_rows(file: Path, options: Iterable[str | None] = ()) -> Rows:
     """Read a CSV file, separated by comma, semicolon, tab or ``|``.
@@ -308,13 +434,17 @@ def read_csv(
     """
     table = read_rows(file, (image_column, label_column))
     head = table.columns
-    image = choose_column("image", columns_called(head, IMAGE_COLUMNS), head, image_column, file)
+    images, labels = image_columns(head), label_columns(head)
+    if len(named := named_columns(head)) == 2 and images and not labels:
+        others = [name for name in named if name not in images]  # the only one it can be
+        labels = [name for name in others if not _is_called_split(name)]
+    image = choose_column("image", images, head, image_column, file)
     if image is None:
         raise UserError(
             f"{file} must begin with the line file,label, or name the images' column with"
             f" --data.image_column; its first line is {','.join(head)[:100]!r}"
         )
-    others = [column for column in columns_called(head, LABEL_COLUMNS) if column != image]
+    others = [column for column in labels if column != image]
     if len(others) > 1 and len({*others}) == 1:
         table.place(others[0], file)
     label = choose_column("label", others, head, label_column, file)
@@ -335,9 +465,15 @@ def read_csv(
         if value and not name:
             raise UserError(f"{file}, line {line}: a label, but no image")
     require_class_names(values, file)
-    rows = [row for row in zip(names, values, strict=True) if row[0]]
-    lines = [line for line, name in zip(table.lines, names, strict=True) if name]
-    return LabelTable(file, (image, label), rows, table.western, lines)
+    further = {name: table.column(name) for name in head if name not in (image, label)}
+    read = LabelTable(
+        file, (image, label), [*zip(names, values, strict=True)], table.western, table.lines
+    )
+    kept = read.only(map(bool, names))
+    splits = split_column(further)
+    if splits:
+        splits = splits._replace(splits=list(compress(splits.splits, names)))
+    return kept._replace(splits=splits)
 
 
 def _one_hot(table: Rows, image: int, file: Path) -> tuple[str, list[str]]:
@@ -351,24 +487,21 @@ def _one_hot(table: Rows, image: int, file: Path) -> tuple[str, list[str]]:
     Raises:
         UserError: it has other cells, or a row with several classes.
     """
-    columns = [*table.columns]
-    del columns[image]
-    others = [[*cells[:image], *cells[image + 1 :]] for cells in table.cells]
-    if len(columns) < 2 or not {cell for row in others for cell in row} <= _ONE_HOT:
+    columns = named_columns(table.columns[:image] + table.columns[image + 1 :])
+    places = {column: table.place(column, file) for column in columns}
+    classes = one_hot({column: [row[p] for row in table.cells] for column, p in places.items()})
+    if classes is None:
         raise UserError(
             f"{file} has no column called label; its columns are {abbreviated(table.columns, 12)};"
             " choose with --data.label_column"
         )
-    labels = []
-    for line, row in zip(table.lines, others, strict=True):
-        ones = [column for column, cell in zip(columns, row, strict=True) if cell[:1] == "1"]
-        if len(ones) > 1:
+    for line, several in zip(table.lines, classes, strict=True):
+        if len(several) > 1:
             raise UserError(
                 f"{file} has a column for each class, and line {line} several classes for one"
-                f" image: {abbreviated(ones)}; leave a 1 in one of them"
+                f" image: {abbreviated(several)}; leave a 1 in one of them"
             )
-        labels.append(class_text(ones[0]) if ones else "")
-    return abbreviated(columns), labels
+    return abbreviated(columns), ["".join(names) for names in classes]
 
 
 def separator_of(head: str, options: Iterable[str | None] = ()) -> str:
@@ -379,7 +512,7 @@ def separator_of(head: str, options: Iterable[str | None] = ()) -> str:
 
     def fit(separator: str) -> tuple[int, int]:
         columns = [cell.strip(' "') for cell in head.split(separator)]
-        known = [columns_called(columns, names) for names in (IMAGE_COLUMNS, LABEL_COLUMNS)]
+        known = [image_columns(columns), label_columns(columns)]
         known += [[option] for option in options if option in columns]
         return sum(map(bool, known)), len(columns)
 
@@ -468,6 +601,9 @@ def each_once(
 
 
 # ------------------------------------------------------------------------- which image is meant
+HELD_OUT, SKIPPED, MISSING = -1, -2, -3  # in place of a position
+
+
 class ImageIndex:
     """Finds images by their names, as other programs and other machines write them.
 
@@ -494,6 +630,8 @@ class ImageIndex:
 
     def positions(self, name: str) -> list[int]:
         """The images that a name may mean: none, one, or several."""
+        if name in self.exact:
+            return [self.exact[name]]
         if places := self._positions(name):
             return places
         groups = list(self.whole.values())
@@ -505,8 +643,6 @@ class ImageIndex:
         return ImageIndex(map(_stem, self.whole))
 
     def _positions(self, name: str) -> list[int]:
-        if name in self.exact:
-            return [self.exact[name]]
         for form in _forms(name):
             if form in self.whole:
                 return self.whole[form]
@@ -519,37 +655,43 @@ class ImageIndex:
 
 
 def find_images(splits: Splits, names: list[str], file: Path) -> np.ndarray:
-    """Positions (k,) int64 of the named training images; -1 where no classifier may see them.
+    """Positions (k,) int64 of the named training images; below 0 where no classifier may see them.
 
-    These are held out for testing, and unreadable ones that were skipped.
+    These are held out for testing (``HELD_OUT``), or unreadable and skipped (``SKIPPED``), or, with
+    ``data.on_error`` skip, not there at all (``MISSING``).
 
     Raises:
-        UserError: a name fits no image, or several; the message names ``file``.
+        UserError: a name fits no image, or several; the message names ``file``. Where missing ones
+            are skipped, none fits any.
     """
     train, test = splits
     every: list[tuple[str, int]] = [(name, place) for place, name in enumerate(train.names)]
     for place in train.held_out:
-        every[place] = (every[place][0], -1)
-    if test is not None and not len(train.held_out):
+        every[place] = (every[place][0], HELD_OUT)
+    if test is not None:
         known = set(train.names)
-        every += [(name, -1) for name in test.names if name not in known]
-    every += [(name, -1) for name in train.skipped]
-    positions = find_names([name for name, _ in every], names, file)
-    return np.array([every[position][1] for position in positions], dtype=np.int64)
+        every += [(name, HELD_OUT) for name in test.names if name not in known]
+    every += [(name, SKIPPED) for name in train.skipped]
+    skip = train.on_error == "skip"
+    positions = find_names([name for name, _ in every], names, file, skip)
+    places = np.array([every[position][1] for position in positions], dtype=np.int64)
+    places[np.array(positions, dtype=np.int64) < 0] = MISSING
+    return places
 
 
-def find_names(images: list[str], names: list[str], file: Path) -> list[int]:
-    """Positions of the named images; UserError as `find_images`."""
+def find_names(images: list[str], names: list[str], file: Path, skip: bool = False) -> list[int]:
+    """Positions of the named images; UserError as `find_images`; ``skip``: -1 for missing ones."""
     index = ImageIndex(images)
     positions = [index.positions(name) for name in names]
     unknown = [name for name, places in zip(names, positions, strict=True) if not places]
-    if unknown:
+    if unknown and (not skip or len(unknown) == len(names)):
+        way = "" if skip else "remove their rows or give --data.on_error skip; "
         raise UserError(
             f"{file} names {len(unknown)} unknown images: {abbreviated(unknown)};"
-            f" {way_out(images, unknown)}the images are called like {abbreviated(images)}"
+            f" {way_out(images, unknown)}{way}the images are called like {abbreviated(images)}"
         )
     require_one_image(names, positions, images, file)
-    return [places[0] for places in positions]
+    return [places[0] if places else -1 for places in positions]
 
 
 def require_one_image(
@@ -570,6 +712,8 @@ def way_out(images: list[str], unknown: list[str]) -> str:
     for name in unknown:
         if places := index.positions(name.casefold()):
             return f"upper and lower case differ from {printable(images[places[0]])}; "
+        if index.positions(re.split(r"[\s,;]", name.casefold())[0]):
+            return "its lines seem to hold a name and a label: save them as CSV below file,label; "
         stem = _stem(_plain(name.casefold()))
         if places := index.positions(stem):
             image = printable(images[places[0]])

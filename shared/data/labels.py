@@ -58,6 +58,18 @@ class Labels(NamedTuple):
         return [f"note: no label for {names}: the network cannot learn it"] if len(absent) else []
 
 
+def notes_on_list(splits: Splits, labels: LabelSet) -> list[str]:
+    """A line that counts the images of a text file that training may not see, if there are any."""
+    if labels.file is None or labels.csv_file is not None:
+        return []
+    places = find_images(splits, read_list(labels.file), labels.file)
+    unused = counted(int((places < 0).sum()), "image")
+    seen = int((places >= 0).sum())
+    return (
+        [f"note: {labels.file}: {unused} for testing or unreadable"] if seen < len(places) else []
+    )
+
+
 def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
     """Pick the labeled images, a function of the label set and the seed.
 
@@ -75,7 +87,7 @@ def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
             images or classes.
     """
     if labels.file is not None:
-        return _checked(splits.train, *_listed(splits, labels), labels.file)
+        return _checked(splits.train, _listed(splits, labels), labels.file)
     if (splits.train.labels == UNLABELED).all():
         columns = splits.train.columns
         named = f", or the column of the labels: --data.label_column, of {abbreviated(columns, 12)}"
@@ -114,18 +126,16 @@ def _by_number(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> 
     return Labels(ids, images.labels[ids])
 
 
-def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (k,) and classes (k,) of a file's training images, each once, in order."""
+def _listed(splits: Splits, labels: LabelSet) -> Labels:
+    """The training images of a file, each once, in order."""
     train, file = splits.train, labels.file
     assert file is not None
     if labels.csv_file is None:
-        ids = find_images(splits, read_list(file), file)
-        ids = ids[ids >= 0]
-        targets = train.labels[ids]
-        if (targets == UNLABELED).any():
+        places = find_images(splits, read_list(file), file)
+        ids = np.unique(places[places >= 0])
+        if (train.labels[ids] == UNLABELED).any():
             raise UserError(f"{file} lists images without a known label; use a CSV file,label")
-        ids = np.unique(ids)
-        return ids, train.labels[ids]
+        return Labels(ids, train.labels[ids])
     table = read_csv(file, labels.image_column, labels.label_column, train.classes)
     rows = table.rows
     number = {class_text(name): index for index, name in enumerate(train.classes)}
@@ -143,11 +153,12 @@ def _listed(splits: Splits, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
             " another file, among the downloads of the browser)"
         )
     targets = np.array([number[label] for _, label in rows], dtype=np.int64)
-    return each_once(train, ids, targets, table)
+    return Labels(*each_once(train, ids, targets, table))
 
 
-def _checked(train: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path) -> Labels:
+def _checked(train: ImageSet, labels: Labels, file: Path) -> Labels:
     """The labels as they are; UserError where a class has none, or there is one class alone."""
+    ids, targets = labels
     # a class without any labeled image needs no label here
     classes = np.unique(train.labels[train.labels != UNLABELED])
     if len(missing := np.setdiff1d(classes, targets)):
@@ -162,7 +173,7 @@ def _checked(train: ImageSet, ids: np.ndarray, targets: np.ndarray, file: Path) 
             " classes, of images that are not in --data.test (an empty cell and -1 are no label;"
             " call classes 0 and 1, or by names)"
         )
-    return Labels(ids, targets)
+    return labels
 
 
 def _stratified(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> Labels:

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -37,7 +38,7 @@ from shared.config.labelset import LabelSet, is_csv
 from shared.config.schema import Config
 from shared.config.sections import Data
 from shared.data.cache import shrunk
-from shared.data.folders import SUFFIXES, formats, is_text, open_folder, split_of, walk
+from shared.data.folders import ARCHIVES, SUFFIXES, formats, is_text, open_folder, split_of, walk
 from shared.data.images import UNLABELED, Decoding, ImageSet, Splits, size_text
 from shared.data.label_files import (
     LABEL_COLUMNS,
@@ -47,11 +48,16 @@ from shared.data.label_files import (
     chosen_class,
     class_text,
     columns_called,
+    find_images,
     find_names,
+    image_columns,
     is_label,
+    named_columns,
+    one_hot,
     read_csv,
     require_class_names,
     require_one_image,
+    split_column,
 )
 from shared.data.listings import listing
 from shared.data.names import Names
@@ -68,10 +74,13 @@ from shared.data.splits import (
     one_side_line,
     read_labels,
     same_classes,
+    split_by_column,
+    split_line,
     table_line,
+    without_absent_classes,
 )
 from shared.runtime.errors import UserError
-from shared.runtime.files import did_you_mean, write_atomically
+from shared.runtime.files import did_you_mean, open_regular, write_atomically
 from shared.runtime.media import abbreviated, printable, say
 
 _HUB_NAME = re.compile(
@@ -79,36 +88,121 @@ _HUB_NAME = re.compile(
 )
 
 _PATTERN = re.compile(r"[*?]|\[.+\].*\.parquet$")  # of files; name@split[:50%] is the hub's
+_SHARD = re.compile(r"(\w+)-[0-9]{5}-of-[0-9]{5}.*")  # unlabeled-00000-of-00001.parquet
+TRIED = 20  # CSV files in a folder without labels that are looked into
 _TO_PARQUET = (
     "write it as parquet: datasets.Dataset.from_file(FILE.arrow).to_parquet(FILE.parquet), or"
     " datasets.load_from_disk(FOLDER)[SPLIT].to_parquet(FILE.parquet)"
 )
+_TO_DO = {  # with files that are no source of images
+    ".arrow": _TO_PARQUET,
+    **dict.fromkeys(
+        (".csv", ".tsv", ".txt"), "a file of labels goes to --labels, the images' folder here"
+    ),
+    **dict.fromkeys(
+        (".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".tfrecord"),
+        "write its images as files, or encoded into a .parquet file",
+    ),
+    **dict.fromkeys(ARCHIVES, "unpack it and give the folder"),
+}
 OPENED: dict[tuple[Data, Path | None], Splits] = {}  # what `open_data` opened last
 
 
-def _open(source: str, data: Data, progress: bool = False) -> dict[str, datasets.Dataset]:
-    """All splits of a source, by name; ``progress``: print what of a folder is passed over."""
+def _open(
+    source: str, data: Data, progress: bool = False, known: Sequence[str] = ()
+) -> dict[str, datasets.Dataset]:
+    """All splits of a source, by name, with the labels in one column.
+
+    Args:
+        source: as ``data.train``.
+        data: the other options.
+        progress: print what of a folder is passed over, and which columns are one for each class.
+        known: classes of the training images, where the source is another.
+    """
+    parts = _opened(source, data, progress, known)
+    notes: dict[str, None] = {}
+    for name, part in parts.items():
+        parts[name], note = _with_one_column(part, data)
+        notes[note] = None
+    for note in filter(None, notes) if progress else ():
+        say(f"note: {source}: {note}")
+    return parts
+
+
+def _with_one_column(dataset: datasets.Dataset, data: Data) -> tuple[datasets.Dataset, str]:
+    """The rows, with a further column ``label`` where they have a column for each class; a note."""
+    kinds, names = dataset.features.values(), dataset.column_names
+    chosen = data.label_column in names or columns_called(names, LABEL_COLUMNS)
+    if chosen or any(isinstance(kind, datasets.ClassLabel) for kind in kinds):
+        return dataset, ""
+    columns = _columns_of_bits(dataset)
+    classes = one_hot({name: dataset[name][:] for name in columns})
+    if classes is None:
+        return dataset, ""
+    if several := next((row for row in classes if len(row) > 1), None):
+        return (
+            dataset,
+            f"{abbreviated(columns)} are no classes: an image has {abbreviated(several)}",
+        )
+    labels = ["".join(row) for row in classes]
+    if len(set(filter(None, labels))) < 2:
+        return dataset, ""
+    labeled = cast(datasets.Dataset, dataset.add_column("label", labels))
+    return labeled, f"a column for each class: {abbreviated(columns, 12)}"
+
+
+def _columns_of_bits(dataset: datasets.Dataset) -> list[str]:
+    """All columns but one where they hold 0 and 1 in the first rows, and none says a split."""
+    names = named_columns(dataset.column_names)
+    plain = [name for name in names if _is_plain(dataset.features[name])]
+    if len(plain) < 2:
+        return []
+    first = dataset.select_columns(plain)[:100]
+    columns = [name for name in plain if one_hot({"0": first[name], "1": first[name]})]
+    are_splits = any(map(split_of, columns))
+    return columns if len(columns) == len(names) - 1 and not are_splits else []
+
+
+def _plain_columns(dataset: datasets.Dataset) -> dict[str, Iterable[Any]]:
+    """The columns of numbers or text, whose cells are read when they are asked for."""
+    return {name: dataset[name] for name, kind in dataset.features.items() if _is_plain(kind)}
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether a column holds numbers or text."""
+    kinds = ("bool", "int", "uint", "float", "string", "large_string")
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
+
+
+def _opened(
+    source: str, data: Data, progress: bool, known: Sequence[str]
+) -> dict[str, datasets.Dataset]:
+    """All splits of a source as they are."""
     if source == "digits":
+        if progress and os.path.isdir(source):
+            say("note: digits are scikit-learn's; the folder of this name is ./digits")
         return {"train": _digits()}
     path = Path(source).expanduser()
     if source.startswith("hf://"):
         return dict(_load(source, "parquet", data_files={"train": source}, progress=progress))
     if source and path.is_dir():
-        return _open_folder(path.absolute(), source, data, progress)
+        return _open_folder(path.absolute(), source, data, progress, known)
     if _is_pattern(source):
         files = sorted(glob.glob(str(path), recursive=True))
         others = [file for file in files if not _is_parquet(Path(file))]
         if not files or others:
             what = f"matches {abbreviated(others)}" if files else "matches nothing"
             raise UserError(f"the pattern {source} {what}; it has to name .parquet files")
-        names = {"train": [glob.escape(os.path.abspath(file)) for file in files]}
-        return dict(_load(source, "parquet", data_files=names, progress=progress))
+        parts = _by_split([Path(os.path.abspath(file)) for file in files])
+        if len(parts) > 1 and progress:
+            sizes = (f"{split} ({len(files)})" for split, files in parts.items())
+            say(f"note: {source}: files of several splits: {abbreviated(sizes)}")
+        return _load_parquet(source, parts, progress)
     if _is_parquet(path) and path.is_file():
-        files = {"train": glob.escape(str(path))}
-        return dict(_load(source, "parquet", data_files=files, progress=progress))
+        return _load_parquet(source, {"train": [path]}, progress)
     hub = _HUB_NAME.fullmatch(source)
     if path.exists():
-        to_do = f"; {_TO_PARQUET}" if path.suffix == ".arrow" else ""
+        to_do = f"; {_TO_DO[suffix]}" if (suffix := path.suffix.lower()) in _TO_DO else ""
         raise UserError(
             f"{source or 'an empty name'} is not a .parquet file, a folder or a hub name{to_do}"
         )
@@ -117,6 +211,85 @@ def _open(source: str, data: Data, progress: bool = False) -> dict[str, datasets
     name, config, split = hub["name"], hub["config"], hub["split"]
     loaded = _load(source, name, config, split=split, progress=progress)
     return {split: loaded} if split else dict(loaded)
+
+
+def _by_split(files: list[Path], root: Path | None = None) -> dict[str, list[Path]]:
+    """Files by the word for a split in their names below the root, or the hub's name of a shard."""
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        shard = _SHARD.fullmatch(file.name)
+        split = split_of(str(file.relative_to(root or file.parent)))
+        splits.setdefault(split or (shard[1] if shard else "train"), []).append(file)
+    return splits
+
+
+def _load_parquet(
+    source: str, parts: dict[str, list[Path]], progress: bool
+) -> dict[str, datasets.Dataset]:
+    """The splits of these files; each may have a list of classes of its own.
+
+    Raises:
+        UserError: a file is none of parquet, or those of a split do not fit together.
+    """
+    loaded = {}
+    for split, files in parts.items():
+        kinds = [_features(file) for file in files]
+        differ = next((k for k, kind in enumerate(kinds) if kind != kinds[0]), 0)
+        try:
+            names = [*map(_class_lists, kinds)]
+            if any(lists != names[0] for lists in names):
+                raise UserError("the lists of classes differ")
+            data_files = {"train": [glob.escape(str(file)) for file in files]}
+            loaded[split] = _load(source, "parquet", data_files=data_files, progress=progress)[
+                "train"
+            ]
+        except UserError as error:
+            if not differ:
+                raise
+            pair = kinds[0], kinds[differ]
+            name = next(n for n in {**pair[0], **pair[1]} if pair[0].get(n) != pair[1].get(n))
+            types = " and ".join(_type_text(kind.get(name)) for kind in pair)
+            raise UserError(
+                f"{source}: {files[0].name} and {files[differ].name} differ: column {name} is"
+                f" {types}; write them alike"
+            ) from error
+    return loaded
+
+
+def _features(file: Path) -> datasets.Features:
+    """The columns of a parquet file, and what they hold.
+
+    Raises:
+        UserError: it is none, or has several columns of one name.
+    """
+    try:
+        with open_regular(file) as opened:
+            begin = opened.read(40)
+        schema = parquet.read_schema(file) if begin[:4] == b"PAR1" else None
+        features = datasets.Features.from_arrow_schema(schema) if schema else datasets.Features()
+    except Exception as error:  # of many kinds, by what is damaged
+        raise UserError(f"cannot load {file}: {' '.join(str(error).split())[:300]}") from error
+    if schema is None:
+        kind = (
+            "a pointer of Git LFS; call git lfs pull" if b"git-lfs" in begin else "no parquet file"
+        )
+        raise UserError(f"cannot load {file}: it is {'empty' if not begin else kind}")
+    if repeated := [name for name, number in Counter(schema.names).items() if number > 1]:
+        raise UserError(f"{file} has several columns called {abbreviated(repeated)}; rename them")
+    return features
+
+
+def _class_lists(features: datasets.Features) -> list[list[str]]:
+    return [kind.names for kind in features.values() if isinstance(kind, datasets.ClassLabel)]
+
+
+def _type_text(feature: Any) -> str:
+    """What a column holds, for messages."""
+    if isinstance(feature, datasets.ClassLabel):
+        return f"of the classes {abbreviated(feature.names)}"
+    if isinstance(feature, datasets.Value):
+        return feature.dtype
+    return "not there" if feature is None else "images, lists or records"
 
 
 def _is_pattern(source: str) -> bool:
@@ -177,17 +350,15 @@ def offline() -> Iterator[None]:
 
 
 def _open_folder(
-    root: Path, source: str, data: Data, progress: bool
+    root: Path, source: str, data: Data, progress: bool, known: Sequence[str]
 ) -> dict[str, datasets.Dataset]:
     """The splits of a folder: of the parquet files that hold its images, or of its image files."""
     walked = listing(root, data.cache_folder)
     files = list(_parquet_files(root)) if walked.passed_over[".parquet"] else []
-    if files and not walked:
-        return dict(_load(source, str(root), progress=progress))
     saved = ("dataset_dict.json", "state.json")  # of `save_to_disk`
     if not walked and any((root / file).is_file() for file in saved):
         raise UserError(f"{source} is a folder of Arrow files; {_TO_PARQUET}")
-    tables = [file for file in files if _is_table_of_images(file)]
+    tables = [file for file in files if not walked or _is_table_of_images(file)]
     if progress and (others := sorted({*files} - {*tables})):
         say(f"note: {source}: parquet files without images, not read: {_names_in(root, others)}")
     if progress and tables and walked:
@@ -196,13 +367,8 @@ def _open_folder(
             f" of the image files beside them ({len(walked):,}) only those that they name"
         )
     if not tables:
-        return open_folder(root, walked, source, data.on_error, progress)
-    splits: dict[str, list[str]] = {}
-    for file in tables:
-        splits.setdefault(split_of(str(file.relative_to(root))) or "train", []).append(
-            glob.escape(str(file))
-        )
-    return dict(_load(source, "parquet", data_files=splits, progress=progress))
+        return open_folder(root, walked, source, data.on_error, progress, known)
+    return _load_parquet(source, _by_split(tables, root), progress)
 
 
 def _names_in(root: Path, files: list[Path]) -> str:
@@ -220,26 +386,31 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _is_table_of_images(file: Path) -> bool:
-    """Whether the first rows of a parquet file hold images, or it has images' paths and labels.
+    """Whether the first rows of a parquet file hold images, or it has images' names and labels.
 
-    A table of paths with further columns may be of predictions, and is none.
+    A table of names with further columns may be of predictions, and is none.
     """
     try:
         with parquet.ParquetFile(file) as table:
             rows = next(table.iter_batches(8), None)
-            features = datasets.Features.from_arrow_schema(table.schema_arrow)
+            if rows is None or not rows.num_rows:
+                return False
+            first = datasets.Dataset(InMemoryTable(pa.Table.from_batches([rows])))
     except Exception:  # of many kinds; who names the file itself is told the reason
         return False
-    if rows is None or not rows.num_rows:
-        return False
+    features = first.features
     if any(isinstance(feature, datasets.Image) for feature in features.values()):
         return True
     binary = [name for name, feature in features.items() if _holds_bytes(feature)]
-    names = [name for name in features if not columns_called([name], LABEL_COLUMNS)]
-    if len(names) != 1 or len(features) != 2:
-        names = []
-    cells = (cell for name in (*binary, *names) for cell in rows.column(name).to_pylist())
-    return any(_is_image(cell, file.parent) for cell in cells)
+    cells = (cell for name in binary for cell in rows.column(name).to_pylist())
+    if any(_is_image(cell, file.parent) for cell in cells):
+        return True
+    columns, folder = named_columns(features), str(file.parent)
+    labels = columns_called(columns, LABEL_COLUMNS)[:1] or _columns_of_bits(first)
+    names = [name for name in columns if name not in labels]
+    if not labels or len(names) != 1:
+        return False
+    return _names_files(first, names[0], folder, lambda: _Below(folder))
 
 
 def _is_image(cell: Any, folder: Path) -> bool:
@@ -298,7 +469,8 @@ def _image_set(
     )
     if image is None:
         raise UserError(
-            f"{source} has no image column; its columns are {abbreviated(features, 12)}"
+            f"{source} has no image column; its columns are {_described(dataset)}; an image column"
+            " holds encoded images (PNG, JPEG, ...) as bytes, or paths of files beside it"
         )
     labels, classes = np.full(len(dataset), UNLABELED), ()
     label = _label_column(dataset, data, source, required) if labeled else None
@@ -313,6 +485,8 @@ def _image_set(
     others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
+    if _is_plain(features[image]) and folder and _names_files(files, "image", folder, below):
+        files = files.cast_column("image", datasets.Value("string"))  # ids may be numbers
     try:
         files = files.cast_column("image", datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -333,6 +507,21 @@ def _image_set(
     )
 
 
+def _described(dataset: datasets.Dataset) -> str:
+    """The columns and what they hold, for messages."""
+
+    def holds(name: str, feature: Any) -> str:
+        if not isinstance(feature, datasets.Value):
+            return "classes" if isinstance(feature, datasets.ClassLabel) else "lists or records"
+        if "string" not in feature.dtype:
+            return "nothing" if feature.dtype == "null" else feature.dtype
+        texts = (cell for cell in dataset.select_columns([name])[:100][name] if cell)
+        return f"text, such as {printable(next(texts, ''))[:40]!r}"
+
+    columns = (f"{name} ({holds(name, kind)})" for name, kind in dataset.features.items())
+    return abbreviated(columns, 12)
+
+
 def _image_columns(
     dataset: datasets.Dataset, data: Data, folder: str | None, below: Callable[[], "_Below"]
 ) -> list[str]:
@@ -342,7 +531,8 @@ def _image_columns(
     labels = {data.label_column, *columns_called(dataset.column_names, LABEL_COLUMNS)}
     others = {name: feature for name, feature in features.items() if name not in labels}
     columns = columns or [name for name, feature in others.items() if _holds_bytes(feature)]
-    return columns or [n for n in others if folder and _names_files(dataset, n, folder, below)]
+    columns = columns or [n for n in others if folder and _names_files(dataset, n, folder, below)]
+    return columns if len(columns) < 2 else image_columns(columns) or columns
 
 
 def _names(files: datasets.Dataset, root: str) -> Names:
@@ -474,14 +664,21 @@ class _Below:
 def _names_files(
     dataset: datasets.Dataset, column: str, folder: str, below: Callable[[], _Below]
 ) -> bool:
-    """Whether a column of text holds paths of files below the folder, among its first rows."""
+    """Whether the first rows of a column of text hold paths of files below the folder.
+
+    A name without suffix counts in a column that is called as those of the images' names are.
+    """
     feature = dataset.features[column]
-    if not isinstance(feature, datasets.Value) or feature.dtype not in ("string", "large_string"):
+    if not isinstance(feature, datasets.Value):
         return False
-    paths = [path for path in dataset.select_columns([column])[:100][column] if path]
+    of_names = bool(image_columns([column]))
+    if not feature.dtype.startswith(("string", "large_string", *["int"] * of_names)):
+        return False
+    cells = dataset.select_columns([column])[:100][column]
+    paths = [str(cell) for cell in cells if cell is not None and cell != ""]
     if any(os.path.isfile(os.path.join(folder, _normal(path))) for path in paths):
         return True
-    likely = [path for path in paths if path.lower().endswith(SUFFIXES)]
+    likely = [path for path in paths if of_names or path.lower().endswith(SUFFIXES)]
     return any(below().index.positions(path) for path in likely)
 
 
@@ -675,27 +872,42 @@ def _open_splits(
     labels = read_labels(table, data, columns, train.classes) if table else None
     others = {key: part for key, part in sources.items() if key != name}
     listed = None
-    if labels is not None and gives_the_classes(labels, train):
+    if labels is not None:
         train, listed = _labeled_parts(train, others, labels, data)
-    by_name = train.edited
-    train = decoded(train)
+    column = None if labels else _label_column(sources[name], data, data.train, False)
+    by_name, names = train.edited, train.names
+    train, every_class = decoded(train), train.classes
+    of_folders = column is not None and _are_class_folders(sources[name], column, data.train)
+    if of_folders and train.skipped:
+        train = without_absent_classes(train)
     if data.test is not None and is_csv(Path(data.test)):
-        train, test = _listed_test_images(train, Path(data.test).expanduser(), data, decoded)
+        file = Path(data.test).expanduser()
+        train, test = _listed_test_images(train, others, file, data, decoded)
     else:
-        test = listed or _test_images(data, others, progress)
+        test = listed or _test_images(data, others, progress, train.classes)
         test = None if test is None else decoded(test)
+    marks = labels.splits if labels else None
+    if marks is not None and labels is not None:
+        marked = [name for name, _ in labels.rows]
+        train, test = split_by_column(Splits(train, test), marked, marks, labels.file)
+    elif marks := split_column(_plain_columns(sources[name])):
+        train, test = split_by_column(Splits(train, test), names, marks, Path(data.train))
     by_name = by_name and test is None
     if test is not None:
         test, train = same_classes(test, train)
     splits = hold_out(Splits(train, test), data, by_name)
     if progress:
-        column = None if labels else _label_column(sources[name], data, data.train, False)
         lines = [table_line(labels, splits)] if labels else []
         lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
-        if column and _are_class_folders(sources[name], column, data.train):
+        lines += [split_line(marks, data)] if marks else []
+        if gone := sorted({*every_class} - {*train.classes}):
+            lines.append(f"note: no readable image of {abbreviated(gone)}: not among the classes")
+        if of_folders:
             lines.append(folders_line(train))
-        elif column:
-            lines.append(column_line(column, sources[name].num_columns, train))
+        elif column and data.train != "digits":
+            lines.append(column_line(column, train))
+        if not train.classes:
+            lines += _tables_beside(data, train)
         if train.classes and splits.test is None:
             lines.append(no_test_line(train, data, by_name))
         elif by_name and splits.test is not None:  # a file without any label holds none out
@@ -705,6 +917,18 @@ def _open_splits(
         return splits
     extra = decoded(_unlabeled_images(data.unlabeled, data, progress))
     return Splits(_appended(splits.train, extra, data), splits.test)
+
+
+def _tables_beside(data: Data, images: ImageSet) -> list[str]:
+    """A line for each CSV file directly in the folder that has labels for these images."""
+    lines, folder = [], Path(data.train).expanduser()
+    for file in sorted(folder.glob("*.csv"))[:TRIED] if folder.is_dir() else ():
+        with suppress(UserError):
+            table = read_csv(file, data.image_column, data.label_column)
+            if table.labeled:
+                find_images(Splits(images, None), [table.labeled[0][0]], file)
+                lines.append(f"note: {file} has labels, which --labels {file} uses")
+    return lines
 
 
 def _quiet(progress: bool) -> None:
@@ -725,32 +949,38 @@ def _decoded(images: ImageSet, *, data: Data, progress: bool) -> ImageSet:
 def _labeled_parts(
     train: ImageSet, others: dict[str, datasets.Dataset], table: LabelTable, data: Data
 ) -> tuple[ImageSet, ImageSet | None]:
-    """Training images with the labels of a file; and a split for testing that it labels too."""
-    for name in ("test", "validation", "val") if data.test is None else ():
-        if name not in others:
-            continue
-        part = _image_set(others[name], data, data.train, required=False)
-        if (part.labels != UNLABELED).any():
-            continue
+    """Training images with the labels of a file; and a split for testing that it labels too.
+
+    The training images keep their own labels where the file has the same classes.
+    """
+    own = not gives_the_classes(table, train)
+    for part in _unlabeled_splits(others, data) if data.test is None else ():
         with suppress(UserError):  # it names images of neither, which is said below
             names = [name for name, _ in table.rows]
             places = find_names([*train.names, *part.names], names, table.file)
-            rows = [[], []]
-            for row, place in zip(table.rows, places, strict=True):
-                rows[place >= len(train)].append(row)
-            of_train, of_test = (table._replace(rows=side) for side in rows)
-            if of_test.labeled and of_train.labeled:
-                return labeled_by(train, of_train), labeled_by(part, of_test)
-    return labeled_by(train, table), None
+            of_test = table.only(place >= len(train) for place in places)
+            of_train = table.only(place < len(train) for place in places)
+            if of_test.labeled and (own or of_train.labeled):
+                return train if own else labeled_by(train, of_train), labeled_by(part, of_test)
+    return train if own else labeled_by(train, table), None
+
+
+def _unlabeled_splits(others: dict[str, datasets.Dataset], data: Data) -> Iterator[ImageSet]:
+    """The splits for testing whose images have no label, so that a file may label them."""
+    for name in ("test", "validation", "val"):
+        if name in others:
+            part = _image_set(others[name], data, data.train, required=False)
+            if (part.labels == UNLABELED).all():
+                yield part
 
 
 def _test_images(
-    data: Data, others: dict[str, datasets.Dataset], progress: bool
+    data: Data, others: dict[str, datasets.Dataset], progress: bool, classes: Sequence[str]
 ) -> ImageSet | None:
     """The first test or validation split with labels: many test splits of the hub have none."""
     parts, source = others, data.train
     if data.test is not None:
-        parts, source = _open(data.test, data, progress), data.test
+        parts, source = _open(data.test, data, progress, classes), data.test
     names = [name for name in ("test", "validation", "val") if name in parts]
     if data.test is not None and not names:
         _refuse_same("test", source, data)
@@ -786,11 +1016,16 @@ def _print_unused(parts: dict[str, datasets.Dataset], progress: bool) -> None:
 
 
 def _listed_test_images(
-    train: ImageSet, file: Path, data: Data, decoded: Callable[[ImageSet], ImageSet]
+    train: ImageSet,
+    others: dict[str, datasets.Dataset],
+    file: Path,
+    data: Data,
+    decoded: Callable[[ImageSet], ImageSet],
 ) -> tuple[ImageSet, ImageSet]:
     """Training and test images where a CSV file labels the test images.
 
-    These are training images, which are held out then, or files beside the CSV file.
+    These are training images, which are held out then, or files beside the CSV file, or those of a
+    split without labels.
     """
     table = read_csv(file, data.image_column, data.label_column, train.classes)
     names = [name for name, _ in table.labeled]
@@ -808,6 +1043,10 @@ def _listed_test_images(
             f"{file} lists images of data.train, {inner}, and other ones, {outer}; give a file for"
             " one of both"
         )
+    of_splits = () if any(outside) or known >= {*names} else _unlabeled_splits(others, data)
+    for part in of_splits:
+        with suppress(UserError):  # it names others
+            return train, decoded(labeled_by(part, table.filled()))
     if not any(outside):
         classes, ids, targets = one_label_each(train, table)
         test = replace(train.select(ids), labels=targets, classes=classes)

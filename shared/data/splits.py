@@ -2,7 +2,9 @@
 
 import hashlib
 import math
+import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
@@ -12,7 +14,12 @@ import numpy as np
 from shared.config.sections import Data
 from shared.data.images import UNLABELED, ImageSet, Splits, decode_image
 from shared.data.label_files import (
+    HELD_OUT,
+    MISSING,
+    SKIPPED,
+    SPLITS,
     LabelTable,
+    SplitColumn,
     class_text,
     each_once,
     find_images,
@@ -26,6 +33,7 @@ from shared.runtime.progress import counted
 
 LOCKBOX = 0.2  # part of the labeled images that no choice of a recipe sees
 COUNTED = 10  # classes whose numbers of images stand in the line on the classes
+SINGLE = 30  # classes of one image, from which on they are doubted
 LISTED = 30  # classes whose numbers of labels stand in one line
 
 
@@ -86,6 +94,15 @@ def one_label_each(
     return classes, *each_once(images, ids, targets, table)
 
 
+def without_absent_classes(images: ImageSet) -> ImageSet:
+    """The images with those classes alone that one of them has."""
+    there = np.unique(images.labels[images.labels != UNLABELED])
+    if len(there) == len(images.classes):
+        return images
+    labels = np.where(images.labels == UNLABELED, UNLABELED, np.searchsorted(there, images.labels))
+    return replace(images, labels=labels, classes=tuple(images.classes[k] for k in there))
+
+
 # ------------------------------------------------------------------------------------ test images
 def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
     """The splits with a part of the labeled images for testing, where no test images are given.
@@ -111,6 +128,28 @@ def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
         return Splits(for_testing(splits.train, part), splits.train.select(part))
     rest = np.delete(np.arange(len(splits.train)), part)
     return Splits(splits.train.select(rest), splits.train.select(part))
+
+
+def split_by_column(
+    splits: Splits, names: Iterable[str], column: SplitColumn, file: Path
+) -> Splits:
+    """The splits where a column says of these images for what they are.
+
+    Only those for training train; stage 1 sees all. Where there are no test images yet, the labeled
+    ones of test are, or else those of validation.
+
+    Raises:
+        UserError: a name fits no image, or several; the message names ``file``.
+    """
+    train, test = splits
+    places = find_images(splits, [*names], file)
+    kinds = np.array(column.splits)
+    for kind in ("test", "validation"):
+        ids = np.unique(places[(places >= 0) & (kinds == kind)])
+        ids = ids[train.labels[ids] != UNLABELED]
+        test = train.select(ids) if test is None and len(ids) else test
+    apart = np.unique(places[(places >= 0) & (kinds != "train")])
+    return Splits(for_testing(train, np.union1d(train.held_out, apart)), test)
 
 
 def _lockbox(splits: Splits, data: Data) -> Splits:
@@ -267,12 +306,16 @@ def _numbered(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
 
 
 # ------------------------------------------------------------------------- what is said about it
-def column_line(column: str, columns: int, images: ImageSet) -> str:
-    """Which column has the labels: empty where there was no choice and every image has a label."""
-    without = int((images.labels == UNLABELED).sum())
-    if column == "label" and columns == 2 and not without and not na_note(images.classes):
-        return ""
+def column_line(column: str, images: ImageSet) -> str:
+    """Which column has the labels, and the classes."""
     return f"labels: column {printable(column)}, {_classes(images, ' (empty, or -1)')}"
+
+
+def _images_of(images: ImageSet) -> dict[str, int]:
+    """The number of labeled images of each class."""
+    known = images.labels[images.labels != UNLABELED]
+    counts = np.bincount(known, minlength=len(images.classes))
+    return dict(zip(images.classes, counts.tolist(), strict=True))
 
 
 def folders_line(images: ImageSet) -> str:
@@ -287,44 +330,83 @@ def _classes(images: ImageSet, no_label: str = "") -> str:
         images: some of them may have no label.
         no_label: how that is written there.
     """
-    known = images.labels[images.labels != UNLABELED]
-    counts = np.bincount(known, minlength=len(images.classes))
-    without = len(images) - len(known)
-    each = (f"{name} {count:,}" for name, count in zip(images.classes, counts, strict=True))
+    images_of = _images_of(images)
+    without = len(images) - sum(images_of.values())
+    each = (f"{name} {count:,}" for name, count in images_of.items())
+    listed = f"; {abbreviated(each, COUNTED)}" if images_of else ""
     return (
-        f"{len(images.classes)} classes, {without:,} images without one{no_label * bool(without)};"
-        f" {abbreviated(each, COUNTED)}{na_note(images.classes)}"
+        f"{counted(len(images_of), 'class', 'classes')}, {without:,} images without"
+        f" one{no_label * bool(without)}{listed}{doubts_on_classes(images_of)}"
     )
 
 
 def table_line(table: LabelTable, splits: Splits) -> str:
-    """What a CSV file gave: labels, rows without one, labels of images that are for testing."""
-    ids = find_images(splits, [name for name, _ in table.labeled], table.file)
-    images_of = Counter(label for _, label in table.labeled)
+    """What a CSV file gave: labels, rows without one, labels that train nothing and why."""
+    labeled = dict.fromkeys(table.labeled)  # a row that is repeated counts once
+    ids = find_images(splits, [name for name, _ in labeled], table.file)
+    places = {name: int(place) for (name, _), place in zip(labeled, ids, strict=True)}
+    images_of = Counter(label for _, label in labeled)
     classes = sorted(images_of)
     image, label = map(printable, table.columns)
     line = (
-        f"labels: {table.file}, columns {image} and {label}, {counted(len(ids), 'label')} of"
+        f"labels: {table.file}, columns {image} and {label}, {counted(len(labeled), 'label')} of"
         f" {counted(len(classes), 'class', 'classes')}"
     )
-    if without := len(table.rows) - len(ids):
-        line += f", {counted(without, 'row')} without a label (empty, or -1)"
-    if held_out := int((ids < 0).sum()):
-        line += f"; {held_out:,} of them are of images for testing, or of unreadable ones"
-    short = (i for i, (name, _) in enumerate(table.labeled) if not PurePosixPath(name).suffix)
-    matched = ((i, splits.train.names[int(ids[i])]) for i in short if ids[i] >= 0)
-    if pair := next(((i, name) for i, name in matched if PurePosixPath(name).suffix), None):
-        written = table.labeled[pair[0]][0]
-        line += f"; names without suffix: {printable(written)} is {printable(pair[1])}"
+    numbers = {
+        "repeated": len(table.labeled) - len(labeled),
+        "without a label (empty, or -1)": len(table.rows) - len(table.labeled),
+        "of images for testing": int((ids == HELD_OUT).sum()),
+        "of unreadable images": int((ids == SKIPPED).sum()),
+        "of images that are not there": int((ids == MISSING).sum()),
+    }
+    rows = [f"{counted(number, 'row')} {what}" for what, number in numbers.items() if number]
+    line += f"; {', '.join(rows)}" if rows else ""
+    if missing := [name for name, place in places.items() if place == MISSING]:
+        line += f": {abbreviated(missing)}"
+    short = (name for name, k in places.items() if k >= 0 and not PurePosixPath(name).suffix)
+    matched = ((name, splits.train.names[places[name]]) for name in short)
+    if pair := next(((name, file) for name, file in matched if PurePosixPath(file).suffix), None):
+        line += f"; names without suffix: {printable(pair[0])} is {printable(pair[1])}"
     if 1 < len(classes) <= LISTED:  # a misspelt class shows here
         line += f"; {abbreviated((f'{name} {images_of[name]:,}' for name in classes), LISTED)}"
-    return line + na_note(classes) + encoding_note(table)
+    return line + doubts_on_classes(images_of) + encoding_note(table)
+
+
+def doubts_on_classes(images_of: Mapping[str, int]) -> str:
+    """What a line on labels says of classes that may not be meant so.
+
+    Args:
+        images_of: the number of images of each class.
+    """
+    doubts = ""
+    folded: dict[str, list[str]] = {}
+    for name in images_of:
+        folded.setdefault(class_text(name).casefold(), []).append(name)
+    if alike := [names for names in folded.values() if len(names) > 1]:
+        doubts += f"; {' and '.join(map(printable, alike[0]))} differ in upper and lower case alone"
+        doubts += f", and so do {len(alike) - 1} more" if len(alike) > 1 else ""
+        doubts += ", and are classes of their own"
+    decimals = [name for name in images_of if re.fullmatch(r"-?[0-9]*\.[0-9]+(e-?[0-9]+)?", name)]
+    single = sum(number == 1 for number in images_of.values())
+    if any(float(name) % 1 for name in decimals):
+        doubts += f"; each number is taken as a class: {abbreviated(decimals)}"
+    elif single >= SINGLE and single >= 0.9 * len(images_of):
+        doubts += f"; {single:,} classes have one image: are these classes?"
+    return doubts + na_note(images_of)
 
 
 def encoding_note(table: LabelTable) -> str:
     """What is said of a CSV file that is no UTF-8; empty for others."""
     texts = (text for name, label in table.rows for text in (label, name))
     return western_note(texts) if table.western else ""
+
+
+def split_line(column: SplitColumn, data: Data) -> str:
+    """What a column gave that says of each row for what it is."""
+    counts = Counter(column.splits)
+    rows = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if split in counts)
+    tested = data.test or ("test" if "test" in counts else "validation")
+    return f"splits: column {printable(column.name)}, {rows}; tested on {tested}"
 
 
 def no_test_line(train: ImageSet, data: Data, by_name: bool) -> str:

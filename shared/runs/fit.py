@@ -513,7 +513,8 @@ class Pace:
         keep(config, self.look.labels, self.flags, accelerator)
         self.plans[method] = _of_length(self.plans[method], config)
         training = config.training_of(method)
-        length = f"{training.steps:,} steps" if training.steps else f"{training.epochs:g} epochs"
+        epochs = f"{training.epochs:g} epochs"
+        length = counted(training.steps, "step") if training.steps else epochs
         accelerator.print(f"{method}: {length} now, to end within the budget")
         return config
 
@@ -570,7 +571,7 @@ def _reasons(
     lengths = [
         f"{title} {training.epochs:g} epochs of batches of {training.batch_size}"
         if not training.steps
-        else f"{title} {training.steps:,} steps"
+        else f"{title} {counted(training.steps, 'step')}"
         for title, training in (
             ("pretraining", config.pretrain),
             ("fine-tuning", config.finetune),

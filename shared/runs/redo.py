@@ -68,6 +68,16 @@ def require_same_options(config: Config) -> None:
         raise UserError(_text(config, outdated))
 
 
+def pretraining_is_kept(config: Config, images: ImageSet) -> bool:
+    """Whether a pretraining is there and stays, although the run's images may be others now."""
+    stored = made_with(config.folder_of("pretrain"))
+    if stored is None or config.forces("pretrain"):
+        return False
+    if pretraining_is_imported(config) or stored.get("images") == images.fingerprint:
+        return True
+    return images_then(config.folder_of("pretrain"), images, config.data) is not images
+
+
 def all_to_redo(config: Config, error: OtherSettingsError, images: ImageSet) -> UserError:
     """The refusal of one stage, with all others that the same change concerns.
 

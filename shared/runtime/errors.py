@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any, NoReturn, ParamSpec
 
@@ -103,6 +104,10 @@ def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
             return main(*args, **kwargs)
         except UserError as error:
             return refuse(str(error))
+        except BrokenPipeError:  # nobody reads on: head, or a pager that was closed
+            with suppress(OSError):  # what is left to write goes nowhere, without a traceback
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # 128 + SIGPIPE
         except (MemoryError, OSError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

@@ -15,6 +15,7 @@ from shared.config.sections import Data
 from shared.data import folders as folders_module
 from shared.data.folders import open_folder, walk
 from shared.data.images import UNLABELED
+from shared.data.labels import draw_labels
 from shared.data.sources import OPENED, open_data
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import HALVES, STRUCTS, error_of, opened, parquet
@@ -421,6 +422,39 @@ def test_a_flat_train_folder_beside_one_for_testing_is_no_class(tmp_path, capsys
     assert "images left out: test_images/ (3)" in printed
 
 
+@pytest.mark.parametrize(
+    ("pictures", "masks"),
+    [
+        ("JPEGImages", "SegmentationClass"),
+        ("images", "masks"),
+        ("images", "labels"),
+        ("train", "train_masks"),
+        ("VOC2012/img", "VOC2012/img_mask"),
+        ("train/images", "train/annotations"),
+    ],
+)
+def test_masks_of_segmentation_are_no_class(tmp_path, pictures, masks):
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in (pictures, masks) for i in range(5)])
+    message = error_of(tmp_path)
+    assert f"{pictures}/ and {masks}/, which look like pictures and their masks" in message
+    assert f"give the pictures alone, {tmp_path}/{pictures}, or" in message
+    assert len(opened(tmp_path / pictures).train) == 5
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("with_mask", "without_mask"),
+        ("mask", "no mask"),
+        ("label", "bottle"),
+        ("photos", "paintings"),
+    ],
+)
+def test_classes_that_are_called_like_masks(tmp_path, classes):
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in classes for i in range(5)])
+    assert opened(tmp_path).train.classes == tuple(sorted(classes))
+
+
 def test_a_train_folder_alone_beside_other_folders(tmp_path, capsys):
     class_folders(tmp_path / "dataset/train", 5, classes="ab")
     make_folder(tmp_path, ["docs/0.png"])
@@ -450,6 +484,33 @@ def test_classes_with_the_same_folders_are_doubted(tmp_path, capsys, inner):
     splits, printed = notes(capsys, tmp_path)
     assert splits.train.classes == ("x", "y")
     assert f"each of the classes x, y has the folders {', '.join(inner)}" in printed
+
+
+@pytest.mark.parametrize("outer", [("x", "y"), ("train/x", "train/y", "test/x"), ("in/x", "in/y")])
+def test_folders_within_classes_are_named(tmp_path, capsys, outer):
+    names = [f"{c}/{c[-1]}{k}/{i}.png" for c in outer for k in "12" for i in range(5)]
+    splits, printed = notes(capsys, make_folder(tmp_path, names))
+    assert splits.train.classes == ("x", "y")
+    assert "the folders x1, x2, y1 and 1 more within the classes x, y are no classes" in printed
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled", "no_label", "train/unlabeled"])
+def test_a_folder_of_images_without_a_class(tmp_path, capsys, name):
+    above = name.rpartition("/")[0]
+    folders = [name, *(os.path.join(above, label) for label in "ab")]
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in folders for i in range(5)])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert (splits.train.labels == UNLABELED).sum() == 5
+    assert f"images without a class: {name.rpartition('/')[2]}/" in printed
+
+
+@pytest.mark.parametrize("name", ["-1", "unknown", "None"])
+def test_a_class_that_may_be_none_is_named(tmp_path, capsys, name):
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in (name, "a") for i in range(5)])
+    splits, printed = notes(capsys, tmp_path)
+    assert name in splits.train.classes
+    assert f"{name} is taken as a class; call a folder of images without a class" in printed
 
 
 # ------------------------------------------------------------------- parquet files beside images
@@ -679,7 +740,7 @@ def test_bad_metadata_is_one_line(tmp_path, capsys):
     assert "has 2 columns called label" in error_of(tmp_path)
     metadata(tmp_path, "path,file,label\n")
     assert "has several image columns: path, file; call one file_name" in error_of(tmp_path)
-    for head, reason in (("id", "it has no column file_name"), ("name", "its column name names")):
+    for head, reason in (("nr", "it has no column file_name"), ("name", "its column name names")):
         metadata(tmp_path, f"{head},label\nx,1\n")
         splits, printed = notes(capsys, tmp_path)
         assert splits.train.classes == ()
@@ -734,6 +795,25 @@ def test_images_beside_a_label_file_stay(tmp_path):
     splits = opened(tmp_path, labels=str(tmp_path / "labels.csv"))
     assert len({*names_of(splits)}) == 20
     assert splits.train.classes == ("a", "b")
+
+
+@pytest.mark.parametrize("folder", ["val", "test", "validation/images"])
+@pytest.mark.parametrize("option", ["labels", "test"])
+def test_a_file_may_label_a_split_beside_class_folders(tmp_path, folder, option):
+    names = [f"train/{c}/{i}.png" for c in "ab" for i in range(5)]
+    tests = [f"{folder}/{i}.png" for i in range(4)]
+    make_folder(tmp_path, [*names, *tests])
+    of_test = [f"{name if option == 'labels' else name[-5:]},a" for name in tests]
+    rows = [*(f"{name},{name[6]}" for name in names), *of_test] if option == "labels" else of_test
+    file = tmp_path.parent / "l.csv"
+    file.write_text("file,label\n" + "\n".join(rows))
+    if option == "labels":
+        splits = opened(tmp_path, str(file))
+        assert len(draw_labels(splits, LabelSet.parse(str(file)), 0).ids) == 10
+    else:
+        splits = opened(tmp_path, test=str(file))
+    assert sorted(splits.test.names) == tests
+    assert splits.train.classes == splits.test.classes == ("a", "b")
 
 
 @pytest.mark.parametrize("folder", ["val", "test", "validation/images"])

@@ -179,10 +179,36 @@ def test_unreadable_images_in_memory_are_dropped_and_counted(tmp_path, capsys):
     np.testing.assert_array_equal(train.pixels[-1].permute(1, 2, 0), expected)
 
 
+@pytest.mark.parametrize("options", [{"loading": "memory"}, {"loading": "workers"}, {"cache": 4}])
+def test_each_reason_is_said_once_with_its_images(tmp_path, capsys, options):
+    root = class_folders(tmp_path / "p", 10, size=(40, 40))
+    for name in ("a/0.png", "a/3.png", "b/1.png"):
+        path = root / name
+        path.write_bytes(path.read_bytes()[: 200 + path.stat().st_size // 3])
+    for name in ("a/1.png", "c/5.png"):
+        (root / name).write_bytes(b"no image at all")
+    make_folder(root, ["b/9.png"], size=(51, 51))
+    (root / "c/7.png").unlink()
+    (root / "c/7.png").symlink_to("nowhere")
+    OPENED.clear()
+    options |= {"on_error": "skip", "max_pixels": 2500, "cache_folder": str(tmp_path / "cache")}
+    open_data(Data(train=str(root), **options), LabelSet.parse("1pct"), progress=True)
+    (line,) = (line for line in capsys.readouterr().out.split("\n") if "skipped" in line)
+    assert line.startswith(
+        "skipped 7 unreadable of 30 images: a/0.png, a/1.png, a/3.png and 4 more"
+    )
+    first, *reasons = line.partition("has all); ")[2].split("; ")
+    assert first.startswith("a/0.png and 2 more: image file is truncated")
+    assert "(to read it: --data.load_truncated true)" in first
+    assert reasons[0] == "a/1.png and 1 more: not an image"
+    assert reasons[1].startswith("b/9.png: 51x51 pixels are 2,601")
+    assert reasons[2:] == ["c/7.png: no such file"]
+
+
 def test_nothing_readable(tmp_path):
     (tmp_path / "x.png").write_bytes(b"")
     message = error_of(tmp_path, on_error="skip", loading="memory")
-    assert "none of the 1 images can be read" in message
+    assert "none of the 1 images can be read; x.png: not an image" in message
 
 
 @pytest.mark.parametrize("source", ["parquet", "folder"])

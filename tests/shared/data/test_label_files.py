@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from shared.data.images import Splits
 from shared.data.label_files import (
     LABEL_COLUMNS,
+    MISSING,
     MOST_BYTES,
+    SKIPPED,
     ImageIndex,
     can_be_listed,
     choose_column,
@@ -149,14 +151,20 @@ def test_an_option_comes_before_the_names():
 
 
 def test_columns_that_are_chosen_by_option(tmp_path):
+    for head in ("id,breed", "image_id,breed", "id,file name,breed"):  # Kaggle's
+        row = "0.png,cat" if head.count(",") == 1 else "7,0.png,cat"
+        table = read_csv(written(tmp_path, f"{head}\n{row}\n"), label_column="breed")
+        assert table.rows == ROWS[:1]
     file = written(tmp_path, "photo id,species,label\n0.png,cat,1\n1.png,dog,2\n")
     assert "must begin with the line file,label, or name the images' column" in refusal(file)
     table = read_csv(file, image_column="photo id", label_column="species")
     assert table.columns == ("photo id", "species")
     assert table.rows == ROWS[:2]
     file = written(tmp_path, "file,species\n0.png,cat\n")
+    assert read_csv(file).rows == ROWS[:1]
+    file = written(tmp_path, "file,species,sex\n0.png,cat,f\n")
     message = refusal(file)
-    assert "its columns are file, species; choose with --data.label_column" in message
+    assert "its columns are file, species, sex; choose with --data.label_column" in message
     for head in ("file,label,class", "file,label,label", "file,path,label"):
         message = refusal(written(tmp_path, head + "\n0.png,cat,dog\n"))
         assert "has several" in message or "has 2 columns called label; rename" in message
@@ -186,6 +194,7 @@ def test_the_separator_makes_the_first_line_name_the_columns(tmp_path, head, opt
         "filename, cat, dog\n0.png, 1, 0\n1.png, 0, 1\n2.png, 0, 0\n",
         "cat;file;dog\n1.0;0.png;0.0\n0.0;1.png;1.0\n;2.png;\n",
         "file\tdog\tcat\tfox\n0.png\t\t1\t\n1.png\t1\t0\n2.png\n",
+        ",image_id,cat,dog\n0,0.png,True,False\n1,1.png,False,True\n2,2.png,False,False\n",
     ],
 )
 def test_a_column_for_each_class(tmp_path, content):
@@ -196,7 +205,7 @@ def test_several_classes_in_columns_are_refused(tmp_path):
     says = "line 3 several classes for one image: cat, dog; leave a 1 in one of them"
     assert says in refusal(written(tmp_path, "file,cat,dog\n0.png,1,0\n1.png,1,1\n"))
     assert "no column called label" in refusal(written(tmp_path, "file,cat,dog\n0.png,1,2\n"))
-    assert "no column called label" in refusal(written(tmp_path, "file,checked\n0.png,1\n"))
+    assert "no column called label" in refusal(written(tmp_path, "file,split\n0.png,1\n"))
 
 
 @pytest.mark.parametrize(
@@ -356,6 +365,26 @@ def test_a_name_that_means_none_or_several(name, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("files", [["0.jpg", "0.png"], ["a/0.jpg", "b/0.jpg"], ["a/0.x", "a/0.y"]])
+def test_a_name_without_suffix_of_several_images(tmp_path, files):
+    with pytest.raises(UserError, match="0 may be several images"):
+        find_names(files, ["0"], tmp_path)
+
+
+@pytest.mark.parametrize("line", ["0.png 1", "a/0.png\t3", "0.png, 2"])
+def test_lines_of_names_and_labels_are_recognised(tmp_path, line):
+    with pytest.raises(UserError, match="lines seem to hold a name and a label"):
+        find_names(["a/0.png", "a/1.png"], [line], tmp_path)
+
+
+@pytest.mark.parametrize("begin", [b"PK\3\4", b"\xd0\xcf\x11\xe0", b"PK\3\4file,label"])
+def test_a_workbook_is_recognised(tmp_path, begin):
+    (tmp_path / "l.csv").write_bytes(begin + bytes(20))
+    assert "it is an Excel workbook or an archive; save the sheet as CSV" in refusal(
+        tmp_path / "l.csv"
+    )
+
+
 def test_the_longest_end_counts():
     index = ImageIndex(["0.png", "cat/0.png", "a/b/0.png", "we\\ird.png", "we/ird.png"])
     assert index.positions("/x/cat/0.png") == [1]
@@ -373,7 +402,38 @@ def test_every_image_is_found_by_its_own_name(names):
 
 def test_skipped_images_are_known_and_train_nothing(tmp_path):
     train = replace(images([0, 1], ["a.png", "b.png"]), skipped=("broken.png",))
-    assert find_images(Splits(train, None), ["broken.png", "b.png"], tmp_path).tolist() == [-1, 1]
+    named = ["broken.png", "b.png"]
+    assert find_images(Splits(train, None), named, tmp_path).tolist() == [SKIPPED, 1]
+    with pytest.raises(UserError, match=r"remove their rows or give --data\.on_error skip"):
+        find_images(Splits(train, None), [*named, "gone.png"], tmp_path)
+    splits = Splits(replace(train, on_error="skip"), None)
+    assert find_images(splits, [*named, "gone.png"], tmp_path).tolist() == [SKIPPED, 1, MISSING]
+    with pytest.raises(UserError, match=r"names 1 unknown images: gone\.png"):
+        find_images(splits, ["gone.png"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "splits"),
+    [
+        ("file,label,split\n0.png,cat,Train\n1.png,dog,TEST\n2.png,,val\n", "split", "tev"),
+        ("set;file;label\n;0.png;cat\ndev;1.png;dog\n;2.png;\n", "set", "tvt"),
+        ("file,label,is_valid\n0.png,cat,0\n1.png,dog,1\n2.png,,False\n", "is_valid", "tvt"),
+        (
+            "file,label,is_training_image\n0.png,cat,1\n1.png,dog,0\n2.png,,1\n",
+            "is_training_image",
+            "tet",
+        ),
+        ("file,label,split\n0.png,cat,3\n1.png,dog,test\n2.png,,train\n", None, ""),
+        ("file,label,split\n0.png,cat,test\n1.png,dog,test\n2.png,,test\n", None, ""),
+        ("file,label,is_blurred\n0.png,cat,0\n1.png,dog,1\n2.png,,0\n", None, ""),
+    ],
+)
+def test_a_column_that_says_what_a_row_is_for(tmp_path, content, column, splits):
+    table = read_csv(written(tmp_path, content))
+    assert table.rows == ROWS
+    assert (table.splits and table.splits.name) == column
+    names = {"t": "train", "e": "test", "v": "validation"}
+    assert (table.splits.splits if table.splits else []) == [names[kind] for kind in splits]
 
 
 # -------------------------------------------------------------------------- Windows-1252, of Excel

@@ -350,7 +350,7 @@ def test_csv_that_is_refused(tmp_path):
     ]:
         assert says in refusal(splits, csv_file(tmp_path / "l.csv", *text))
     assert "must begin with the line file,label" in refusal(
-        splits, csv_file(tmp_path / "l.csv", "x.png,class0", head="id,class")
+        splits, csv_file(tmp_path / "l.csv", "x.png,class0", head="nr,class")
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data import sources
 from shared.data.images import UNLABELED
-from shared.data.sources import open_beside, open_data, open_images
+from shared.data.sources import OPENED, open_beside, open_data, open_images
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import HALVES, PNGS, STRUCTS, encoded, error_of, opened, parquet
@@ -591,18 +592,81 @@ def test_a_parquet_file_without_rows(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "form",
-    ["/home/bob/pics/{}.png", "{}.png", "https://x.org/pics/{}.png", "C:\\pics\\{}.png", "{}"],
+    ("column", "form"),
+    [
+        ("file", "/home/bob/pics/{}.png"),
+        ("number", "{}.png"),
+        ("file", "https://x.org/pics/{}.png"),
+        ("Image ID", "C:\\pics\\{}.png"),
+        ("file", "{}"),
+        ("Id", ""),
+        ("number", "{}"),
+    ],
 )
-def test_paths_of_another_machine_in_a_parquet_file(tmp_path, form):
+def test_paths_of_another_machine_in_a_parquet_file(tmp_path, column, form):
     """The longest end counts, as in a CSV of labels; an id needs the column's name."""
     names = [f"pics/{i}.png" for i in range(10)]
     make_folder(tmp_path, names)
-    paths = [form.format(i) for i in range(10)]
-    pq.write_table(pa.table({"file": paths, "label": ["a", "b"] * 5}), tmp_path / "t.parquet")
-    options = {"image_column": "file"} if form == "{}" else {}
-    splits = opened(tmp_path / "t.parquet", **options)
+    paths = [form.format(i) if form else i for i in range(10)]
+    pq.write_table(pa.table({column: paths, "label": ["a", "b"] * 5}), tmp_path / "t.parquet")
+    named = column == "number" and form == "{}"
+    options = {"image_column": column} if named else {}
+    splits = opened(tmp_path / ("t.parquet" if named else ""), **options)
     assert sorted([*splits.train.names, *splits.test.names]) == names
+    assert splits.train.classes == ("a", "b")
+
+
+BITS = {
+    "numbers": ([1, 0], [0, 1]),
+    "truth": ([True, False], [False, None]),
+    "text": ["10", "01"],
+}
+
+
+@pytest.mark.parametrize("kind", ["numbers", "truth", "text", "csv", "jsonl", "folder"])
+def test_a_column_for_each_class_of_a_table(tmp_path, kind, capsys):
+    """As in a CSV of labels; in a metadata file too, and in a parquet file beside its images."""
+    names = [f"{i}.png" for i in range(10)]
+    cat, dog = BITS.get(kind, BITS["numbers"])
+    table = {"file_name": names, "cat": [*cat] * 5, "dog": [*dog] * 5}
+    if kind == "truth":
+        table["dog"][1::2] = [True] * 4 + [None]
+    if kind in ("numbers", "truth", "text"):
+        parquet(tmp_path / "t.parquet", **(table | {"file_name": STRUCTS[:10]}))
+    else:
+        make_folder(tmp_path, names)
+        rows = pd.DataFrame(table)
+        if kind == "csv":
+            rows.to_csv(tmp_path / "metadata.csv")
+        elif kind == "jsonl":
+            rows.to_json(tmp_path / "metadata.jsonl", orient="records", lines=True)
+        else:
+            rows.to_parquet(tmp_path / "labels.parquet")
+    OPENED.clear()
+    splits = open_data(Data(train=str(tmp_path)), LabelSet.parse("1pct"), progress=True)
+    assert "a column for each class: cat, dog" in capsys.readouterr().out
+    train, test = splits
+    assert train.classes == ("cat", "dog")
+    labels = [*train.labels[train.training_ids], *test.labels]
+    assert sorted(labels) == [-1] * (kind == "truth") + [0] * 5 + [1] * (5 - (kind == "truth"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"cat": [1, 1], "dog": [0, 1]}, "no classes: an image has cat, dog"),
+        ({"is_train": [1, 0], "is_test": [0, 1]}, ""),
+        ({"cat": [1, 0], "dog": [0, 2]}, ""),
+        ({"flag": [1, 0]}, ""),
+        ({"cat": [1, 0], "dog": [0, 1], "width": [8, 9]}, ""),
+    ],
+)
+def test_columns_that_are_not_one_for_each_class(tmp_path, columns, says, capsys):
+    file = parquet(tmp_path / "t.parquet", image=STRUCTS[:2], **columns)
+    splits = open_data(Data(train=str(file)), LabelSet.parse("1pct"), progress=True)
+    assert splits.train.classes == ()
+    assert says in capsys.readouterr().out
+    assert splits.train.columns == tuple(columns)
 
 
 def test_a_path_of_another_machine_never_leads_out_of_the_folder(tmp_path):
@@ -629,6 +693,104 @@ def test_labels_that_are_bytes(tmp_path, kind, column):
             assert "holds bytes that are no text" in error_of(tmp_path / "t.parquet", **options)
         else:
             assert opened(tmp_path / "t.parquet", **options).train.classes == ("blue", "grün")
+
+
+@pytest.mark.parametrize("folders", [["a"], ["c"], ["b", "c"]])
+def test_test_images_of_one_class_alone(tmp_path, folders):
+    train = class_folders(tmp_path / "train", 4)
+    make_folder(tmp_path / "t", [f"{folder}/{i}.png" for folder in folders for i in range(3)])
+    test = opened(train, test=str(tmp_path / "t")).test
+    assert {test.classes[label] for label in test.labels} == {*folders}
+
+
+@pytest.mark.parametrize("loading", ["memory", "workers"])
+def test_a_class_without_a_readable_image_is_none(tmp_path, capsys, loading):
+    root = class_folders(tmp_path, 5)
+    for file in (root / "a").iterdir():
+        file.write_bytes(b"")
+    OPENED.clear()
+    data = Data(train=str(root), on_error="skip", loading=loading)
+    train, test = open_data(data, LabelSet.parse("1pct"), progress=True)
+    assert train.classes == test.classes == ("b", "c")
+    assert {*train.labels, *test.labels} == {0, 1}
+    assert "no readable image of a: not among the classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "Annotations.csv", "to_label.csv"])
+def test_a_file_of_labels_in_the_folder_is_named(tmp_path, capsys, name):
+    make_folder(tmp_path, ["0.png", "1.png"])
+    (tmp_path / name).write_text("image;class\n0.png;a\n1.png;b\n")
+    (tmp_path / "other.csv").write_text("file,label\nx.png,a\n")
+    OPENED.clear()
+    open_data(Data(train=str(tmp_path)), LabelSet.parse("1pct"), progress=True)
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / name} has labels, which --labels" in printed
+    assert "other.csv has" not in printed
+
+
+def hub_file(path, labels: list[int], names: list[str]):
+    """A parquet file as the hub writes it, with a list of classes."""
+    path.parent.mkdir(exist_ok=True)
+    kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+    rows = {"image": STRUCTS[: len(labels)], "label": labels}
+    datasets.Dataset.from_dict(rows, features=kinds).to_parquet(path)
+
+
+@pytest.mark.parametrize("source", ["", "data/*.parquet", "data/t*.parquet"])
+def test_each_split_of_parquet_files_has_its_own_list_of_classes(tmp_path, source):
+    hub_file(tmp_path / "data/train-00000-of-00001.parquet", [0, 1, 0], ["cat", "dog"])
+    hub_file(tmp_path / "data/test-00000-of-00001.parquet", [0, 1, 1], ["dog", "cat"])
+    train, test = opened(tmp_path / source)
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 0], [1, 0, 0])
+    assert train.classes == test.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("kind", ["classes", "type", "column"])
+def test_parquet_files_that_differ_are_named(tmp_path, kind):
+    hub_file(tmp_path / "p/a.parquet", [0, 1], ["cat", "dog"])
+    if kind == "classes":
+        hub_file(tmp_path / "p/b.parquet", [0, 1], ["dog", "cat"])
+        says = "column label is of the classes cat, dog and of the classes dog, cat"
+    else:
+        labels = {"label": ["x", "y"]} if kind == "type" else {}
+        parquet(tmp_path / "p/b.parquet", image=STRUCTS[:2], **labels)
+        says = "b.parquet differ: column "
+    assert says in error_of(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+        (b"", "it is empty"),
+        (b"image,label\n", "it is no parquet file"),
+    ],
+)
+def test_what_is_no_parquet_file_says_what_it_is(tmp_path, content, says):
+    (tmp_path / "t.parquet").write_bytes(content)
+    assert says in error_of(tmp_path / "t.parquet")
+    assert says in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        (["nope/0.png", None], "image (text, such as 'nope/0.png'), label (int64)"),
+        ([[1, 2], [3]], "image (lists or records)"),
+        ([0.5, 1.5], "image (float64), label"),
+        ([None, None], "image (nothing)"),
+    ],
+)
+def test_what_columns_without_images_hold(tmp_path, cells, says):
+    message = error_of(parquet(tmp_path / "t.parquet", image=cells, label=[0, 1]))
+    assert says in message
+    assert "an image column holds encoded images" in message
+
+
+def test_two_columns_of_one_name(tmp_path):
+    table = pa.table([STRUCTS[:2], [0, 1], [0, 1]], names=["image", "label", "label"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert "has several columns called label; rename" in error_of(tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize("names", [("dog", "dog "), ("big cat", "big\u00a0cat"), ("é", "e\u0301")])

@@ -19,10 +19,11 @@ from shared.config.sections import Data
 from shared.data.images import UNLABELED, Splits
 from shared.data.label_files import LabelTable, read_csv
 from shared.data.labels import draw_labels
-from shared.data.sources import open_data
+from shared.data.sources import OPENED, open_data
 from shared.data.splits import (
     LOCKBOX,
     column_line,
+    doubts_on_classes,
     draw_of_pixels,
     for_testing,
     gives_the_classes,
@@ -219,24 +220,74 @@ def test_whose_classes_they_are(classes, theirs, own):
 def test_the_line_on_a_file():
     splits = drawn(100, 50)
     rows = named(50)[1]
-    line = table_line(rows._replace(rows=[*rows.rows, ("0099.png", "")]), splits)
+    further = [("0099.png", ""), rows.rows[0]]
+    line = table_line(rows._replace(rows=[*rows.rows, *further]), splits)
     held_out = len(splits.test)
     assert line == (
-        "labels: l.csv, columns file and label, 50 labels of 2 classes, 1 row without a label"
-        " (empty, or -1);"
-        f" {held_out} of them are of images for testing, or of unreadable ones; a 25, b 25"
+        "labels: l.csv, columns file and label, 50 labels of 2 classes; 1 row repeated,"
+        f" 1 row without a label (empty, or -1), {held_out} rows of images for testing; a 25, b 25"
     )
+    missing = rows._replace(rows=[*rows.rows, ("gone.png", "a")])
+    train = replace(splits.train, on_error="skip", skipped=("0000.png", *splits.train.skipped))
+    assert "1 row of images that are not there: gone.png; a 26" in table_line(
+        missing, Splits(train, splits.test)
+    )
+
+
+@pytest.mark.parametrize(
+    ("images_of", "says"),
+    [
+        ({"cat": 3, "Cat": 1}, "cat and Cat differ in upper and lower case alone, and are classes"),
+        ({"a": 1, "A": 1, "b": 2, "B": 1}, "alone, and so do 1 more, and"),
+        ({"0.5": 1, "1.25": 1, "2": 1}, "each number is taken as a class: 0.5, 1.25"),
+        ({f"img{k}": 1 for k in range(40)}, "40 classes have one image: are these classes?"),
+        ({"None": 4, "x": 4}, "None is taken as the name of a class"),
+        ({"cat": 1, "dog": 1, "1": 4, "2.0": 3}, ""),
+    ],
+)
+def test_doubts_on_classes(images_of, says):
+    line = doubts_on_classes(images_of)
+    assert says in line
+    assert bool(line) == bool(says)
+
+
+@pytest.mark.parametrize("kind", ["labels", "metadata", "parquet"])
+def test_a_column_of_splits_is_used(tmp_path, kind, capsys):
+    """Rows of test are tested on, and no row but those of train has a label that training sees."""
+    names = [f"{i}.png" for i in range(20)]
+    words = ["train"] * 12 + ["test"] * 5 + ["val"] * 3
+    rows = [f"{n},{'ab'[i % 2]},{words[i]}" for i, n in enumerate(names)]
+    labels, source = "100pct", tmp_path
+    if kind == "parquet":
+        source = parquet(tmp_path / "a.parquet", image=STRUCTS, label=HALVES, Split=words)
+    else:
+        make_folder(tmp_path, names)
+        file = "metadata" if kind == "metadata" else "l"
+        file = listed(tmp_path / f"{file}.csv", *rows, head="file,label,Split")
+        labels = labels if kind == "metadata" else str(file)
+    OPENED.clear()
+    splits = open_data(Data(train=str(source)), LabelSet.parse(labels), progress=True)
+    said = "splits: column Split, train 12, test 5, validation 3; tested on test"
+    assert said in capsys.readouterr().out
+    drawn_ones = draw_labels(splits, LabelSet.parse(labels), 0)
+    assert drawn_ones.ids.tolist() == [
+        i for i, name in enumerate(splits.train.names) if int(name.removesuffix(".png")) < 12
+    ]
+    assert {*splits.test.names} == {
+        name.removesuffix(".png" * (kind == "parquet")) for name in names[12:17]
+    }
+    assert len(splits.train) == 20
 
 
 def test_the_line_on_a_column():
     known = images([0, 1, -1], classes=("None", "x"))
-    assert column_line("species", 2, known) == (
+    assert column_line("species", known) == (
         "labels: column species, 2 classes, 1 images without one (empty, or -1); None 1, x 1;"
         " None is taken as the name of a class (an empty cell is no label)"
     )
-    assert column_line("label", 2, images([0, 1])) == ""
-    assert column_line("label", 3, images([0, 1])) != ""
-    assert column_line("Label", 2, images([0, 1])) != ""
+    assert column_line("label", images([-1])) == (
+        "labels: column label, 0 classes, 1 images without one (empty, or -1)"
+    )
 
 
 def test_classes_are_matched_by_their_composed_names():
@@ -375,7 +426,7 @@ def test_a_file_of_labels_for_a_parquet_with_options(tmp_path):
     train, _ = opened(path, file, image_column="photo", label_column="kind")
     assert train.classes == ("x", "y")
     message = error_of(path, file, image_column="photo", label_column="sort")
-    assert "has no column called label; its columns are file, kind" in message
+    assert "data.label_column=sort is not a column of" in message
     file = listed(tmp_path / "l.csv", "0,x", "1,y")
     message = error_of(path, file, image_column="photo", label_column="sort")
     assert "data.label_column=sort is not a column of" in message

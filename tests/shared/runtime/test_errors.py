@@ -1,11 +1,13 @@
 """What a main that uses no Accelerator makes of errors."""
 
 import os
+import sys
 
 import pytest
 
 from shared.runtime import errors
 from shared.runtime.errors import CannotWriteError, CommandParser, UserError, exit_code_2
+from shared.runtime.media import say
 
 
 @exit_code_2
@@ -104,3 +106,15 @@ def test_help_is_no_error(capsys):
         command("--help")
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith("usage: python -m test")
+
+
+@pytest.mark.parametrize("write", [say, print, lambda text: sys.stdout.write(text * 100_000)])
+def test_output_that_nobody_reads_ends_quietly(monkeypatch, capsys, write):
+    """As of ``pipeline.py --help | head``."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w", buffering=1) as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert exit_code_2(lambda: write("text") or 0)() == 141
+        print("goes nowhere")
+    assert capsys.readouterr().err == ""
