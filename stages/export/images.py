@@ -12,7 +12,7 @@ from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
-from shared.data.sources import open_data
+from shared.data.sources import look_at, open_data
 from shared.runtime.errors import UserError
 from stages.export.network import Source
 
@@ -47,7 +47,8 @@ class RealImages:
         ids = np.flatnonzero(labels != UNLABELED) if labeled else np.arange(len(labels))
         places = np.linspace(0, len(ids) - 1, min(len(ids), at_most)).astype(int)
         for batch, positions in plain_batches(self.images, ids[places], self.data, BATCH, "cpu"):
-            yield batch, torch.from_numpy(labels[positions.numpy()])
+            if len(batch):
+                yield batch, torch.from_numpy(labels[positions.numpy()])
 
     def to_check(self) -> "RealImages":
         """These images, or the training images where they are more and these are few."""
@@ -68,7 +69,8 @@ def open_images(source: Source, where: str | None = None) -> RealImages:
     """
     recipe = source.path / "config.yaml"
     if where is not None:
-        data, labels = Data(train=where), LabelSet.parse("100pct")
+        # an unreadable photo is no fault of the file that is checked
+        data, labels = Data(train=where, on_error="skip"), LabelSet.parse("100pct")
     elif recipe.exists():
         config = read_config(recipe)
         data, labels = config.data, config.label_set
@@ -81,7 +83,7 @@ def open_images(source: Source, where: str | None = None) -> RealImages:
     antialias = source.meta.get("antialias", False)
     data = replace(data, image_size=source.meta["image_size"], antialias=antialias, **unit)
     try:
-        train, test = open_data(data, labels)
+        train, test = (open_data if where is None else look_at)(data, labels)
     except UserError as error:
         if where is not None:
             raise
@@ -116,7 +118,9 @@ def check(source: Source, exported: Function, images: RealImages) -> str:
         expected.append(source.network(batch))
         actual += [exported(part) for part in (batch[:1], batch[1:]) if len(part)]
     if not expected:
-        raise UserError("there is no image to check the exported file on; give --images FOLDER")
+        raise UserError(
+            "there is no readable image to check the exported file on; give --images FOLDER"
+        )
     wanted, computed = torch.cat(expected), torch.cat(actual)
     largest = (computed - wanted).abs().max().item()  # NaN where one is NaN
     number, differ, what = len(wanted), 0, "probability"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from shared.config.sections import Data
 from shared.runtime.errors import UserError
@@ -97,6 +98,18 @@ def test_no_accuracy_where_the_classes_are_others(source, tmp_path):
 def test_without_test_images_the_others_are_taken(source, tmp_path):
     root = class_folders(tmp_path / "photos", 2, classes=["one"])
     assert open_images(source, str(root)).title == "images"
+
+
+@pytest.mark.parametrize("bad", [b"", b"no image", b"\xff\xd8\xff\xe0 cut off"])
+def test_unreadable_images_of_another_folder_are_left_out(source, tmp_path, bad):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "bad.jpg").write_bytes(bad)
+    with pytest.raises(UserError, match="no readable image to check"):
+        check(source, source.network, open_images(source, str(folder)))
+    Image.new("RGB", (9, 9)).save(folder / "good.png")
+    result = check(source, source.network, open_images(source, str(folder)))
+    assert "on 1 images, the same class" in result
 
 
 def test_images_that_cannot_be_opened(tmp_path):
