@@ -61,17 +61,18 @@ def open_images(source: Source, where: str | None = None) -> RealImages:
     """The test images of the artifact's run, or its training images where it has none.
 
     Args:
-        source: the artifact; its ``config.yaml`` names the images.
+        source: the artifact; its ``config.yaml`` names the images, or that of its run.
         where: other images, as ``data.train`` names them.
 
     Raises:
         UserError: the images cannot be opened.
     """
-    recipe = source.path / "config.yaml"
+    folders = source.path, source.path.absolute().parent  # of imported weights only the run has one
+    recipe = next((f / "config.yaml" for f in folders if (f / "config.yaml").exists()), None)
     if where is not None:
         # an unreadable photo is no fault of the file that is checked
         data, labels = Data(train=where, on_error="skip"), LabelSet.parse("100pct")
-    elif recipe.exists():
+    elif recipe is not None:
         config = read_config(recipe)
         data, labels = config.data, config.label_set
     else:

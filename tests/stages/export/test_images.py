@@ -117,7 +117,10 @@ def test_images_that_cannot_be_opened(tmp_path):
     source = load(artifact(tmp_path / "r/s", DIGITS, data=gone))
     with pytest.raises(UserError, match=r"no such folder.*; the exported file .* --images FOLDER"):
         open_images(source)
-    (source.path / "config.yaml").unlink()
+    of_run = (source.path / "config.yaml").rename(source.path.parent / "config.yaml")
+    with pytest.raises(UserError, match=r"no such folder.*; the exported file .* --images FOLDER"):
+        open_images(source)
+    of_run.unlink()
     with pytest.raises(UserError, match=r"no config.yaml that names its images.* --images FOLDER"):
         open_images(source)
     with pytest.raises(UserError, match="no such folder or file"):
