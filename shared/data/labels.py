@@ -55,7 +55,9 @@ class Labels(NamedTuple):
         """A line that names the classes without any label, where there are some."""
         absent = np.setdiff1d(np.arange(len(classes)), self.targets)
         names = abbreviated(classes[k] for k in absent)
-        return [f"note: no label for {names}: the network cannot learn it"] if len(absent) else []
+        return (
+            [f"note: no label for {names}, which the network cannot learn"] if len(absent) else []
+        )
 
 
 def notes_on_list(splits: Splits, labels: LabelSet) -> list[str]:

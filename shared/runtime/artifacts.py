@@ -158,6 +158,10 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
         UserError: where the folder does not exist, holds no finished artifact or one of the other
             kind, or its ``meta.json`` is damaged.
     """
+    if path.is_file():
+        raise UserError(
+            f"{path} is a file; give the folder of a stage, such as runs/photos/distill-10pct-seed0"
+        )
     if not path.is_dir():
         raise UserError(
             f"no such artifact folder: {path}; run the stage that makes it first, with the same"

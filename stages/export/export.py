@@ -27,6 +27,7 @@ from stages.export.images import Function, RealImages, accuracies, check, open_i
 from stages.export.network import Source, load
 
 ADVICE = "choose another -o"
+SERVED = "README.md, Out of the house, has the lines of Python that serve it without torch"
 
 
 class Format(NamedTuple):
@@ -123,6 +124,8 @@ def _write(source: Source, form: Format, images: RealImages, out: Path, int8: bo
                 _small(new).replace(_small(out))
             elif form is FORMATS["onnx"]:
                 lines += _without_another_int8(source, out)
+            if form is FORMATS["onnx"] and source.classes:
+                lines.append(SERVED)
     except OSError as error:
         raise CannotWriteError(f"cannot write {out}: {error}; make room or {ADVICE}") from error
     return lines
@@ -245,10 +248,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name is not None and to != "timm":
         raise UserError(f"--push_to_hub needs --to timm, not {to}")
     lines = export(path, to, arguments.out, arguments.layer, arguments.int8, arguments.images)
-    if to == "onnx":
-        lines.append(
-            "README.md, Out of the house, has the lines of Python that serve it without torch"
-        )
     say(*lines)
     if to == "timm":
         folder = arguments.out or path / FORMATS[to].name

@@ -12,7 +12,7 @@ from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
-from shared.data.sources import open_data
+from shared.data.sources import look_at, open_data
 from shared.runtime.errors import UserError
 from stages.export.network import Source
 
@@ -47,7 +47,8 @@ class RealImages:
         ids = np.flatnonzero(labels != UNLABELED) if labeled else np.arange(len(labels))
         places = np.linspace(0, len(ids) - 1, min(len(ids), at_most)).astype(int)
         for batch, positions in plain_batches(self.images, ids[places], self.data, BATCH, "cpu"):
-            yield batch, torch.from_numpy(labels[positions.numpy()])
+            if len(batch):
+                yield batch, torch.from_numpy(labels[positions.numpy()])
 
     def to_check(self) -> "RealImages":
         """These images, or the training images where they are more and these are few."""
@@ -60,16 +61,18 @@ def open_images(source: Source, where: str | None = None) -> RealImages:
     """The test images of the artifact's run, or its training images where it has none.
 
     Args:
-        source: the artifact; its ``config.yaml`` names the images.
+        source: the artifact; its ``config.yaml`` names the images, or that of its run.
         where: other images, as ``data.train`` names them.
 
     Raises:
         UserError: the images cannot be opened.
     """
-    recipe = source.path / "config.yaml"
+    folders = source.path, source.path.absolute().parent  # of imported weights only the run has one
+    recipe = next((f / "config.yaml" for f in folders if (f / "config.yaml").exists()), None)
     if where is not None:
-        data, labels = Data(train=where), LabelSet.parse("100pct")
-    elif recipe.exists():
+        # an unreadable photo is no fault of the file that is checked
+        data, labels = Data(train=where, on_error="skip"), LabelSet.parse("100pct")
+    elif recipe is not None:
         config = read_config(recipe)
         data, labels = config.data, config.label_set
     else:
@@ -81,7 +84,7 @@ def open_images(source: Source, where: str | None = None) -> RealImages:
     antialias = source.meta.get("antialias", False)
     data = replace(data, image_size=source.meta["image_size"], antialias=antialias, **unit)
     try:
-        train, test = open_data(data, labels)
+        train, test = (open_data if where is None else look_at)(data, labels)
     except UserError as error:
         if where is not None:
             raise
@@ -116,7 +119,9 @@ def check(source: Source, exported: Function, images: RealImages) -> str:
         expected.append(source.network(batch))
         actual += [exported(part) for part in (batch[:1], batch[1:]) if len(part)]
     if not expected:
-        raise UserError("there is no image to check the exported file on; give --images FOLDER")
+        raise UserError(
+            "there is no readable image to check the exported file on; give --images FOLDER"
+        )
     wanted, computed = torch.cat(expected), torch.cat(actual)
     largest = (computed - wanted).abs().max().item()  # NaN where one is NaN
     number, differ, what = len(wanted), 0, "probability"

@@ -340,6 +340,8 @@ def config_of(run: Path, labels: str | None, seed: int | None) -> Config:
     if not run.is_dir():
         raise UserError(f"no such run: {run}{did_you_mean(run)}")
     if not (run / "pretrain" / "meta.json").exists():
+        if (run / "meta.json").exists():
+            raise UserError(f"{run} is the folder of a stage; give that of its run: {run.parent}")
         raise UserError(
             f"{run} has no pretrained network, whose features the choice needs; run"
             " python -m stages.pretrain --data.train IMAGES, or pipeline.py, to the end first"

@@ -41,7 +41,7 @@ def test_what_is_no_artifact(tmp_path, capfd):
     assert "holds no finished artifact" in refused(capfd, tmp_path, "--to", "timm")
     file = tmp_path / "model.onnx"
     file.write_text("")
-    assert "no such artifact folder" in refused(capfd, file, "--to", "timm")
+    assert f"{file} is a file; give the folder of a stage" in refused(capfd, file, "--to", "timm")
 
 
 @pytest.mark.parametrize("format_", ["torchscript", "timm", "onnx"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from shared.config.sections import Data
 from shared.runtime.errors import UserError
@@ -99,12 +100,27 @@ def test_without_test_images_the_others_are_taken(source, tmp_path):
     assert open_images(source, str(root)).title == "images"
 
 
+@pytest.mark.parametrize("bad", [b"", b"no image", b"\xff\xd8\xff\xe0 cut off"])
+def test_unreadable_images_of_another_folder_are_left_out(source, tmp_path, bad):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "bad.jpg").write_bytes(bad)
+    with pytest.raises(UserError, match="no readable image to check"):
+        check(source, source.network, open_images(source, str(folder)))
+    Image.new("RGB", (9, 9)).save(folder / "good.png")
+    result = check(source, source.network, open_images(source, str(folder)))
+    assert "on 1 images, the same class" in result
+
+
 def test_images_that_cannot_be_opened(tmp_path):
     gone = Data(train=str(tmp_path / "gone"), image_size=8)
     source = load(artifact(tmp_path / "r/s", DIGITS, data=gone))
     with pytest.raises(UserError, match=r"no such folder.*; the exported file .* --images FOLDER"):
         open_images(source)
-    (source.path / "config.yaml").unlink()
+    of_run = (source.path / "config.yaml").rename(source.path.parent / "config.yaml")
+    with pytest.raises(UserError, match=r"no such folder.*; the exported file .* --images FOLDER"):
+        open_images(source)
+    of_run.unlink()
     with pytest.raises(UserError, match=r"no config.yaml that names its images.* --images FOLDER"):
         open_images(source)
     with pytest.raises(UserError, match="no such folder or file"):

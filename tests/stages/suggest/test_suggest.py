@@ -226,6 +226,8 @@ def test_no_run_and_no_pretraining_and_no_images(unlabeled, tmp_path, capfd):
     assert "no such run: " in refusal(capfd, tmp_path / "none", "--budget", 3)
     (tmp_path / "r").mkdir()
     assert "has no pretrained network" in refusal(capfd, tmp_path / "r", "--budget", 3)
+    stage = unlabeled / "pretrain"
+    assert f"a stage; give that of its run: {unlabeled}" in refusal(capfd, stage, "--budget", 3)
     copy = shutil.copytree(unlabeled, tmp_path / "out/r")
     config, photos = copy / "config.yaml", tmp_path / "p"
     config.write_text(config.read_text().replace(str(unlabeled.parents[1] / "p"), str(photos)))
