@@ -30,7 +30,7 @@ from shared.runs.assessment import Assessment, read_arrays, read_assessment, sav
 from shared.runtime.distributed import lost_contact, refuse_together
 from shared.runtime.errors import UserError, out_of_memory
 from shared.runtime.files import clean, write_atomically
-from shared.runtime.lock import release, take
+from shared.runtime.lock import clear, release, take
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import Progress
 from shared.runtime.provenance import provenance
@@ -64,13 +64,16 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     if not all(file.exists() for file in label_part.files(config)):
         again = [*again, "labels"]
     earlier, arrays = load(path, settings, again)
-    todo = [part for part in wanted if earlier is None or part not in earlier]
-    if todo:
+    todo = missing(wanted, earlier)
+    if todo or not (path / "meta.json").exists():  # which an earlier call did not come to
         refuse_together(partial(take, path), accelerator.is_main_process)
         earlier, arrays = load(path, settings, again)  # now nobody else writes it
-        todo = [part for part in wanted if earlier is None or part not in earlier]
+        todo = missing(wanted, earlier)
+    done = not todo and (path / "meta.json").exists()
     accelerator.wait_for_everyone()  # all have read before one writes
-    if earlier is not None and not todo:
+    if earlier is not None and done:
+        if inputs.is_main:
+            clear(path)
         accelerator.print(f"assess: already done, {path}\n\n{_text(config, earlier)}")
         return path
 
@@ -113,6 +116,11 @@ def run(config: Config, accelerator: Accelerator) -> Path:
             f" same command tries again: {messages}"
         )
     return path
+
+
+def missing(wanted: Sequence[str], assessment: Assessment | None) -> list[str]:
+    """The parts that are not measured yet."""
+    return [part for part in wanted if assessment is None or part not in assessment]
 
 
 def _begin(path: Path, config: Config) -> None:

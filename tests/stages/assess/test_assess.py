@@ -17,7 +17,8 @@ from shared.config.sections import ASSESSMENTS
 from shared.data.sources import open_data
 from shared.runs import assessment
 from shared.runs.results import collect
-from shared.runtime.errors import UserError
+from shared.runtime.errors import CannotWriteError, UserError
+from shared.runtime.lock import held
 from shared.runtime.stop import StopRequest
 from stages import distill
 from stages.assess import assess
@@ -163,11 +164,24 @@ def test_pictures_are_the_images(assessed, photos):
 
 
 # ---------------------------------------------------------------------------------- again
+def left_lock(path):
+    """What a process leaves that is killed as it gives its lock back."""
+    file = path.with_name(f".{path.name}.lock")
+    with held(path):
+        note = json.loads(file.read_text())
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    file.write_text(json.dumps({**note, "pid": gone.pid}))
+    return file
+
+
 def test_only_what_changed_is_done_again(copy, photos, quick):
     assert call(copy, photos) == 0
     assert quick == DONE
     quick.clear()
+    lock = left_lock(folder(copy))
     assert call(copy, photos) == 0
+    assert not lock.exists()
     assert call(copy, photos, "--assess.parts=map,ood") == 0
     assert quick == []
     assert call(copy, photos, "--assess.map_points=20") == 0
@@ -235,9 +249,32 @@ def test_a_signal_stops_after_the_part_in_hand(copy, photos, quick, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setitem(assess.PARTS, "neighbours", stops)
         assert call(copy, photos) == 128 + signal.SIGTERM
-    assert quick == ["linear"]
+        assert quick == ["linear"]
+        patch.setitem(assess.PARTS, DONE[-1], stops)
+        assert call(copy, photos) == 128 + signal.SIGTERM
+    assert call(copy, photos) == 0  # nothing is left to measure
+    assert quick == [part for part in DONE[:-1] if part != "neighbours"]
+    assert (folder(copy) / "meta.json").exists()
+
+
+@pytest.mark.parametrize(("name", "calls"), [("save_assessment", len(DONE)), ("write_meta", 0)])
+def test_what_is_measured_but_not_ended_is_ended(name, calls, copy, photos, quick, monkeypatch):
+    """The disk is full after the last part was saved."""
+    whole, well = getattr(assess, name), iter(range(calls))
+
+    def fails(*arguments):
+        if next(well, None) is None:
+            raise CannotWriteError("no room")
+        whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assess, name, fails)
+        assert call(copy, photos) == 2
+    quick.clear()
     assert call(copy, photos) == 0
-    assert quick == [part for part in DONE if part != "neighbours"]
+    assert quick == []
+    assert read(copy)["hashes"]
+    assert (folder(copy) / "meta.json").exists()
 
 
 def test_damaged_files_are_measured_again(copy, photos, quick, capfd):
