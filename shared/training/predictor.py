@@ -192,6 +192,8 @@ def _pixels(image: Any, decoding: Decoding) -> Tensor:
     """An image of any kind as uint8 (3, H, W)."""
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
+        if os.path.isdir(path):
+            raise UserError(f"cannot read {printable(path)}: a folder; give the files in it")
         try:
             if not os.path.isfile(path):  # to open a FIFO would wait for ever
                 raise FileNotFoundError("no such file")
@@ -203,8 +205,9 @@ def _pixels(image: Any, decoding: Decoding) -> Tensor:
     array = np.asarray(image)
     channels = array.shape[2:] if array.ndim == 3 else ()
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in ((), (3,), (4,)):
+        what = f"an array of shape {array.shape} and type {array.dtype}"
         raise UserError(
-            f"an array of shape {array.shape} and type {array.dtype} is no image; it must be uint8"
-            " (H, W), (H, W, 3) or (H, W, 4)"
+            f"{what if array.ndim else type(image).__name__} is no image; give a path, an image of"
+            " Pillow, or an array of uint8 (H, W), (H, W, 3) or (H, W, 4)"
         )
     return rgb_pixels(Image.fromarray(array))

@@ -171,10 +171,12 @@ def test_over_leaves_unreadable_images_out(folder, files, tmp_path, capsys):
         torch.zeros(3, 8, 8),
         None,
         7,
+        b"encoded",
     ],
 )
 def test_what_is_no_image(folder, image):
-    with pytest.raises(UserError, match="is no image; it must be uint8"):
+    what = "an array of shape" if np.ndim(image) else type(image).__name__
+    with pytest.raises(UserError, match=rf"^{what}.* is no image; give a path"):
         Predictor(folder / "classifier")([image])
 
 
@@ -182,8 +184,9 @@ def test_files_that_are_no_images(folder, tmp_path):
     predictor = Predictor(folder / "classifier")
     (tmp_path / "text.jpg").write_text("x")
     os.mkfifo(tmp_path / "fifo.jpg")  # to open it would wait for ever
-    for name in ("text.jpg", "fifo.jpg", "missing.jpg", "."):
-        with pytest.raises(UserError, match="cannot read"):
+    reasons = {"text.jpg": "not an image", "fifo.jpg": "no such", "missing.jpg": "no such"}
+    for name, reason in {**reasons, ".": "a folder; give the files in it"}.items():
+        with pytest.raises(UserError, match=rf"cannot read .*: {reason}"):
             predictor([tmp_path / name])
 
 
