@@ -261,7 +261,7 @@ def test_labels_that_do_not_fit(capfd, tmp_path, photos, finished):
     good = (finished / "finetune-2perclass-seed0/labels.csv").read_text()
     file = tmp_path / "labels.csv"
     for text, says in [
-        (good + "a/99.png,a\n", "names 1 unknown images: a/99.png; the images are called like"),
+        (good + "a/99.png,a\n", "names 1 unknown images: a/99.png; remove their rows or give"),
         (good + "a/0.png,zebra\n", "names unknown classes: zebra; the images have a, b, c"),
         (
             "\n".join(good.splitlines()[:3]),

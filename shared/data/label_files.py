@@ -164,16 +164,16 @@ def split_column(columns: Mapping[str, Iterable[Any]]) -> SplitColumn | None:
     """
     for name in columns:
         plain = re.sub(r"[\W_]+", "", name.casefold())
-        by_word, bit = _is_called_split(name), _SPLIT_OF.get(re.sub("^is|image$", "", plain))
-        if not by_word and not (bit and plain.startswith("is")):
-            continue
-        cells = [str(cell).strip().casefold() for cell in columns[name]]
-        if by_word:
-            words = _SPLIT_OF | dict.fromkeys(("", "none", "nan"), "train")
-            splits = [words.get(cell, "") for cell in cells]
+        split = _SPLIT_OF.get(re.sub("^is|image$", "", plain)) if plain[:2] == "is" else None
+        if _is_called_split(name):
+            words = _SPLIT_OF
+        elif split:
+            other = "test" if split == "train" else "train"
+            words = {cell: split if bit else other for cell, bit in _ONE_HOT.items()}
         else:
-            words = {True: bit, False: "test" if bit == "train" else "train"}
-            splits = [words.get(_ONE_HOT.get(cell), "") or "" for cell in cells]
+            continue
+        words = words | dict.fromkeys(("", "none", "nan"), "train")
+        splits = [words.get(str(cell).strip().casefold(), "") for cell in columns[name]]
         if "train" in splits and "" not in splits and len({*splits}) > 1:
             return SplitColumn(name, splits)
     return None

@@ -122,15 +122,20 @@ def _open(
     parts = _opened(source, data, progress, known)
     notes: dict[str, None] = {}
     for name, part in parts.items():
-        parts[name], note = _with_one_column(part, data)
+        parts[name], note = _with_one_column(part, data, 1 if known or name != "train" else 2)
         notes[note] = None
     for note in filter(None, notes) if progress else ():
         say(f"note: {source}: {note}")
     return parts
 
 
-def _with_one_column(dataset: datasets.Dataset, data: Data) -> tuple[datasets.Dataset, str]:
-    """The rows, with a further column ``label`` where they have a column for each class; a note."""
+def _with_one_column(
+    dataset: datasets.Dataset, data: Data, least: int
+) -> tuple[datasets.Dataset, str]:
+    """The rows, with a further column ``label`` where they have a column for each class; a note.
+
+    ``least``: how many of the classes have to be there.
+    """
     kinds, names = dataset.features.values(), dataset.column_names
     chosen = data.label_column in names or columns_called(names, LABEL_COLUMNS)
     if chosen or any(isinstance(kind, datasets.ClassLabel) for kind in kinds):
@@ -140,12 +145,10 @@ def _with_one_column(dataset: datasets.Dataset, data: Data) -> tuple[datasets.Da
     if classes is None:
         return dataset, ""
     if several := next((row for row in classes if len(row) > 1), None):
-        return (
-            dataset,
-            f"{abbreviated(columns)} are no classes: an image has {abbreviated(several)}",
-        )
+        note = f"{abbreviated(columns)} are no classes: an image has {abbreviated(several)}"
+        return dataset, note
     labels = ["".join(row) for row in classes]
-    if len(set(filter(None, labels))) < 2:
+    if len(set(filter(None, labels))) < least:
         return dataset, ""
     labeled = cast(datasets.Dataset, dataset.add_column("label", labels))
     return labeled, f"a column for each class: {abbreviated(columns, 12)}"
@@ -172,6 +175,11 @@ def _is_plain(feature: Any) -> bool:
     """Whether a column holds numbers or text."""
     kinds = ("bool", "int", "uint", "float", "string", "large_string")
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
+
+
+def _is_whole(feature: Any) -> bool:
+    """Whether a column holds whole numbers."""
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
 
 
 def _opened(
@@ -485,8 +493,8 @@ def _image_set(
     others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
-    if _is_plain(features[image]) and folder and _names_files(files, "image", folder, below):
-        files = files.cast_column("image", datasets.Value("string"))  # ids may be numbers
+    if _is_whole(features[image]) and folder and _names_files(files, "image", folder, below):
+        files = files.cast_column("image", datasets.Value("string"))  # ids
     try:
         files = files.cast_column("image", datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -669,10 +677,9 @@ def _names_files(
     A name without suffix counts in a column that is called as those of the images' names are.
     """
     feature = dataset.features[column]
-    if not isinstance(feature, datasets.Value):
-        return False
     of_names = bool(image_columns([column]))
-    if not feature.dtype.startswith(("string", "large_string", *["int"] * of_names)):
+    of_text = isinstance(feature, datasets.Value) and "string" in feature.dtype
+    if not of_text and not (of_names and _is_whole(feature)):
         return False
     cells = dataset.select_columns([column])[:100][column]
     paths = [str(cell) for cell in cells if cell is not None and cell != ""]

@@ -224,7 +224,7 @@ def test_the_line_on_a_file():
     line = table_line(rows._replace(rows=[*rows.rows, *further]), splits)
     held_out = len(splits.test)
     assert line == (
-        "labels: l.csv, columns file and label, 50 labels of 2 classes; 1 row repeated,"
+        "labels: l.csv, columns file and label, 50 labels of 2 classes, 1 row repeated,"
         f" 1 row without a label (empty, or -1), {held_out} rows of images for testing; a 25, b 25"
     )
     missing = rows._replace(rows=[*rows.rows, ("gone.png", "a")])
