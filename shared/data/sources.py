@@ -48,11 +48,11 @@ from shared.data.label_files import (
     chosen_class,
     class_text,
     columns_called,
+    content_columns,
     find_images,
     find_names,
     image_columns,
     is_label,
-    named_columns,
     one_hot,
     read_csv,
     require_class_names,
@@ -155,15 +155,14 @@ def _with_one_column(
 
 
 def _columns_of_bits(dataset: datasets.Dataset) -> list[str]:
-    """All columns but one where they hold 0 and 1 in the first rows, and none says a split."""
-    names = named_columns(dataset.column_names)
+    """All columns but one, where they hold 0 and 1 in the first rows."""
+    names = content_columns(dataset.column_names)
     plain = [name for name in names if _is_plain(dataset.features[name])]
     if len(plain) < 2:
         return []
     first = dataset.select_columns(plain)[:100]
     columns = [name for name in plain if one_hot({"0": first[name], "1": first[name]})]
-    are_splits = any(map(split_of, columns))
-    return columns if len(columns) == len(names) - 1 and not are_splits else []
+    return columns if len(columns) == len(names) - 1 else []
 
 
 def _plain_columns(dataset: datasets.Dataset) -> dict[str, Iterable[Any]]:
@@ -413,7 +412,7 @@ def _is_table_of_images(file: Path) -> bool:
     cells = (cell for name in binary for cell in rows.column(name).to_pylist())
     if any(_is_image(cell, file.parent) for cell in cells):
         return True
-    columns, folder = named_columns(features), str(file.parent)
+    columns, folder = content_columns(features), str(file.parent)
     labels = columns_called(columns, LABEL_COLUMNS)[:1] or _columns_of_bits(first)
     names = [name for name in columns if name not in labels]
     if not labels or len(names) != 1:
@@ -887,6 +886,7 @@ def _open_splits(
     of_folders = column is not None and _are_class_folders(sources[name], column, data.train)
     if of_folders and train.skipped:
         train = without_absent_classes(train)
+    whole = train
     if data.test is not None and is_csv(Path(data.test)):
         file = Path(data.test).expanduser()
         train, test = _listed_test_images(train, others, file, data, decoded)
@@ -910,9 +910,9 @@ def _open_splits(
         if gone := sorted({*every_class} - {*train.classes}):
             lines.append(f"note: no readable image of {abbreviated(gone)}: not among the classes")
         if of_folders:
-            lines.append(folders_line(train))
+            lines.append(folders_line(whole))
         elif column and data.train != "digits":
-            lines.append(column_line(column, train))
+            lines.append(column_line(column, whole))
         if not train.classes:
             lines += _tables_beside(data, train)
         if train.classes and splits.test is None:
