@@ -268,7 +268,7 @@ def test_labels_that_do_not_fit(capfd, tmp_path, photos, finished):
             "has 2 labels of images that training may see, and"
             " none of the classes b, c; give at least one of each",
         ),
-        (good.replace("file,label", "id;class"), "must begin with the line file,label"),
+        (good.replace("file,label", "nr;class"), "must begin with the line file,label"),
     ]:
         file.write_text(text)
         message = refused(capfd, finetune.main, *out, f"--labels={file}")
