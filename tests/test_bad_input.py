@@ -261,14 +261,14 @@ def test_labels_that_do_not_fit(capfd, tmp_path, photos, finished):
     good = (finished / "finetune-2perclass-seed0/labels.csv").read_text()
     file = tmp_path / "labels.csv"
     for text, says in [
-        (good + "a/99.png,a\n", "names 1 unknown images: a/99.png; the images are called like"),
+        (good + "a/99.png,a\n", "names 1 unknown images: a/99.png; remove their rows or give"),
         (good + "a/0.png,zebra\n", "names unknown classes: zebra; the images have a, b, c"),
         (
             "\n".join(good.splitlines()[:3]),
             "has 2 labels of images that training may see, and"
             " none of the classes b, c; give at least one of each",
         ),
-        (good.replace("file,label", "id;class"), "must begin with the line file,label"),
+        (good.replace("file,label", "nr;class"), "must begin with the line file,label"),
     ]:
         file.write_text(text)
         message = refused(capfd, finetune.main, *out, f"--labels={file}")

@@ -151,8 +151,10 @@ def label_columns(columns: Sequence[str]) -> list[str]:
     return columns_called(columns, LABEL_COLUMNS) or columns_called(columns, CLASS_ID_COLUMNS)
 
 
-def _is_called_split(column: str) -> bool:
-    return bool(columns_called([column], _SPLIT_COLUMNS))
+def _marked_split(column: str) -> str | None:
+    """The split of the rows where a column called is_test, is_valid or is_train has a 1."""
+    name = re.sub(r"[\W_]+", "", column.casefold())
+    return _SPLIT_OF.get(re.sub("^is|image$", "", name)) if name[:2] == "is" else None
 
 
 def split_column(columns: Mapping[str, Iterable[Any]]) -> SplitColumn | None:
@@ -163,25 +165,28 @@ def split_column(columns: Mapping[str, Iterable[Any]]) -> SplitColumn | None:
     for training. A column that says the same of all rows says nothing.
     """
     for name in columns:
-        plain = re.sub(r"[\W_]+", "", name.casefold())
-        by_word, bit = _is_called_split(name), _SPLIT_OF.get(re.sub("^is|image$", "", plain))
-        if not by_word and not (bit and plain.startswith("is")):
-            continue
-        cells = [str(cell).strip().casefold() for cell in columns[name]]
-        if by_word:
-            words = _SPLIT_OF | dict.fromkeys(("", "none", "nan"), "train")
-            splits = [words.get(cell, "") for cell in cells]
+        if columns_called([name], _SPLIT_COLUMNS):
+            words = _SPLIT_OF
+        elif split := _marked_split(name):
+            other = "test" if split == "train" else "train"
+            words = {cell: split if bit else other for cell, bit in _ONE_HOT.items()}
         else:
-            words = {True: bit, False: "test" if bit == "train" else "train"}
-            splits = [words.get(_ONE_HOT.get(cell), "") or "" for cell in cells]
+            continue
+        words = words | dict.fromkeys(("", "none", "nan"), "train")
+        splits = [words.get(str(cell).strip().casefold(), "") for cell in columns[name]]
         if "train" in splits and "" not in splits and len({*splits}) > 1:
             return SplitColumn(name, splits)
     return None
 
 
-def named_columns(columns: Iterable[str]) -> list[str]:
-    """The columns that are more than the number of the row, which pandas writes unless told."""
-    return [column for column in columns if not _INDEX.fullmatch(column)]
+def content_columns(columns: Iterable[str]) -> list[str]:
+    """The columns but for pandas' number of the row, and for those that are called as a split."""
+    return [
+        name
+        for name in columns
+        if not (_INDEX.fullmatch(name) or columns_called([name], _SPLIT_COLUMNS))
+        and not _marked_split(name)
+    ]
 
 
 def one_hot(columns: Mapping[str, Iterable[Any]]) -> list[list[str]] | None:
@@ -435,9 +440,8 @@ def read_csv(
     table = read_rows(file, (image_column, label_column))
     head = table.columns
     images, labels = image_columns(head), label_columns(head)
-    if len(named := named_columns(head)) == 2 and images and not labels:
-        others = [name for name in named if name not in images]  # the only one it can be
-        labels = [name for name in others if not _is_called_split(name)]
+    if len(named := content_columns(head)) == 2 and images and not labels:
+        labels = [name for name in named if name not in images]  # the only one it can be
     image = choose_column("image", images, head, image_column, file)
     if image is None:
         raise UserError(
@@ -487,7 +491,7 @@ def _one_hot(table: Rows, image: int, file: Path) -> tuple[str, list[str]]:
     Raises:
         UserError: it has other cells, or a row with several classes.
     """
-    columns = named_columns(table.columns[:image] + table.columns[image + 1 :])
+    columns = content_columns(table.columns[:image] + table.columns[image + 1 :])
     places = {column: table.place(column, file) for column in columns}
     classes = one_hot({column: [row[p] for row in table.cells] for column, p in places.items()})
     if classes is None:

@@ -48,11 +48,11 @@ from shared.data.label_files import (
     chosen_class,
     class_text,
     columns_called,
+    content_columns,
     find_images,
     find_names,
     image_columns,
     is_label,
-    named_columns,
     one_hot,
     read_csv,
     require_class_names,
@@ -122,15 +122,20 @@ def _open(
     parts = _opened(source, data, progress, known)
     notes: dict[str, None] = {}
     for name, part in parts.items():
-        parts[name], note = _with_one_column(part, data)
+        parts[name], note = _with_one_column(part, data, 1 if known or name != "train" else 2)
         notes[note] = None
     for note in filter(None, notes) if progress else ():
         say(f"note: {source}: {note}")
     return parts
 
 
-def _with_one_column(dataset: datasets.Dataset, data: Data) -> tuple[datasets.Dataset, str]:
-    """The rows, with a further column ``label`` where they have a column for each class; a note."""
+def _with_one_column(
+    dataset: datasets.Dataset, data: Data, least: int
+) -> tuple[datasets.Dataset, str]:
+    """The rows, with a further column ``label`` where they have a column for each class; a note.
+
+    ``least``: how many of the classes have to be there.
+    """
     kinds, names = dataset.features.values(), dataset.column_names
     chosen = data.label_column in names or columns_called(names, LABEL_COLUMNS)
     if chosen or any(isinstance(kind, datasets.ClassLabel) for kind in kinds):
@@ -140,27 +145,24 @@ def _with_one_column(dataset: datasets.Dataset, data: Data) -> tuple[datasets.Da
     if classes is None:
         return dataset, ""
     if several := next((row for row in classes if len(row) > 1), None):
-        return (
-            dataset,
-            f"{abbreviated(columns)} are no classes: an image has {abbreviated(several)}",
-        )
+        note = f"{abbreviated(columns)} are no classes: an image has {abbreviated(several)}"
+        return dataset, note
     labels = ["".join(row) for row in classes]
-    if len(set(filter(None, labels))) < 2:
+    if len(set(filter(None, labels))) < least:
         return dataset, ""
     labeled = cast(datasets.Dataset, dataset.add_column("label", labels))
     return labeled, f"a column for each class: {abbreviated(columns, 12)}"
 
 
 def _columns_of_bits(dataset: datasets.Dataset) -> list[str]:
-    """All columns but one where they hold 0 and 1 in the first rows, and none says a split."""
-    names = named_columns(dataset.column_names)
+    """All columns but one, where they hold 0 and 1 in the first rows."""
+    names = content_columns(dataset.column_names)
     plain = [name for name in names if _is_plain(dataset.features[name])]
     if len(plain) < 2:
         return []
     first = dataset.select_columns(plain)[:100]
     columns = [name for name in plain if one_hot({"0": first[name], "1": first[name]})]
-    are_splits = any(map(split_of, columns))
-    return columns if len(columns) == len(names) - 1 and not are_splits else []
+    return columns if len(columns) == len(names) - 1 else []
 
 
 def _plain_columns(dataset: datasets.Dataset) -> dict[str, Iterable[Any]]:
@@ -172,6 +174,11 @@ def _is_plain(feature: Any) -> bool:
     """Whether a column holds numbers or text."""
     kinds = ("bool", "int", "uint", "float", "string", "large_string")
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
+
+
+def _is_whole(feature: Any) -> bool:
+    """Whether a column holds whole numbers."""
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint"))
 
 
 def _opened(
@@ -405,7 +412,7 @@ def _is_table_of_images(file: Path) -> bool:
     cells = (cell for name in binary for cell in rows.column(name).to_pylist())
     if any(_is_image(cell, file.parent) for cell in cells):
         return True
-    columns, folder = named_columns(features), str(file.parent)
+    columns, folder = content_columns(features), str(file.parent)
     labels = columns_called(columns, LABEL_COLUMNS)[:1] or _columns_of_bits(first)
     names = [name for name in columns if name not in labels]
     if not labels or len(names) != 1:
@@ -485,8 +492,8 @@ def _image_set(
     others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
-    if _is_plain(features[image]) and folder and _names_files(files, "image", folder, below):
-        files = files.cast_column("image", datasets.Value("string"))  # ids may be numbers
+    if _is_whole(features[image]) and folder and _names_files(files, "image", folder, below):
+        files = files.cast_column("image", datasets.Value("string"))  # ids
     try:
         files = files.cast_column("image", datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -669,10 +676,9 @@ def _names_files(
     A name without suffix counts in a column that is called as those of the images' names are.
     """
     feature = dataset.features[column]
-    if not isinstance(feature, datasets.Value):
-        return False
     of_names = bool(image_columns([column]))
-    if not feature.dtype.startswith(("string", "large_string", *["int"] * of_names)):
+    of_text = isinstance(feature, datasets.Value) and "string" in feature.dtype
+    if not of_text and not (of_names and _is_whole(feature)):
         return False
     cells = dataset.select_columns([column])[:100][column]
     paths = [str(cell) for cell in cells if cell is not None and cell != ""]
@@ -880,6 +886,7 @@ def _open_splits(
     of_folders = column is not None and _are_class_folders(sources[name], column, data.train)
     if of_folders and train.skipped:
         train = without_absent_classes(train)
+    whole = train
     if data.test is not None and is_csv(Path(data.test)):
         file = Path(data.test).expanduser()
         train, test = _listed_test_images(train, others, file, data, decoded)
@@ -903,9 +910,9 @@ def _open_splits(
         if gone := sorted({*every_class} - {*train.classes}):
             lines.append(f"note: no readable image of {abbreviated(gone)}: not among the classes")
         if of_folders:
-            lines.append(folders_line(train))
+            lines.append(folders_line(whole))
         elif column and data.train != "digits":
-            lines.append(column_line(column, train))
+            lines.append(column_line(column, whole))
         if not train.classes:
             lines += _tables_beside(data, train)
         if train.classes and splits.test is None:

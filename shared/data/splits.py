@@ -360,7 +360,7 @@ def table_line(table: LabelTable, splits: Splits) -> str:
         "of images that are not there": int((ids == MISSING).sum()),
     }
     rows = [f"{counted(number, 'row')} {what}" for what, number in numbers.items() if number]
-    line += f"; {', '.join(rows)}" if rows else ""
+    line += "".join(f", {row}" for row in rows)
     if missing := [name for name, place in places.items() if place == MISSING]:
         line += f": {abbreviated(missing)}"
     short = (name for name, k in places.items() if k >= 0 and not PurePosixPath(name).suffix)

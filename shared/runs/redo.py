@@ -102,20 +102,17 @@ def all_to_redo(config: Config, error: OtherSettingsError, images: ImageSet) -> 
             outdated[name] = changes
     if not outdated:
         return error
-    return UserError(_other_images(config, error, images) + _text(config, outdated))
+    return UserError(_text(config, outdated, _other_images(config, error, images)))
 
 
 def _other_images(config: Config, error: OtherSettingsError, images: ImageSet) -> str:
-    """How many images are new, and how to go on with all; empty where they are the same."""
+    """How many images are new or gone; empty where they are the same."""
     folder = config.folder_of("pretrain")
     if "images" not in error.changed or not (folder / "images.csv").exists():
         return ""
     then, now = set(read_names(folder / "images.csv")), set(images.names)
-    gone = f", {len(then - now):,} of those then are gone or for testing now" * bool(then - now)
-    return (
-        f"{len(now - then):,} of {counted(len(now), 'training image')} are new{gone}; --run NEW"
-        f" --pretrain.init {folder} goes on from the pretraining with all of them; or: "
-    )
+    gone = f", and {len(then - now):,} of then are gone or for testing" * bool(then - now)
+    return f"{len(now - then):,} of {counted(len(now), 'training image')} are new{gone}"
 
 
 def _changed_options(config: Config, method: str) -> dict[str, tuple[Any, Any]]:
@@ -132,7 +129,8 @@ def _changed_options(config: Config, method: str) -> dict[str, tuple[Any, Any]]:
     return differences(stored, options, defaults(), renamed_of(method))
 
 
-def _text(config: Config, outdated: Mapping[str, Changes]) -> str:
+def _text(config: Config, outdated: Mapping[str, Changes], images: str = "") -> str:
+    """What changed, what it concerns and what to do; ``images``: how these changed, if known."""
     changed: dict[str, tuple[Any, Any]] = {}
     for changes in outdated.values():
         changed |= changes
@@ -148,8 +146,12 @@ def _text(config: Config, outdated: Mapping[str, Changes]) -> str:
         for name in made
         if name in outdated or set(config.ancestors_of(name)) & outdated.keys()
     ]
+    what = f"was made with {first}={before}, now it is {now}{also};{HASHES.get(first, '')}"
+    other = "choose another --run"
+    if images:
+        what = f"was made with other images: {images};"
+        other += f" NEW; with --pretrain.init {config.folder_of('pretrain')} that goes on from it"
     return (
-        f"{config.folder} was made with {first}={before}, now it is {now}{also};"
-        f"{HASHES.get(first, '')} this concerns {', '.join(concerned)}: redo all with --force"
-        f" {','.join(forced)} or choose another --run"
+        f"{config.folder} {what} this concerns {', '.join(concerned)}: redo all with --force"
+        f" {','.join(forced)} or {other}"
     )

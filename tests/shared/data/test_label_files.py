@@ -194,6 +194,7 @@ def test_the_separator_makes_the_first_line_name_the_columns(tmp_path, head, opt
         "filename, cat, dog\n0.png, 1, 0\n1.png, 0, 1\n2.png, 0, 0\n",
         "cat;file;dog\n1.0;0.png;0.0\n0.0;1.png;1.0\n;2.png;\n",
         "file\tdog\tcat\tfox\n0.png\t\t1\t\n1.png\t1\t0\n2.png\n",
+        "split;is_valid;file;cat;dog\n;0;0.png;1;0\n;1;1.png;0;1\n;0;2.png;0;0\n",
         ",image_id,cat,dog\n0,0.png,True,False\n1,1.png,False,True\n2,2.png,False,False\n",
     ],
 )

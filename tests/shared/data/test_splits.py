@@ -224,7 +224,7 @@ def test_the_line_on_a_file():
     line = table_line(rows._replace(rows=[*rows.rows, *further]), splits)
     held_out = len(splits.test)
     assert line == (
-        "labels: l.csv, columns file and label, 50 labels of 2 classes; 1 row repeated,"
+        "labels: l.csv, columns file and label, 50 labels of 2 classes, 1 row repeated,"
         f" 1 row without a label (empty, or -1), {held_out} rows of images for testing; a 25, b 25"
     )
     missing = rows._replace(rows=[*rows.rows, ("gone.png", "a")])
@@ -268,7 +268,8 @@ def test_a_column_of_splits_is_used(tmp_path, kind, capsys):
     OPENED.clear()
     splits = open_data(Data(train=str(source)), LabelSet.parse(labels), progress=True)
     said = "splits: column Split, train 12, test 5, validation 3; tested on test"
-    assert said in capsys.readouterr().out
+    assert said in (printed := capsys.readouterr().out)
+    assert "2 classes, 0 images without one" in printed or kind == "labels"
     drawn_ones = draw_labels(splits, LabelSet.parse(labels), 0)
     assert drawn_ones.ids.tolist() == [
         i for i, name in enumerate(splits.train.names) if int(name.removesuffix(".png")) < 12

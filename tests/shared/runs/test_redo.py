@@ -4,12 +4,18 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 
 from shared.config.methods import METHODS
 from shared.config.schema import hashed_settings
-from shared.runs.redo import all_to_redo, require_no_artifacts, require_same_options
+from shared.runs.redo import (
+    all_to_redo,
+    pretraining_is_kept,
+    require_no_artifacts,
+    require_same_options,
+)
 from shared.runtime.stage_folder import OtherSettingsError
 from shared.training.stage import options_of
 from tests.support.command_line import load as config_of
@@ -136,3 +142,27 @@ def test_what_shares_an_old_hash_is_redone_with_the_stage_that_noticed(made):
     error = OtherSettingsError("one stage", {"unheard": ("of", "it")})
     assert all_to_redo(config, error, images) is error
     assert set(MADE) < METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        (["0", "2", "3"], "2 of 3 training images are new, and 1 of then are gone or for testing;"),
+        (["0"], "0 of 1 training image are new, and 1 of then are gone or for testing;"),
+        (["4", "5"], "2 of 2 training images are new, and 2 of then are gone or for testing;"),
+    ],
+)
+def test_images_that_are_others_are_counted(made, now, says):
+    """The pretraining does not stay then, and no line may say that it does."""
+    config, images = made(), cast(Any, MagicMock(names=now, fingerprint="three"))
+    images.__len__.return_value = len(now)
+    folder = config.folder_of("pretrain")
+    (folder / "images.csv").write_text("file\n0\n1\n")
+    error = OtherSettingsError("one stage", {"images": ("one", "three")})
+    text = str(all_to_redo(config, error, images))
+    assert text.startswith(f"{config.folder} was made with other images: {says} this concerns")
+    assert f"choose another --run NEW; with --pretrain.init {folder} that goes on" in text
+    assert not pretraining_is_kept(config, images)
+    images.fingerprint = "one"
+    assert pretraining_is_kept(config, images)
+    assert not pretraining_is_kept(made("--force=pretrain"), images)
