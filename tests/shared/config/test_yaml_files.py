@@ -21,6 +21,8 @@ HOSTILE = {
     ),
     "deep": ("data: " + "{a: " * 500 + "}" * 500, "deep in one another"),
     "many": (f"labels: [{'1, ' * (MOST_VALUES + 1)}]", "stands for more than"),
+    "a key twice": ("labels: 1pct\nlabels: 10pct\n", "labels stands there twice"),
+    "an option twice": ("data: {train: a, 'train': b}\n", "train stands there twice"),
     "a long value": (f"labels: {'x' * 5000}", "a value of 5,000 characters"),
     "a long file": ("# x\n" * (MOST_BYTES // 4 + 1), "larger than 1,048,576 bytes"),
 }
