@@ -35,6 +35,7 @@ from shared.runtime.errors import UserError, refuse
 from shared.runtime.media import say, say_block
 
 KEPT = "recipe.yaml"  # in a run's folder: what was fitted to own images
+ELSEWHERE = ("output", "force", "budget", "plan", "table")  # what it says of no call
 UNFITTED = RECIPES / "small_machine.yaml"  # of own images, before anything is fitted to them
 AFTERWARDS = """\
 afterwards: python -m stages.predict runs/NAME/STAGE IMAGE ... (classes of new images),
@@ -75,10 +76,7 @@ class _Parser(jsonargparse.ArgumentParser):
         elif unknown:
             dashes, name = unknown[2] or "", unknown[3]
             section = re.search(r"Group '([\w.]+)'", text)
-            name = f"{section[1]}.{name}" if section else name
-            close = [dashes + option for option in _similar(name, self._actions)]
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            text = f"unknown option {dashes}{name}{hint}"
+            text = _unknown(f"{section[1]}.{name}" if section else name, self._actions, dashes)
         elif "Unexpected config" in text or "Problems parsing config" in text:
             text = f"the recipe is not YAML of the form 'labels: 1pct': {text}"
         if self.recipe and self.recipe not in text:
@@ -91,11 +89,19 @@ class _Parser(jsonargparse.ArgumentParser):
 def _similar(name: str, actions: Sequence[Any]) -> list[str]:
     """Options that somebody who wrote ``name`` may have meant: misspelt, or of any section."""
     known = [o.removeprefix("--") for action in actions for o in action.option_strings]
+    known = [option for option in known if option != name]  # which some places do not take
     return (
         difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         or [option for option in known if option.endswith("." + name.split(".")[-1])]
         or difflib.get_close_matches(name, known, n=1)
     )
+
+
+def _unknown(name: str, actions: Sequence[Any], dashes: str = "") -> str:
+    """What to say of an option that there is not."""
+    close = [dashes + option for option in _similar(name, actions)]
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"unknown option {dashes}{name}{hint}"
 
 
 class _Help(jsonargparse.DefaultHelpFormatter):
@@ -297,13 +303,50 @@ def _require_bounded(recipe: Sequence[str], flags: Sequence[str]) -> None:
     """ValueError where a recipe or a flag stands for more than options can hold."""
     for name in (argument.removeprefix("--config=") for argument in recipe):
         if name != "--config" and not os.path.isdir(name):  # a folder the parser refuses
-            read_yaml(Path(name))
+            _read_recipe(Path(name))
     for flag in flags:
+        if (name := flag.partition("=")[0].removeprefix("--")) in SECTIONS and flag != name:
+            raise ValueError(f"--{name} is a section of options, such as --{_options_of(name)[0]}")
         if len(flag) > LONGEST_SCALAR:
             raise ValueError(f"{flag[:40]}... has {len(flag):,} characters; at most 4,096")
         if "&" in flag:
             with suppress(yaml.YAMLError):
                 require_bounded(flag.partition("=")[2] or flag)
+
+
+@cache
+def _options_of(section: str) -> list[str]:
+    """The options of a section; of the empty one those of no section."""
+    names = [action.dest for action in _built_parser()._actions]
+    return [
+        name
+        for name in names
+        if name.rpartition(".")[0] == section
+        and name not in {*SECTIONS, "config", "help", "print_config"}
+    ]
+
+
+def _read_recipe(file: Path) -> dict[str, Any]:
+    """A recipe: options, and sections of options.
+
+    The parser gets nothing else. Of other text in the place of a section it would open the file,
+    or import the module, that is called so.
+
+    Raises:
+        UserError: it is no YAML, goes beyond the bounds, or holds something else.
+    """
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: not YAML of the form 'labels: 1pct'")
+    known = {option for section in ("", *SECTIONS) for option in _options_of(section)}
+    for name, value in content.items():
+        if name in SECTIONS and not isinstance(value, dict):
+            raise UserError(f"{file}: {name} must be a section of options, got {value!r}")
+        inner = value if isinstance(value, dict) and name not in known else {}
+        for option in [f"{name}.{key}" for key in inner] or [name]:
+            if option not in known and (inner or name not in SECTIONS):
+                raise UserError(f"{file}: {_unknown(str(option), _built_parser()._actions)}")
+    return content
 
 
 def _as_text(value: Any) -> str:
@@ -331,7 +374,7 @@ def read_config(recipe: Path) -> Config:
         UserError: where the file is missing or damaged, or holds an unknown option, a wrong type or
             a value out of range.
     """
-    read_yaml(recipe)
+    _read_recipe(recipe)
     try:
         arguments = ["--config", str(recipe)]
         return _config(_strict_parser().parse_args(arguments, defaults=False))
@@ -452,8 +495,13 @@ def kept_origin(kept: Path) -> tuple[Origin, list[str]]:
     """
     if not kept.is_file():
         return "open", []
-    plain = read_yaml(kept)
-    if not isinstance(plain, dict) or "labels" in plain:
+    plain = _read_recipe(kept)
+    if others := [name for name in ELSEWHERE if plain.get(name)]:
+        raise UserError(
+            f"{kept}: {others[0]} is not for a run's own recipe; delete the line, and give"
+            f" --{others[0]} on the command line"
+        )
+    if "labels" in plain:
         return "kept", []
     options = {}
     for name, value in plain.items():

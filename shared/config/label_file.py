@@ -74,7 +74,7 @@ def require_one_file(config: Config) -> None:
 
 def is_another(earlier: Path, file: Path) -> bool:
     """Whether two files are there, with other content."""
-    with suppress(OSError):  # it is gone, or whoever reads it says why it cannot be read
+    with suppress(OSError, ValueError):  # gone, no path, or its reader says why it cannot be read
         return not (earlier.samefile(file) or filecmp.cmp(earlier, file, shallow=False))
     return False
 

@@ -19,6 +19,17 @@ LONGEST_SCALAR = 4096  # characters
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+class _Once(Loader):
+    """Refuses a key that a mapping has twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise ValueError(f"{key} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(file: Path) -> Any:
     """What a YAML file says: plain values, lists and mappings.
 
@@ -28,7 +39,7 @@ def read_yaml(file: Path) -> Any:
     try:
         text = read_bytes(file, MOST_BYTES).decode("utf-8-sig")
         require_bounded(text)
-        return yaml.load(text, Loader)  # a safe loader, which makes no objects
+        return yaml.load(text, _Once)  # a safe loader, which makes no objects
     except OSError as error:
         reason = f"{error.strerror or error}{did_you_mean(file)}"
         raise UserError(f"cannot read {file}: {reason}") from error

@@ -146,7 +146,11 @@ def _weights(name: str, pretrained: bool | str) -> dict[str, Any]:
     tensors = _read_weights(file)
     if isinstance(pretrained, str):  # timm would leave out what does not fit, without a word
         _require_weights_of(name, tensors, file)
-    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": tensors}}
+    # another number of classes than any encoder's, so that timm leaves a classifier out
+    return {
+        "pretrained": True,
+        "pretrained_cfg_overlay": {"state_dict": tensors, "num_classes": -1},
+    }
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:

@@ -142,7 +142,10 @@ def _table(name: str, content: Any) -> Table:
     for key in ("rows", "columns"):
         if not isinstance(parts[key], dict) or not parts[key]:
             raise ValueError(f"{key} must be a mapping from labels to options")
-        parts[key] = {str(label): options or {} for label, options in parts[key].items()}
+        rows = {str(label): options or {} for label, options in parts[key].items()}
+        if len(rows) < len(parts[key]):  # 1 and "1"
+            raise ValueError(f"{key} has two labels that read the same: {', '.join(rows)}")
+        parts[key] = rows
     vary = parts.get("vary", {})
     if (cells := len(parts["rows"]) * len(parts["columns"])) > MOST_CELLS:
         raise ValueError(f"rows and columns have {cells:,} cells; at most {MOST_CELLS:,}")
@@ -224,9 +227,9 @@ def _require_set_once(
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
     """The list of seeds, or 0 to n - 1 for a number n."""
-    numbers = list(range(min(seeds, MOST_SEEDS + 1))) if isinstance(seeds, int) else seeds
+    numbers = list(range(min(seeds, MOST_SEEDS + 1))) if type(seeds) is int else seeds
     is_list = isinstance(numbers, list) and len(numbers) > 0
-    if not is_list or not all(isinstance(n, int) and 0 <= n < 2**32 for n in numbers):
+    if not is_list or not all(type(n) is int and 0 <= n < 2**32 for n in numbers):  # no bool
         raise ValueError(f"seeds must be a number or a list of numbers, got {seeds!r}")
     if len(numbers) > MOST_SEEDS:
         raise ValueError(f"seeds must be {MOST_SEEDS:,} or fewer")
@@ -241,6 +244,9 @@ def _check_paper(paper: Any) -> None:
     cells = paper.get("cells") if isinstance(paper, dict) and "source" in paper else None
     if not isinstance(cells, dict) or not all(isinstance(row, dict) for row in cells.values()):
         raise ValueError("paper must have source, and cells: row -> column -> value")
+    for value in (value for row in cells.values() for value in row.values()):
+        if not (value is None or isinstance(value, str | int | float)) or value != value:
+            raise ValueError(f"paper: a cell must be a number or text, got {value!r}")
 
 
 def _require_known(names: Iterable[Any], known: Collection[str], what: str) -> None:

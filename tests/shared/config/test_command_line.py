@@ -134,6 +134,7 @@ def test_misspelt_key_in_a_recipe(capsys, tmp_path, text, says):
         ("distill:\n  self_first: 3", "distill.self_first must be true or false, got 3"),
         ("data:\n  mean: [1, 2]", "data.mean must be tuple with 3 elements"),
         ("pretrain: 3", "pretrain must be a section of options, got 3"),
+        ("pretrain:", "pretrain must be a section of options, got None"),
         ("labels: 1pct\npretrain:", "pretrain must be a section of options, got None"),
     ],
 )
@@ -151,7 +152,7 @@ def test_wrong_type_in_a_flag(capsys):
     assert "--labels" in refusal(capsys, "--labels")
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b", "just words", "a: [1", "\t: x", "pretrain:"])
+@pytest.mark.parametrize("text", ["", "- a\n- b", "just words", "a: [1", "\t: x"])
 def test_what_is_no_recipe(capsys, tmp_path, text):
     assert "not YAML of the form" in refusal(capsys, "--config", recipe(tmp_path, text))
 

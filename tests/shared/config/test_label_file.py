@@ -135,6 +135,14 @@ def test_what_is_damaged_is_told_by_its_stage(two, content):
         require_one_file(two)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "/" + "x" * 5000])
+def test_a_note_that_names_no_path_is_of_a_file_that_is_gone(two, name):
+    make(two, "finetune", "a/x.csv", "done")
+    note = two.folder_of("finetune") / "label_file.json"
+    note.write_text(json.dumps({"file": name, "run": name, "sha256": ""}))
+    require_one_file(two)
+
+
 def test_drawn_labels_have_no_file(two):
     make(two, "finetune", "a/x.csv", "done")
     require_one_file(replace(two, labels="10pct"))

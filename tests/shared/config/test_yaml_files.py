@@ -21,6 +21,8 @@ HOSTILE = {
     ),
     "deep": ("data: " + "{a: " * 500 + "}" * 500, "deep in one another"),
     "many": (f"labels: [{'1, ' * (MOST_VALUES + 1)}]", "stands for more than"),
+    "a key twice": ("labels: 1pct\nlabels: 10pct\n", "labels stands there twice"),
+    "an option twice": ("data: {train: a, 'train': b}\n", "train stands there twice"),
     "a long value": (f"labels: {'x' * 5000}", "a value of 5,000 characters"),
     "a long file": ("# x\n" * (MOST_BYTES // 4 + 1), "larger than 1,048,576 bytes"),
 }
@@ -68,6 +70,65 @@ def test_what_is_no_recipe_is_refused(text, tmp_path, monkeypatch, capsys):
     assert left.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "executed").exists()
+
+
+NO_OPTIONS = [  # the parser would import a module, open a file, or take it as its own note
+    "data: evil.X\n",
+    "data: {class_path: evil.X}\n",
+    "data.class_path: evil.X\n",
+    "pretrain: {class_path: evil.X, init_args: {epochs: 1}}\n",
+    "model: other.yaml\n",
+    "config: other.yaml\n",
+    "config: {seed: 3}\n",
+    "config.x: other.yaml\n",
+    "__path__: other.yaml\n",
+    "data: {__default_config__: other.yaml}\n",
+]
+
+
+@pytest.mark.parametrize("text", NO_OPTIONS)
+def test_a_recipe_holds_options_and_nothing_else(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text("open('executed', 'w')\nclass X: pass\n")
+    (tmp_path / "other.yaml").write_text("seed: 3\n")
+    for name in ("r.yaml", "runs/own/recipe.yaml"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"unknown option|a section of options"):
+            read_config(file)
+    for line in (["--config=r.yaml"], ["--data.train=own"]):
+        with pytest.raises(SystemExit) as left:
+            read_command_line(line, "p", "d")
+        assert left.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("flag", [["--data=evil.X"], ["--data", "other.yaml"], ["--pretrain={}"]])
+def test_a_section_is_no_flag(flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text("open('executed', 'w')\nclass X: pass\n")
+    with pytest.raises(SystemExit) as left:
+        read_command_line(flag, "p", "d")
+    assert left.value.code == 2
+    assert "is a section of options, such as --" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("text", ["output: ../x", "force: all", "budget: 1h", "plan: true"])
+@pytest.mark.parametrize("labels", ["", "labels: 1pct\n"])
+def test_a_recipe_of_a_run_asks_for_no_call(text, labels, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "runs/own/recipe.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"{labels}{text}\n")
+    with pytest.raises(SystemExit) as left:
+        read_command_line(["--data.train=own"], "p", "d")
+    assert left.value.code == 2
+    assert "is not for a run's own recipe; delete the line" in capsys.readouterr().err
 
 
 OWN = {

@@ -47,6 +47,17 @@ from tests.support.tables import write
             },
             "vary sets pretrain.seed, which row 'a' or column",
         ),
+        ({"seeds": True}, "seeds must be a number"),
+        ({"seeds": [True, False]}, "seeds must be a number"),
+        ({"rows": {True: {}, "True": {}}}, "rows has two labels that read the same"),
+        (
+            {"paper": {"source": "x", "cells": {"a": {"1%": [1]}}}},
+            "a cell must be a number or text",
+        ),
+        (
+            {"paper": {"source": "x", "cells": {"a": {"1%": float("nan")}}}},
+            "a cell must be a number",
+        ),
         ({"vary": {"pretrain.seed": 3}}, "must be a list of one value for each of the 5 seeds"),
     ],
 )

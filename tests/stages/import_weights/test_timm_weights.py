@@ -16,7 +16,9 @@ from shared.networks.build import load_classifier, load_contrastive
 from shared.runs.forecast import measure
 from shared.runtime.tensors import sha256
 from stages import distill, finetune, pretrain
+from stages.export import export
 from tests.support.command_line import load
+from tests.support.exported import artifact
 from tests.support.imported import fails, meta_of, run
 from tests.support.photos import class_folders
 from tests.support.published import NETWORKS, describe, publish
@@ -59,6 +61,26 @@ def test_the_encoder_is_the_published_one(name, suffix, tmp_path, capsys):
     whole.load_state_dict(model.encoder.state_dict())
     with torch.no_grad():
         assert torch.equal(model.eval()(images), whole.eval()(images))
+
+
+def test_an_export_for_timm_comes_back(tmp_path, capsys):
+    """Its classifier, of other classes than any encoder's, is left out."""
+    source = artifact(tmp_path / "classifier", ["a", "b", "c"])
+    assert export.main([str(source), "--to=timm"]) == 0
+    assert run(f"timm:{source / 'timm'}", tmp_path / "pretrain") == 0
+    before, _ = load_classifier(source)
+    after, meta = load_contrastive(tmp_path / "pretrain")
+    assert meta["image_size"] == 8
+    for name, tensor in before.encoder.state_dict().items():
+        assert torch.equal(tensor, after.encoder.state_dict()[name])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pth"])
+def test_a_terabyte_of_zeros_is_refused_at_once(suffix, tmp_path, capsys):
+    file = tmp_path / f"weights{suffix}"
+    with file.open("wb") as made:
+        made.truncate(10**12)
+    assert "weights" in fails(capsys, f"timm:{BYOB}={file}", tmp_path / "pretrain")
 
 
 @pytest.mark.parametrize("form", ["folder", "file", "file without prefix", "name and file"])

@@ -197,6 +197,7 @@ def test_bad_labels(rows, message, unlabeled, tmp_path, capfd):
     ("content", "message"),
     [
         ("file,label\n00.png,cat\n01.png,\n", "has 1 labels that would be lost"),
+        ("file,label\f00.png,a\f", "has further columns, which would be lost"),  # one line, to csv
         ("file;label;who\n00.png;;ann\n", "has further columns, which would be lost"),
         ('file,label\n"00.png,\n', "a quote that is never closed"),
     ],
