@@ -150,7 +150,8 @@ def _text(config: Config, outdated: Mapping[str, Changes], images: str = "") -> 
     other = "choose another --run"
     if images:
         what = f"was made with other images: {images};"
-        other += f" NEW; with --pretrain.init {config.folder_of('pretrain')} that goes on from it"
+        folder = config.folder_of("pretrain")
+        other = f"go on from this pretraining with --run NEW --pretrain.init {folder}"
     return (
         f"{config.folder} {what} this concerns {', '.join(concerned)}: redo all with --force"
         f" {','.join(forced)} or {other}"

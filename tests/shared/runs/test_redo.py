@@ -161,7 +161,7 @@ def test_images_that_are_others_are_counted(made, now, says):
     error = OtherSettingsError("one stage", {"images": ("one", "three")})
     text = str(all_to_redo(config, error, images))
     assert text.startswith(f"{config.folder} was made with other images: {says} this concerns")
-    assert f"choose another --run NEW; with --pretrain.init {folder} that goes on" in text
+    assert f"or go on from this pretraining with --run NEW --pretrain.init {folder}" in text
     assert not pretraining_is_kept(config, images)
     images.fingerprint = "one"
     assert pretraining_is_kept(config, images)
