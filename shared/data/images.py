@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from shared.config.sections import MAX_PIXELS
@@ -79,7 +79,12 @@ def decode_image(source: str | bytes, decoding: Decoding = USUAL) -> Tensor:
 
 @cache
 def _quiet_pillow() -> None:
-    """No warnings of Pillow in this process: of damaged EXIF data it names its own source file."""
+    """Pillow warns of nothing in this process, and starts no other program.
+
+    Of damaged EXIF data it names its own source file. Of EPS, whatever the file is called, it has
+    Ghostscript execute the content.
+    """
+    EpsImagePlugin.gs_binary = False
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 

@@ -65,12 +65,12 @@ _held: dict[Path, _Held] = {}
 @contextmanager
 def held(path: Path, patience: float = 0.0, advice: str = ADVICE) -> Iterator[None]:
     """`take` the lock of a file or folder, and give it back; one that was held stays."""
-    taken = take(path, patience, advice)
+    file = _file_of(path) if take(path, patience, advice) else None
     try:
         yield
     finally:
-        if taken:
-            release(path)
+        if file:  # by this name: a relative path means nothing once the working folder is gone
+            _release(file)
 
 
 def take(path: Path, patience: float = 0.0, advice: str = ADVICE) -> bool:

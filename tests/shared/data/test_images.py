@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from shared.config.labelset import LabelSet
 from shared.config.schema import Config
@@ -30,6 +30,22 @@ def test_colour_keeps_its_values_and_places():
     image = decode_image(encoded(Image.fromarray(COLOUR)))
     assert image.dtype == torch.uint8
     np.testing.assert_array_equal(image, COLOUR.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("name", ["x.eps", "x.png", ""])
+def test_no_program_is_started_for_an_image(name, tmp_path, monkeypatch):
+    """Pillow would have Ghostscript execute EPS, whatever the file is called."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    _quiet_pillow.cache_clear()
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    (tmp_path / (name or "bytes")).write_bytes(content)
+    with pytest.raises(OSError, match="Ghostscript"):
+        decode_image(str(tmp_path / name) if name else content)
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize(("size", "block"), [((1, 1), None), ((50, 30), None), ((50, 30), 4096)])

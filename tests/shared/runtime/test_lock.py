@@ -76,6 +76,15 @@ def test_a_lock_is_there_while_it_is_held(tmp_path):
     release(path)
 
 
+def test_a_lock_goes_although_the_working_folder_has_gone(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with held(Path("../run")):
+        (tmp_path / "here").rmdir()
+    monkeypatch.chdir(tmp_path)
+    assert not (tmp_path / ".run.lock").exists()
+
+
 def test_who_works_there_is_said_and_a_killed_process_holds_nothing(tmp_path, other):
     path = tmp_path / "run/pretrain"
     with pytest.raises(BusyError) as refused:
