@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.config.schema import VARIANTS
-from shared.runs import grid
-from shared.runs.results import advice_text, collect, results_text
 from shared.runtime.errors import CommandParser, UserError, exit_code_2
 from shared.runtime.files import did_you_mean
 from shared.runtime.media import say_block
@@ -38,8 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table of a run."""
     arguments = _parser().parse_args(argv)
     if arguments.table is not None:
+        from shared.runs import grid  # takes seconds
+
         say_block(grid.report(arguments.run, arguments.table))
         return 0
+    from shared.runs.results import advice_text, collect, results_text  # imports torch
+
     rows = collect(arguments.run)
     if not rows:
         tables = (arguments.run / VARIANTS).is_dir()

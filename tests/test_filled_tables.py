@@ -1,6 +1,9 @@
 """A grid at toy size: filled, resumed, with an impossible cell, and read without training."""
 
 import json
+import re
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -181,3 +184,30 @@ def test_another_recipe_leaves_a_finished_table_alone(filled, capsys):
     assert call(filled, TABLE, "--data.split_seed=7") == 2
     assert "no finished cell" in capsys.readouterr().err
     assert cells(filled) == before
+
+
+@pytest.mark.slow
+def test_two_commands_share_a_table(tmp_path):
+    """Each makes some of it, and the weights are those that one command alone makes."""
+    folders = [tmp_path / name for name in ("alone", "shared")]
+    for folder in folders:
+        folder.mkdir()
+    assert call(folders[0]) == 0
+    arguments = [*TINY, f"--output={folders[1]}", f"--table={folders[0] / 'toy.yaml'}"]
+    command = [sys.executable, "pipeline.py", *arguments]
+    pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    written = [process.communicate()[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0]
+    made_by = [set(re.findall(r"(\S+): done in", text)) for text in written]
+    assert all(made_by)
+    hashes = [
+        {
+            str(meta.relative_to(folder)): json.loads(meta.read_text())["weights_sha256"]
+            for meta in (folder / "digits").rglob("meta.json")
+        }
+        for folder in folders
+    ]
+    assert hashes[0] == hashes[1]
+    status = [[line["status"] for line in cells(folder)] for folder in folders]
+    assert status[0] == status[1]
+    assert sum(text.count(": done in") for text in written) == len(hashes[1])

@@ -219,11 +219,10 @@ def _answers(line):
     return isinstance(line, ast.If) and "refuse_unknown_options" in ast.unparse(line)
 
 
-def test_stage_1_begins_without_what_only_later_stages_need():
-    """scikit-learn and scipy take two seconds to import, and the digits' first step neither."""
+def imported_by(*names: str) -> set[str]:
+    """Packages that these modules of ours import, with what they import of ours, at their top."""
     modules = sources()
-    seen, todo, others = set(), ["pipeline", "stages.pretrain", "shared.runs.forecast"], set()
-    todo += ["shared.networks.build", "shared.runs.fit", "shared.runs.results"]
+    seen, todo, others = set(), [*names], set()
     while todo:
         name = todo.pop()
         if name in seen:
@@ -238,8 +237,21 @@ def test_stage_1_begins_without_what_only_later_stages_need():
                 todo += {name if name in modules else str(node.module) for name in whole} & {
                     *modules
                 }
+    return others
+
+
+def test_stage_1_begins_without_what_only_later_stages_need():
+    """scikit-learn and scipy take two seconds to import, and the digits' first step neither."""
+    begin = ("pipeline", "stages.pretrain", "shared.runs.forecast", "shared.networks.build")
+    others = imported_by(*begin, "shared.runs.fit", "shared.runs.results")
     assert {"torch", "timm", "datasets"} < others
     assert not others & {"sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "jinja2"}
+
+
+@pytest.mark.parametrize("command", ["stages.report", "stages.page.__main__"])
+def test_commands_that_read_a_run_answer_before_torch_is_imported(command):
+    assert "argparse" in imported_by(command)
+    assert not imported_by(command) & {"torch", "numpy", "accelerate", "datasets", "timm"}
 
 
 MOVED = {

@@ -302,6 +302,8 @@ def color_jitter_(images: Tensor, draws: Draws, brightness: str = "multiplicativ
         ops.adjust_saturation,
         ops.adjust_hue,
     )
+    if device.type == "cpu" and (images == images[:, :1]).all():  # grey: without saturation or hue
+        operations = (*operations[:2], _keep, _keep)
     rows = draws.jitter.nonzero().squeeze(1)  # (J,)
     if device.type == "cpu" and images[0].numel() > LARGE:
         for row, order in zip(rows.tolist(), draws.order[rows].tolist(), strict=True):
@@ -322,6 +324,11 @@ def color_jitter_(images: Tensor, draws: Draws, brightness: str = "multiplicativ
                 operations[k](part, factors[k][:, k], out=part).clamp_(0, 1)
         images[ops.upload(rows, device)] = jittered
     _change_(images, draws.grayscale, ops.grayscale)
+    return images
+
+
+def _keep(images: Tensor, _factor: Tensor, out: Tensor) -> Tensor:
+    """What saturation and hue make of grey images, to the last bit."""
     return images
 
 

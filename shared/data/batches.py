@@ -378,7 +378,7 @@ class Batches:
         """
         assert self.augmentation is not None
         draws = [self._draws_of(step, view)[rows] for view in views]
-        if self.augmentation.blur_sigma_per == "batch":
+        if self.augmentation.blur > 0 and self.augmentation.blur_sigma_per == "batch":
             parts = zip(crops.chunk(len(views)), draws, strict=True)
             return torch.cat([augment.apply(self.augmentation, *part) for part in parts])
         return augment.apply(self.augmentation, crops, Draws.joined(draws))

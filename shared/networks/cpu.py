@@ -67,7 +67,7 @@ class Conv2d(nn.Conv2d):
         elif self._trains_in_float32(input):
             if self.kernel_size[0] == 3 and stride == 1:
                 if input.shape[2:] == (2, 2):
-                    return _dense(input, self.weight)
+                    return _Dense.apply(input, self.weight)
                 if _winograd_pays(input.shape, self.out_channels):
                     return _Winograd.apply(input, self.weight)
             if many:
@@ -124,15 +124,38 @@ class _ProductForWeights(torch.autograd.Function):
         return grad_input, grad_weight, None
 
 
-def _dense(input: Tensor, weight: Tensor) -> Tensor:
+class _Dense(torch.autograd.Function):
     """The 3 x 3 convolution of maps (B, C, 2, 2) as one product; padding is left out."""
-    outputs, inputs = weight.shape[:2]
-    kernel = weight.permute(2, 3, 1, 0)  # (3, 3, C, C')
-    # the taps with which the four inputs (2, 2, C) enter the output at (y, x)
-    taps = [kernel[1 - y : 3 - y, 1 - x : 3 - x] for y in (0, 1) for x in (0, 1)]
-    matrix = torch.stack(taps, dim=3).reshape(4 * inputs, 4 * outputs)
-    rows = input.permute(0, 2, 3, 1).reshape(-1, 4 * inputs)
-    return (rows @ matrix).view(-1, 2, 2, outputs).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def forward(ctx, input: Tensor, weight: Tensor) -> Tensor:
+        outputs, inputs = weight.shape[:2]
+        kernel = weight.permute(2, 3, 1, 0)  # (3, 3, C, C')
+        # the taps with which the four inputs (2, 2, C) enter the output at (y, x)
+        taps = [kernel[down, across] for down, across in _taps_of_outputs()]
+        matrix = torch.stack(taps, dim=3).reshape(4 * inputs, 4 * outputs)
+        rows = input.permute(0, 2, 3, 1).reshape(-1, 4 * inputs)
+        ctx.save_for_backward(rows, matrix)
+        return (rows @ matrix).view(-1, 2, 2, outputs).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
+        rows, matrix = ctx.saved_tensors
+        inputs, outputs = (side // 4 for side in matrix.shape)
+        grad = grads[0].permute(0, 2, 3, 1).reshape(-1, 4 * outputs)
+        grad_input = None
+        if ctx.needs_input_grad[0]:
+            grad_input = (grad @ matrix.t()).view(-1, 2, 2, inputs).permute(0, 3, 1, 2)
+        of_outputs = (rows.t() @ grad).view(2, 2, inputs, 4, outputs).unbind(3)
+        grad_kernel = grad.new_zeros(3, 3, inputs, outputs)
+        for (down, across), of_output in zip(_taps_of_outputs(), of_outputs, strict=True):
+            grad_kernel[down, across] += of_output
+        return grad_input, grad_kernel.permute(3, 2, 0, 1)
+
+
+def _taps_of_outputs() -> list[tuple[slice, slice]]:
+    """Which rows and columns of a 3 x 3 kernel each of the 2 x 2 outputs has."""
+    return [(slice(1 - y, 3 - y), slice(1 - x, 3 - x)) for y in (0, 1) for x in (0, 1)]
 
 
 def _winograd_pays(shape: torch.Size, outputs: int) -> bool:
@@ -195,14 +218,18 @@ def _convolve(input: Tensor, weight: Tensor) -> Tensor:
     (_, C, H, W), outputs = input.shape, len(weight)
     down, across = math.ceil(H / TILE), math.ceil(W / TILE)
     kernels = (OF_WEIGHTS @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, C, outputs)
-    parts = []
-    for part in input.split(_images_at_once(H, W)):
+    output = input.new_empty(len(input), H, W, outputs)
+    at_once = _images_at_once(H, W)
+    for part, rows in zip(input.split(at_once), output.split(at_once), strict=True):
         products = torch.bmm(_transformed_tiles(part).transpose(0, 1), kernels)  # (36, T, C')
-        tiles = OF_OUTPUTS @ products.transpose(0, 1)  # (T, 16, C')
-        tiles = tiles.view(-1, down, across, TILE, TILE, outputs)
-        rows = tiles.transpose(2, 3).reshape(-1, down * TILE, across * TILE, outputs)
-        parts.append(rows[:, :H, :W])
-    return torch.cat(parts).permute(0, 3, 1, 2)
+        products = products.transpose(0, 1)  # (T, 36, C')
+        if H == W == TILE:
+            torch.matmul(OF_OUTPUTS, products, out=rows.view(-1, TILE**2, outputs))
+            continue
+        tiles = (OF_OUTPUTS @ products).view(-1, down, across, TILE, TILE, outputs)
+        tiles = tiles.transpose(2, 3).reshape(-1, down * TILE, across * TILE, outputs)
+        rows.copy_(tiles[:, :H, :W])
+    return output.permute(0, 3, 1, 2)
 
 
 def _grad_of_weight(input: Tensor, grad: Tensor) -> Tensor:

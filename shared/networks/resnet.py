@@ -158,7 +158,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, ceil(H/stride), ceil(W/stride))."""
-        return F.relu(self.gate(self.norm(self.branch(x))) + self.shortcut(x), inplace=True)
+        # in place: no gradient needs the branch's output, and new memory costs more than the sum
+        return self.gate(self.norm(self.branch(x))).add_(self.shortcut(x)).relu_()
 
 
 class SimCLRResNet(nn.Module):

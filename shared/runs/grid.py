@@ -36,11 +36,11 @@ from shared.runs.text import render
 from shared.runtime.artifacts import ClassifierMeta, Result, read_meta
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, did_you_mean, require_no_link, write_atomically
-from shared.runtime.lock import SHORT, held, release_all
+from shared.runtime.lock import SHORT, BusyError, held, release_all, take
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import counted
 from shared.runtime.records import listed, mismatch, read_lines
-from shared.runtime.stop import Stopped
+from shared.runtime.stop import Stopped, StopRequest
 from shared.training.stage import RunStage, require_an_image_each
 
 
@@ -314,31 +314,88 @@ def _make(
     stages: Mapping[str, RunStage],
     failures: dict[Path, str],
 ) -> None:
-    """Run the stage of every job; a job that fails, or whose parent failed, is a new failure."""
-    clock = _Clock(jobs)
-    for number, job in enumerate(jobs, 1):
-        causes = [failures[parent.path] for parent in job.parents if parent.path in failures]
-        if causes:
-            failures[job.path] = causes[0]
+    """Make every job; one that fails, or whose parent failed, is a new failure.
+
+    What another command is making, and what needs that, waits until the rest is done.
+    """
+    clock, rest = _Clock(jobs), list(enumerate(jobs, 1))
+    while rest:
+        busy: dict[Path, BusyError] = {}
+        later = []
+        for number, job in rest:
+            parents = [parent.path for parent in job.parents]
+            if causes := [failures[path] for path in parents if path in failures]:
+                failures[job.path] = causes[0]
+                clock.leave_out(job)
+                continue
+            try:
+                for path in parents:
+                    if path in busy:
+                        raise busy[path]
+                _make_one(job, f"{number} of {len(jobs)}", accelerator, stages, failures, clock)
+            except BusyError as error:
+                if accelerator.num_processes > 1:
+                    raise
+                busy[job.path] = error
+                later.append((number, job))
+        if len(later) == len(rest):
+            _wait(next(iter(busy.values())), clock)
+        rest = later
+
+
+def _wait(error: BusyError, clock: "_Clock") -> None:
+    """Wait a moment for another command; one line says so, with the command's process."""
+    if not clock.waits:
+        say(f"the rest of the table is being made by others: {error}", error=True)
+    clock.waits = True
+    time.sleep(1.0)
+    if StopRequest.agreed(0):
+        raise Stopped("stopped as asked while others make the rest of the table")
+
+
+def _make_one(
+    job: Job,
+    place: str,
+    accelerator: Accelerator,
+    stages: Mapping[str, RunStage],
+    failures: dict[Path, str],
+    clock: "_Clock",
+) -> None:
+    """Run the stage of a job; where it fails, that is a new failure.
+
+    Raises:
+        BusyError: another command is making it.
+    """
+    alone, forced = accelerator.num_processes == 1, job.config.forces(job.method)
+    try:
+        if alone and not _is_done(job):
+            take(job.path)  # before the stage opens anything
+        if _is_done(job):
             clock.leave_out(job)
-            continue
         if job.path in clock.open:
-            accelerator.print(f"[{number} of {len(jobs)}{clock.left()}] {job.path}")
+            accelerator.print(f"[{place}{clock.left()}] {job.path}")
         began = time.perf_counter()
-        try:
-            stages[job.method](job.config, accelerator)
-            clock.finish(job, time.perf_counter() - began)
-        except CannotWriteError:
+        stages[job.method](job.config, accelerator)
+        clock.finish(job, time.perf_counter() - began)
+    except CannotWriteError:
+        raise
+    except UserError as error:
+        if not alone or (isinstance(error, BusyError) and not forced):
             raise
-        except UserError as error:
-            if accelerator.num_processes > 1:
-                raise
-            if str(error) not in failures.values():
-                say(f"failed: {error}", error=True)
-            failures[job.path] = str(error)
-            clock.leave_out(job)
-            accelerator.free_memory()  # what was prepared; a stage that ends well does the same
+        if str(error) not in failures.values():
+            say(f"failed: {error}", error=True)
+        failures[job.path] = str(error)
+        clock.leave_out(job)
+        accelerator.free_memory()  # what was prepared; a stage that ends well does the same
+    finally:
         release_all()  # also of a stage that failed
+
+
+def _is_done(job: Job) -> bool:
+    """Whether the artifact is there; of a damaged one its stage says so."""
+    with suppress(UserError):
+        return job.done
+    return False
 
 
 class _Clock:
@@ -351,6 +408,7 @@ class _Clock:
     def __init__(self, jobs: Sequence[Job]):
         self.seconds: dict[str, list[float]] = {}  # by method
         self.open: dict[Path, str] = {}  # folder -> method
+        self.waits = False  # for other commands
         for job in jobs:
             self.open[job.path] = job.method
             with suppress(UserError):  # its stage will say that it is damaged

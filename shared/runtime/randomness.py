@@ -21,4 +21,8 @@ def generator(*key: str | int) -> np.random.Generator:
 
 def seed_torch(*key: str | int) -> None:
     """Seed torch by the key, so that initial weights or dropout depend only on it."""
-    torch.manual_seed(int(generator(*key).integers(2**63)))
+    seed = int(generator(*key).integers(2**63))
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # the same, but it does not note a stack trace for a device that may be used later
+        torch.default_generator.manual_seed(seed)

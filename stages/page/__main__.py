@@ -14,7 +14,6 @@ from pathlib import Path
 
 from shared.runtime.errors import CommandParser, exit_code_2
 from shared.runtime.media import say
-from stages.page.write import write_page
 
 
 def _parser() -> CommandParser:
@@ -37,6 +36,8 @@ def _parser() -> CommandParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page of a run."""
     arguments = _parser().parse_args(argv)
+    from stages.page.write import write_page  # imports torch
+
     say(write_page(arguments.run, arguments.pictures))
     return 0
 

@@ -463,3 +463,15 @@ def test_fine_tuning_and_distillation_crop_and_flip_alone():
     assert 10 < sum(flipped) < 54
     assert augmentation_for(recipe, "full") == recipe
     assert augmentation_for(recipe, "none") is None
+
+
+@pytest.mark.parametrize("brightness", ["multiplicative", "additive"])
+def test_grey_images_come_out_the_same_beside_a_coloured_one(brightness):
+    """Alone they pass neither saturation nor hue, which would leave every bit of them."""
+    grey = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)).mul(1.2).sub(0.1)
+    grey = grey.expand(-1, 3, -1, -1)
+    coloured = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    augmentation = Augmentation(blur=0, grayscale=0, flip=0, brightness=brightness)
+    draws = draw(augmentation, rng(5), 41)
+    together = apply(augmentation, torch.cat([grey, coloured]), draws)
+    assert torch.equal(apply(augmentation, grey, draws[slice(40)]), together[:40])

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from shared.networks import cpu as convolution
-from shared.networks.cpu import Conv2d, _dense, _ProductForWeights, _Winograd, _winograd_pays
+from shared.networks.cpu import Conv2d, _Dense, _ProductForWeights, _Winograd, _winograd_pays
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 7])
@@ -126,7 +126,7 @@ def assert_as_torch(way, images, weight, tolerance):
 def test_a_convolution_of_maps_of_2_x_2_is_a_dense_layer(batch, inputs, outputs):
     torch.manual_seed(0)
     images, weight = torch.randn(batch, inputs, 2, 2), torch.randn(outputs, inputs, 3, 3)
-    assert_as_torch(_dense, images, weight, 3e-5)
+    assert_as_torch(_Dense.apply, images, weight, 3e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (3, 1, 1), (140, 4, 4), (9, 16, 16), (3, 7, 9)])
@@ -174,7 +174,7 @@ def way_of(
     if not grad:
         return "torch" if torch.equal(y, expected) else "other"
     names = {
-        "PermuteBackward0": "dense",
+        "_DenseBackward": "dense",
         "_WinogradBackward": "winograd",
         "_ProductForWeightsBackward": "product",
         "ConvolutionBackward0": "torch",

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,8 @@ from shared.runs.grid import (
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError
 from shared.runtime.files import write_atomically
+from shared.runtime.lock import BusyError
+from shared.runtime.stop import Stopped, StopRequest
 from tests.support.photos import process
 from tests.support.tables import write
 
@@ -404,3 +407,63 @@ def test_the_time_left_does_not_take_that_of_stage_1_for_others(config, tmp_path
     assert clock.left() == ", at least a minute left"
     clock.finish(by_method["finetune"], 60)
     assert clock.left() == ", about 5 min left"  # 2 + 3 of a minute
+
+
+class Others:
+    """Another command, which makes an artifact while this one waits, fails at it, or never ends."""
+
+    def __init__(self, monkeypatch, base, end: str) -> None:
+        self.base, self.end, self.works = base, end, True
+        self.ours: list[str] = []  # what this command makes, in order
+        monkeypatch.setattr(grid, "take", self.take)
+        monkeypatch.setattr(grid.time, "sleep", self.go_on)
+
+    def take(self, path: Path) -> None:
+        if path.name == "pretrain" and self.works:
+            raise BusyError(f"{path} is in use: process 7")
+
+    def go_on(self, seconds: float) -> None:
+        self.works = False
+        if self.end == "makes it":
+            self.make(self.base.folder / "pretrain")
+        if self.end == "never":
+            StopRequest.received = 15
+
+    def make(self, path: Path) -> None:
+        path.mkdir(parents=True)
+        (path / "meta.json").write_text("{}")
+
+    def stage(self, config, accelerator, method: str) -> None:
+        path = config.folder_of(method)
+        if not (path / "meta.json").exists():
+            self.ours.append(path.name)
+            self.make(path)
+
+
+@pytest.mark.parametrize("end", ["makes it", "dies", "never", "forced"])
+def test_what_another_command_makes_is_left_to_it(tmp_path, monkeypatch, capsys, end):
+    """Several commands share a table: what one makes, and what needs it, the others do last."""
+    base = load_config([f"--output={tmp_path}"], "test", "")[0]
+    base = replace(base, force="pretrain") if end == "forced" else base
+    table = write(tmp_path, rows={"a": {}, "b": {"method": "supervised"}}, seeds=2)
+    jobs = in_order(expand(load_table(table), base))
+    others, accelerator = Others(monkeypatch, base, end), process(0, 1)
+    accelerator.free_memory = lambda: None
+    monkeypatch.setattr(StopRequest, "received", None)
+    stages = {m: partial(others.stage, method=m) for m in ("pretrain", "finetune", "supervised")}
+    failures: dict[Path, str] = {}
+    alone = [f"supervised-1pct-seed{seed}" for seed in (0, 1)]
+    rest = [f"finetune-1pct-seed{seed}" for seed in (0, 1)]
+    if end == "never":
+        with pytest.raises(Stopped):
+            grid._make(jobs, accelerator, stages, failures)
+        assert others.ours == alone
+        return
+    grid._make(jobs, accelerator, stages, failures)
+    if end == "forced":  # two commands that are to do it again would do so in turns
+        assert others.ours == alone
+        assert set(failures) == {base.folder / name for name in ("pretrain", *rest)}
+        return
+    assert not failures
+    assert others.ours == [*alone, *["pretrain"] * (end == "dies"), *rest]
+    assert capsys.readouterr().err.count("is in use") == 1
