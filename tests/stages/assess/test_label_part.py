@@ -182,7 +182,7 @@ def test_one_label_per_class_by_the_command(copy, photos, capfd):
     [
         ("file,label\na/0.png,a\na/1.png,a\n", "none of the classes b, c"),
         ("file,label\na/0.png,\n", "has no label yet"),
-        ("file,score\na/0.png,0.5\n", "has no column called label"),
+        ("file,score,rank\na/0.png,0.5,1\n", "has no column called label"),
     ],
 )
 def test_files_of_one_class_or_none(copy, photos, tmp_path, capfd, content, words):
