@@ -893,12 +893,13 @@ def _open_splits(
     else:
         test = listed or _test_images(data, others, progress, train.classes)
         test = None if test is None else decoded(test)
-    marks = labels.splits if labels else None
-    if marks is not None and labels is not None:
-        marked = [name for name, _ in labels.rows]
-        train, test = split_by_column(Splits(train, test), marked, marks, labels.file)
-    elif marks := split_column(_plain_columns(sources[name])):
-        train, test = split_by_column(Splits(train, test), names, marks, Path(data.train))
+    tested, file = "", Path(data.train)
+    if labels is not None and labels.splits is not None:
+        marks, names, file = labels.splits, [name for name, _ in labels.rows], labels.file
+    else:
+        marks = split_column(_plain_columns(sources[name]))
+    if marks is not None:
+        (train, test), tested = split_by_column(Splits(train, test), names, marks, file)
     by_name = by_name and test is None
     if test is not None:
         test, train = same_classes(test, train)
@@ -906,7 +907,7 @@ def _open_splits(
     if progress:
         lines = [table_line(labels, splits)] if labels else []
         lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
-        lines += [split_line(marks, data)] if marks else []
+        lines += [split_line(marks, tested)] if marks else []
         if gone := sorted({*every_class} - {*train.classes}):
             lines.append(f"note: no readable image of {abbreviated(gone)}: not among the classes")
         if of_folders:

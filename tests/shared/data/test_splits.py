@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data.images import UNLABELED, Splits
-from shared.data.label_files import LabelTable, read_csv
+from shared.data.label_files import LabelTable, SplitColumn, read_csv
 from shared.data.labels import draw_labels
 from shared.data.sources import OPENED, open_data
 from shared.data.splits import (
@@ -32,6 +32,8 @@ from shared.data.splits import (
     no_test_line,
     one_side_line,
     same_classes,
+    split_by_column,
+    split_line,
     stratified,
     table_line,
 )
@@ -255,7 +257,7 @@ def test_doubts_on_classes(images_of, says):
 def test_a_column_of_splits_is_used(tmp_path, kind, capsys):
     """Rows of test are tested on, and no row but those of train has a label that training sees."""
     names = [f"{i}.png" for i in range(20)]
-    words = ["train"] * 12 + ["test"] * 5 + ["val"] * 3
+    words = ["train"] * 11 + ["extra"] + ["test"] * 5 + ["val"] * 3
     rows = [f"{n},{'ab'[i % 2]},{words[i]}" for i, n in enumerate(names)]
     labels, source = "100pct", tmp_path
     if kind == "parquet":
@@ -267,17 +269,43 @@ def test_a_column_of_splits_is_used(tmp_path, kind, capsys):
         labels = labels if kind == "metadata" else str(file)
     OPENED.clear()
     splits = open_data(Data(train=str(source)), LabelSet.parse(labels), progress=True)
-    said = "splits: column Split, train 12, test 5, validation 3; tested on test"
+    said = (
+        "splits: column Split, train 11, test 5, validation 3; 1 row of extra train nothing;"
+        " tested on test"
+    )
     assert said in (printed := capsys.readouterr().out)
     assert "2 classes, 0 images without one" in printed or kind == "labels"
     drawn_ones = draw_labels(splits, LabelSet.parse(labels), 0)
     assert drawn_ones.ids.tolist() == [
-        i for i, name in enumerate(splits.train.names) if int(name.removesuffix(".png")) < 12
+        i for i, name in enumerate(splits.train.names) if int(name.removesuffix(".png")) < 11
     ]
     assert {*splits.test.names} == {
         name.removesuffix(".png" * (kind == "parquet")) for name in names[12:17]
     }
     assert len(splits.train) == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "labels", "tested"),
+    [
+        (["test", "validation", "train", "train"], [0, 1, 0, 1], "test"),
+        (["test", "validation", "train", "train"], [-1, 1, 0, 1], "validation"),
+        (["test", "extra", "train", "train"], [-1, 1, 0, 1], ""),
+    ],
+)
+def test_what_is_tested_on_where_a_column_has_splits(words, labels, tested, tmp_path):
+    column = SplitColumn("split", words)
+    train = images(labels)
+    splits, kind = split_by_column(Splits(train, None), train.names, column, tmp_path)
+    assert kind == tested
+    assert [*splits.test.labels] == [labels[words.index(tested)]] if tested else not splits.test
+    assert splits.train.held_out.tolist() == [0, 1]
+    assert splits.train.labels.tolist() == [-1, -1, 0, 1]
+    line = split_line(column, kind)
+    assert line.endswith(f"tested on {tested}" if tested else "1 row of extra train nothing")
+    other, kind = split_by_column(Splits(train, images([1])), train.names, column, tmp_path)
+    assert len(other.test) == 1
+    assert kind == ""
 
 
 def test_the_line_on_a_column():
