@@ -343,12 +343,11 @@ def _classes(images: ImageSet, no_label: str = "") -> str:
     """
     images_of = _images_of(images)
     without = len(images) - sum(images_of.values())
+    unlabeled = f"{counted(without, 'image')} without one{no_label * bool(without)}"
     each = (f"{name} {count:,}" for name, count in images_of.items())
     listed = f"; {abbreviated(each, COUNTED)}" if images_of else ""
-    return (
-        f"{counted(len(images_of), 'class', 'classes')}, {without:,} images without"
-        f" one{no_label * bool(without)}{listed}{doubts_on_classes(images_of)}"
-    )
+    classes = counted(len(images_of), "class", "classes")
+    return f"{classes}, {unlabeled}{listed}{doubts_on_classes(images_of)}"
 
 
 def table_line(table: LabelTable, splits: Splits) -> str:
@@ -393,16 +392,14 @@ def doubts_on_classes(images_of: Mapping[str, int]) -> str:
     folded: dict[str, list[str]] = {}
     for name in images_of:
         folded.setdefault(class_text(name).casefold(), []).append(name)
-    if alike := [names for names in folded.values() if len(names) > 1]:
-        doubts += f"; {' and '.join(map(printable, alike[0]))} differ in upper and lower case alone"
-        doubts += f", and so do {len(alike) - 1} more" if len(alike) > 1 else ""
-        doubts += ", and are classes of their own"
+    if alike := [" and ".join(names) for names in folded.values() if len(names) > 1]:
+        doubts += f"; {abbreviated(alike)} are different classes by upper and lower case alone"
     decimals = [name for name in images_of if re.fullmatch(r"-?[0-9]*\.[0-9]+(e-?[0-9]+)?", name)]
     single = sum(number == 1 for number in images_of.values())
     if any(float(name) % 1 for name in decimals):
         doubts += f"; each number is taken as a class: {abbreviated(decimals)}"
     elif single >= SINGLE and single >= 0.9 * len(images_of):
-        doubts += f"; {single:,} classes have one image: are these classes?"
+        doubts += f"; {single:,} classes have one image each: are they meant as classes?"
     return doubts + na_note(images_of)
 
 

@@ -411,7 +411,7 @@ def test_a_loose_image_turns_off_no_class(tmp_path, capsys, folder, loose):
     splits, printed = notes(capsys, tmp_path)
     assert splits.train.classes == ("a", "b")
     assert len(names_of(splits)) == 11
-    assert "labels: class folders, 2 classes, 1 images without one; a 5, b 5" in printed
+    assert "labels: class folders, 2 classes, 1 image without one; a 5, b 5" in printed
     assert ("files beside these folders (1)" in printed) == bool(loose)
 
 

@@ -239,10 +239,10 @@ def test_the_line_on_a_file():
 @pytest.mark.parametrize(
     ("images_of", "says"),
     [
-        ({"cat": 3, "Cat": 1}, "cat and Cat differ in upper and lower case alone, and are classes"),
-        ({"a": 1, "A": 1, "b": 2, "B": 1}, "alone, and so do 1 more, and"),
+        ({"cat": 3, "Cat": 1}, "; cat and Cat are different classes by upper and lower case"),
+        ({"a": 1, "A": 1, "b": 2, "B": 1}, "; a and A, b and B are different"),
         ({"0.5": 1, "1.25": 1, "2": 1}, "each number is taken as a class: 0.5, 1.25"),
-        ({f"img{k}": 1 for k in range(40)}, "40 classes have one image: are these classes?"),
+        ({f"img{k}": 1 for k in range(40)}, "40 classes have one image each: are they meant"),
         ({"None": 4, "x": 4}, "None is taken as the name of a class"),
         ({"cat": 1, "dog": 1, "1": 4, "2.0": 3}, ""),
     ],
@@ -311,11 +311,11 @@ def test_what_is_tested_on_where_a_column_has_splits(words, labels, tested, tmp_
 def test_the_line_on_a_column():
     known = images([0, 1, -1], classes=("None", "x"))
     assert column_line("species", known) == (
-        "labels: column species, 2 classes, 1 images without one (empty, or -1); None 1, x 1;"
+        "labels: column species, 2 classes, 1 image without one (empty, or -1); None 1, x 1;"
         " None is taken as the name of a class (an empty cell is no label)"
     )
     assert column_line("label", images([-1])) == (
-        "labels: column label, 0 classes, 1 images without one (empty, or -1)"
+        "labels: column label, 0 classes, 1 image without one (empty, or -1)"
     )
 
 
