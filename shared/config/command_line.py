@@ -35,7 +35,7 @@ from shared.runtime.errors import UserError, refuse
 from shared.runtime.media import say, say_block
 
 KEPT = "recipe.yaml"  # in a run's folder: what was fitted to own images
-ELSEWHERE = ("output", "force", "budget", "plan", "table")  # what it says of no call
+OF_ONE_CALL = ("output", "force", "budget", "plan", "table")  # options that it must not hold
 UNFITTED = RECIPES / "small_machine.yaml"  # of own images, before anything is fitted to them
 AFTERWARDS = """\
 afterwards: python -m stages.predict runs/NAME/STAGE IMAGE ... (classes of new images),
@@ -89,7 +89,7 @@ class _Parser(jsonargparse.ArgumentParser):
 def _similar(name: str, actions: Sequence[Any]) -> list[str]:
     """Options that somebody who wrote ``name`` may have meant: misspelt, or of any section."""
     known = [o.removeprefix("--") for action in actions for o in action.option_strings]
-    known = [option for option in known if option != name]  # which some places do not take
+    known = [option for option in known if option != name]  # it exists, but not in this place
     return (
         difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         or [option for option in known if option.endswith("." + name.split(".")[-1])]
@@ -98,7 +98,7 @@ def _similar(name: str, actions: Sequence[Any]) -> list[str]:
 
 
 def _unknown(name: str, actions: Sequence[Any], dashes: str = "") -> str:
-    """What to say of an option that there is not."""
+    """What to say of an option that is not known, with those that may be meant."""
     close = [dashes + option for option in _similar(name, actions)]
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     return f"unknown option {dashes}{name}{hint}"
@@ -342,10 +342,12 @@ def _read_recipe(file: Path) -> dict[str, Any]:
     for name, value in content.items():
         if name in SECTIONS and not isinstance(value, dict):
             raise UserError(f"{file}: {name} must be a section of options, got {value!r}")
-        inner = value if isinstance(value, dict) and name not in known else {}
-        for option in [f"{name}.{key}" for key in inner] or [name]:
-            if option not in known and (inner or name not in SECTIONS):
-                raise UserError(f"{file}: {_unknown(str(option), _built_parser()._actions)}")
+        is_section = isinstance(value, dict) and name not in known
+        options = [f"{name}.{key}" for key in value] if is_section else []
+        if name not in SECTIONS:
+            options = options or [name]
+        if unknown := [option for option in options if option not in known]:
+            raise UserError(f"{file}: {_unknown(str(unknown[0]), _built_parser()._actions)}")
     return content
 
 
@@ -491,12 +493,12 @@ def kept_origin(kept: Path) -> tuple[Origin, list[str]]:
         The origin, and the flags that a recipe stands for which was fitted to stage 1 alone.
 
     Raises:
-        UserError: the file is no YAML, or goes beyond the bounds.
+        UserError: the file is no recipe, goes beyond the bounds, or has an option of one call.
     """
     if not kept.is_file():
         return "open", []
     plain = _read_recipe(kept)
-    if others := [name for name in ELSEWHERE if plain.get(name)]:
+    if others := [name for name in OF_ONE_CALL if plain.get(name)]:
         raise UserError(
             f"{kept}: {others[0]} is not for a run's own recipe; delete the line, and give"
             f" --{others[0]} on the command line"

@@ -4,6 +4,7 @@ YAML lets a few lines stand for billions of values: an anchor of anchors, or one
 Every part is counted as often as it is named, before anything is built.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,9 @@ class _Once(Loader):
     """Refuses a key that a mapping has twice, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                raise ValueError(f"{key} stands there twice")
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if repeated := [key for key, number in keys.items() if number > 1]:
+            raise ValueError(f"{repeated[0]} stands there twice")
         return super().construct_mapping(node, deep)
 
 

@@ -364,6 +364,7 @@ def open_folder(
             f" ({' '.join(SUFFIXES)}){passed_over}"
         )
     parts = _parts(walked.listed, source, notes)
+    _refuse_masks(walked, parts["train"].classes, source)
     walked = _each_file_once(root, walked, parts, notes)
     used = tuple(part.folder for part in parts.values())
     odd = [name for name in walked.odd if printable(name).startswith(used)]
@@ -380,9 +381,13 @@ def open_folder(
         label = splits[kind].features.get("label")
         if kind == "train" and isinstance(label, datasets.ClassLabel):
             classes = label.names
-        folders = sorted(_below(walked.listed, part.classes)[0])
-        if without := [name for name in folders if _UNLABELED.fullmatch(name)]:
-            notes.append(f"images without a class: {abbreviated(f'{f}/' for f in without)}")
+        folders = sorted(_below(walked.listed, part.classes))
+        within = _directly_in(part.classes, (listed.folder for listed in walked.listed))
+        unlabeled = [f"{name}/" for name in sorted({*within} - {*folders})]
+        if unlabeled and (classes or not metadata):
+            notes.append(
+                f"images without a class: {abbreviated(unlabeled)}; rename a folder that is a class"
+            )
         unclear = [name for name in classes if _MAY_BE_NONE.fullmatch(name)]
         if kind == "train" and unclear:
             notes.append(
@@ -402,13 +407,16 @@ def open_folder(
     return splits
 
 
-def _below(images: Iterable[Listed], folder: str) -> tuple[Counter[str], int]:
-    """Number of images in each direct subfolder of a folder, and of those directly in it."""
-    folders: Counter[str] = Counter()
-    for name, number in images:
-        if name.startswith(folder):
-            folders[name[len(folder) :].partition("/")[0]] += number
-    return folders, folders.pop("", 0)
+def _directly_in(folder: str, paths: Iterable[str]) -> list[str]:
+    """The folders directly in a folder on the way to these paths, each once, in their order."""
+    names = (path[len(folder) :].partition("/")[0] for path in paths if path.startswith(folder))
+    return [*filter(None, dict.fromkeys(names))]
+
+
+def _below(images: Iterable[Listed], folder: str) -> list[str]:
+    """The folders with images directly in a folder, but for those called unlabeled or alike."""
+    names = _directly_in(folder, (listed.folder for listed in images))
+    return [name for name in names if not _UNLABELED.fullmatch(name)]
 
 
 @cache
@@ -438,10 +446,10 @@ def _descend(images: list[Listed], folder: str, into_splits: bool = False) -> st
     Images that lie beside a sole folder do not matter. ``into_splits``: a folder called like a
     split is as any other.
     """
-    below, folders = folder, _below(images, folder)[0]
-    while len(folders) == 1 and (into_splits or not _is_plain(next(iter(folders)))):
-        below += f"{next(iter(folders))}/"
-        folders = _below(images, below)[0]
+    below, folders = folder, _below(images, folder)
+    while len(folders) == 1 and (into_splits or not _is_plain(folders[0])):
+        below += f"{folders[0]}/"
+        folders = _below(images, below)
     return below if len(folders) > 1 or (folders and not into_splits) else folder
 
 
@@ -452,7 +460,7 @@ def _splits_in(images: list[Listed], folder: str) -> dict[str, str]:
     A train/ of images alone is a class where no folder beside it is called like another split.
     So are all folders of cat_train, cat_test, dog_train, dog_test.
     """
-    folders = _below(images, folder)[0]
+    folders = _below(images, folder)
     named = {name: split for name in folders if (split := _split_name(name))}
     alike: dict[str, dict[str, str]] = {}
     for name in sorted(named, key=lambda name: (named[name][1], name != name.lower(), name)):
@@ -460,7 +468,7 @@ def _splits_in(images: list[Listed], folder: str) -> dict[str, str]:
         alike.setdefault(rest, {}).setdefault(kind, name)
 
     if "train" in (plain := alike.pop(_PLAIN, {})):
-        within = _below(images, f"{folder}{plain['train']}/")[0]
+        within = _below(images, f"{folder}{plain['train']}/")
         others = any(kind != "train" for kind, _, _ in named.values())
         return plain if within or others or len(folders) == 1 else {}
     splits = [names for names in alike.values() if "train" in names and len(names) > 1]
@@ -470,7 +478,7 @@ def _splits_in(images: list[Listed], folder: str) -> dict[str, str]:
 def _top(images: list[Listed], source: str) -> str:
     """The folder that holds the split folders, or else the class folders."""
     top = _descend(images, "")
-    if any(map(_is_plain, _below(images, top)[0])) or _splits_in(images, top):
+    if any(map(_is_plain, _below(images, top))) or _splits_in(images, top):
         return top
     parents: dict[str, None] = {}  # of folders for training
     for name, _ in images:
@@ -495,9 +503,12 @@ def _top(images: list[Listed], source: str) -> str:
 
 def _holds_train_alone(images: list[Listed], folder: str) -> bool:
     """Whether a folder holds nothing but a folder train/ with class folders."""
-    folders = _below(images, folder)[0]
-    sole = next(iter(folders), "")
-    return len(folders) == 1 and _is_plain(sole) and len(_below(images, f"{folder}{sole}/")[0]) > 1
+    folders = _below(images, folder)
+    return (
+        len(folders) == 1
+        and _is_plain(folders[0])
+        and len(_below(images, f"{folder}{folders[0]}/")) > 1
+    )
 
 
 def _left_out(images: list[Listed], used: tuple[str, ...]) -> list[str]:
@@ -517,7 +528,7 @@ def _parts(images: list[Listed], source: str, notes: list[str]) -> dict[str, Par
     top = _top(images, source)
     if top:
         notes.append(f"the images are taken from the folder {printable(top)} in it")
-    folders = _below(images, top)[0]
+    folders = _below(images, top)
     chosen = _splits_in(images, top)
     if not chosen:
         plain = [name for name in folders if _is_plain(name)]
@@ -550,24 +561,43 @@ def _parts(images: list[Listed], source: str, notes: list[str]) -> dict[str, Par
             notes.append(
                 f"the images come from {printable(used)}; images left out: {abbreviated(left)}"
             )
-    _refuse_masks(images, parts["train"].classes, source)
     notes += _doubtful_classes(images, parts["train"].classes)
     return parts
 
 
-def _refuse_masks(images: list[Listed], folder: str, source: str) -> None:
-    """UserError where class folders are called as those of pictures and of their masks."""
-    names = {re.sub(r"[\W0-9_]", "", name.casefold()): name for name in _below(images, folder)[0]}
-    pictures = next((name for name in names if re.fullmatch(_PICTURES, name)), None)
-    masks = next((name for name in names if re.fullmatch(f"{_PICTURES}?{_MASKS}", name)), None)
-    if pictures and masks:
-        part = printable(os.path.join(source, folder, names[pictures]))
+def _refuse_masks(walked: Walk, folder: str, source: str) -> None:
+    """UserError where class folders are called as those of pictures and of their masks.
+
+    The files of most masks are called after a picture then.
+    """
+    plain = {re.sub(r"[\W0-9_]", "", n.casefold()): n for n in _below(walked.listed, folder)}
+    pictures = next((n for word, n in plain.items() if re.fullmatch(_PICTURES, word)), "")
+    is_of_masks = re.compile(f"{_PICTURES}?{_MASKS}")
+    masks = next((n for word, n in plain.items() if is_of_masks.fullmatch(word)), "")
+    if not (pictures and masks):
+        return
+    stems = [
+        {
+            os.path.splitext(os.path.basename(image))[0]
+            for image in walked.images
+            if image.startswith(f"{folder}{n}/")
+        }
+        for n in (pictures, masks)
+    ]
+    if 2 * sum(_is_called_after(stem, stems[0]) for stem in stems[1]) >= len(stems[1]):
+        part = printable(os.path.join(source, folder, pictures))
         raise UserError(
-            f"{source} has the folders {folder}{printable(names[pictures])}/ and"
-            f" {folder}{printable(names[masks])}/, which look like pictures and their masks for"
+            f"{source} has the folders {folder}{printable(pictures)}/ and"
+            f" {folder}{printable(masks)}/, which look like pictures and their masks for"
             f" segmentation, not like classes; give the pictures alone, {part}, or rename the"
             " folders if they are classes"
         )
+
+
+def _is_called_after(name: str, names: set[str]) -> bool:
+    """Whether a name is one of these, or one of them with a word before or after it."""
+    ends = [match.span() for match in re.finditer(r"[\W_]", name)]
+    return name in names or any(name[:a] in names or name[b:] in names for a, b in ends)
 
 
 def _doubtful_classes(images: list[Listed], folder: str) -> list[str]:
@@ -637,9 +667,8 @@ def _each_file_once(root: Path, walked: Walk, parts: dict[str, Part], notes: lis
 
 
 def _empty_folders(walked: Walk, part: Part) -> list[str]:
-    filled = _below(walked.listed, part.classes)[0]
-    folders = [name for name in walked.folders if name.startswith(part.classes)]
-    empty = {name[len(part.classes) :].partition("/")[0] for name in folders} - filled.keys()
+    filled = _directly_in(part.classes, (listed.folder for listed in walked.listed))
+    empty = {*_directly_in(part.classes, walked.folders)} - {*filled}
     names = [f"{part.classes}{name}/" for name in sorted(empty)]
     return [f"folders without images: {abbreviated(names)}"] if filled and names else []
 
@@ -664,8 +693,7 @@ def _dataset(
             columns[column] = [row.get(column) for row in rows]
     own: dict[str, pa.ChunkedArray] = {"image": files}
     features = datasets.Features(image=datasets.Image())
-    below = _below(images, part.classes)[0]
-    classes = sorted(name for name in below if not _UNLABELED.fullmatch(name))
+    classes = sorted(_below(images, part.classes))
     labeled = len(classes) > 1 or (bool(classes) and set(classes) <= set(known))
     if labeled and not columns_called(["image", *columns], LABEL_COLUMNS):
         number = {name: index for index, name in enumerate(classes)}

@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import compress
@@ -33,30 +34,13 @@ from shared.runtime.media import abbreviated, csv_lines, csv_value, printable
 from shared.runtime.progress import counted
 
 IMAGE_COLUMNS = (
-    "file",
-    "files",
-    "filename",
-    "filenames",
-    "filepath",
-    "filepaths",
-    "fname",
-    "fpath",
-)
-IMAGE_COLUMNS += ("image", "images", "imagename", "imagefile", "imagepath", "imagepaths")
-IMAGE_COLUMNS += (
-    "img",
-    "imgname",
-    "imgfile",
-    "imgpath",
-    "path",
-    "paths",
-    "name",
-    "photo",
-    "picture",
+    *("file", "files", "filename", "filenames", "filepath", "filepaths", "fname", "fpath"),
+    *("image", "images", "imagename", "imagefile", "imagepath", "imagepaths"),
+    *("img", "imgname", "imgfile", "imgpath", "path", "paths", "name", "photo", "picture"),
 )
 ID_COLUMNS = ("imageid", "imgid", "id")  # often beside one of the names above, which comes first
 LABEL_COLUMNS = ("label", "labels", "class", "classname", "category", "target", "choice")
-CLASS_ID_COLUMNS = ("classid", "labelid", "categoryid", "targetid")  # likewise
+CLASS_ID_COLUMNS = ("classid", "labelid", "categoryid", "targetid")  # likewise beside the names
 _SPLIT_COLUMNS = ("split", "splits", "set", "subset", "dataset", "partition", "phase", "usage")
 # words in the names of split folders in lower case, the usual one first
 SPLITS = {
@@ -97,7 +81,7 @@ class LabelTable(NamedTuple):
         rows: an image's name and the name of its class, which is empty where it has none.
         western: whether it was read as Windows-1252, because it is no UTF-8.
         lines: the line in which each row begins, from 1.
-        splits: train, test or validation for each row, where a column says so.
+        splits: which rows are for training and which for testing, where a column says so.
     """
 
     file: Path
@@ -124,11 +108,11 @@ class LabelTable(NamedTuple):
 
 
 class SplitColumn(NamedTuple):
-    """A column that says of each row for what it is.
+    """A column that says which rows are for training and which for testing.
 
     Attributes:
         name: of the column.
-        splits: train, test or validation, for each row.
+        splits: train, test or validation for each row, or what else its cell has.
     """
 
     name: str
@@ -162,19 +146,24 @@ def split_column(columns: Mapping[str, Iterable[Any]]) -> SplitColumn | None:
 
     It is called split, set or similar and has words such as train, test and val in any case; or it
     is called is_test, is_valid or is_train and has 0 and 1, or false and true. An empty cell stands
-    for training. A column that says the same of all rows says nothing.
+    for training. A column without a row for training says nothing, nor does one with no other rows.
     """
     for name in columns:
+        split = _marked_split(name)
         if columns_called([name], _SPLIT_COLUMNS):
             words = _SPLIT_OF
-        elif split := _marked_split(name):
+        elif split:
             other = "test" if split == "train" else "train"
             words = {cell: split if bit else other for cell, bit in _ONE_HOT.items()}
         else:
             continue
         words = words | dict.fromkeys(("", "none", "nan"), "train")
-        splits = [words.get(str(cell).strip().casefold(), "") for cell in columns[name]]
-        if "train" in splits and "" not in splits and len({*splits}) > 1:
+        cells = (str(cell).strip() for cell in columns[name])
+        splits = [words.get(cell.casefold(), cell) for cell in cells]
+        number = Counter(splits)
+        # of most rows is_valid says that they are in order
+        is_quality = split == "validation" and number["validation"] > number["train"]
+        if 0 < number["train"] < len(splits) and not is_quality:
             return SplitColumn(name, splits)
     return None
 
@@ -473,11 +462,9 @@ def read_csv(
     read = LabelTable(
         file, (image, label), [*zip(names, values, strict=True)], table.western, table.lines
     )
-    kept = read.only(map(bool, names))
     splits = split_column(further)
-    if splits:
-        splits = splits._replace(splits=list(compress(splits.splits, names)))
-    return kept._replace(splits=splits)
+    splits = splits and splits._replace(splits=list(compress(splits.splits, names)))
+    return read.only(map(bool, names))._replace(splits=splits)
 
 
 def _one_hot(table: Rows, image: int, file: Path) -> tuple[str, list[str]]:

@@ -65,11 +65,9 @@ def notes_on_list(splits: Splits, labels: LabelSet) -> list[str]:
     if labels.file is None or labels.csv_file is not None:
         return []
     places = find_images(splits, read_list(labels.file), labels.file)
-    unused = counted(int((places < 0).sum()), "image")
-    seen = int((places >= 0).sum())
-    return (
-        [f"note: {labels.file}: {unused} for testing or unreadable"] if seen < len(places) else []
-    )
+    if not (unused := int((places < 0).sum())):
+        return []
+    return [f"note: {labels.file}: {counted(unused, 'image')} for testing or unreadable"]
 
 
 def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:

@@ -41,18 +41,17 @@ from shared.data.cache import shrunk
 from shared.data.folders import ARCHIVES, SUFFIXES, formats, is_text, open_folder, split_of, walk
 from shared.data.images import UNLABELED, Decoding, ImageSet, Splits, size_text
 from shared.data.label_files import (
-    LABEL_COLUMNS,
     ImageIndex,
     LabelTable,
     choose_column,
     chosen_class,
     class_text,
-    columns_called,
     content_columns,
     find_images,
     find_names,
     image_columns,
     is_label,
+    label_columns,
     one_hot,
     read_csv,
     require_class_names,
@@ -137,7 +136,7 @@ def _with_one_column(
     ``least``: how many of the classes have to be there.
     """
     kinds, names = dataset.features.values(), dataset.column_names
-    chosen = data.label_column in names or columns_called(names, LABEL_COLUMNS)
+    chosen = data.label_column in names or label_columns(names)
     if chosen or any(isinstance(kind, datasets.ClassLabel) for kind in kinds):
         return dataset, ""
     columns = _columns_of_bits(dataset)
@@ -200,7 +199,7 @@ def _opened(
         if not files or others:
             what = f"matches {abbreviated(others)}" if files else "matches nothing"
             raise UserError(f"the pattern {source} {what}; it has to name .parquet files")
-        parts = _by_split([Path(os.path.abspath(file)) for file in files])
+        parts = _by_split([Path(os.path.abspath(file)) for file in files], _root_of(path))
         if len(parts) > 1 and progress:
             sizes = (f"{split} ({len(files)})" for split, files in parts.items())
             say(f"note: {source}: files of several splits: {abbreviated(sizes)}")
@@ -220,12 +219,18 @@ def _opened(
     return {split: loaded} if split else dict(loaded)
 
 
-def _by_split(files: list[Path], root: Path | None = None) -> dict[str, list[Path]]:
-    """Files by the word for a split in their names below the root, or the hub's name of a shard."""
+def _root_of(pattern: Path) -> Path:
+    """The folder below which the files of a pattern lie, absolute."""
+    above = pattern.absolute().parents
+    return next(folder for folder in above if not glob.has_magic(str(folder)))
+
+
+def _by_split(files: list[Path], root: Path) -> dict[str, list[Path]]:
+    """Files by the word for a split in their paths below the root, or the hub's name of a shard."""
     splits: dict[str, list[Path]] = {}
     for file in files:
         shard = _SHARD.fullmatch(file.name)
-        split = split_of(str(file.relative_to(root or file.parent)))
+        split = split_of(os.path.relpath(file, root))
         splits.setdefault(split or (shard[1] if shard else "train"), []).append(file)
     return splits
 
@@ -240,27 +245,29 @@ def _load_parquet(
     """
     loaded = {}
     for split, files in parts.items():
-        kinds = [_features(file) for file in files]
-        differ = next((k for k, kind in enumerate(kinds) if kind != kinds[0]), 0)
+        features = [_features(file) for file in files]
+        other = next((k for k, columns in enumerate(features) if columns != features[0]), 0)
+        lists = [*map(_class_lists, features)]
         try:
-            names = [*map(_class_lists, kinds)]
-            if any(lists != names[0] for lists in names):
-                raise UserError("the lists of classes differ")
+            if any(of_file != lists[0] for of_file in lists):
+                raise UserError("they have different lists of classes")
             data_files = {"train": [glob.escape(str(file)) for file in files]}
-            loaded[split] = _load(source, "parquet", data_files=data_files, progress=progress)[
-                "train"
-            ]
+            parts_of_one = _load(source, "parquet", data_files=data_files, progress=progress)
+            loaded[split] = parts_of_one["train"]
         except UserError as error:
-            if not differ:
+            if not other:
                 raise
-            pair = kinds[0], kinds[differ]
-            name = next(n for n in {**pair[0], **pair[1]} if pair[0].get(n) != pair[1].get(n))
-            types = " and ".join(_type_text(kind.get(name)) for kind in pair)
             raise UserError(
-                f"{source}: {files[0].name} and {files[differ].name} differ: column {name} is"
-                f" {types}; write them alike"
+                f"{source}: {files[0].name} and {files[other].name} differ:"
+                f" {_difference(features[0], features[other])}; write them alike"
             ) from error
     return loaded
+
+
+def _difference(one: datasets.Features, other: datasets.Features) -> str:
+    """The first column that two files have not alike, and what it is in both."""
+    name = next(name for name in {**one, **other} if one.get(name) != other.get(name))
+    return f"column {name} is {_type_text(one.get(name))} and {_type_text(other.get(name))}"
 
 
 def _features(file: Path) -> datasets.Features:
@@ -413,7 +420,7 @@ def _is_table_of_images(file: Path) -> bool:
     if any(_is_image(cell, file.parent) for cell in cells):
         return True
     columns, folder = content_columns(features), str(file.parent)
-    labels = columns_called(columns, LABEL_COLUMNS)[:1] or _columns_of_bits(first)
+    labels = label_columns(columns)[:1] or _columns_of_bits(first)
     names = [name for name in columns if name not in labels]
     if not labels or len(names) != 1:
         return False
@@ -535,7 +542,7 @@ def _image_columns(
     """The columns that may hold the images: of the hub's kind, or of bytes, or of paths."""
     features = dataset.features
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    labels = {data.label_column, *columns_called(dataset.column_names, LABEL_COLUMNS)}
+    labels = {data.label_column, *label_columns(dataset.column_names)}
     others = {name: feature for name, feature in features.items() if name not in labels}
     columns = columns or [name for name, feature in others.items() if _holds_bytes(feature)]
     columns = columns or [n for n in others if folder and _names_files(dataset, n, folder, below)]
@@ -569,7 +576,7 @@ def _label_column(dataset: datasets.Dataset, data: Data, source: str, required: 
     """The column of the labels: of the hub's kind for classes, or by the rule of label_files."""
     kinds = dataset.features.items()
     columns = [name for name, kind in kinds if isinstance(kind, datasets.ClassLabel)]
-    columns = columns or columns_called(dataset.column_names, LABEL_COLUMNS)
+    columns = columns or label_columns(dataset.column_names)
     return choose_column(
         "label", columns, dataset.column_names, data.label_column, source, required
     )
@@ -648,7 +655,7 @@ def _folder_of(source: str) -> str | None:
     """The folder below which the paths of a source lie; None for the hub's and the digits."""
     path = Path(source).expanduser().absolute()
     if _is_pattern(source) and not source.startswith("hf://"):
-        return str(next(folder for folder in path.parents if not glob.has_magic(str(folder))))
+        return str(_root_of(path))
     if source == "digits" or not path.exists():
         return None
     return str(path if path.is_dir() else path.parent)
@@ -893,12 +900,13 @@ def _open_splits(
     else:
         test = listed or _test_images(data, others, progress, train.classes)
         test = None if test is None else decoded(test)
-    marks = labels.splits if labels else None
-    if marks is not None and labels is not None:
-        marked = [name for name, _ in labels.rows]
-        train, test = split_by_column(Splits(train, test), marked, marks, labels.file)
-    elif marks := split_column(_plain_columns(sources[name])):
-        train, test = split_by_column(Splits(train, test), names, marks, Path(data.train))
+    tested, file = "", Path(data.train)
+    if labels is not None and labels.splits is not None:
+        marks, names, file = labels.splits, [name for name, _ in labels.rows], labels.file
+    else:
+        marks = split_column(_plain_columns(sources[name]))
+    if marks is not None:
+        (train, test), tested = split_by_column(Splits(train, test), names, marks, file)
     by_name = by_name and test is None
     if test is not None:
         test, train = same_classes(test, train)
@@ -906,7 +914,7 @@ def _open_splits(
     if progress:
         lines = [table_line(labels, splits)] if labels else []
         lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
-        lines += [split_line(marks, data)] if marks else []
+        lines += [split_line(marks, tested)] if marks else []
         if gone := sorted({*every_class} - {*train.classes}):
             lines.append(f"note: no readable image of {abbreviated(gone)}: not among the classes")
         if of_folders:

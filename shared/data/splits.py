@@ -132,24 +132,35 @@ def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
 
 def split_by_column(
     splits: Splits, names: Iterable[str], column: SplitColumn, file: Path
-) -> Splits:
-    """The splits where a column says of these images for what they are.
+) -> tuple[Splits, str]:
+    """The splits where a column says which images are for training and which for testing.
 
     Only those for training train; stage 1 sees all. Where there are no test images yet, the labeled
-    ones of test are, or else those of validation.
+    images of test become these, or else those of validation.
+
+    Args:
+        splits: as far as they are known.
+        names: of the images that the column is about, one for each of its rows.
+        column: of r rows.
+        file: that holds it, for messages.
+
+    Returns:
+        The splits; and test or validation, if the test images are those.
 
     Raises:
         UserError: a name fits no image, or several; the message names ``file``.
     """
     train, test = splits
+    tested = ""
     places = find_images(splits, [*names], file)
     kinds = np.array(column.splits)
     for kind in ("test", "validation"):
         ids = np.unique(places[(places >= 0) & (kinds == kind)])
         ids = ids[train.labels[ids] != UNLABELED]
-        test = train.select(ids) if test is None and len(ids) else test
+        if test is None and len(ids):
+            test, tested = train.select(ids), kind
     apart = np.unique(places[(places >= 0) & (kinds != "train")])
-    return Splits(for_testing(train, np.union1d(train.held_out, apart)), test)
+    return Splits(for_testing(train, np.union1d(train.held_out, apart)), test), tested
 
 
 def _lockbox(splits: Splits, data: Data) -> Splits:
@@ -332,12 +343,11 @@ def _classes(images: ImageSet, no_label: str = "") -> str:
     """
     images_of = _images_of(images)
     without = len(images) - sum(images_of.values())
+    unlabeled = f"{counted(without, 'image')} without one{no_label * bool(without)}"
     each = (f"{name} {count:,}" for name, count in images_of.items())
     listed = f"; {abbreviated(each, COUNTED)}" if images_of else ""
-    return (
-        f"{counted(len(images_of), 'class', 'classes')}, {without:,} images without"
-        f" one{no_label * bool(without)}{listed}{doubts_on_classes(images_of)}"
-    )
+    classes = counted(len(images_of), "class", "classes")
+    return f"{classes}, {unlabeled}{listed}{doubts_on_classes(images_of)}"
 
 
 def table_line(table: LabelTable, splits: Splits) -> str:
@@ -382,16 +392,14 @@ def doubts_on_classes(images_of: Mapping[str, int]) -> str:
     folded: dict[str, list[str]] = {}
     for name in images_of:
         folded.setdefault(class_text(name).casefold(), []).append(name)
-    if alike := [names for names in folded.values() if len(names) > 1]:
-        doubts += f"; {' and '.join(map(printable, alike[0]))} differ in upper and lower case alone"
-        doubts += f", and so do {len(alike) - 1} more" if len(alike) > 1 else ""
-        doubts += ", and are classes of their own"
+    if alike := [" and ".join(names) for names in folded.values() if len(names) > 1]:
+        doubts += f"; {abbreviated(alike)} are different classes by upper and lower case alone"
     decimals = [name for name in images_of if re.fullmatch(r"-?[0-9]*\.[0-9]+(e-?[0-9]+)?", name)]
     single = sum(number == 1 for number in images_of.values())
     if any(float(name) % 1 for name in decimals):
         doubts += f"; each number is taken as a class: {abbreviated(decimals)}"
     elif single >= SINGLE and single >= 0.9 * len(images_of):
-        doubts += f"; {single:,} classes have one image: are these classes?"
+        doubts += f"; {single:,} classes have one image each: are they meant as classes?"
     return doubts + na_note(images_of)
 
 
@@ -401,12 +409,14 @@ def encoding_note(table: LabelTable) -> str:
     return western_note(texts) if table.western else ""
 
 
-def split_line(column: SplitColumn, data: Data) -> str:
-    """What a column gave that says of each row for what it is."""
+def split_line(column: SplitColumn, tested: str) -> str:
+    """What a column of splits says: its rows, and on which of its splits is tested, if on any."""
     counts = Counter(column.splits)
-    rows = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if split in counts)
-    tested = data.test or ("test" if "test" in counts else "validation")
-    return f"splits: column {printable(column.name)}, {rows}; tested on {tested}"
+    rows = [f"{split} {counts.pop(split):,}" for split in SPLITS if split in counts]
+    line = f"splits: column {printable(column.name)}, {', '.join(rows)}"
+    if counts:
+        line += f"; {counted(counts.total(), 'row')} of {abbreviated(counts)} train nothing"
+    return line + f"; tested on {tested}" * bool(tested)
 
 
 def no_test_line(train: ImageSet, data: Data, by_name: bool) -> str:

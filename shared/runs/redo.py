@@ -111,7 +111,7 @@ def _other_images(config: Config, error: OtherSettingsError, images: ImageSet) -
     if "images" not in error.changed or not (folder / "images.csv").exists():
         return ""
     then, now = set(read_names(folder / "images.csv")), set(images.names)
-    gone = f", and {len(then - now):,} of then are gone or for testing" * bool(then - now)
+    gone = f", {len(then - now):,} of the earlier ones are gone or for testing" * bool(then - now)
     return f"{len(now - then):,} of {counted(len(now), 'training image')} are new{gone}"
 
 
@@ -129,8 +129,11 @@ def _changed_options(config: Config, method: str) -> dict[str, tuple[Any, Any]]:
     return differences(stored, options, defaults(), renamed_of(method))
 
 
-def _text(config: Config, outdated: Mapping[str, Changes], images: str = "") -> str:
-    """What changed, what it concerns and what to do; ``images``: how these changed, if known."""
+def _text(config: Config, outdated: Mapping[str, Changes], new_images: str = "") -> str:
+    """What changed, what it concerns and what to do.
+
+    ``new_images``: how many are new, where the images changed and that is known.
+    """
     changed: dict[str, tuple[Any, Any]] = {}
     for changes in outdated.values():
         changed |= changes
@@ -148,10 +151,16 @@ def _text(config: Config, outdated: Mapping[str, Changes], images: str = "") -> 
     ]
     what = f"was made with {first}={before}, now it is {now}{also};{HASHES.get(first, '')}"
     other = "choose another --run"
+<<<<<<< HEAD
     if images:
         what = f"was made with other images: {images};"
         folder = config.folder_of("pretrain")
         other = f"go on from this pretraining with --run NEW --pretrain.init {folder}"
+=======
+    if new_images:
+        what = f"was made with other images: {new_images};"
+        other = f"give --run NEW --pretrain.init {config.folder_of('pretrain')} to go on from it"
+>>>>>>> h-rev
     return (
         f"{config.folder} {what} this concerns {', '.join(concerned)}: redo all with --force"
         f" {','.join(forced)} or {other}"

@@ -142,10 +142,10 @@ def _table(name: str, content: Any) -> Table:
     for key in ("rows", "columns"):
         if not isinstance(parts[key], dict) or not parts[key]:
             raise ValueError(f"{key} must be a mapping from labels to options")
-        rows = {str(label): options or {} for label, options in parts[key].items()}
-        if len(rows) < len(parts[key]):  # 1 and "1"
-            raise ValueError(f"{key} has two labels that read the same: {', '.join(rows)}")
-        parts[key] = rows
+        lines = {str(label): options or {} for label, options in parts[key].items()}
+        if len(lines) < len(parts[key]):  # true and "True"
+            raise ValueError(f"{key} has two labels that read the same: {', '.join(lines)}")
+        parts[key] = lines
     vary = parts.get("vary", {})
     if (cells := len(parts["rows"]) * len(parts["columns"])) > MOST_CELLS:
         raise ValueError(f"rows and columns have {cells:,} cells; at most {MOST_CELLS:,}")

@@ -5,12 +5,13 @@ import difflib
 import errno
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
-from typing import Any, NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec, TextIO
 
 from shared.runtime.media import one_line, printable, say
 
@@ -95,6 +96,15 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads: of head, or of a pager that was closed."""
+    with suppress(AttributeError, OSError, ValueError):  # without poll: Windows; or it is no file
+        state = select.poll()
+        state.register(stream.fileno(), 0)
+        return bool(state.poll(0))
+    return False
+
+
 def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
     """Decorate a ``main`` that uses no Accelerator: a UserError is one line and exit code 2."""
 
@@ -104,9 +114,13 @@ def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
             return main(*args, **kwargs)
         except UserError as error:
             return refuse(str(error))
-        except BrokenPipeError:  # nobody reads on: head, or a pager that was closed
-            with suppress(OSError):  # what is left to write goes nowhere, without a traceback
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:
+            unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+            if not unread:  # the pipe of a worker, which has died
+                raise
+            for stream in unread:  # what is left to write goes nowhere, without a traceback
+                with suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             return 141  # 128 + SIGPIPE
         except (MemoryError, OSError, RuntimeError) as error:
             if not out_of_memory(error):

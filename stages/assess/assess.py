@@ -65,7 +65,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         again = [*again, "labels"]
     earlier, arrays = load(path, settings, again)
     todo = missing(wanted, earlier)
-    if todo or not (path / "meta.json").exists():  # which an earlier call did not come to
+    if todo or not (path / "meta.json").exists():  # written last, so an earlier call may lack it
         refuse_together(partial(take, path), accelerator.is_main_process)
         earlier, arrays = load(path, settings, again)  # now nobody else writes it
         todo = missing(wanted, earlier)
@@ -73,6 +73,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
     accelerator.wait_for_everyone()  # all have read before one writes
     if earlier is not None and done:
         if inputs.is_main:
+            release(path)
             clear(path)
         accelerator.print(f"assess: already done, {path}\n\n{_text(config, earlier)}")
         return path

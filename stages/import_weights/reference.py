@@ -117,6 +117,7 @@ def import_checkpoint(
             no numbers, or ``out`` holds an artifact.
     """
     require_empty(out)
+    # what is no checkpoint may be a terabyte, so it is hashed last, unless its hash is asked for
     digests = require_expected(files_of(source), expect) if expect else {}
     checkpoint = open_checkpoint(source)
     contents = sort_variables(checkpoint, average, drop)
@@ -145,7 +146,7 @@ def import_checkpoint(
         contents.dropped[not_taken] = keys
     check_output(model, parts.image_size)
 
-    digests = digests or require_expected(files_of(source), ())  # it was read, so it is no terabyte
+    digests = digests or require_expected(files_of(source), expect)
     account = _account(checkpoint, contents)
     network = network_meta(Model(encoder=parts.name), Data(image_size=parts.image_size))
     network.pop("antialias", None)  # whoever trains it further decides

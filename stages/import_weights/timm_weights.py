@@ -93,6 +93,7 @@ def import_published(
     if expect and file is None:
         raise UserError(f"{source}: timm keeps these weights itself, so --expect cannot be checked")
     files = [file] if file else []
+    # what is no weights may be a terabyte, so it is hashed last, unless its hash is asked for
     digests = require_expected(files, expect) if expect else {}
     size = data.image_size
     encoder = build_encoder(published.name, size, pretrained)
@@ -100,7 +101,7 @@ def import_published(
     model = ContrastiveModel(encoder, ProjectionHead(features, 0))
     check_output(model, size)
 
-    digests = digests or require_expected(files, ())  # what is no weights may be a terabyte
+    digests = digests or require_expected(files, expect)
     digest = digests[file.name] if file else None
     account = {
         "stage": "import",

@@ -253,6 +253,7 @@ def require_nothing_lost(file: Path, kept: Sequence[tuple[str, str]]) -> None:
             f"{file} has {len(labels):,} labels that would be lost; give it as --labels to go on"
             " from it, or another --out"
         )
+    # splitlines ends a line at a form feed too, which csv reads as part of a cell
     head = next((line for line in re.split("[\r\n]+", read_text(file)) if "label" in line), "")
     if len([column for column in re.split(r"[,;|\t]", head) if column.strip()]) > 2:
         raise UserError(f"{file} has further columns, which would be lost; give another --out")

@@ -411,7 +411,7 @@ def test_a_loose_image_turns_off_no_class(tmp_path, capsys, folder, loose):
     splits, printed = notes(capsys, tmp_path)
     assert splits.train.classes == ("a", "b")
     assert len(names_of(splits)) == 11
-    assert "labels: class folders, 2 classes, 1 images without one; a 5, b 5" in printed
+    assert "labels: class folders, 2 classes, 1 image without one; a 5, b 5" in printed
     assert ("files beside these folders (1)" in printed) == bool(loose)
 
 
@@ -434,7 +434,9 @@ def test_a_flat_train_folder_beside_one_for_testing_is_no_class(tmp_path, capsys
     ],
 )
 def test_masks_of_segmentation_are_no_class(tmp_path, pictures, masks):
-    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in (pictures, masks) for i in range(5)])
+    names = [f"{pictures}/a_{i}.png" for i in range(5)]
+    names += [f"{masks}/{name}" for name in ("a_0.png", "a_1_mask.png", "mask-a_2.jpg", "x.png")]
+    make_folder(tmp_path, names)
     message = error_of(tmp_path)
     assert f"{pictures}/ and {masks}/, which look like pictures and their masks" in message
     assert f"give the pictures alone, {tmp_path}/{pictures}, or" in message
@@ -453,6 +455,12 @@ def test_masks_of_segmentation_are_no_class(tmp_path, pictures, masks):
 def test_classes_that_are_called_like_masks(tmp_path, classes):
     make_folder(tmp_path, [f"{folder}/{i}.png" for folder in classes for i in range(5)])
     assert opened(tmp_path).train.classes == tuple(sorted(classes))
+
+
+def test_masks_that_are_called_after_no_picture_are_a_class(tmp_path):
+    """Of a theatre, or against dust."""
+    make_folder(tmp_path, [f"{name}/{name}_{i}.png" for name in ("photos", "masks") for i in "123"])
+    assert opened(tmp_path).train.classes == ("masks", "photos")
 
 
 def test_a_train_folder_alone_beside_other_folders(tmp_path, capsys):
@@ -502,7 +510,33 @@ def test_a_folder_of_images_without_a_class(tmp_path, capsys, name):
     splits, printed = notes(capsys, tmp_path)
     assert splits.train.classes == ("a", "b")
     assert (splits.train.labels == UNLABELED).sum() == 5
-    assert f"images without a class: {name.rpartition('/')[2]}/" in printed
+    assert f"images without a class: {name.rpartition('/')[2]}/; rename a folder" in printed
+
+
+def test_a_folder_of_labeled_images_beside_one_of_unlabeled_ones(tmp_path, capsys):
+    folders = ["labeled/a", "labeled/b", "unlabeled"]
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in folders for i in range(5)])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert len(splits.train) + len(splits.test) == 15
+    assert "images without a class: unlabeled/ (5)" in printed
+
+
+@pytest.mark.parametrize("sole", ["cats", "label"])
+def test_a_sole_class_beside_a_folder_without_a_class(tmp_path, capsys, sole):
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in (sole, "no_label") for i in range(5)])
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ()
+    assert "images without a class: no_label/; rename a folder that is a class" in printed
+    assert "metadata" not in printed
+
+
+def test_metadata_may_label_a_folder_called_unlabeled(tmp_path, capsys):
+    make_folder(tmp_path, ["0.png", "1.png", "unlabeled/2.png", "unlabeled/3.png"])
+    metadata(tmp_path, "file_name,label\n0.png,a\n1.png,b\nunlabeled/2.png,a\n")
+    splits, printed = notes(capsys, tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert "without a class" not in printed
 
 
 @pytest.mark.parametrize("name", ["-1", "unknown", "None"])

@@ -206,7 +206,7 @@ def test_grey_levels_are_divided_as_torch_divides_them():
 @pytest.mark.parametrize("shape", [(300, 200), (41, 97), (20, 30)])
 @pytest.mark.parametrize(("size", "share"), [(32, 1.0), (48, 0.875)])
 def test_an_antialiased_photo_is_shown_as_pillow_shows_it(shape, size, share):
-    """So that the ten lines in README that serve an ONNX file see the same pixels."""
+    """So that the lines in README that serve an ONNX file see the same pixels."""
     photo = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     image = Image.fromarray(photo)
     side = round(share * min(shape))

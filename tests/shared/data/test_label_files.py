@@ -424,7 +424,10 @@ def test_skipped_images_are_known_and_train_nothing(tmp_path):
             "is_training_image",
             "tet",
         ),
-        ("file,label,split\n0.png,cat,3\n1.png,dog,test\n2.png,,train\n", None, ""),
+        ("file,label,split\n0.png,cat,3\n1.png,dog,test\n2.png,,train\n", "split", "3et"),
+        ("file,label,usage\n0.png,cat,Training\n1.png,dog,X\n2.png,,Training\n", "usage", "tXt"),
+        ("file,label,set\n0.png,cat,3\n1.png,dog,test\n2.png,,1\n", None, ""),
+        ("file,label,is_valid\n0.png,cat,1\n1.png,dog,0\n2.png,,1\n", None, ""),  # of quality
         ("file,label,split\n0.png,cat,test\n1.png,dog,test\n2.png,,test\n", None, ""),
         ("file,label,is_blurred\n0.png,cat,0\n1.png,dog,1\n2.png,,0\n", None, ""),
     ],
@@ -434,7 +437,7 @@ def test_a_column_that_says_what_a_row_is_for(tmp_path, content, column, splits)
     assert table.rows == ROWS
     assert (table.splits and table.splits.name) == column
     names = {"t": "train", "e": "test", "v": "validation"}
-    assert (table.splits.splits if table.splits else []) == [names[kind] for kind in splits]
+    assert (table.splits.splits if table.splits else []) == [names.get(k, k) for k in splits]
 
 
 # -------------------------------------------------------------------------- Windows-1252, of Excel

@@ -736,6 +736,23 @@ def hub_file(path, labels: list[int], names: list[str]):
     datasets.Dataset.from_dict(rows, features=kinds).to_parquet(path)
 
 
+@pytest.mark.parametrize("column", ["class_id", "CategoryID"])
+def test_the_number_of_a_class_is_a_label_where_no_column_names_it(tmp_path, column):
+    numbers = {column: [3, 4] * 5}
+    table = parquet(tmp_path / "a.parquet", image=STRUCTS[:10], **numbers)
+    assert opened(table).train.classes == ("3", "4")
+    table = parquet(tmp_path / "b.parquet", image=STRUCTS[:10], **numbers, label=["x", "y"] * 5)
+    assert opened(table).train.classes == ("x", "y")
+
+
+@pytest.mark.parametrize("source", ["*/*.parquet", "train/../t*/0.parquet", ""])
+def test_folders_of_a_pattern_are_splits_too(tmp_path, source):
+    hub_file(tmp_path / "train/0.parquet", [0, 1, 0], ["cat", "dog"])
+    hub_file(tmp_path / "test/0.parquet", [0, 1], ["cat", "dog"])
+    train, test = opened(tmp_path / source)
+    assert (len(train), len(test)) == (3, 2)
+
+
 @pytest.mark.parametrize("source", ["", "data/*.parquet", "data/t*.parquet"])
 def test_each_split_of_parquet_files_has_its_own_list_of_classes(tmp_path, source):
     hub_file(tmp_path / "data/train-00000-of-00001.parquet", [0, 1, 0], ["cat", "dog"])

@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data.images import UNLABELED, Splits
-from shared.data.label_files import LabelTable, read_csv
+from shared.data.label_files import LabelTable, SplitColumn, read_csv
 from shared.data.labels import draw_labels
 from shared.data.sources import OPENED, open_data
 from shared.data.splits import (
@@ -32,6 +32,8 @@ from shared.data.splits import (
     no_test_line,
     one_side_line,
     same_classes,
+    split_by_column,
+    split_line,
     stratified,
     table_line,
 )
@@ -237,10 +239,10 @@ def test_the_line_on_a_file():
 @pytest.mark.parametrize(
     ("images_of", "says"),
     [
-        ({"cat": 3, "Cat": 1}, "cat and Cat differ in upper and lower case alone, and are classes"),
-        ({"a": 1, "A": 1, "b": 2, "B": 1}, "alone, and so do 1 more, and"),
+        ({"cat": 3, "Cat": 1}, "; cat and Cat are different classes by upper and lower case"),
+        ({"a": 1, "A": 1, "b": 2, "B": 1}, "; a and A, b and B are different"),
         ({"0.5": 1, "1.25": 1, "2": 1}, "each number is taken as a class: 0.5, 1.25"),
-        ({f"img{k}": 1 for k in range(40)}, "40 classes have one image: are these classes?"),
+        ({f"img{k}": 1 for k in range(40)}, "40 classes have one image each: are they meant"),
         ({"None": 4, "x": 4}, "None is taken as the name of a class"),
         ({"cat": 1, "dog": 1, "1": 4, "2.0": 3}, ""),
     ],
@@ -255,7 +257,7 @@ def test_doubts_on_classes(images_of, says):
 def test_a_column_of_splits_is_used(tmp_path, kind, capsys):
     """Rows of test are tested on, and no row but those of train has a label that training sees."""
     names = [f"{i}.png" for i in range(20)]
-    words = ["train"] * 12 + ["test"] * 5 + ["val"] * 3
+    words = ["train"] * 11 + ["extra"] + ["test"] * 5 + ["val"] * 3
     rows = [f"{n},{'ab'[i % 2]},{words[i]}" for i, n in enumerate(names)]
     labels, source = "100pct", tmp_path
     if kind == "parquet":
@@ -267,12 +269,15 @@ def test_a_column_of_splits_is_used(tmp_path, kind, capsys):
         labels = labels if kind == "metadata" else str(file)
     OPENED.clear()
     splits = open_data(Data(train=str(source)), LabelSet.parse(labels), progress=True)
-    said = "splits: column Split, train 12, test 5, validation 3; tested on test"
+    said = (
+        "splits: column Split, train 11, test 5, validation 3; 1 row of extra train nothing;"
+        " tested on test"
+    )
     assert said in (printed := capsys.readouterr().out)
     assert "2 classes, 0 images without one" in printed or kind == "labels"
     drawn_ones = draw_labels(splits, LabelSet.parse(labels), 0)
     assert drawn_ones.ids.tolist() == [
-        i for i, name in enumerate(splits.train.names) if int(name.removesuffix(".png")) < 12
+        i for i, name in enumerate(splits.train.names) if int(name.removesuffix(".png")) < 11
     ]
     assert {*splits.test.names} == {
         name.removesuffix(".png" * (kind == "parquet")) for name in names[12:17]
@@ -280,14 +285,37 @@ def test_a_column_of_splits_is_used(tmp_path, kind, capsys):
     assert len(splits.train) == 20
 
 
+@pytest.mark.parametrize(
+    ("words", "labels", "tested"),
+    [
+        (["test", "validation", "train", "train"], [0, 1, 0, 1], "test"),
+        (["test", "validation", "train", "train"], [-1, 1, 0, 1], "validation"),
+        (["test", "extra", "train", "train"], [-1, 1, 0, 1], ""),
+    ],
+)
+def test_what_is_tested_on_where_a_column_has_splits(words, labels, tested, tmp_path):
+    column = SplitColumn("split", words)
+    train = images(labels)
+    splits, kind = split_by_column(Splits(train, None), train.names, column, tmp_path)
+    assert kind == tested
+    assert [*splits.test.labels] == [labels[words.index(tested)]] if tested else not splits.test
+    assert splits.train.held_out.tolist() == [0, 1]
+    assert splits.train.labels.tolist() == [-1, -1, 0, 1]
+    line = split_line(column, kind)
+    assert line.endswith(f"tested on {tested}" if tested else "1 row of extra train nothing")
+    other, kind = split_by_column(Splits(train, images([1])), train.names, column, tmp_path)
+    assert len(other.test) == 1
+    assert kind == ""
+
+
 def test_the_line_on_a_column():
     known = images([0, 1, -1], classes=("None", "x"))
     assert column_line("species", known) == (
-        "labels: column species, 2 classes, 1 images without one (empty, or -1); None 1, x 1;"
+        "labels: column species, 2 classes, 1 image without one (empty, or -1); None 1, x 1;"
         " None is taken as the name of a class (an empty cell is no label)"
     )
     assert column_line("label", images([-1])) == (
-        "labels: column label, 0 classes, 1 images without one (empty, or -1)"
+        "labels: column label, 0 classes, 1 image without one (empty, or -1)"
     )
 
 

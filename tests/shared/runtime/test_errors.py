@@ -118,3 +118,11 @@ def test_output_that_nobody_reads_ends_quietly(monkeypatch, capsys, write):
         assert exit_code_2(lambda: write("text") or 0)() == 141
         print("goes nowhere")
     assert capsys.readouterr().err == ""
+
+
+def test_the_pipe_of_a_worker_is_another_matter():
+    def breaks() -> int:
+        raise BrokenPipeError("of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        exit_code_2(breaks)()
