@@ -178,10 +178,6 @@ def test_new_images_in_class_folders_are_counted(tmp_path, capfd, split):
         assert "--force finetune or" in message
     else:
         assert "training images are new, " in message
-<<<<<<< HEAD
-        assert "of then are gone or for testing" in message
-=======
         assert "of the earlier ones are gone or for testing" in message
->>>>>>> h-rev
         assert "--force pretrain or" in message
     assert f"--run NEW --pretrain.init {tmp_path / 'r/pretrain'}" in message

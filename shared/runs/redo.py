@@ -151,16 +151,9 @@ def _text(config: Config, outdated: Mapping[str, Changes], new_images: str = "")
     ]
     what = f"was made with {first}={before}, now it is {now}{also};{HASHES.get(first, '')}"
     other = "choose another --run"
-<<<<<<< HEAD
-    if images:
-        what = f"was made with other images: {images};"
-        folder = config.folder_of("pretrain")
-        other = f"go on from this pretraining with --run NEW --pretrain.init {folder}"
-=======
     if new_images:
         what = f"was made with other images: {new_images};"
         other = f"give --run NEW --pretrain.init {config.folder_of('pretrain')} to go on from it"
->>>>>>> h-rev
     return (
         f"{config.folder} {what} this concerns {', '.join(concerned)}: redo all with --force"
         f" {','.join(forced)} or {other}"

@@ -167,11 +167,7 @@ def test_images_that_are_others_are_counted(made, now, says):
     error = OtherSettingsError("one stage", {"images": ("one", "three")})
     text = str(all_to_redo(config, error, images))
     assert text.startswith(f"{config.folder} was made with other images: {says} this concerns")
-<<<<<<< HEAD
-    assert f"or go on from this pretraining with --run NEW --pretrain.init {folder}" in text
-=======
     assert text.endswith(f"or give --run NEW --pretrain.init {folder} to go on from it")
->>>>>>> h-rev
     assert not pretraining_is_kept(config, images)
     images.fingerprint = "one"
     assert pretraining_is_kept(config, images)
