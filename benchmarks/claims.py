@@ -20,7 +20,12 @@ from shared.runs.statistics import interval
 
 
 def smallest_found(half: float, pairs: int) -> float:
-    """The true difference that a test at 5% finds with a power of 80%, by half the interval."""
+    """The true difference that a paired t test at 5% finds in four of five cases.
+
+    Args:
+        half: half the 95% interval of the mean difference; the result has its unit.
+        pairs: number of pairs, 3 or more.
+    """
     quantile = float(t.ppf(0.975, pairs - 1))
     # the power is above 80% at 1.7 times the quantile; much farther out nct is not a number
     shift = brentq(lambda shift: float(nct.sf(quantile, pairs - 1, shift)) - 0.8, 0, 1.7 * quantile)

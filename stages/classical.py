@@ -281,7 +281,7 @@ def small_images(
 ) -> Pixels:
     """Labeled, other and test images as evaluation shows them, of at most 32 pixels a side.
 
-    They are kept, because four rows use them.
+    ``at_most``: of the training images, labeled ones first. All are kept, for four rows use them.
     """
     splits = open_data(data, label_set, accelerator.is_local_main_process)
     labels = draw_labels(splits, label_set, seed)

@@ -50,8 +50,8 @@ SPLITS = {
 }
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 _ONE_HOT = {  # cells of a table with a column for each class
-    **dict.fromkeys(("0", "0.0", "false", "", "none", "nan"), False),
-    **dict.fromkeys(("1", "1.0", "true"), True),
+    **dict.fromkeys(("0", "0.0", "false", "no", "", "none", "nan"), False),
+    **dict.fromkeys(("1", "1.0", "true", "yes"), True),
 }
 _INDEX = re.compile(r"|Unnamed: [0-9]+|__index_level_[0-9]+__|index")  # pandas' number of the row
 NA_WORDS = {"na", "n/a", "none", "null", "nan"}
@@ -145,8 +145,8 @@ def split_column(columns: Mapping[str, Iterable[Any]]) -> SplitColumn | None:
     """The first of the columns that says of each row whether it is for training or for testing.
 
     It is called split, set or similar and has words such as train, test and val in any case; or it
-    is called is_test, is_valid or is_train and has 0 and 1, or false and true. An empty cell stands
-    for training. A column without a row for training says nothing, nor does one with no other rows.
+    is called is_test, is_valid or is_train and has 0 and 1, false and true, or no and yes. An empty
+    cell stands for training. A column says nothing where no row or every row is for training.
     """
     for name in columns:
         split = _marked_split(name)
@@ -161,7 +161,7 @@ def split_column(columns: Mapping[str, Iterable[Any]]) -> SplitColumn | None:
         cells = (str(cell).strip() for cell in columns[name])
         splits = [words.get(cell.casefold(), cell) for cell in cells]
         number = Counter(splits)
-        # of most rows is_valid says that they are in order
+        # is_valid with 1 in most rows says which images are in order
         is_quality = split == "validation" and number["validation"] > number["train"]
         if 0 < number["train"] < len(splits) and not is_quality:
             return SplitColumn(name, splits)

@@ -78,10 +78,9 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         accelerator.print(f"assess: already done, {path}\n\n{_text(config, earlier)}")
         return path
 
-    about = inputs.about()
-    empty: Assessment = {"about": about, "seconds": {}, "made_from": {}, "failed": {}}
+    empty: Assessment = {"about": inputs.about(), "seconds": {}, "made_from": {}, "failed": {}}
     assessment = earlier or empty
-    assessment["about"], assessment["failed"] = about, {}
+    assessment["about"], assessment["failed"] = empty["about"], {}
     assessment.setdefault("seconds", {})  # the file of an earlier version may lack it
     if inputs.is_main:
         _begin(path, config)

@@ -27,7 +27,7 @@ from stages.export.images import Function, RealImages, accuracies, check, open_i
 from stages.export.network import Source, load
 
 ADVICE = "choose another -o"
-SERVED = "README.md, Out of the house, has the lines of Python that serve it without torch"
+HOW_TO_SERVE = "README.md, Out of the house, has the lines of Python that serve it without torch"
 
 
 class Format(NamedTuple):
@@ -125,7 +125,7 @@ def _write(source: Source, form: Format, images: RealImages, out: Path, int8: bo
             elif form is FORMATS["onnx"]:
                 lines += _without_another_int8(source, out)
             if form is FORMATS["onnx"] and source.classes:
-                lines.append(SERVED)
+                lines.append(HOW_TO_SERVE)
     except OSError as error:
         raise CannotWriteError(f"cannot write {out}: {error}; make room or {ADVICE}") from error
     return lines

@@ -418,7 +418,7 @@ def test_skipped_images_are_known_and_train_nothing(tmp_path):
     [
         ("file,label,split\n0.png,cat,Train\n1.png,dog,TEST\n2.png,,val\n", "split", "tev"),
         ("set;file;label\n;0.png;cat\ndev;1.png;dog\n;2.png;\n", "set", "tvt"),
-        ("file,label,is_valid\n0.png,cat,0\n1.png,dog,1\n2.png,,False\n", "is_valid", "tvt"),
+        ("file,label,is_valid\n0.png,cat,no\n1.png,dog,Yes\n2.png,,False\n", "is_valid", "tvt"),
         (
             "file,label,is_training_image\n0.png,cat,1\n1.png,dog,0\n2.png,,1\n",
             "is_training_image",
