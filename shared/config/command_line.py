@@ -1,13 +1,14 @@
 """Recipe and flags in, one checked ``Config`` out: the only file that knows jsonargparse."""
 
 import difflib
+import io
 import json
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,9 @@ from shared.config.schema import (
     without_other_tasks,
 )
 from shared.config.yaml_files import LONGEST_SCALAR, read_yaml, require_bounded
+from shared.runtime import output
 from shared.runtime.errors import UserError, refuse
+from shared.runtime.launcher import launcher_number
 from shared.runtime.media import say, say_block
 
 KEPT = "recipe.yaml"  # in a run's folder: what was fitted to own images
@@ -269,14 +272,24 @@ def read_command_line(
         if imported:
             fixed |= imported.keys()
             config = _config(in_recipe.update(parser.parse_args(own, defaults=False)), fixed)
-        if flags != asked:  # prints the configuration, and leaves
-            parser.parse_args([*recipe, *place, *flags, *own])
+        if flags != asked:
+            _print_config_and_leave(parser, [*recipe, *place, *flags, *own])
         if not config.table:  # whose rows may read them
             require_read(config, options_set(config) | typed)
         _say_imported(imported)
         return CommandLine(config, fixed, (*flags, *own), origin)
     except (ValueError, OverflowError) as error:
         parser.error(str(error))
+
+
+def _print_config_and_leave(parser: _Parser, arguments: Sequence[str]) -> None:
+    """What ``--print_config`` asks for; the parser itself says nothing of a full disk."""
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            parser.parse_args(arguments)
+    finally:
+        output.write(text.getvalue())
 
 
 def refuse_unknown_options(program: str) -> None:
@@ -356,7 +369,7 @@ def _as_text(value: Any) -> str:
 
 def _say(line: str) -> None:
     """A line, once of several processes."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if launcher_number("RANK", 0) == 0:
         say(line)
 
 
