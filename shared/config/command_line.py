@@ -129,6 +129,8 @@ def _parser(program: str, description: str) -> _Parser:
     )
     parser.add_class_arguments(Config, None)
     for action in parser._actions:
+        if hasattr(action, "_check_type"):  # a typed one
+            _name_overflow(action)
         if action.dest == "method":
             action.metavar = _choices(made_by("finetune"))
         elif action.dest.endswith(".optimizer"):
@@ -142,6 +144,21 @@ def _parser(program: str, description: str) -> _Parser:
         elif action.dest == "force":
             action.help = f"{action.help}: {', '.join(FORCEABLE)} or all"
     return parser
+
+
+def _name_overflow(action: Any) -> None:
+    """Let an option say that it is too large for a float; Python's error does not name it."""
+    check = action._check_type
+
+    def named(value: Any, **kwargs: Any) -> Any:
+        try:
+            return check(value, **kwargs)
+        except OverflowError as error:
+            raise ValueError(
+                f"{action.dest} must be a number of at most 308 digits, got {str(value)[:20]}..."
+            ) from error
+
+    action._check_type = named
 
 
 @cache
