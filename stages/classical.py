@@ -63,6 +63,7 @@ from shared.networks.build import (
 )
 from shared.networks.heads import Classifier
 from shared.runtime.artifacts import ClassifierNetwork, Meta, read_meta
+from shared.runtime.errors import exit_code_2
 from shared.runtime.randomness import generator
 from shared.runtime.stage_folder import StageFolder
 from shared.training.classical import (
@@ -586,6 +587,7 @@ def run_all(config: Config, accelerator: Accelerator) -> None:
             run(config, accelerator, method)
 
 
+@exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
     purpose = (

@@ -47,7 +47,7 @@ from shared.networks.heads import Classifier
 from shared.networks.moving_average import averaged, move_average
 from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, read_meta
 from shared.runtime.distributed import weight_of_own_rows
-from shared.runtime.errors import UserError
+from shared.runtime.errors import UserError, exit_code_2
 from shared.runtime.progress import counted
 from shared.runtime.records import field_of
 from shared.training.device import prepare_to_train, read_later, to_inference
@@ -248,6 +248,7 @@ def run_all(config: Config, accelerator: Accelerator) -> None:
         run(config, accelerator, name)
 
 
+@exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
     purpose = (

@@ -59,7 +59,7 @@ from shared.pretext.network import as_tuple
 from shared.pretext.rotation import RotationAided, told_turns
 from shared.runtime.artifacts import ClassifierNetwork, NetworkMeta, read_meta
 from shared.runtime.distributed import weight_of_own_rows
-from shared.runtime.errors import UserError
+from shared.runtime.errors import UserError, exit_code_2
 from shared.runtime.progress import counted
 from shared.training.device import prepare_to_train, read_later
 from shared.training.evaluate import state_hash
@@ -248,6 +248,7 @@ def start_from_class_means(
     model.linear.bias.copy_(bias)
 
 
+@exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
     purpose = (

@@ -55,7 +55,7 @@ from shared.pretext.network import as_tuple, freeze_unseen, kept_part
 from shared.runs.fit import fit, settings_as_before
 from shared.runs.forecast import forecast
 from shared.runtime.artifacts import NetworkMeta, read_meta
-from shared.runtime.errors import UserError
+from shared.runtime.errors import UserError, exit_code_2
 from shared.runtime.progress import counted
 from shared.training.device import prepare_to_train, read_later
 from shared.training.neighbours import NeighbourProbe
@@ -257,6 +257,7 @@ def warnings_for(config: Config, images: ImageSet) -> list[str]:
     return warnings
 
 
+@exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
     purpose = "Stage 1: learn from all images without labels; writes <output>/<run>/pretrain."

@@ -1,4 +1,4 @@
-"""A grid at toy size: filled, resumed, with an impossible cell, and read without training."""
+"""A grid at toy size: filled, resumed, with a cell that fails, and read without training."""
 
 import json
 import re
@@ -37,12 +37,12 @@ TABLE = {
     "rows": {
         "supervised": {"method": "supervised"},
         "tuned": {"method": "finetune"},
-        "deep": {"method": "finetune", "finetune.from_layer": 7},
+        "warm": {"method": "finetune", "finetune.warmup_epochs": 1000},
         "student": {"method": "distill", "distill.images": "labeled"},
     },
     "columns": {"1%": {"labels": "1pct"}, "10%": {"labels": "10pct"}},
 }
-STATUS = {"supervised": "done", "tuned": "done", "deep": "failed", "student": "done"}
+STATUS = {"supervised": "done", "tuned": "done", "warm": "failed", "student": "done"}
 
 
 def call(folder, table=TABLE, *options: str) -> int:
@@ -71,9 +71,9 @@ def test_fills_and_shares(filled):
     lines = cells(filled)
     assert len(lines) == 2 * 4 * 2
     assert all(line["status"] == STATUS[line["row"]] for line in lines)
-    assert {line["message"] for line in lines if line["row"] == "deep"} == {
-        "finetune.from_layer must be 0 to 3 (model.head_layers), got 7"
-    }
+    messages = {line["message"] for line in lines if line["row"] == "warm"}
+    assert len(messages) == 2  # one for each number of labels
+    assert all("but the stage has only 2; make it shorter" in message for message in messages)
     names = [
         f"{m}-{t}-seed{s}"
         for m in ("finetune", "supervised")
@@ -142,14 +142,14 @@ def test_report_trains_nothing_and_names_what_is_wrong(filled, capsys):
 def test_other_settings_in_the_folder_cost_their_cells(filled, capsys):
     assert call(filled, TABLE, "--finetune.learning_rate=0.5") == 0
     error = capsys.readouterr().err
-    assert error.count("\n") == 4  # one line for each fine-tuned classifier
+    assert error.count("\n") == 4 + 2  # one for each fine-tuned classifier, two for warm
     assert "was made with finetune.learning_rate=0.001, now it is 0.5" in error
     status = {line["row"]: line["status"] for line in cells(filled)}
     assert status == {**STATUS, "tuned": "failed", "student": "failed"}
 
 
 def test_nothing_finished(tmp_path, capsys):
-    nothing = {**TABLE, "rows": {"deep": TABLE["rows"]["deep"]}, "worth": None}
+    nothing = {**TABLE, "rows": {"warm": TABLE["rows"]["warm"]}, "worth": None}
     assert call(tmp_path, nothing) == 2
     assert "no finished cell" in capsys.readouterr().err
     assert not list(tmp_path.rglob("cells.jsonl"))

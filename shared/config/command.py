@@ -25,6 +25,7 @@ from accelerate.utils import (
 )
 
 from shared.config.schema import Config
+from shared.runtime import output
 from shared.runtime.distributed import (
     PATIENCE,
     agree,
@@ -35,6 +36,7 @@ from shared.runtime.distributed import (
 )
 from shared.runtime.errors import UserError, memory_text, out_of_memory
 from shared.runtime.files import write_atomically
+from shared.runtime.launcher import WORLD_SIZES
 from shared.runtime.lock import release_all
 from shared.runtime.media import one_line, printable_lines, say
 from shared.runtime.stop import Stopped, StopRequest
@@ -118,9 +120,8 @@ def refuse_launcher_settings() -> None:
     """UserError where accelerate's launcher asks for what the stages do not do."""
     environ = os.environ
     # the launcher of one process sets USE_CPU; asked for more, it sets an address and starts one
-    if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environ.keys() and not (
-        {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"} & environ.keys()
-    ):
+    alone = not environ.keys() & set(WORLD_SIZES)
+    if alone and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environ.keys():
         raise UserError(
             "accelerate launch was asked for several processes, but without several GPUs it starts"
             " one; give  torchrun --nproc_per_node 2 -- pipeline.py ...  or --num_processes 1"
@@ -222,8 +223,10 @@ class _Accelerator(Accelerator):
     """Prints on the main process alone, with escapes for what would move the cursor."""
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """As `print`."""
-        super().print(*(printable_lines(str(arg)) for arg in args), **kwargs)
+        """As `print`; what cannot be written ends nothing."""
+        text = kwargs.get("sep", " ").join(printable_lines(str(arg)) for arg in args)
+        if self.is_local_main_process:
+            output.write(text + kwargs.get("end", "\n"))
 
 
 def start(config: Config) -> Accelerator:

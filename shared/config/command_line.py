@@ -1,13 +1,14 @@
 """Recipe and flags in, one checked ``Config`` out: the only file that knows jsonargparse."""
 
 import difflib
+import io
 import json
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,9 @@ from shared.config.schema import (
     without_other_tasks,
 )
 from shared.config.yaml_files import LONGEST_SCALAR, read_yaml, require_bounded
+from shared.runtime import output
 from shared.runtime.errors import UserError, refuse
+from shared.runtime.launcher import launcher_number
 from shared.runtime.media import say, say_block
 
 KEPT = "recipe.yaml"  # in a run's folder: what was fitted to own images
@@ -126,6 +129,8 @@ def _parser(program: str, description: str) -> _Parser:
     )
     parser.add_class_arguments(Config, None)
     for action in parser._actions:
+        if hasattr(action, "_check_type"):  # a typed one
+            _name_overflow(action)
         if action.dest == "method":
             action.metavar = _choices(made_by("finetune"))
         elif action.dest.endswith(".optimizer"):
@@ -139,6 +144,21 @@ def _parser(program: str, description: str) -> _Parser:
         elif action.dest == "force":
             action.help = f"{action.help}: {', '.join(FORCEABLE)} or all"
     return parser
+
+
+def _name_overflow(action: Any) -> None:
+    """Let an option say that it is too large for a float; Python's error does not name it."""
+    check = action._check_type
+
+    def named(value: Any, **kwargs: Any) -> Any:
+        try:
+            return check(value, **kwargs)
+        except OverflowError as error:
+            raise ValueError(
+                f"{action.dest} must be a number of at most 308 digits, got {str(value)[:20]}..."
+            ) from error
+
+    action._check_type = named
 
 
 @cache
@@ -269,14 +289,24 @@ def read_command_line(
         if imported:
             fixed |= imported.keys()
             config = _config(in_recipe.update(parser.parse_args(own, defaults=False)), fixed)
-        if flags != asked:  # prints the configuration, and leaves
-            parser.parse_args([*recipe, *place, *flags, *own])
+        if flags != asked:
+            _print_config_and_leave(parser, [*recipe, *place, *flags, *own])
         if not config.table:  # whose rows may read them
             require_read(config, options_set(config) | typed)
         _say_imported(imported)
         return CommandLine(config, fixed, (*flags, *own), origin)
     except (ValueError, OverflowError) as error:
         parser.error(str(error))
+
+
+def _print_config_and_leave(parser: _Parser, arguments: Sequence[str]) -> None:
+    """What ``--print_config`` asks for; the parser itself says nothing of a full disk."""
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            parser.parse_args(arguments)
+    finally:
+        output.write(text.getvalue())
 
 
 def refuse_unknown_options(program: str) -> None:
@@ -358,7 +388,7 @@ def _as_text(value: Any) -> str:
 
 def _say(line: str) -> None:
     """A line, once of several processes."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if launcher_number("RANK", 0) == 0:
         say(line)
 
 

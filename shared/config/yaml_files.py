@@ -17,11 +17,7 @@ MOST_BYTES = 2**20
 MOST_VALUES = 10_000
 DEPTH = 20
 LONGEST_SCALAR = 4096  # characters
-<<<<<<< HEAD
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-=======
 Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
->>>>>>> h-rev
 
 
 class _Once(Loader):

@@ -10,7 +10,7 @@ from torch import nn
 from shared.config.methods import METHODS
 from shared.config.schema import Config
 from shared.config.sections import Data, Model
-from shared.networks.encoders import create_encoder, fetch_weights, takes_size
+from shared.networks.encoders import create_encoder, fetch_weights, known_encoder, takes_size
 from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
 from shared.runtime.artifacts import (
     ClassifierMeta,
@@ -66,15 +66,19 @@ def require_weights(config: Config, method: str) -> None:
     """Fetch the published weights that a method starts from, unless its artifact is there.
 
     Raises:
-        UserError: there are none, or they cannot be reached; the message names the option.
+        UserError: there are none, or they cannot be reached, or there is no such encoder; the
+            message names the option.
     """
-    option = METHODS[method].weights
-    pretrained = config.option(option) if option else False
-    done = (config.folder_of(method) / "meta.json").exists() and not config.forces(method)
-    if not pretrained or done:
+    if (config.folder_of(method) / "meta.json").exists() and not config.forces(method):
         return
+    option = METHODS[method].network
+    from_others = METHODS[method].own_input or "pretrain" in METHODS[method].made_from
     try:
-        fetch_weights(config.encoder_of(method), pretrained)
+        if option and not from_others and (name := config.option(option)):
+            known_encoder(name)
+        option = METHODS[method].weights
+        if option and (pretrained := config.option(option)):
+            fetch_weights(config.encoder_of(method), pretrained)
     except ValueError as error:
         raise UserError(f"--{option}: {error}") from error
 

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -256,24 +256,29 @@ def fill(
         flags: options that were given on the command line: they win over the table's ``base``.
 
     Raises:
-        UserError: on a table that cannot be read, a disk that cannot be written; with several
-            processes also on a batch with fewer images than processes, before anything trains, and
-            on a job that fails, since the others may not have noticed.
+        UserError: on a table that cannot be read, or of which a row, a column or a seed has no
+            possible cell; on a disk that cannot be written; with several processes also on a batch
+            with fewer images than processes, before anything trains, and on a job that fails,
+            since the others may not have noticed.
         Stopped: after saving, where a signal asked for it; the table so far is written.
     """
     assert config.table
     table = load_table(config.table)
     base = {option: value for option, value in table.base.items() if option not in flags}
     table = replace(table, base=base)
-    cells = expand(table, config)
+    cells = [_with_label_file(cell) for cell in expand(table, config)]
+    require_possible(cells, accelerator)
     open_data(
         config.data, config.label_set, accelerator.is_local_main_process
     )  # bad data stop here
-    jobs = in_order(cells)
-    for job in jobs:
-        if job.method in METHODS:
-            require_an_image_each(job.config, job.method, accelerator.num_processes)
-            require_published(job, {other.path for other in jobs})
+    jobs, sound = in_order(cells), set[Path]()
+    for cell in cells:
+        for job in _with_ancestors(cell.job) if cell.job else ():
+            if job.method in METHODS and job.path not in sound:
+                with _placed(cell):
+                    require_an_image_each(job.config, job.method, accelerator.num_processes)
+                    require_published(job, {other.path for other in jobs})
+            sound.add(job.path)
     failures: dict[Path, str] = {}
     try:
         _make(jobs, accelerator, stages, failures)
@@ -284,6 +289,40 @@ def fill(
         raise
     if accelerator.is_main_process:
         say_block("\n" + write_table(config, table, cells, failures))
+
+
+def require_possible(cells: Sequence[Cell], accelerator: Accelerator) -> None:
+    """UserError where a row, a column or a seed has no possible cell; a line on each other one.
+
+    A row may be impossible in some columns alone, such as a layer that their head lacks.
+    """
+    for kind in ("row", "column", "seed"):
+        possible = {getattr(cell, kind) for cell in cells if cell.job}
+        for cell in cells:
+            if getattr(cell, kind) not in possible:
+                with _placed(cell):
+                    raise UserError(cell.impossible)
+    impossible = {(cell.row, cell.column): cell for cell in cells if not cell.job}
+    for cell in impossible.values() if accelerator.is_main_process else ():
+        say(f"impossible: row {cell.row}, column {cell.column}: {cell.impossible}", error=True)
+
+
+@contextmanager
+def _placed(cell: Cell) -> Iterator[None]:
+    """Let an error name the row and the column."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"row {cell.row}, column {cell.column}: {error}") from error
+
+
+def _with_label_file(cell: Cell) -> Cell:
+    """An impossible cell where its file of labels is missing or is no file."""
+    file = LabelSet.parse(cell.labels).file
+    if cell.job is None or not file or file.is_file():
+        return cell
+    reason = f"cannot read the label file {file}: there is no such file{did_you_mean(file)}"
+    return replace(cell, job=None, impossible=reason)
 
 
 def require_published(job: Job, own: Collection[Path]) -> None:

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from shared.runtime.errors import UserError
+from shared.runtime.launcher import launcher_number
 
 # How long processes wait for one another. The main process works alone while it assesses, writes
 # or makes pages, and machines download their data at their own speed. torch's 10 minutes (nccl) and
@@ -189,7 +190,7 @@ def fails_first(others_begin: float = 1.0) -> bool:
     """
     if not _launched_together():
         return True
-    held_back = others_begin if int(os.environ.get("RANK", "0")) > 0 else 0.0
+    held_back = others_begin if launcher_number("RANK", 0) > 0 else 0.0
     deadline = time.monotonic() + held_back
     try:
         store = _store()
@@ -209,7 +210,7 @@ def lost_contact(error: Exception) -> bool:
 
 def _launched_together() -> bool:
     """Whether a launcher started several processes; they need not have met yet."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return launcher_number("WORLD_SIZE", 1) > 1
 
 
 def _store() -> PrefixStore:

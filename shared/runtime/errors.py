@@ -5,14 +5,14 @@ import difflib
 import errno
 import os
 import re
-import select
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
-from typing import Any, NoReturn, ParamSpec, TextIO
+from typing import Any, NoReturn, ParamSpec
 
+from shared.runtime import output
+from shared.runtime.launcher import launcher_number, wrong_launcher
 from shared.runtime.media import one_line, printable, say
 
 P = ParamSpec("P")
@@ -58,7 +58,7 @@ def refuse(message: str) -> int:
     speaks. The others wait: a launcher ends all of them as soon as one has left, and that must not
     be before the line is printed.
     """
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if launcher_number("LOCAL_RANK", 0) == 0:
         say(f"error: {one_line(message)}", error=True)
     else:
         time.sleep(SPOKEN_WITHIN)
@@ -71,6 +71,10 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """UserError instead of the usage and an exit."""
         raise UserError(f"{message} (see --help)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """The help; argparse itself says nothing of a full disk."""
+        output.write(message, error=file is not sys.stdout)
 
     def _require_known(self, option: str) -> None:
         """Name a misspelt option itself, before argparse names what is missing in its place."""
@@ -96,32 +100,28 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
-def _is_unread(stream: TextIO) -> bool:
-    """Whether a stream is a pipe that nobody reads: of head, or of a pager that was closed."""
-    with suppress(AttributeError, OSError, ValueError):  # without poll: Windows; or it is no file
-        state = select.poll()
-        state.register(stream.fileno(), 0)
-        return bool(state.poll(0))
-    return False
-
-
 def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
-    """Decorate a ``main`` that uses no Accelerator: a UserError is one line and exit code 2."""
+    """Decorate a ``main``: a UserError is one line and exit code 2.
+
+    So are wrong variables of a launcher, and standard output that cannot be written; where nobody
+    reads it on, nothing is said and the exit code is 141. The work is done all the same.
+    """
 
     @wraps(main)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> int:
+        output.begin()
+        if wrong := wrong_launcher():
+            return refuse(wrong)
         try:
-            return main(*args, **kwargs)
+            return main(*args, **kwargs) or _code_of_output()
         except UserError as error:
             return refuse(str(error))
-        except BrokenPipeError:
-            unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
-            if not unread:  # the pipe of a worker, which has died
+        except output.OutputLostError:
+            return _code_of_output()
+        except SystemExit as leaving:  # after --help
+            if leaving.code or not output.first_failure():
                 raise
-            for stream in unread:  # what is left to write goes nowhere, without a traceback
-                with suppress(OSError):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            return 141  # 128 + SIGPIPE
+            return _code_of_output()
         except (MemoryError, OSError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -130,3 +130,16 @@ def exit_code_2(main: Callable[P, int]) -> Callable[P, int]:
             return 130  # 128 + SIGINT, as a shell says it
 
     return guarded
+
+
+def _code_of_output() -> int:
+    """0 where standard output was written; else 141 or, after a line, 2."""
+    failure = output.first_failure()
+    if failure is None:
+        return 0
+    if isinstance(failure, BrokenPipeError):  # head, or a pager that was closed
+        return output.CLOSED_PIPE
+    return refuse(
+        f"cannot write standard output: {failure}; make room or send it elsewhere; what this"
+        " command writes into files is written"
+    )

@@ -15,12 +15,13 @@ Text that is harmless stays as it is.
 import csv
 import io
 import re
-import sys
 from collections.abc import Iterable
 from typing import Any
 from unicodedata import category
 
 from markupsafe import Markup, escape
+
+from shared.runtime import output
 
 LONGEST_MESSAGE = 2000  # characters; a longer one is cut in its middle
 # Invisible ones that words and emoji are joined with, and signs that stand under Arabic numbers.
@@ -58,9 +59,7 @@ def printable_lines(text: str) -> str:
 def say(*lines: object, error: bool = False) -> None:
     """Print lines, each as `printable`, on standard output or on standard error."""
     if lines:
-        print(
-            *map(printable, lines), sep="\n", file=sys.stderr if error else sys.stdout, flush=True
-        )
+        output.write("".join(f"{printable(line)}\n" for line in lines), error=error)
 
 
 def say_block(text: str) -> None:

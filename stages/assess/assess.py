@@ -28,7 +28,7 @@ from shared.config.label_file import file_notes
 from shared.config.schema import Config, dump
 from shared.runs.assessment import Assessment, read_arrays, read_assessment, save_assessment
 from shared.runtime.distributed import lost_contact, refuse_together
-from shared.runtime.errors import UserError, out_of_memory
+from shared.runtime.errors import UserError, exit_code_2, out_of_memory
 from shared.runtime.files import clean, write_atomically
 from shared.runtime.lock import clear, release, take
 from shared.runtime.media import say, say_block
@@ -211,6 +211,7 @@ def load(
     return assessment, kept
 
 
+@exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run this stage alone."""
     purpose = (

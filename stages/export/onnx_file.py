@@ -1,6 +1,7 @@
 """ONNX: for onnxruntime and everything else that reads it, without torch."""
 
 import logging
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from stages.export.images import Function
 from stages.export.network import Source
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+# An import of onnxruntime 1.32 reports to its maker, and notes a number of the machine in ~/.cache.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 LARGEST = 2**31 - 2**20  # bytes of weights: one ONNX file holds less than 2 GiB
 
 

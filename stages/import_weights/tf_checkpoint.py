@@ -12,7 +12,7 @@ import glob
 import math
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from shared.runtime.files import did_you_mean, read_bytes
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 MOST_BYTES, LONGEST_KEY = 2**31, 4096
+MOST_UNUSED = 2**20  # bytes of a data file after the last tensor
 FLOAT = 1  # tensorflow/core/framework/types.proto
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # the last bytes of an index
 
@@ -107,8 +108,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if _one(header, 2):
             raise ValueError("its numbers are big-endian")
         entries = {key: _entry(_message(value)) for key, value in table.items()}
-    for number in {entry.shard for entry in entries.values()}:
-        _check_size(_shard(prefix, shards, number), number, entries.values())
+    ends: dict[Path, int] = dict.fromkeys(_data_files(prefix), 0)  # of the last tensor in each
+    for entry in entries.values():
+        shard = _shard(prefix, shards, entry.shard)
+        ends[shard] = max(ends.get(shard, 0), entry.offset + entry.size)
+    for shard, end in ends.items():
+        _check_size(shard, end)
 
     graph = entries.pop(OBJECT_GRAPH, None)
     names, objects = {key: key for key in entries}, []
@@ -120,6 +125,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     saved_model = prefix.parent.parent / "saved_model.pb"
     in_saved_model = prefix.name == "variables" and saved_model.exists()
     graph_file = saved_model if in_saved_model else _with_ending(prefix, ".meta")
+    if graph_file.is_file() and graph_file.stat().st_size > MOST_BYTES:  # not always read
+        raise UserError(f"{graph_file} has more than {MOST_BYTES:,} bytes, so it is no graph")
     return Checkpoint(
         format=f"TF{1 if graph is None else 2} {'SavedModel' if in_saved_model else 'checkpoint'}",
         prefix=prefix,
@@ -138,10 +145,10 @@ def files_of(path: Path) -> list[Path]:
         UserError: where there is no checkpoint.
     """
     prefix = _find_prefix(path)
-    data = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*-of-*"))
     saved = prefix.name == "variables"
-    graphs = [prefix.parent.parent / "saved_model.pb" if saved else _with_ending(prefix, ".meta")]
-    return [file for file in (_with_ending(prefix, ".index"), *data, *graphs) if file.is_file()]
+    graph = prefix.parent.parent / "saved_model.pb" if saved else _with_ending(prefix, ".meta")
+    files = (_with_ending(prefix, ".index"), *_data_files(prefix), graph)
+    return [file for file in files if file.is_file()]
 
 
 def read_graphs(file: Path) -> Iterator[dict[str, Node]]:
@@ -187,6 +194,10 @@ def _with_ending(prefix: Path, ending: str) -> Path:
 
 def _shard(prefix: Path, shards: int, number: int) -> Path:
     return _with_ending(prefix, f".data-{number:05}-of-{shards:05}")
+
+
+def _data_files(prefix: Path) -> list[Path]:
+    return sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*-of-*"))
 
 
 def _bytes(prefix: Path, shards: int, entry: Entry) -> bytes:
@@ -238,13 +249,15 @@ def _text_of(file: Path) -> str:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
 
 
-def _check_size(file: Path, number: int, entries: Iterable[Entry]) -> None:
-    needed = max(entry.offset + entry.size for entry in entries if entry.shard == number)
+def _check_size(file: Path, needed: int) -> None:
+    """UserError where a data file has fewer bytes than its tensors, or many that are of none."""
     if not file.is_file():
         raise UserError(f"{file} is missing; the tensors are in it")
     size = file.stat().st_size
     if size < needed:
         raise UserError(f"{file} is truncated: {size:,} of {needed:,} bytes; copy it again")
+    if size > needed + MOST_UNUSED:  # its hash would be of them too
+        raise UserError(f"{file} has {size:,} bytes, but its tensors {needed:,}; copy it again")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NotRequired, TextIO, TypedDict, cast
+from typing import Any, BinaryIO, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from shared.runtime import output
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import into_place, write_atomically
 from shared.runtime.media import abbreviated, csv_cell, csv_lines, csv_value, printable
@@ -208,8 +209,8 @@ class Printed:
         whole: print nothing before all rows are there, so that an error leaves no half table.
     """
 
-    def __init__(self, schema: pa.Schema, whole: bool, out: TextIO | None = None) -> None:
-        self.out, self.whole = out or sys.stdout, whole
+    def __init__(self, schema: pa.Schema, whole: bool) -> None:
+        self.whole = whole
         self.texts, self.number, self.unlabeled = [csv_head(schema)], 0, 0
         self.about: dict[str, Any] = {}
 
@@ -231,10 +232,10 @@ class Printed:
 
     def _print(self) -> None:
         text = "".join(self.texts)
-        if self.out.isatty():
+        if sys.stdout is not None and sys.stdout.isatty():
             text = "".join(f"{printable(line)}\n" for line in text.split("\n")[:-1])
-        self.out.write(text)
-        self.out.flush()
+        if not output.write(text):
+            raise output.OutputLostError
         self.texts.clear()
 
 

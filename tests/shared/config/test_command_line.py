@@ -291,7 +291,7 @@ HUGE = "9" * 400
         ("--model.head_width=1000000000000", "model.head_width must be at most"),
         ("--data.image_size=1000000", "data.image_size must be at most"),
         (f"--pretrain.steps={HUGE}", "pretrain.steps must be at most"),
-        (f"--pretrain.epochs={HUGE}", "too large"),
+        (f"--pretrain.epochs={HUGE}", "pretrain.epochs must be a number of at most 308 digits"),
         ("--pretrain.epochs=1e400", "pretrain.epochs must be"),
         ("--data.std=[1e400, 1, 1]", "data.std must be at most"),
         (f"--seed={HUGE}", "seed must be 0 to 2**32 - 1"),
@@ -317,3 +317,10 @@ def test_values_that_nothing_takes_are_one_line(argument, says, capsys):
     assert error.endswith("\n")
     assert error[:-1].isprintable()
     assert len(error) < 2200
+
+
+@pytest.mark.parametrize("option", ["finetune.learning_rate", "augment.flip", "linear.epochs"])
+def test_a_number_that_no_float_holds_names_its_option(option, capsys):
+    assert f"{option} must be a number of at most 308 digits" in refusal(
+        capsys, f"--{option}={'9' * 400}"
+    )

@@ -1,6 +1,7 @@
 """Tables read, cells expanded, artifacts shared: no training."""
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from accelerate import Accelerator
 
 from shared.config.command_line import load_config
 from shared.config.schema import RECIPES
@@ -311,6 +313,50 @@ def test_impossible_cells_keep_their_reason(config, tmp_path):
     assert "pretrain.temperature must be a number" in cells[2].impossible
     assert cells[0].job is not None
     assert cells[1].job is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rows": {"a": {}, "b": {"linear.steps": "1e30"}}}, "row b, column x: linear.steps must"),
+        ({"rows": {"a": {}, "b": {"finetune.from_layer": 9}}}, "row b, column x: finetune.from_l"),
+        ({"columns": {"x": {}, "y": {"data.std": 10**400}}}, "row a, column y: data.std must be"),
+        ({"base": {"pretrain.temperature": 0}}, "row a, column x: pretrain.temperature must be"),
+        ({"vary": {"pretrain.temperature": [1, 0]}, "seeds": 2}, "row a, column x: pretrain.temp"),
+        ({"columns": {"x": {"labels": "1pct"}, "y": {"labels": "no.csv"}}}, "row a, column y: ca"),
+        ({"rows": {"a": {"labels": "pipe.csv"}}, "columns": {"x": {}}}, "row a, column x: cannot"),
+        (
+            {"rows": {"a": {}, "b": {"model.encoder": "resnet5"}}},
+            "row b, column x: --model",
+        ),
+        (
+            {"rows": {"a": {}, "b": {"method": "distill", "distill.student": "x"}}},
+            "row b, column x",
+        ),
+    ],
+)
+def test_what_can_never_be_made_is_refused_before_anything_trains(
+    changes, says, config, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.csv")
+    parts = {"rows": {"a": {}}, "columns": {"x": {}}, "seeds": 1} | changes
+    config = replace(config, table=write(tmp_path, **parts), output=str(tmp_path / "runs"))
+    with pytest.raises(UserError) as refused:
+        grid.fill(config, Accelerator(cpu=True), {})
+    assert str(refused.value).startswith(says)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cell_alone_may_be_impossible(config, tmp_path, capsys):
+    """A layer that only the deeper heads have."""
+    rows = {"low": {}, "high": {"finetune.from_layer": 4}}
+    columns = {"3": {}, "4": {"model.head_layers": 4}}
+    cells = expand(load_table(write(tmp_path, rows=rows, columns=columns, seeds=2)), config)
+    grid.require_possible(cells, Accelerator(cpu=True))
+    error = capsys.readouterr().err
+    assert error.startswith("impossible: row high, column 3: finetune.from_layer must be")
+    assert error.count("\n") == 1
 
 
 def test_a_row_keeps_its_method_in_all_columns(config, tmp_path):

@@ -1,13 +1,11 @@
 """What a main that uses no Accelerator makes of errors."""
 
 import os
-import sys
 
 import pytest
 
 from shared.runtime import errors
 from shared.runtime.errors import CannotWriteError, CommandParser, UserError, exit_code_2
-from shared.runtime.media import say
 
 
 @exit_code_2
@@ -23,6 +21,7 @@ def test_the_first_process_of_a_machine_speaks(local_rank, speaks, monkeypatch, 
     waits = []
     monkeypatch.setattr(errors.time, "sleep", waits.append)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     if local_rank:
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert main(UserError("no such folder: x")) == 2
@@ -108,21 +107,18 @@ def test_help_is_no_error(capsys):
     assert capsys.readouterr().out.startswith("usage: python -m test")
 
 
-@pytest.mark.parametrize("write", [say, print, lambda text: sys.stdout.write(text * 100_000)])
-def test_output_that_nobody_reads_ends_quietly(monkeypatch, capsys, write):
-    """As of ``pipeline.py --help | head``."""
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    with os.fdopen(write_end, "w", buffering=1) as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
-        assert exit_code_2(lambda: write("text") or 0)() == 141
-        print("goes nowhere")
-    assert capsys.readouterr().err == ""
-
-
 def test_the_pipe_of_a_worker_is_another_matter():
     def breaks() -> int:
         raise BrokenPipeError("of a worker")
 
     with pytest.raises(BrokenPipeError, match="of a worker"):
         exit_code_2(breaks)()
+
+
+@pytest.mark.parametrize(("variable", "value"), [("WORLD_SIZE", "z"), ("LOCAL_RANK", "-1")])
+def test_variables_of_a_launcher_are_checked_first(variable, value, monkeypatch, capsys):
+    monkeypatch.setenv(variable, value)
+    assert main(ZeroDivisionError()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: the environment variable {variable} must be a whole number")
+    assert error.count("\n") == 1

@@ -1,6 +1,7 @@
 """onnxruntime alone serves an ONNX file, as README shows, with the labels of stages.predict."""
 
 import json
+import os
 import re
 import sys
 from contextlib import redirect_stdout
@@ -168,3 +169,8 @@ def test_the_labels_of_predict_on_500_photos(tmp_path, layer):
         return
     expected = [label for _, label, _ in predict(path, files)]
     assert [["a", "b", "c"][k] for k in outputs(shown).argmax(1)] == expected
+
+
+def test_onnxruntime_reports_to_nobody():
+    """The line that turns it off stands before whatever imports it."""
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

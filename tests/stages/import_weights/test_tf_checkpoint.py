@@ -67,6 +67,36 @@ def test_checksum_of_a_large_tensor():
 
 
 # ------------------------------------------------------------------------------- hostile files
+TERABYTE = 2**40  # of a sparse file: it takes no room, and hours to hash
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("ckpt.data-00000-of-00001", "bytes, but its tensors 24; copy it again"),
+        ("ckpt.data-00001-of-00002", "bytes, but its tensors 0; copy it again"),
+        ("ckpt.meta", "bytes, so it is no graph"),
+        ("ckpt.index", "it is larger than"),
+    ],
+)
+def test_a_sparse_terabyte_is_not_read_to_its_end(file, says, tmp_path):
+    matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
+    prefix = write_tensors(tmp_path / "ckpt", [("a/matrix", matrix)])
+    with (tmp_path / file).open("ab") as lengthened:
+        lengthened.truncate(TERABYTE)
+    with pytest.raises(UserError, match=says):
+        open_checkpoint(prefix)
+
+
+def test_a_data_file_may_be_padded_or_empty(tmp_path):
+    matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
+    prefix = write_tensors(tmp_path / "ckpt", [("a/matrix", matrix)])
+    with (tmp_path / "ckpt.data-00000-of-00001").open("ab") as padded:
+        padded.write(bytes(4096))
+    (tmp_path / "ckpt.data-00001-of-00002").touch()
+    np.testing.assert_array_equal(open_checkpoint(prefix).read("a/matrix"), matrix)
+
+
 def with_rows(folder: Path, rows: list[tuple[bytes, bytes]], handles: int = 1) -> Path:
     """An index of one block of rows, which is named several times."""
     content = b""

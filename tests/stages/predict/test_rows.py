@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -292,9 +293,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_no_control_characters():
+def test_a_terminal_gets_no_control_characters(monkeypatch):
     out = Terminal()
-    printed = Printed(SCHEMA, whole=True, out=out)
+    monkeypatch.setattr(sys, "stdout", out)
+    printed = Printed(SCHEMA, whole=True)
     printed.append(block(ODD, label="b\x1b]0;x\x07"))
     assert out.getvalue() == ""
     printed.finish()
