@@ -30,7 +30,7 @@ from shared.config.sections import Classical, Distill, Finetune
 from shared.data.sources import open_data
 from shared.networks.build import require_weights
 from shared.runs.assessment import Baselines, read_assessment
-from shared.runs.statistics import BaselineResult, CellLine, Summary, summarize
+from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
 from shared.runtime.artifacts import ClassifierMeta, Result, read_meta
@@ -279,6 +279,8 @@ def fill(
                     require_an_image_each(job.config, job.method, accelerator.num_processes)
                     require_published(job, {other.path for other in jobs})
             sound.add(job.path)
+    if accelerator.is_main_process:
+        _write_files(config, table, _definition(config, table))
     failures: dict[Path, str] = {}
     try:
         _make(jobs, accelerator, stages, failures)
@@ -611,29 +613,29 @@ def write_table(
         raise UserError(f"table {table.name}: no finished cell in {config.folder}{reason}")
     summary = summarize(table, lines)
     texts = render(summary, lines)
+    files = {
+        "cells.jsonl": "".join(json.dumps(line) + "\n" for line in lines),
+        "summary.json": json.dumps(summary, indent=1) + "\n",
+        **{f"table.{suffix}": texts[suffix] for suffix in ("md", "csv", "tex")},
+    }
+    folder = _write_files(config, table, _definition(config, table) | files)
+    return f"{texts['txt']}\n\nalso as Markdown, CSV and LaTeX in {folder}"
+
+
+def _definition(config: Config, table: Table) -> dict[str, str]:
+    """The files of a table that say what it is: with them `report` prints it while it is filled."""
+    return {"config.yaml": dump(config), f"{table.name}.yaml": dump_table(table)}
+
+
+def _write_files(config: Config, table: Table, files: Mapping[str, str]) -> Path:
+    """Write files of a table, and return its folder."""
     folder = config.folder / "tables" / table.name
     require_no_link(folder, config.folder)
     with held(folder, patience=SHORT):
         clean(folder, alone=True)
-        _write_table(folder, config, table, lines, summary, texts)
-    return f"{texts['txt']}\n\nalso as Markdown, CSV and LaTeX in {folder}"
-
-
-def _write_table(
-    folder: Path,
-    config: Config,
-    table: Table,
-    lines: Sequence[CellLine],
-    summary: Summary,
-    texts: Mapping[str, str],
-) -> None:
-    """Write all files of a table."""
-    write_atomically(folder / "cells.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    write_atomically(folder / "config.yaml", dump(config))
-    write_atomically(folder / f"{table.name}.yaml", dump_table(table))
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-    for suffix in ("md", "csv", "tex"):
-        write_atomically(folder / f"table.{suffix}", texts[suffix])
+        for name, text in files.items():
+            write_atomically(folder / name, text)
+    return folder
 
 
 def read_cells(path: Path) -> list[CellLine]:

@@ -423,6 +423,20 @@ def test_what_the_table_makes_itself_is_not_looked_for(config, tmp_path):
         require_published(job, {other.path for other in jobs})
 
 
+def test_a_table_can_be_printed_while_it_is_filled(config, tmp_path, monkeypatch):
+    name = write(tmp_path, rows={"a": {}}, columns={"x": {}}, seeds=1)
+    config = replace(config, table=name, output=str(tmp_path / "runs"))
+
+    def look(*_):
+        with pytest.raises(UserError, match="no finished cell"):  # and not: is no run
+            grid.report(config.folder, name)
+        raise Stopped("looked")
+
+    monkeypatch.setattr(grid, "_make", look)
+    with pytest.raises(Stopped, match="looked"):
+        grid.fill(config, Accelerator(cpu=True), {})
+
+
 @pytest.mark.parametrize("linked", ["tables", "tables/label_efficiency"])
 def test_no_table_is_written_through_a_link(config, tmp_path, linked, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
@@ -436,7 +450,7 @@ def test_no_table_is_written_through_a_link(config, tmp_path, linked, monkeypatc
     monkeypatch.setattr(grid, "read_cell", lambda *_: {"status": "done", "message": ""})
     monkeypatch.setattr(grid, "_refuse_other_images", lambda *_: None)
     monkeypatch.setattr(grid, "summarize", lambda *_: {})
-    monkeypatch.setattr(grid, "render", lambda *_: {})
+    monkeypatch.setattr(grid, "render", lambda *_: dict.fromkeys(("txt", "md", "csv", "tex"), ""))
     with pytest.raises(UserError, match=r"is a link, and what is written there"):
         grid.write_table(config, table, [None], {})
     assert sorted(f.name for f in elsewhere.iterdir()) == ["label_efficiency", "notes.tmp"]
