@@ -16,7 +16,8 @@ from shared.networks.build import load_classifier, load_contrastive
 from shared.runs.forecast import measure
 from shared.runtime.tensors import sha256
 from stages import distill, finetune, pretrain
-from stages.export import export
+from stages.export import network as exported
+from stages.export import timm_folder
 from tests.support.command_line import load
 from tests.support.exported import artifact
 from tests.support.imported import fails, meta_of, run
@@ -66,8 +67,8 @@ def test_the_encoder_is_the_published_one(name, suffix, tmp_path, capsys):
 def test_an_export_for_timm_comes_back(tmp_path, capsys):
     """Its classifier, of other classes than any encoder's, is left out."""
     source = artifact(tmp_path / "classifier", ["a", "b", "c"])
-    assert export.main([str(source), "--to=timm"]) == 0
-    assert run(f"timm:{source / 'timm'}", tmp_path / "pretrain") == 0
+    timm_folder.write(exported.load(source), tmp_path / "timm")
+    assert run(f"timm:{tmp_path / 'timm'}", tmp_path / "pretrain") == 0
     before, _ = load_classifier(source)
     after, meta = load_contrastive(tmp_path / "pretrain")
     assert meta["image_size"] == 8
