@@ -179,7 +179,8 @@ def test_tables_are_checked_before_anything_trains(tmp_path, monkeypatch):
     table = write(tmp_path, rows=rows, seeds=2)
     output = tmp_path / "out"
     config = config_of(output, f"--table={table}")
-    with pytest.raises(UserError, match=r"^finetune.batch_size=2 leaves some of the 3 processes"):
+    says = r"^row small, column 1%: finetune.batch_size=2 leaves some of the 3 processes"
+    with pytest.raises(UserError, match=says):
         run_on_three(config)
     assert not trained
     assert not output.exists()

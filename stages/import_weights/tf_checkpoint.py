@@ -26,7 +26,7 @@ from shared.runtime.files import did_you_mean, read_bytes
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 MOST_BYTES, LONGEST_KEY = 2**31, 4096
-MOST_UNUSED = 2**20  # bytes of a data file after the last tensor
+UNUSED = 2**20  # bytes of a data file of no tensor, beside as many as all tensors have
 FLOAT = 1  # tensorflow/core/framework/types.proto
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # the last bytes of an index
 
@@ -250,13 +250,13 @@ def _text_of(file: Path) -> str:
 
 
 def _check_size(file: Path, needed: int) -> None:
-    """UserError where a data file has fewer bytes than its tensors, or many that are of none."""
+    """UserError where a data file has fewer bytes than its tensors, or far more."""
     if not file.is_file():
         raise UserError(f"{file} is missing; the tensors are in it")
     size = file.stat().st_size
     if size < needed:
         raise UserError(f"{file} is truncated: {size:,} of {needed:,} bytes; copy it again")
-    if size > needed + MOST_UNUSED:  # its hash would be of them too
+    if size > 2 * needed + UNUSED:  # its hash would be of them too
         raise UserError(f"{file} has {size:,} bytes, but its tensors {needed:,}; copy it again")
 
 
