@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -35,7 +34,7 @@ from shared.runtime.distributed import (
     word_of_main,
 )
 from shared.runtime.errors import UserError, memory_text, out_of_memory
-from shared.runtime.files import write_atomically
+from shared.runtime.files import temporary_name, write_atomically
 from shared.runtime.launcher import WORLD_SIZES
 from shared.runtime.lock import release_all
 from shared.runtime.media import one_line, printable_lines, say
@@ -169,7 +168,7 @@ def require_shared_folder(folder: Path, accelerator: Accelerator, patience: floa
         patience: seconds until a new file must be seen; network file systems take a moment.
     """
     # a new name: network file systems remember for half a minute that an old one was absent
-    token = folder / word_of_main(f".seen-by-all-processes-{uuid.uuid4().hex}")
+    token = folder / word_of_main(temporary_name())
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     if accelerator.is_main_process:
         write_atomically(token, "")

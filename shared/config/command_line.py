@@ -12,7 +12,8 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 import jsonargparse
 import yaml
@@ -378,7 +379,23 @@ def _read_recipe(file: Path) -> dict[str, Any]:
             options = options or [name]
         if unknown := [option for option in options if option not in known]:
             raise UserError(f"{file}: {_unknown(str(unknown[0]), _built_parser()._actions)}")
+        given = value.values() if is_section else [value]
+        for option, setting in zip(options, given, strict=True):
+            if setting is None and option not in _may_be_null():
+                raise UserError(f"{file}: {option} has no value; give one, or take the line out")
     return content
+
+
+@cache
+def _may_be_null() -> frozenset[str]:
+    """The options of which null is a value; jsonargparse takes it for any in a recipe."""
+    classes = {"": Config} | {name: type(getattr(Config(), name)) for name in SECTIONS}
+    return frozenset(
+        f"{section}.{name}".removeprefix(".")
+        for section, options in classes.items()
+        for name, kind in get_type_hints(options).items()
+        if NoneType in get_args(kind)
+    )
 
 
 def _as_text(value: Any) -> str:

@@ -185,3 +185,22 @@ def test_anchors_are_welcome(tmp_path):
         "b": {"x": 1, "y": 2},
         "c": [{"x": 1}, {"x": 1}],
     }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "option"),
+    [("seed: null", "seed"), ("augment: {jitter: ~}", "augment.jitter"), ("finetune.seed:", "")],
+)
+def test_an_option_without_a_value_is_refused(recipe, option, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe)
+    says = f"{option} has no value; give one, or take the line out" if option else "unknown option"
+    with pytest.raises(UserError, match=says):
+        read_config(file)
+
+
+def test_null_is_a_value_of_options_that_may_be_unset(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("finetune: {steps: null, from_layer: null}\npretrain.init: null\n")
+    config = read_config(file)
+    assert config.finetune.steps is config.finetune.from_layer is config.pretrain.init is None
