@@ -302,7 +302,8 @@ def color_jitter_(images: Tensor, draws: Draws, brightness: str = "multiplicativ
         ops.adjust_saturation,
         ops.adjust_hue,
     )
-    if device.type == "cpu" and (images == images[:, :1]).all():  # grey: without saturation or hue
+    # without saturation and hue where all are grey; the first image tells most that are not
+    if device.type == "cpu" and _are_grey(images[:1]) and _are_grey(images):
         operations = (*operations[:2], _keep, _keep)
     rows = draws.jitter.nonzero().squeeze(1)  # (J,)
     if device.type == "cpu" and images[0].numel() > LARGE:
@@ -325,6 +326,10 @@ def color_jitter_(images: Tensor, draws: Draws, brightness: str = "multiplicativ
         images[ops.upload(rows, device)] = jittered
     _change_(images, draws.grayscale, ops.grayscale)
     return images
+
+
+def _are_grey(images: Tensor) -> bool:
+    return bool((images == images[:, :1]).all())
 
 
 def _keep(images: Tensor, _factor: Tensor, out: Tensor) -> Tensor:
