@@ -75,16 +75,17 @@ def device_type() -> str:
 
 
 def hardware_precision(device: str) -> str:
-    """``bf16`` where matrix products in bf16 are fast (recent GPUs, CPUs with AMX), else ``no``.
+    """``bf16`` where matrix products in bf16 are fast, else ``no``: float32.
 
-    A CPU counts as what torch and oneDNN may use of it: ``ATEN_CPU_CAPABILITY=avx2`` or
-    ``ONEDNN_MAX_CPU_ISA=AVX2`` make it one without AMX.
+    They are on recent GPUs, and on CPUs with AMX or with the bf16 products of AVX-512 (AMD from
+    Zen 4 on): docs/performance.md. A CPU counts as what torch and oneDNN may use of it:
+    ``ATEN_CPU_CAPABILITY=avx2`` or ``ONEDNN_MAX_CPU_ISA=AVX2`` make it one without both.
     """
     if device == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = (
-            torch.cpu._is_amx_tile_supported()
+            (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
             and torch.backends.cpu.get_cpu_capability() != "AVX2"
             and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )

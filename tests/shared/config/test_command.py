@@ -200,18 +200,20 @@ def test_where_there_is_a_gpu(environment, device, monkeypatch):
 
 def test_a_processor_is_what_torch_and_onednn_may_use_of_it(monkeypatch):
     """ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA are read once, by the libraries."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    for capability, onednn, precision in [
-        ("AVX512", True, "bf16"),
-        ("AVX2", True, "no"),
-        ("AVX512", False, "no"),
+    for amx, avx512_bf16, capability, onednn, precision in [
+        (True, True, "AVX512", True, "bf16"),
+        (True, False, "AVX512", True, "bf16"),
+        (False, True, "AVX512", True, "bf16"),
+        (False, False, "AVX512", True, "no"),
+        (True, True, "AVX2", True, "no"),
+        (True, True, "AVX512", False, "no"),
     ]:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda there=amx: there)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=avx512_bf16: there)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
         mkldnn = SimpleNamespace(_is_mkldnn_bf16_supported=lambda supported=onednn: supported)
         monkeypatch.setattr(torch.ops, "mkldnn", mkldnn)
         assert command.hardware_precision("cpu") == precision
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert command.hardware_precision("cpu") == "no"
 
 
 def test_a_gpu_that_is_not_there(monkeypatch):
