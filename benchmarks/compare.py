@@ -44,6 +44,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 KINDS = {  # of processors, by what makes their matrix products fast
     "amx": "with AMX: bf16",
+    "avx512_bf16": "with AVX-512 that multiplies in bf16, without AMX",
     "avx512": "with AVX-512, without AMX: float32",
     "avx2": "with AVX2: float32",
     "other": "of other kinds",
@@ -331,7 +332,7 @@ def circumstances(peers: bool) -> dict[str, Any]:
 def kind() -> str:
     """Of this processor: a key of `KINDS`, as torch and oneDNN may use it."""
     if hardware_precision("cpu") == "bf16":
-        return "amx"
+        return "amx" if torch.cpu._is_amx_tile_supported() else "avx512_bf16"
     capability = torch.backends.cpu.get_cpu_capability().lower()
     return capability if capability in KINDS else "other"
 
@@ -343,11 +344,15 @@ def hardware() -> str:
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
-    amx = ", AMX" if torch.cpu._is_amx_tile_supported() else ""
+    has = {
+        ", AMX": torch.cpu._is_amx_tile_supported(),
+        ", AVX-512 with bf16": torch.cpu._is_avx512_bf16_supported(),
+    }
+    bf16 = next((words for words, there in has.items() if there), "")
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
     emulated = f", EMULATING {kind()} by {' '.join(limits)}" if limits else ""
     memory = psutil.virtual_memory().total / 2**30
-    return f"{model}{amx}{emulated}, {os.cpu_count()} cores, {memory:.0f} GiB"
+    return f"{model}{bf16}{emulated}, {os.cpu_count()} cores, {memory:.0f} GiB"
 
 
 def commit() -> str:
