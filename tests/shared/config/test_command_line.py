@@ -205,7 +205,7 @@ def test_own_images_keep_the_recipe_of_their_run(capsys, tmp_path, output):
     assert (load(*own).pretrain.epochs, load(*own).run, load(*own).labels) == (7, "photos", "50pct")
     assert load(*own, "--pretrain.epochs=8").pretrain.epochs == 8
     digits = RECIPES[0].parent / "digits.yaml"
-    assert load(*own, "--config", digits).pretrain.epochs == 180
+    assert load(*own, "--config", digits).pretrain.epochs == 140
     kept.write_text("pretrain:\n  epochs: few")
     assert refusal(capsys, *own).startswith(f"error: {kept}: ")
 

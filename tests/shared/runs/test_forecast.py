@@ -54,7 +54,7 @@ def test_plan_names_every_stage_and_leaves_no_artifact(tmp_path, capsys, monkeyp
     assert [line["probed_batch_size"] for line in lines] == [32, 8, 32]
     assert "were not measured" not in printed
     first, tuned, distilled = lines
-    assert first["steps"] == 1437 * 180 // 32 + 1
+    assert first["steps"] == 1437 * 140 // 32 + 1
     assert (first["images"], tuned["images"], distilled["images"]) == (1437, 14, 1437)
     assert all(line["seconds"] > 0 and line["peak_bytes"] > 2**20 for line in lines)
     # weights, checkpoint of weights and two moments of AdamW
