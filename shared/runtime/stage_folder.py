@@ -248,8 +248,9 @@ class StageFolder:
             ) from error
 
     def _forget_state(self) -> None:
-        """Delete what a process left that was killed when the stage was just done."""
+        """Delete what a process left that was killed, or met errors, when the stage was done."""
         if self.done and self.main:
+            clean(self.path)
             if (self.path / "state").exists():
                 with suppress(UserError, OSError), held(self.path):
                     remove(self.path / "state")

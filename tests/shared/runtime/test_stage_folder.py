@@ -9,6 +9,7 @@ import torch
 from shared.runtime import files as runtime_files
 from shared.runtime import lock, stage_folder
 from shared.runtime.artifacts import read_meta
+from shared.runtime.files import temporary_name
 from shared.runtime.lock import BusyError
 from shared.runtime.stage_folder import StageFolder
 from shared.runtime.tensors import load_tensors, sha256
@@ -247,7 +248,14 @@ def test_what_a_kill_has_left_goes(tmp_path):
     (stage.path / "state/000000002.safetensors").write_text("")
     left = stage.path.with_name(f".{stage.path.name}.lock")
     left.write_text(json.dumps({**lock._own_note(), "started": 5.0}))
+    child = os.fork()
+    if not child:  # a temporary folder that could not be removed
+        (stage.path / temporary_name()).mkdir()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert list(stage.path.rglob("*.tmp"))
     assert folder(tmp_path).done
+    assert not list(stage.path.rglob("*.tmp"))
     assert not (stage.path / "state").exists()
     assert not left.exists()
 
