@@ -179,7 +179,8 @@ def require_shared_folder(folder: Path, accelerator: Accelerator, patience: floa
         time.sleep(0.1)
     missed, _ = agree(not seen, 0)  # all have looked
     if accelerator.is_main_process:
-        token.unlink(missing_ok=True)
+        with suppress(OSError):
+            token.unlink()
         for path in new_folders:
             with suppress(OSError):  # others write there as well
                 path.rmdir()

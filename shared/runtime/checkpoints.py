@@ -8,6 +8,7 @@ the one before goes after that. A damaged one, or one of other settings, is neve
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def save_checkpoint(
     save_tensors(path, tensors, {**notes, "sha256": digest(tensors, notes)})
     for old in older:
         if old != path:
-            old.unlink()
+            with suppress(OSError):  # the next checkpoint tries again
+                old.unlink()
 
 
 def noted_settings(file: Path) -> dict[str, Any] | None:

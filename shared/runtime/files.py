@@ -169,6 +169,21 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def delete(path: Path) -> None:
+    """`remove` what must not stay.
+
+    Raises:
+        CannotWriteError: it cannot be deleted.
+    """
+    try:
+        remove(path)
+    except OSError as error:
+        raise CannotWriteError(
+            f"cannot delete {path}: {error}; delete it yourself, or choose another folder, then run"
+            " the same command again"
+        ) from error
+
+
 def require_no_link(path: Path, root: Path) -> None:
     """UserError where a part of a path below a folder is a link, which leads elsewhere."""
     for part in (path, *path.parents):

@@ -35,8 +35,8 @@ from shared.runtime.checkpoints import (
     save_checkpoint,
 )
 from shared.runtime.distributed import refuse_together
-from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import clean, remove, write_atomically
+from shared.runtime.errors import UserError
+from shared.runtime.files import clean, delete, remove, write_atomically
 from shared.runtime.lock import clear, held, release, require_held, take
 from shared.runtime.provenance import provenance
 from shared.runtime.records import REDO, field_of, read_json
@@ -237,15 +237,9 @@ class StageFolder:
 
     def _clear(self) -> None:
         """Delete what is in the folder; first what says that it is done."""
-        try:
-            (self.path / "meta.json").unlink(missing_ok=True)
-            for path in list(self.path.iterdir()) if self.path.exists() else ():
-                remove(path)
-        except OSError as error:
-            raise CannotWriteError(
-                f"cannot delete what is in {self.path}: {error}; delete it yourself, or choose"
-                " another --run"
-            ) from error
+        delete(self.path / "meta.json")
+        for path in list(self.path.iterdir()) if self.path.exists() else ():
+            delete(path)
 
     def _forget_state(self) -> None:
         """Delete what a process left that was killed, or met errors, when the stage was done."""

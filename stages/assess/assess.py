@@ -15,7 +15,6 @@ import json
 import time
 import traceback
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +28,7 @@ from shared.config.schema import Config, dump
 from shared.runs.assessment import Assessment, read_arrays, read_assessment, save_assessment
 from shared.runtime.distributed import lost_contact, refuse_together
 from shared.runtime.errors import UserError, exit_code_2, out_of_memory
-from shared.runtime.files import clean, write_atomically
+from shared.runtime.files import clean, delete, write_atomically
 from shared.runtime.lock import clear, release, take
 from shared.runtime.media import say, say_block
 from shared.runtime.progress import Progress
@@ -126,8 +125,7 @@ def missing(wanted: Sequence[str], assessment: Assessment | None) -> list[str]:
 def _begin(path: Path, config: Config) -> None:
     """The folder says what is measured, and no longer that all is done."""
     clean(path, alone=True)
-    with suppress(FileNotFoundError):
-        (path / "meta.json").unlink()
+    delete(path / "meta.json")
     for name, text in {"config.yaml": dump(config), **file_notes(config, "assess")}.items():
         write_atomically(path / name, text)
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import CannotWriteError, CommandParser, UserError, exit_code_2
-from shared.runtime.files import clean, temporary_folder
+from shared.runtime.files import clean, delete, temporary_folder
 from shared.runtime.lock import held
 from shared.runtime.media import say, say_block
 from stages.export import onnx_file, timm_folder, torchscript
@@ -155,7 +155,7 @@ def _without_another_int8(source: Source, out: Path) -> list[str]:
     notes = onnx_file.notes(small) if small.is_file() else None
     if notes is None or notes == source.notes():
         return []
-    small.unlink()
+    delete(small)
     return [f"{small} is removed: it was of another export; --int8 makes it anew"]
 
 

@@ -27,7 +27,7 @@ from pyarrow import parquet
 
 from shared.runtime import output
 from shared.runtime.errors import CannotWriteError, UserError
-from shared.runtime.files import into_place, write_atomically
+from shared.runtime.files import delete, into_place, write_atomically
 from shared.runtime.media import abbreviated, csv_cell, csv_lines, csv_value, printable
 from shared.runtime.progress import counted
 from shared.runtime.records import damaged, mismatch, parse_json, read_json
@@ -407,7 +407,7 @@ class RowFile:
         try:
             yield from parquet.ParquetFile(self.path).iter_batches()
         except (OSError, pa.ArrowException) as error:
-            self.growing.unlink()  # it would take the place of the rows that can be read
+            delete(self.growing)  # it would take the place of the rows that can be read
             raise self._cannot_read(error) from error
 
     def append(self, batch: pa.RecordBatch) -> None:

@@ -91,6 +91,26 @@ def test_newer_checkpoint_replaces_the_older(tmp_path):
     assert stage.load_state(model, optimizer)[0] == 1_000_000
 
 
+def test_an_older_checkpoint_that_cannot_be_deleted_goes_with_the_next(tmp_path, monkeypatch):
+    model = network()
+    optimizer = build_optimizer("adamw", model, 0.01)
+    stage = folder(tmp_path)
+    stage.save_state(1, 0.0, model, optimizer)
+    unlink = Path.unlink
+
+    def refuse(path, **options):
+        if path.name == "000000001.safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        stage.save_state(2, 0.0, model, optimizer)
+    assert len(list((stage.path / "state").iterdir())) == 2
+    stage.save_state(3, 0.0, model, optimizer)
+    assert [f.name for f in (stage.path / "state").iterdir()] == ["000000003.safetensors"]
+
+
 def test_full_disk_at_a_checkpoint_leaves_the_last_one(tmp_path, monkeypatch):
     model = network()
     optimizer = build_optimizer("adamw", model, 0.01)

@@ -11,6 +11,7 @@ from shared.runtime import files
 from shared.runtime.errors import UserError
 from shared.runtime.files import (
     clean,
+    delete,
     did_you_mean,
     into_place,
     machine,
@@ -74,6 +75,23 @@ def test_what_fails_leaves_nothing(tmp_path):
         into_place(tmp_path / "file", fail)
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_must_go_and_cannot_is_said(tmp_path, monkeypatch, folder):
+    path = tmp_path / "it"
+    path.mkdir() if folder else path.write_text("")
+
+    def refuse(*args, **options):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", refuse)
+        patch.setattr(files.Path, "unlink", refuse)
+        assert message(delete, path).startswith(f"cannot delete {path}: ")
+    delete(path)
+    assert not path.exists()
+    delete(path)  # what is not there need not go
 
 
 def test_leftovers_of_dead_processes_go(tmp_path, monkeypatch):
