@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from shared.config.sections import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
-from shared.runtime.progress import Progress
+from shared.runtime.errors import UserError
+from shared.runtime.progress import Progress, counted
+
+GREATEST = 1e15  # of an output: float32 holds sums of its squares
 
 
 def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
@@ -132,13 +135,32 @@ def outputs_of(
         data: image size, normalisation, workers.
         accelerator: of this process.
         title: of the progress bar.
+
+    Raises:
+        UserError: nothing can be computed with an output.
     """
 
     def outputs(batch: Tensor, *_: object) -> Tensor:
         with accelerator.autocast():
             return network(batch)
 
-    return over_images(outputs, images, ids, data, accelerator, title=title)
+    rows, positions = over_images(outputs, images, ids, data, accelerator, title=title)
+    require_usable(rows, "of the network")  # after all processes have all rows
+    return rows, positions
+
+
+def require_usable(rows: np.ndarray, whose: str) -> None:
+    """UserError where outputs (N, F) are not finite, or too large to compute with.
+
+    The weights may be finite, and their file whole: other programs write such files too.
+    """
+    usable = (np.abs(rows) <= GREATEST).all(1)  # false for NaN
+    if not usable.all():
+        raise UserError(
+            f"the outputs {whose} for {(~usable).sum():,} of {counted(len(rows), 'image')} are not"
+            " finite, or too large to compute with: its weights are damaged, or of a run that"
+            " diverged; make or fetch the artifact again"
+        )
 
 
 class Predictions(NamedTuple):
