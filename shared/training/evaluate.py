@@ -92,6 +92,9 @@ def over_images(
     Returns:
         Rows (n, F) float32 and their positions (n,), ascending, on every process. Where
         ``on_error`` is skip, unreadable images are left out.
+
+    Raises:
+        UserError: nothing can be computed with an output.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     numbers = range(-(-len(ids) // batch_size))[rank::world]
@@ -105,7 +108,9 @@ def over_images(
             positions.append(of_batch)
             bar.update(len(batch))
     if world == 1:
-        return torch.cat(rows).cpu().numpy(), torch.cat(positions).numpy()
+        all_rows, all_positions = torch.cat(rows).cpu().numpy(), torch.cat(positions).numpy()
+        require_usable(all_rows, "of the network")
+        return all_rows, all_positions
     if not rows:  # fewer batches than processes: the width is that of one image
         batch, at = next(plain_batches(images, ids[:1], data, 1, accelerator.device))
         rows.append(function(batch, 0, at.numpy()).float()[:0])
@@ -114,6 +119,7 @@ def over_images(
         (torch.cat(rows), torch.cat(positions).to(accelerator.device)), dim=0, pad_index=-1
     )
     all_rows, all_positions = (part.cpu().numpy() for part in accelerator.gather(padded))
+    require_usable(all_rows, "of the network")  # in all processes alike
     order = np.argsort(all_positions)[(all_positions < 0).sum() :]
     return all_rows[order], all_positions[order]
 
@@ -135,18 +141,13 @@ def outputs_of(
         data: image size, normalisation, workers.
         accelerator: of this process.
         title: of the progress bar.
-
-    Raises:
-        UserError: nothing can be computed with an output.
     """
 
     def outputs(batch: Tensor, *_: object) -> Tensor:
         with accelerator.autocast():
             return network(batch)
 
-    rows, positions = over_images(outputs, images, ids, data, accelerator, title=title)
-    require_usable(rows, "of the network")  # after all processes have all rows
-    return rows, positions
+    return over_images(outputs, images, ids, data, accelerator, title=title)
 
 
 def require_usable(rows: np.ndarray, whose: str) -> None:
