@@ -23,6 +23,7 @@ from shared.runtime.artifacts import (
 from shared.runtime.errors import UserError
 from shared.runtime.tensors import (
     MisfitError,
+    UnreadableError,
     load_tensors,
     require_finite,
     require_fitting,
@@ -191,6 +192,8 @@ def fill(model: M, path: Path, described: str = "meta.json describes") -> M:
         require_fitting(tensors, expected)
     except MisfitError as error:
         raise UserError(f"{file} does not fit the network that {described}: {error}") from error
+    except UnreadableError as error:
+        raise UserError(f"{file} {error}; delete its folder and run the stage again") from error
     if sha256(file) != read_meta(path)["weights_sha256"]:
         raise UserError(
             f"{file} is damaged, or another than {path / 'meta.json'} was written for: its hash"

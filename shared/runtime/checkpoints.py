@@ -6,12 +6,11 @@ the one before goes after that. A damaged one, or one of other settings, is neve
 """
 
 import json
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -21,12 +20,15 @@ from shared.runtime.errors import UserError
 from shared.runtime.files import open_regular
 from shared.runtime.records import parse_json
 from shared.runtime.tensors import (
+    UnreadableError,
     digest,
     load_tensors,
     require_finite,
     require_fitting,
     save_tensors,
 )
+
+LONGEST = 1e10  # seconds of a stage: 300 years
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ def read_checkpoint(file: Path) -> Checkpoint:
     Raises:
         UserError: it is damaged.
     """
-    tensors, notes = load_tensors(file)
+    try:
+        tensors, notes = load_tensors(file)
+    except UnreadableError as error:
+        raise UserError(f"it {error}") from error
     plain = {key: value for key, value in notes.items() if key != "sha256"}
     hashed = "sha256" in notes or "settings" in notes  # both came with one version
     if hashed and notes.get("sha256") != digest(tensors, plain):
@@ -107,7 +112,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
         step, seconds = int(notes["step"]), float(notes["seconds"])
     except (KeyError, ValueError) as error:
         raise UserError(f"it does not note its step and seconds ({error})") from error
-    if step < 1 or file.stem != f"{step:09d}" or not 0 <= seconds < math.inf:
+    if step < 1 or file.stem != f"{step:09d}" or not 0 <= seconds <= LONGEST:
         raise UserError(f"it notes step {step} and {seconds} seconds")
     return Checkpoint(tensors, step, seconds, settings)
 
@@ -118,40 +123,54 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     Raises:
         UserError: it is not theirs, or a part is missing; nothing is changed then.
     """
-    slots = _slots(checkpoint.tensors, model, optimizer)
-    if not slots and checkpoint.settings is None:
-        raise UserError("the optimizer's state is missing")
-    model.load_state_dict(_under(checkpoint.tensors, "model."))
+    tensors, expected = checkpoint.tensors, expected_tensors(model, optimizer)
+    if not _under(tensors, "optimizer."):  # before the first update there is none
+        if checkpoint.settings is None:
+            raise UserError("the optimizer's state is missing")
+        expected = {name: value for name, value in expected.items() if name.startswith("model.")}
+    require_fitting(tensors, expected)
+    require_finite(tensors)
+    slots: dict[int, dict[str, Tensor]] = {}
+    weights = _weights(optimizer)
+    for name, value in _under(tensors, "optimizer.").items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = _with_strides_of(weights[int(index)], value)
+    model.load_state_dict(_under(tensors, "model."))
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
-def _slots(
-    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's part of a checkpoint, by the number of the weight.
+def expected_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of a checkpoint after an update, by their names.
 
-    Raises:
-        UserError: this part, or the model's, does not fit.
+    Those of the optimizer have no storage. What it keeps of a weight says one update of a single
+    weight: its fused update goes through memory without a look at shapes.
     """
-    require_fitting(_under(tensors, "model."), model.state_dict())
-    params = [weight for group in optimizer.param_groups for weight in group["params"]]
-    weights = {str(number): weight for number, weight in enumerate(params)}
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under(tensors, "optimizer.").items():
-        index, _, slot = name.partition(".")
-        weight = weights.get(index)
-        if weight is None or not (value.shape == weight.shape or value.numel() == 1):
-            raise UserError(f"optimizer.{name!r} {tuple(value.shape)} belongs to no weight")
-        slots.setdefault(int(index), {})[slot] = _with_strides_of(weight, value)
-    require_finite(tensors)
-    trained = {int(index) for index, weight in weights.items() if weight.requires_grad}
-    partly = len({frozenset(slot) for slot in slots.values()}) > 1
-    if slots and (partly or slots.keys() != trained):  # before the first update there is none
-        raise UserError(
-            f"it has the optimizer's state of {len(slots)} weights of {len(trained)}, or a part"
-        )
-    return slots
+    expected = {f"model.{name}": value for name, value in model.state_dict().items()}
+    index = 0
+    for group in optimizer.param_groups:
+        slots = _slots(optimizer, group)
+        for weight in group["params"]:
+            for slot, value in slots.items() if weight.requires_grad else ():
+                shape = weight.shape if value.ndim else value.shape
+                meta = torch.empty(shape, dtype=value.dtype, device="meta")
+                expected[f"optimizer.{index}.{slot}"] = meta
+            index += 1
+    return expected
+
+
+def _slots(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What an optimizer keeps of a weight of a group: one number, or a tensor of its shape."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    weight = nn.Parameter(torch.zeros(1, 1, dtype=group["params"][0].dtype))
+    weight.grad = torch.zeros_like(weight)
+    probe = cast(Any, type(inner))([{**group, "params": [weight]}])
+    probe.step()
+    return dict(probe.state[weight])
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _with_strides_of(weight: Tensor, value: Tensor) -> Tensor:

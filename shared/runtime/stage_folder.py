@@ -29,6 +29,7 @@ from torch import nn
 from shared.runtime.artifacts import Meta, read_meta
 from shared.runtime.checkpoints import (
     checkpoints,
+    expected_tensors,
     noted_settings,
     read_checkpoint,
     restore,
@@ -40,7 +41,7 @@ from shared.runtime.files import clean, delete, remove, write_atomically
 from shared.runtime.lock import clear, held, release, require_held, take
 from shared.runtime.provenance import provenance
 from shared.runtime.records import REDO, field_of, read_json
-from shared.runtime.tensors import save_arrays, save_tensors, sha256
+from shared.runtime.tensors import require_size, save_arrays, save_tensors, sha256
 
 # What it means that a setting which is a hash has changed.
 _HELD_OUT = " or which of them are held out for testing"
@@ -52,6 +53,8 @@ HASHES = {
     "student_labels": " the student sees other labels;",
     "parent": " the artifact that it starts from is another one;",
 }
+
+LARGEST = 2**34  # bytes of a checkpoint that is read for a message alone
 
 WORDS = {"classes": "labels", "test_images": "test images", "student_labels": "labels"}
 
@@ -223,8 +226,11 @@ class StageFolder:
                     f"another process has worked in {self.path} since this one began; run the same"
                     " command again"
                 )
-        if (self.path / "state").is_symlink():
-            raise UserError(f"{self.path / 'state'} is a link; remove it")
+        state = self.path / "state"
+        if state.is_symlink() or (state.exists() and not state.is_dir()):
+            raise UserError(
+                f"{state} is {'a link' if state.is_symlink() else 'no folder'}; remove it"
+            )
         clean(self.path.parent)
         for folder in (self.path, self.path / "state"):
             clean(folder, alone=True)
@@ -258,8 +264,15 @@ class StageFolder:
             require_held(self.path)
             save_checkpoint(self.path, step, seconds, self.settings, model, optimizer)
 
-    def load_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    def load_state(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, total: int | None = None
+    ) -> tuple[int, float]:
         """Continue from the last checkpoint: updates done and seconds spent, or 0, 0.
+
+        Args:
+            model: gets its weights.
+            optimizer: gets its state.
+            total: updates of the whole stage, where they are known.
 
         Raises:
             UserError: the checkpoint is damaged, or belongs to other settings. Nothing is changed.
@@ -268,17 +281,22 @@ class StageFolder:
         if not states:
             return 0, 0.0
         try:
+            require_size(states[-1], expected_tensors(model, optimizer))
             checkpoint = read_checkpoint(states[-1])
-            for key, (before, now) in self._changed(checkpoint.settings or self.settings).items():
+            noted = self.settings if checkpoint.settings is None else checkpoint.settings
+            for key, (before, now) in self._changed(noted).items():
                 raise UserError(f"it was made with {key}={before}, now it is {now}")
+            if total is not None and checkpoint.step > total:
+                raise UserError(f"it notes step {checkpoint.step:,} of {total:,}")
             restore(checkpoint, model, optimizer)
         except UserError as error:
             raise self._useless(states, error) from error
         return checkpoint.step, checkpoint.seconds
 
     def _require_whole(self) -> None:
-        """UserError where the last checkpoint is damaged."""
-        if states := checkpoints(self.path):
+        """UserError where the last checkpoint is damaged; a very large one is not read for that."""
+        states = checkpoints(self.path)
+        if states and not (states[-1].is_file() and states[-1].stat().st_size > LARGEST):
             try:
                 read_checkpoint(states[-1])
             except UserError as error:

@@ -74,23 +74,25 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
+class UnreadableError(UserError):
+    """A file of tensors cannot be read; the message goes on after its name."""
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what ``save_tensors`` wrote.
 
     Raises:
-        UserError: where the file is missing, truncated or no safetensors file.
+        UnreadableError: it is missing, truncated or no safetensors file.
     """
     try:
         with open_regular(path), safe_open(path, framework="pt") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; run the stage that makes it again") from error
+        raise UnreadableError("does not exist") from error
     except Exception as error:  # of many kinds, by what is damaged
-        raise UserError(
-            f"{path} is truncated or not a safetensors file ({error});"
-            " delete its folder and run the stage again"
-        ) from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UnreadableError(f"is truncated or not a safetensors file ({reason})") from error
 
 
 def sha256(path: Path) -> str:
@@ -134,5 +136,13 @@ def require_fitting(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
     """MisfitError where a tensor of floating-point numbers has one that is not finite."""
     for name, value in tensors.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise MisfitError(f"{name!r} has numbers that are not finite")
+        if not is_finite(value):
+            raise MisfitError(f"{name[:100]!r} has numbers that are not finite")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether all numbers of a tensor of any dtype are."""
+    if not value.is_floating_point():
+        return True
+    wide = value.float() if value.itemsize == 1 else value  # torch asks no number of 8 bits
+    return bool(wide.isfinite().all())

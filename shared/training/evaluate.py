@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from shared.config.sections import Data
 from shared.data.batches import plain_batches
 from shared.data.images import UNLABELED, ImageSet
-from shared.runtime.progress import Progress
+from shared.runtime.errors import UserError
+from shared.runtime.progress import Progress, counted
+
+GREATEST = 1e15  # of an output: float32 holds sums of its squares
 
 
 def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
@@ -89,6 +92,9 @@ def over_images(
     Returns:
         Rows (n, F) float32 and their positions (n,), ascending, on every process. Where
         ``on_error`` is skip, unreadable images are left out.
+
+    Raises:
+        UserError: nothing can be computed with an output.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     numbers = range(-(-len(ids) // batch_size))[rank::world]
@@ -102,7 +108,9 @@ def over_images(
             positions.append(of_batch)
             bar.update(len(batch))
     if world == 1:
-        return torch.cat(rows).cpu().numpy(), torch.cat(positions).numpy()
+        all_rows, all_positions = torch.cat(rows).cpu().numpy(), torch.cat(positions).numpy()
+        require_usable(all_rows, "of the network")
+        return all_rows, all_positions
     if not rows:  # fewer batches than processes: the width is that of one image
         batch, at = next(plain_batches(images, ids[:1], data, 1, accelerator.device))
         rows.append(function(batch, 0, at.numpy()).float()[:0])
@@ -111,6 +119,7 @@ def over_images(
         (torch.cat(rows), torch.cat(positions).to(accelerator.device)), dim=0, pad_index=-1
     )
     all_rows, all_positions = (part.cpu().numpy() for part in accelerator.gather(padded))
+    require_usable(all_rows, "of the network")  # in all processes alike
     order = np.argsort(all_positions)[(all_positions < 0).sum() :]
     return all_rows[order], all_positions[order]
 
@@ -139,6 +148,20 @@ def outputs_of(
             return network(batch)
 
     return over_images(outputs, images, ids, data, accelerator, title=title)
+
+
+def require_usable(rows: np.ndarray, whose: str) -> None:
+    """UserError where outputs (N, F) are not finite, or too large to compute with.
+
+    The weights may be finite, and their file whole: other programs write such files too.
+    """
+    usable = (np.abs(rows) <= GREATEST).all(1)  # false for NaN
+    if not usable.all():
+        raise UserError(
+            f"the outputs {whose} for {(~usable).sum():,} of {counted(len(rows), 'image')} are not"
+            " finite, or too large to compute with: its weights are damaged, or of a run that"
+            " diverged; make or fetch the artifact again"
+        )
 
 
 class Predictions(NamedTuple):

@@ -24,6 +24,7 @@ from shared.networks.heads import Classifier
 from shared.runtime.artifacts import read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.media import printable
+from shared.training.evaluate import require_usable
 
 Photo = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -77,7 +78,7 @@ class Predictor:
         workers: int = Data.workers,
         device: torch.device | str | None = None,
     ) -> None:
-        path = Path(folder)
+        self.path = path = Path(folder)
         self.decoding, self.batch_size, self.layer = decoding, batch_size, layer
         self.classes: tuple[str, ...] = ()
         if read_meta(path)["kind"] == "encoder":
@@ -144,13 +145,21 @@ class Predictor:
 
     @torch.inference_mode()
     def outputs(self, batch: Tensor, positions: np.ndarray) -> Outputs:
-        """Outputs of a normalised batch (b, 3, S, S)."""
+        """Outputs of a normalised batch (b, 3, S, S).
+
+        Raises:
+            UserError: nothing can be computed with them.
+        """
         x = features = self._encoder(batch.contiguous(memory_format=torch.channels_last))
         for number, layer in enumerate(self._head, start=1):
             x = layer(x)
             features = x if number == self.layer else features
         logits = None if self._linear is None else self._linear(x).float().cpu()
-        return Outputs(positions, logits, None if self.layer is None else features.float().cpu())
+        wanted = None if self.layer is None else features.float().cpu()
+        for rows in (logits, wanted):
+            if rows is not None:
+                require_usable(rows.numpy(), f"of {printable(self.path)}")
+        return Outputs(positions, logits, wanted)
 
     def _here(self, images: Photo | Iterable[Photo]) -> Iterator[Outputs]:
         photos = _as_list(images)

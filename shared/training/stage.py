@@ -211,7 +211,9 @@ class Stage:
         self.model, self.state = model, model if state is None else state
         net, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.folder.start(dump(self.config), file_notes(self.config, self.method))
-        self.start, self.seconds_before = self.folder.load_state(self.state, self.optimizer)
+        self.start, self.seconds_before = self.folder.load_state(
+            self.state, self.optimizer, self.schedule.steps
+        )
         if not self.accelerator.trackers:  # not before: a refused run leaves no files
             self.accelerator.init_trackers(self.config.run)
         self._log = RunLog(self.folder, training, self.start, self.schedule.steps, self.accelerator)

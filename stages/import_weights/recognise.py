@@ -18,6 +18,7 @@ from shared.networks.build import build_encoder
 from shared.networks.encoders import SMALL_IMAGE
 from shared.networks.heads import ProjectionHead
 from shared.networks.resnet import BLOCKS, SMALL_DEPTHS, SimCLRResNet, reference_names
+from shared.runtime.bounds import SIDE
 from shared.runtime.errors import UserError
 from stages.import_weights.tf_checkpoint import Checkpoint, Node, read_graphs
 
@@ -364,8 +365,8 @@ def recognise(checkpoint: Checkpoint, contents: Contents, image_size: int | None
     name, small = recognise_encoder(shapes, pooled)
     layers, width, out = recognise_head(shapes)
     image_size = image_size or (SMALL_IMAGE if small else 224)
-    if image_size < 4 or small != (image_size <= SMALL_IMAGE):
-        allowed = f"4 to {SMALL_IMAGE}" if small else f"more than {SMALL_IMAGE}"
+    if not 4 <= image_size <= SIDE or small != (image_size <= SMALL_IMAGE):
+        allowed = f"4 to {SMALL_IMAGE}" if small else f"{SMALL_IMAGE + 1} to {SIDE:,}"
         raise UserError(f"--image-size {image_size}: the stem is that for {allowed} pixels")
     with torch.device("meta"):  # no storage: the network takes the tensors as they are read
         encoder = cast(SimCLRResNet, build_encoder(name, image_size))

@@ -45,7 +45,9 @@ from stages.import_weights.recognise import (
     recognise,
     sort_variables,
 )
-from stages.import_weights.tf_checkpoint import Checkpoint, files_of, open_checkpoint
+from stages.import_weights.tf_checkpoint import UNUSED, Checkpoint, files_of, open_checkpoint
+
+MOST_COPIES = 8  # of each weight: itself, averages, and the memory of an optimizer
 
 HINTS = """\
 If the accuracy is lower than published, the cause is most often one of these:
@@ -122,6 +124,7 @@ def import_checkpoint(
     checkpoint = open_checkpoint(source)
     contents = sort_variables(checkpoint, average, drop)
     parts = recognise(checkpoint, contents, image_size)
+    _require_size(checkpoint, parts)
     linear_input = None
     if parts.linear:
         linear_input = find_linear_input(checkpoint, contents, parts, selector)
@@ -170,6 +173,18 @@ def import_checkpoint(
         *(f"  sha256 of {name}: {digest}" for name, digest in digests.items()),
     ]
     return [*lines, "  self-check: the output for a random image is finite", HINTS]
+
+
+def _require_size(checkpoint: Checkpoint, parts: Parts) -> None:
+    """UserError where all tensors take far more bytes than copies of the network's would."""
+    modules = [part for part in (parts.encoder, parts.head, parts.linear) if part]
+    network = sum(value.nbytes for part in modules for value in part.state_dict().values())
+    size = sum(entry.size for entry in checkpoint.entries.values())
+    if size > MOST_COPIES * network + UNUSED:  # all of them are hashed
+        raise UserError(
+            f"{checkpoint.prefix}: its tensors take {size:,} bytes, more than {MOST_COPIES} times"
+            f" as many as those of {parts.name}; copy it again, without what is no part of it"
+        )
 
 
 def _require_sure(linear_input: LinearInput, source: Path) -> None:

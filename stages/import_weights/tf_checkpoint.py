@@ -25,7 +25,8 @@ from shared.runtime.errors import UserError
 from shared.runtime.files import did_you_mean, read_bytes
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-MOST_BYTES, LONGEST_KEY = 2**31, 4096
+# Bounds: bytes of a graph, of an index and of an object graph; fields of a file; tensors; letters.
+GRAPH_BYTES, MOST_BYTES, MOST_FIELDS, MOST_TENSORS, LONGEST_KEY = 2**28, 2**26, 2**24, 2**16, 4096
 UNUSED = 2**20  # bytes of a data file of no tensor, beside as many as all tensors have
 FLOAT = 1  # tensorflow/core/framework/types.proto
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # the last bytes of an index
@@ -102,12 +103,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     prefix = _find_prefix(path)
     index = _with_ending(prefix, ".index")
     with _damage_to(index):
+        message = Messages()
         table = dict(_table(read_bytes(index, MOST_BYTES)))
-        header = _message(table.pop(""))
+        if len(table) > MOST_TENSORS:
+            raise ValueError(f"it has more than {MOST_TENSORS:,} tensors")
+        header = message(table.pop(""))
         shards = _one(header, 1)
         if _one(header, 2):
             raise ValueError("its numbers are big-endian")
-        entries = {key: _entry(_message(value)) for key, value in table.items()}
+        entries = {key: _entry(message, value) for key, value in table.items()}
     ends: dict[Path, int] = dict.fromkeys(_data_files(prefix), 0)  # of the last tensor in each
     for entry in entries.values():
         shard = _shard(prefix, shards, entry.shard)
@@ -119,14 +123,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
     names, objects = {key: key for key in entries}, []
     if graph is not None:
         with _damage_to(_shard(prefix, shards, graph.shard)):
+            if graph.size > MOST_BYTES:
+                raise ValueError(f"its object graph has more than {MOST_BYTES:,} bytes")
             content = _string(_bytes(prefix, shards, graph), graph.checksum)
             graph_names, objects = _object_graph(content)
             names |= {key: name for key, name in graph_names.items() if key in entries}
     saved_model = prefix.parent.parent / "saved_model.pb"
     in_saved_model = prefix.name == "variables" and saved_model.exists()
     graph_file = saved_model if in_saved_model else _with_ending(prefix, ".meta")
-    if graph_file.is_file() and graph_file.stat().st_size > MOST_BYTES:  # not always read
-        raise UserError(f"{graph_file} has more than {MOST_BYTES:,} bytes, so it is no graph")
+    if graph_file.is_file() and graph_file.stat().st_size > GRAPH_BYTES:  # not always read
+        raise UserError(
+            f"{graph_file} has more than {GRAPH_BYTES:,} bytes, so it is no graph; remove it"
+        )
     return Checkpoint(
         format=f"TF{1 if graph is None else 2} {'SavedModel' if in_saved_model else 'checkpoint'}",
         prefix=prefix,
@@ -160,14 +168,14 @@ def read_graphs(file: Path) -> Iterator[dict[str, Node]]:
         UserError: where the file is damaged.
     """
     with _damage_to(file):
-        content = read_bytes(file, MOST_BYTES)
-        meta_graphs = _message(content)[2] if file.name == "saved_model.pb" else [content]
-        for meta_graph in map(_message, meta_graphs):
-            for graph in map(_message, meta_graph.get(2, [])):
-                yield _nodes(graph.get(1, []))
-                for library in map(_message, graph.get(2, [])):
-                    for function in map(_message, library.get(1, [])):
-                        yield _nodes(function.get(3, []))
+        content, message = read_bytes(file, GRAPH_BYTES), Messages()
+        meta_graphs = message(content)[2] if file.name == "saved_model.pb" else [content]
+        for meta_graph in map(message, meta_graphs):
+            for graph in map(message, meta_graph.get(2, [])):
+                yield _nodes(message, graph.get(1, []))
+                for library in map(message, graph.get(2, [])):
+                    for function in map(message, library.get(1, [])):
+                        yield _nodes(message, function.get(3, []))
 
 
 def checksum(data: bytes) -> int:
@@ -317,41 +325,50 @@ def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield key, data[at - length : at]
 
 
-def _message(data: bytes) -> dict[int, list[Any]]:
-    """A protocol buffer message: field number -> its values, integers or bytes."""
-    if not isinstance(data, bytes):
-        raise ValueError("a field is no message")
-    fields: dict[int, list[Any]] = {}
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-        elif kind == 2:
-            length, at = _varint(data, at)
-            value, at = data[at : at + length], at + length
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-            value, at = int.from_bytes(data[at : at + length], "little"), at + length
-        else:
-            raise ValueError(f"wire type {kind}")
-        if at > len(data):
-            raise ValueError("a field is cut off")
-        fields.setdefault(tag >> 3, []).append(value)
-    return fields
+class Messages:
+    """Reads the protocol buffer messages of one file, up to ``MOST_FIELDS`` fields in all."""
+
+    def __init__(self) -> None:
+        self.left = MOST_FIELDS
+
+    def __call__(self, data: bytes) -> dict[int, list[Any]]:
+        """A message: field number -> values, integers or bytes; ValueError for a damaged one."""
+        if not isinstance(data, bytes):
+            raise ValueError("a field is no message")
+        fields: dict[int, list[Any]] = {}
+        at = 0
+        while at < len(data):
+            tag, at = _varint(data, at)
+            kind = tag & 7
+            if kind == 0:
+                value, at = _varint(data, at)
+            elif kind == 2:
+                length, at = _varint(data, at)
+                value, at = data[at : at + length], at + length
+            elif kind in (1, 5):
+                length = 8 if kind == 1 else 4
+                value, at = int.from_bytes(data[at : at + length], "little"), at + length
+            else:
+                raise ValueError(f"wire type {kind}")
+            self.left -= 1
+            if at > len(data) or tag < 8:
+                raise ValueError("a field is cut off, or has the number 0")
+            if self.left < 0:
+                raise ValueError(f"it has more than {MOST_FIELDS:,} fields")
+            fields.setdefault(tag >> 3, []).append(value)
+        return fields
 
 
-def _one(message: dict[int, list[Any]], field: int) -> int:
+def _one(fields: dict[int, list[Any]], field: int) -> int:
     """An integer field; 0 where it is absent."""
-    value = message.get(field, [0])[0]
+    value = fields.get(field, [0])[0]
     if not isinstance(value, int):
         raise ValueError("a field is no integer")
     return value
 
 
-def _text(message: dict[int, list[Any]], field: int) -> str:
-    return _decoded(message.get(field, [b""])[0])
+def _text(fields: dict[int, list[Any]], field: int) -> str:
+    return _decoded(fields.get(field, [b""])[0])
 
 
 def _decoded(value: Any) -> str:
@@ -360,20 +377,21 @@ def _decoded(value: Any) -> str:
     return value.decode()
 
 
-def _entry(message: dict[int, list[Any]]) -> Entry:
-    dimensions = _message(message.get(2, [b""])[0]).get(2, [])
-    if 7 in message:
+def _entry(message: Messages, value: bytes) -> Entry:
+    fields = message(value)
+    dimensions = message(fields.get(2, [b""])[0]).get(2, [])
+    if 7 in fields:
         raise ValueError("a tensor is stored in slices")
-    shape = tuple(_one(_message(dimension), 1) for dimension in dimensions)
+    shape = tuple(_one(message(dimension), 1) for dimension in dimensions)
     if any(side >= 2**31 for side in shape) or len(shape) > 8:
         raise ValueError(f"a tensor has the shape {shape[:9]}")
     return Entry(
-        dtype=_one(message, 1),
+        dtype=_one(fields, 1),
         shape=shape,
-        shard=_one(message, 3),
-        offset=_one(message, 4),
-        size=_one(message, 5),
-        checksum=_one(message, 6),
+        shard=_one(fields, 3),
+        offset=_one(fields, 4),
+        size=_one(fields, 5),
+        checksum=_one(fields, 6),
     )
 
 
@@ -387,11 +405,11 @@ def _string(data: bytes, stored_checksum: int) -> bytes:
 
 def _object_graph(content: bytes) -> tuple[dict[str, str], list[dict[str, int]]]:
     """Key -> name of the variables, and the attributes of all objects."""
-    names, objects = {}, []
-    for node in map(_message, _message(content).get(1, [])):
-        children = map(_message, node.get(1, []))
+    names, objects, message = {}, [], Messages()
+    for node in map(message, message(content).get(1, [])):
+        children = map(message, node.get(1, []))
         objects.append({_text(child, 2): _one(child, 1) for child in children})
-        for attribute in map(_message, node.get(2, [])):
+        for attribute in map(message, node.get(2, [])):
             if name := _text(attribute, 2):
                 names[_text(attribute, 3)] = name
     if any(child >= len(objects) for children in objects for child in children.values()):
@@ -399,9 +417,9 @@ def _object_graph(content: bytes) -> tuple[dict[str, str], list[dict[str, int]]]
     return names, objects
 
 
-def _nodes(definitions: list[bytes]) -> dict[str, Node]:
+def _nodes(message: Messages, definitions: list[bytes]) -> dict[str, Node]:
     nodes = {}
-    for node in map(_message, definitions):
+    for node in map(message, definitions):
         # an input is "node", "node:output", "node:name:output", or "^node", a mere order
         inputs = [_decoded(text).split(":")[0] for text in node.get(3, [])]
         nodes[_text(node, 1)] = Node(_text(node, 2), [i for i in inputs if not i.startswith("^")])

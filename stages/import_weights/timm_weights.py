@@ -10,13 +10,12 @@ folder as on timm's hub, or a file in one, says in ``config.json`` what it holds
 the command says it. Nothing in a file is executed.
 """
 
-import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 from timm.models import PretrainedCfg
 
@@ -24,9 +23,10 @@ from shared.config.sections import Data, Model
 from shared.networks.build import build_encoder, network_meta
 from shared.networks.encoders import FORMATS, fetch_weights, known_encoder
 from shared.networks.heads import ContrastiveModel, ProjectionHead
+from shared.runtime.bounds import LEVEL, SIDE
 from shared.runtime.errors import UserError
 from shared.runtime.files import did_you_mean
-from shared.runtime.records import read_json
+from shared.runtime.records import damaged, mismatch, read_json
 from stages.import_weights.artifact import (
     check_output,
     require_empty,
@@ -36,6 +36,16 @@ from stages.import_weights.artifact import (
 
 PREFIX = "timm:"
 SUFFIXES = (".safetensors", ".bin")  # of files that need no prefix: nobody else's end so
+
+
+class Seen(TypedDict):
+    """How weights see images, as timm's ``config.json`` says it."""
+
+    input_size: list[int]
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+    crop_pct: float | None
 
 
 class Published(NamedTuple):
@@ -83,6 +93,8 @@ def import_published(
         side = _side(config)
         mean, std = _per_channel(config.mean), _per_channel(config.std)
         side = side if image_size is None else image_size
+        if side > SIDE:
+            raise ValueError(f"images of {side:.6g} pixels a side; at most {SIDE:,}")
         data = Data(image_size=side, antialias=True, mean=mean, std=std)
         pretrained = str(published.file) if published.file else bool(config.has_weights)
         if not pretrained:
@@ -153,10 +165,8 @@ def find(source: str) -> Published:
         config = known_encoder(name)
     except ValueError as error:
         raise UserError(f"{PREFIX}{source}: {error}") from error
-    described = notes.get("pretrained_cfg", notes)
-    if notes.get("architecture") == name.partition(".")[0] and isinstance(described, dict):
-        seen = ("input_size", "mean", "std", "interpolation", "crop_pct")
-        config = replace(config, **{key: described[key] for key in seen if key in described})
+    if file and notes.get("architecture") == name.partition(".")[0]:
+        config = replace(config, **_seen(notes, file))
     return Published(name, file, config)
 
 
@@ -179,8 +189,26 @@ def _file_in(path: Path) -> Path:
 def _notes_beside(file: Path) -> dict[str, Any]:
     """What ``config.json`` beside the weights says, as timm writes it; nothing where it is none."""
     notes = file.with_name("config.json")
-    remedy = f"fetch the model's folder again, or remove {notes.name} and give timm:NAME={file}"
-    return read_json(notes, remedy) if notes.is_file() else {}
+    return read_json(notes, _remedy(file)) if notes.is_file() else {}
+
+
+def _remedy(file: Path) -> str:
+    return f"fetch the model's folder again, or remove config.json and give timm:NAME={file}"
+
+
+def _seen(notes: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """What ``config.json`` says of the images; UserError where it can be none of that."""
+    described = notes.get("pretrained_cfg", notes)
+    wrong = mismatch(described, Seen, "pretrained_cfg", partial=True)
+    if not wrong:
+        share, filter_name = described.get("crop_pct"), described.get("interpolation", "")
+        if share is not None and not 0 < share <= 10:
+            wrong = f"crop_pct is {share!r:.40}, needed is a share of an image"
+        if len(filter_name) > 40:
+            wrong = "interpolation is longer than 40 characters"
+    if wrong:
+        raise damaged(file.with_name("config.json"), ValueError(wrong), _remedy(file))
+    return {key: described[key] for key in Seen.__annotations__ if key in described}
 
 
 def _side(config: PretrainedCfg) -> int:
@@ -189,20 +217,20 @@ def _side(config: PretrainedCfg) -> int:
     Raises:
         ValueError: these are not square, or have not three channels.
     """
-    channels, height, width = config.input_size
-    if channels != 3 or height != width or not isinstance(height, int):
+    size = tuple(config.input_size)
+    if len(size) != 3 or size[0] != 3 or size[1] != size[2]:
         raise ValueError(
-            f"it takes images of {channels!r} x {height!r} x {width!r}; here an encoder takes"
-            " square images of 3 channels"
+            f"it takes images of {' x '.join(map(str, size)):.60}; here an encoder takes square"
+            " images of 3 channels"
         )
-    return height
+    return size[1]
 
 
-def _per_channel(values: Any) -> tuple[float, float, float]:
+def _per_channel(values: Sequence[float]) -> tuple[float, float, float]:
     """Three numbers; ValueError where they are not."""
-    numbers = tuple(float(value) for value in values)
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"mean and std are three numbers each, not {values!r}")
+    numbers = tuple(map(float, values))
+    if len(numbers) != 3 or not all(abs(number) <= LEVEL for number in numbers):
+        raise ValueError(f"mean and std are three numbers each, not {values!r:.60}")
     return cast(tuple[float, float, float], numbers)
 
 

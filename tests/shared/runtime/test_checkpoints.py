@@ -3,14 +3,15 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from shared.runtime import tensors
-from shared.runtime.tensors import load_tensors, save_tensors
+from shared.runtime import stage_folder, tensors
+from shared.runtime.tensors import digest, load_tensors, save_tensors
 from shared.training.optim import build_optimizer, set_learning_rate
 from tests.support.disk import fill_the_disk
 from tests.support.stage_folder import (
@@ -242,3 +243,97 @@ def test_an_older_checkpoint_is_named_where_there_is_one(tmp_path):
     optimizer = build_optimizer("adamw", network(), 0.1)
     says = message(folder(tmp_path).load_state, network(), optimizer)
     assert "delete it, then the same command goes on from 000000002.safetensors" in says
+
+
+# ------------------------------------------------- checkpoints that somebody has written and hashed
+def rewritten(tmp_path, name, change, notes=None) -> str:
+    """What a stage says of a changed checkpoint that notes the hash of what it holds."""
+    stage, model = folder(tmp_path), network()
+    optimizer = build_optimizer(name, model, 0.1)
+    train(model, optimizer, range(2))
+    stage.save_state(2, 0.5, model, optimizer)
+    file = stage.path / "state/000000002.safetensors"
+    tensors, noted = load_tensors(file)
+    del noted["sha256"]
+    tensors, noted = change(tensors), {**noted, **(notes or {})}
+    file.unlink()
+    file = file.with_name(f"{int(noted['step']):09d}.safetensors")
+    save_tensors(file, tensors, {**noted, "sha256": digest(tensors, noted)})
+    other = network()
+    return message(stage.load_state, other, build_optimizer(name, other, 0.1), 5)
+
+
+def slots(tensors, function):
+    """The same with each tensor of the optimizer under the name, or of the value, that it gets."""
+    changed = {}
+    for name, value in tensors.items():
+        name, value = function(name, value) if name.startswith("optimizer.") else (name, value)
+        changed |= {name: value} if name else {}
+    return changed
+
+
+FIRST = ("exp_avg", "momentum_buffer")  # of AdamW, and of the other two
+FOREIGN = {
+    "renamed": lambda name, x: (re.sub("exp_avg$|momentum_buffer", "evil", name), x),
+    "left out": lambda name, x: ("" if name[10:12] == "0." and name.endswith(FIRST) else name, x),
+    "one number": lambda name, x: (name, x.reshape(-1)[:1].clone()),
+    "one number of many dimensions": lambda name, x: (name, x.reshape(-1)[:1].view(1, 1, 1)),
+    "transposed": lambda name, x: (name, x.mT.contiguous() if x.ndim == 2 else x),
+    "8 bits": lambda name, x: (name, x.to(torch.float8_e4m3fn)),
+    "whole numbers": lambda name, x: (name, x.long()),
+    "double": lambda name, x: (name, x.double()),
+    "without dimensions": lambda name, x: (name, x.reshape(-1)[0].clone()),
+}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars", "sgd"])
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_an_optimizer_gets_no_state_but_its_own(tmp_path, name, change):
+    """AdamW's fused update reads and writes memory by the weight's size, whatever a moment's is."""
+    says = rewritten(tmp_path, name, lambda tensors: slots(tensors, change))
+    assert "optimizer.0" in says
+    assert "redo the stage with --force finetune" in says
+
+
+def test_counts_of_adamw_are_single_numbers(tmp_path):
+    def like_weight(name, value):
+        return name, torch.ones(8) if name.endswith("1.step") else value
+
+    says = rewritten(tmp_path, "adamw", lambda tensors: slots(tensors, like_weight))
+    assert "optimizer.1.step is (8,) torch.float32, needed is () torch.float32" in says
+
+
+@pytest.mark.parametrize("also", ["evil", "x.y", "optimizer.0.evil", "optimizer.6.exp_avg"])
+def test_a_checkpoint_holds_nothing_besides(tmp_path, also):
+    says = rewritten(tmp_path, "adamw", lambda tensors: {**tensors, also: torch.ones(3)})
+    assert f"{also!r} is not the network's" in says
+
+
+@pytest.mark.parametrize(
+    ("notes", "reason"),
+    [
+        ({"step": "6"}, "it notes step 6 of 5"),
+        ({"step": "1000000000000"}, "it notes step 1,000,000,000,000 of 5"),
+        ({"seconds": "1e308"}, "it notes step 2 and 1e+308 seconds"),
+        ({"settings": "{}"}, "it was made with data.mean=None, now it is [0.0, 0.0, 0.0]"),
+    ],
+)
+def test_what_a_checkpoint_notes_has_bounds(tmp_path, notes, reason):
+    assert reason in rewritten(tmp_path, "lars", dict, notes)
+
+
+def test_a_checkpoint_far_too_large_is_not_read(tmp_path, monkeypatch):
+    """Of zeros that take no room on the disk, and hours to hash."""
+    _, file = checkpointed(tmp_path)
+    os.truncate(file, 2**40)
+    monkeypatch.setattr(stage_folder, "read_checkpoint", lambda file: pytest.fail("it was read"))
+    assert "it has 1,099,511,627,776 bytes, at most" in going_on(tmp_path)
+    (file.parents[1] / "settings.json").write_text("{}")  # also not where settings differ
+    assert "was made with data.mean=None" in message(folder, tmp_path)
+
+
+def test_a_file_in_place_of_the_checkpoints_folder_is_refused_before_training(tmp_path):
+    stage = folder(tmp_path)
+    stage.path.mkdir(parents=True)
+    (stage.path / "state").write_text("x")
+    assert message(stage.start, "") == f"{stage.path / 'state'} is no folder; remove it"

@@ -21,7 +21,14 @@ from shared.config.sections import Data
 from shared.data.images import UNLABELED, ImageSet
 from shared.data.names import Names
 from shared.data.sources import open_data
-from shared.training.evaluate import classification_metrics, over_images, predict, state_hash
+from shared.runtime.errors import UserError
+from shared.training.evaluate import (
+    classification_metrics,
+    outputs_of,
+    over_images,
+    predict,
+    state_hash,
+)
 from tests.support.gloo import fork, join
 from tests.support.photos import class_folders, process
 
@@ -106,6 +113,22 @@ def lone():
     return accelerator
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e20])
+def test_outputs_that_nothing_can_be_computed_with_are_refused(value):
+    """scikit-learn ends with a traceback, or with the process, on some of them."""
+
+    def network(batch):
+        rows = batch.mean((1, 2, 3))[:, None].expand(-1, 2).clone()
+        rows[5:, 1] = value
+        return rows
+
+    data, few = Data(image_size=4), images([0] * 7)
+    rows, _ = outputs_of(network, few, np.arange(4), data, lone())
+    assert rows.shape == (4, 2)
+    with pytest.raises(UserError, match="the outputs of the network for 2 of 7 images are not"):
+        outputs_of(network, few, np.arange(7), data, lone())
+
+
 def test_predict_sees_labeled_images_in_eval_mode():
     labels = [0, 1, UNLABELED, 2, 0, UNLABELED, 1]
     data = Data(image_size=4)
@@ -130,6 +153,7 @@ def test_metrics_of_many_classes_need_no_table_of_all_logits(tmp_path):
 
     many = replace(images(np.arange(n)), classes=tuple(map(str, range(classes))))
     process = psutil.Process()
+    predict(Wide(), many, Data(image_size=4), lone(), batch_size=8)  # loads code, opens pools
     before = process.memory_info().rss
     answers = predict(Wide(), many, Data(image_size=4), lone(), batch_size=8)
     assert process.memory_info().rss - before < n * classes * 4

@@ -1,5 +1,6 @@
 """Probabilities and features of paths, Pillow's images and arrays are those of the evaluation."""
 
+import json
 import os
 
 import numpy as np
@@ -13,6 +14,8 @@ from shared.data.images import decode_image
 from shared.data.sources import open_images
 from shared.networks.build import load_classifier, load_contrastive
 from shared.runtime.errors import UserError
+from shared.runtime.media import printable
+from shared.runtime.tensors import load_tensors, save_tensors, sha256
 from shared.training.predictor import Predictor
 from tests.support.exported import artifact
 from tests.support.photos import make_folder
@@ -200,3 +203,21 @@ def test_the_wrong_artifact(folder, files, tmp_path):
             Predictor(folder / "classifier", layer)
     with pytest.raises(UserError, match="no such artifact folder"):
         Predictor(tmp_path / "x")
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e20])
+def test_finite_weights_of_useless_outputs_are_refused(tmp_path, files, value):
+    """Somebody may have written them, with a ``meta.json`` that notes their hash."""
+    path = artifact(tmp_path / "evil\x1b[2J", ["a", "b", "c"])
+    tensors, _ = load_tensors(path / "model.safetensors")
+    tensors["linear.weight"].fill_(value)
+    save_tensors(path / "model.safetensors", tensors, {})
+    meta = json.loads((path / "meta.json").read_text())
+    meta["weights_sha256"] = sha256(path / "model.safetensors")
+    (path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(
+        UserError, match=r"the outputs of .*evil\\x1b\[2J for 5 of 5 images are not"
+    ) as told:
+        Predictor(path)(files)
+    assert printable(str(told.value)) == str(told.value)
+    assert np.isfinite(Predictor(path, layer=0).features(files[:0])).all()

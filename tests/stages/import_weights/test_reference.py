@@ -1,6 +1,7 @@
 """The authors' checkpoints, real ones and ones made on the spot, into artifacts."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from shared.networks.resnet import reference_names
 from shared.runtime.tensors import sha256
 from stages import distill, finetune
 from stages.import_weights.recognise import HEAD_LEAVES
-from stages.import_weights.tf_checkpoint import files_of, open_checkpoint
+from stages.import_weights.tf_checkpoint import Entry, files_of, open_checkpoint
 from tests.support import golden
 from tests.support.imported import edited, fails, meta_of, run, tensorflow_shapes
 from tests.support.tensorflow_files import (
@@ -305,6 +306,21 @@ def test_truncated_and_damaged_files(golden_checkpoints, tmp_path, capsys):
         assert "ckpt.index is truncated" in fails(capsys, prefix, out)
     (tmp_path / "ckpt.index").write_bytes(index)
     assert run(prefix, out, "--selector=1") == 0
+
+
+def test_a_counter_of_a_sparse_terabyte_is_not_hashed(golden_checkpoints, tmp_path, capsys):
+    """It is dropped, but all that a checkpoint holds is hashed."""
+    checkpoint = open_checkpoint(golden_checkpoints / TF1)
+    end = max(entry.offset + entry.size for entry in checkpoint.entries.values())
+    entries = dict(checkpoint.entries)
+    entries["global_step"] = Entry(9, (2**30, 2**7), 0, end, 2**40, 0)
+    prefix = rewrite(tmp_path, golden_checkpoints / TF1, entries)
+    data = tmp_path / "ckpt.data-00000-of-00001"
+    shutil.copy(data.readlink(), tmp_path / "copy")
+    (tmp_path / "copy").replace(data)
+    os.truncate(data, end + 2**40)
+    line = fails(capsys, prefix, tmp_path / "out", "--selector=1")
+    assert "more than 8 times as many as those of simclr_resnet18_1x_sk0" in line
 
 
 def test_damaged_object_graph(golden_checkpoints, tmp_path, capsys):

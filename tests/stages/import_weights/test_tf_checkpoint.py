@@ -1,5 +1,6 @@
 """TensorFlow's checkpoint files: which path names one, checksums, tensors."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -10,9 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.runtime.errors import UserError
+from stages.import_weights import tf_checkpoint
 from stages.import_weights.recognise import trace_linear_input
-from stages.import_weights.tf_checkpoint import Node, checksum, open_checkpoint
-from tests.support.tensorflow_files import SAVED, TF1, TF2, message, varint, write_tensors
+from stages.import_weights.tf_checkpoint import (
+    OBJECT_GRAPH,
+    Entry,
+    Node,
+    checksum,
+    open_checkpoint,
+    read_graphs,
+)
+from tests.support.tensorflow_files import (
+    SAVED,
+    TF1,
+    TF2,
+    message,
+    varint,
+    write_index,
+    write_tensors,
+)
 
 
 def test_every_way_to_name_a_checkpoint(golden_checkpoints):
@@ -152,6 +169,44 @@ def test_an_object_graph_that_names_objects_it_lacks(objects, tmp_path):
     prefix = write_tensors(tmp_path / "c", [("a", np.ones(1, np.float32))], graph)
     with pytest.raises(UserError, match="names an object that it lacks"):
         open_checkpoint(prefix)
+
+
+def test_an_object_graph_of_a_sparse_terabyte_is_not_read(tmp_path):
+    """Its entry says that it is so large, and the file is as large as that."""
+    prefix = write_tensors(tmp_path / "c", [("a", np.ones(1, np.float32))])
+    os.truncate(tmp_path / "c.data-00000-of-00001", TERABYTE)
+    write_index(prefix, {OBJECT_GRAPH: Entry(7, (), 0, 0, TERABYTE, 0)})
+    with pytest.raises(UserError, match="its object graph has more than 67,108,864 bytes"):
+        open_checkpoint(prefix)
+
+
+def test_an_index_of_too_many_tensors_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tf_checkpoint, "MOST_TENSORS", 3)
+    one = np.ones(1, np.float32)
+    assert open_checkpoint(write_tensors(tmp_path / "few", [("a", one), ("b", one)])).entries
+    prefix = write_tensors(tmp_path / "many", [(name, one) for name in "abc"])
+    with pytest.raises(UserError, match="it has more than 3 tensors"):
+        open_checkpoint(prefix)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (message((2, message((1, message((1, "a"), (2, "Add"))), (1, b"")))), ""),
+        (message((2, message(*((1, b"") for _ in range(9))))), "it has more than 9 fields"),
+        (message((2, bytes(8))), "a field is cut off, or has the number 0"),
+        (bytes(2**20), "a field is cut off, or has the number 0"),
+    ],
+)
+def test_a_graph_is_read_within_bounds(content, says, tmp_path, monkeypatch):
+    """In all its messages together; a field of a byte or two takes a hundred in memory."""
+    monkeypatch.setattr(tf_checkpoint, "MOST_FIELDS", 9)
+    (tmp_path / "c.meta").write_bytes(content)
+    if not says:
+        assert [*read_graphs(tmp_path / "c.meta")] == [{"a": Node("Add", []), "": Node("", [])}]
+        return
+    with pytest.raises(UserError, match=says):
+        list(read_graphs(tmp_path / "c.meta"))
 
 
 def nodes(**of: tuple[str, list[str]]) -> dict[str, Node]:

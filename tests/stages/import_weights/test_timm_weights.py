@@ -209,11 +209,23 @@ def test_sources_that_do_not_say_what_they_are(published, tmp_path, capsys):
     [
         ({"input_size": [1, 64, 64]}, "1 x 64 x 64"),
         ({"input_size": [3, 64, 32]}, "3 x 64 x 32"),
-        ({"input_size": 64}, "int"),
+        ({"input_size": 64}, "input_size is 64, needed is a list"),
+        ({"input_size": [3, 64.0, 64.0]}, "an item of input_size is 64.0, needed is int"),
+        ({"input_size": [3, 10**9, 10**9]}, "images of 1e+09 pixels a side; at most 16,384"),
+        ({"input_size": []}, "square images of 3 channels"),
         ({"mean": [0.5]}, "three numbers each, not [0.5]"),
-        ({"mean": "\u001b[31m"}, "could not convert"),
+        ({"mean": "\u001b[31m"}, "mean is '\\x1b[31m', needed is a list"),
+        ({"mean": ["0.5"] * 3}, "an item of mean is '0.5', needed is float"),
+        ({"mean": [True] * 3}, "an item of mean is True, needed is float"),
+        ({"mean": [1e30] * 3}, "three numbers each"),  # every stage would refuse the artifact
+        ({"mean": [10**400] * 3}, "an item of mean is too large a number"),
         ({"std": [0, 1, 1]}, "data.std must be greater than 0"),
         ({"std": [1, 1, float("nan")]}, "three numbers each"),
+        ({"interpolation": ["bicubic"]}, "interpolation is ['bicubic'], needed is str"),
+        ({"interpolation": "x" * 5000}, "longer than 40 characters"),
+        ({"crop_pct": "0.9"}, "crop_pct is '0.9', needed is float"),
+        ({"crop_pct": float("nan")}, "crop_pct is nan, needed is a share"),
+        ({"crop_pct": -1}, "crop_pct is -1, needed is a share"),
     ],
 )
 def test_notes_that_cannot_be(seen, named, tmp_path, capsys):
@@ -230,6 +242,9 @@ def test_damaged_notes(tmp_path, capsys):
     line = fails(capsys, f"timm:{tmp_path}", tmp_path / "out")
     assert "fetch the model's folder again, or remove config.json" in line
     assert "--force" not in line
+    (tmp_path / "config.json").write_text(f'{{"architecture": "{BYOB}", "pretrained_cfg": [3]}}')
+    line = fails(capsys, f"timm:{tmp_path}", tmp_path / "out")  # else it would see as timm's own do
+    assert "config.json is damaged (pretrained_cfg is [3], needed is an object)" in line
     for text in ("[]", '{"architecture": 3}', '{"architecture": "\\u001b[31m"}'):
         (tmp_path / "config.json").write_text(text)
         line = fails(capsys, f"timm:{tmp_path}", tmp_path / "out")
