@@ -236,7 +236,8 @@ def augmentation(lap: Lap, argv: list[str], batches_per_lap: int) -> None:
 def convolution_step(lap: Lap, channels: int, side: int, torchs: bool, bf16: bool) -> None:
     """Forward and backward of a convolution, 128 views; ours, or torch's."""
     if torchs:
-        convolution.WEIGHTS_PER_POSITION = convolution.LEAST_CHANNELS = 10**9
+        for name in ("WEIGHTS_PER_POSITION", "LEAST_CHANNELS", "LEAST_CHANNELS_BY_ONEDNN"):
+            setattr(convolution, name, 10**9)
     conv = Conv2d(channels, channels, 3).to(memory_format=torch.channels_last)
     x = torch.randn(128, channels, side, side).to(memory_format=torch.channels_last)
     x.requires_grad_()

@@ -28,7 +28,7 @@ def work(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch):
     """One process has one precision, and one way of convolution; the tests share a process."""
-    for name in ("WEIGHTS_PER_POSITION", "LEAST_CHANNELS"):
+    for name in ("WEIGHTS_PER_POSITION", "LEAST_CHANNELS", "LEAST_CHANNELS_BY_ONEDNN"):
         monkeypatch.setattr(convolution, name, getattr(convolution, name))
     AcceleratorState._reset_state(True)
     yield

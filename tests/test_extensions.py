@@ -328,11 +328,12 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
             '    """The file as a function."""\n'
             "    return torch.export.load(path).module()\n"
         ),
+        "stages/export/arguments.py": [after("NAMES = {", '"program": "model.pt2", ')],
         "stages/export/export.py": [
             Edit("import onnx_file, timm_folder,", "import onnx_file, program, timm_folder,"),
             after(
                 "FORMATS = {\n",
-                '    "program": Format("model.pt2", program.write, program.load),\n',
+                '    "program": Format(NAMES["program"], program.write, program.load),\n',
             ),
         ],
     },

@@ -232,6 +232,7 @@ def imported_by(*names: str) -> set[str]:
         if name in seen:
             continue
         seen.add(name)
+        todo += {name.rpartition(".")[0]} & {*modules}  # its package comes first
         for node in ast.parse(modules[name].read_text()).body:  # those in functions come later
             if isinstance(node, ast.Import):
                 others |= {alias.name.partition(".")[0] for alias in node.names}
@@ -252,10 +253,32 @@ def test_stage_1_begins_without_what_only_later_stages_need():
     assert not others & {"sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "jinja2"}
 
 
-@pytest.mark.parametrize("command", ["stages.report", "stages.page.__main__"])
-def test_commands_that_read_a_run_answer_before_torch_is_imported(command):
+OTHERS = ("report", "page", "predict", "export", "suggest", "import_weights")
+
+
+@pytest.mark.parametrize("stage", OTHERS)
+def test_other_commands_answer_before_torch_is_imported(stage):
+    name = f"stages.{stage}"
+    command = f"{name}.__main__" if f"{name}.__main__" in sources() else name
     assert "argparse" in imported_by(command)
     assert not imported_by(command) & {"torch", "numpy", "accelerate", "datasets", "timm"}
+
+
+@pytest.mark.parametrize("stage", OTHERS[2:])
+@pytest.mark.parametrize(("flag", "code", "says"), [("-h", 0, "usage: "), ("--outt", 2, "--outt")])
+def test_a_bad_call_and_the_help(stage, flag, code, says, monkeypatch, capsys):
+    """The command says the same as the ``main`` that it goes on with."""
+    main = importlib.import_module(f"stages.{stage}.__main__").main
+    monkeypatch.setattr(sys, "argv", [stage, flag])
+    if code:
+        assert main() == code
+    else:
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == code
+    printed = capsys.readouterr()
+    assert says in printed.out + printed.err
+    assert len(printed.err.splitlines()) == (code == 2)
 
 
 MOVED = {

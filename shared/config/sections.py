@@ -12,6 +12,7 @@ from shared.config.optimizers import OPTIMIZERS
 from shared.config.pretext import TASKS
 from shared.runtime.records import field_of, listed
 
+WEIGHT_FORMATS = (".safetensors", ".bin", ".pth", ".pt")  # of published weights
 MAX_PIXELS = 178_956_970  # Pillow's limit, against small files that decode to huge images
 Loss = Literal[
     "nt_xent",

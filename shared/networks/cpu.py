@@ -10,6 +10,9 @@ processor alone, never on a measurement: so an interrupted run that goes on keep
   layer's input while it is computed. In float32 too.
 - In float32, on maps of 2 x 2, a 3 x 3 convolution is a dense layer: each output sees each input.
 - In float32 3 x 3 convolutions of many channels are Winograd's, with a quarter of the products.
+
+In float32 torch multiplies by MKL, which leaves half of what AMD's processors with AVX-512 can do.
+There oneDNN, which makes torch's convolutions, makes these products too.
 """
 
 import math
@@ -19,13 +22,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# This processor is AMD's with AVX-512, and torch may use it.
+PRODUCTS_BY_ONEDNN = (
+    torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and torch.backends.mkldnn.is_available()
+    and getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "").startswith("AMD")
+)
 # With this many weights per position of the output map, or more, the product never was slower.
 WEIGHTS_PER_POSITION = 16_000
 # Winograd's way pays from so many channels on; where a map is one tile, from half as many.
 LEAST_CHANNELS = 128
+LEAST_CHANNELS_BY_ONEDNN = 256  # where oneDNN makes the products: its own convolutions are faster
 TILE = 4  # outputs along each side of one of Winograd's tiles, made of TILE + 2 inputs
 LEAST_TILES = 32  # of a batch; for fewer, to transform the weights takes too long
 TILES_AT_ONCE = 128  # what is computed for so many tiles fits into the cache
+TILES_AT_ONCE_BY_ONEDNN = 512  # it lays out the weights anew for each product
 
 
 class Conv2d(nn.Conv2d):
@@ -86,6 +97,27 @@ class Conv2d(nn.Conv2d):
         )
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """(M, K) times (K, N): (M, N)."""
+    if a.dtype == torch.float32 and PRODUCTS_BY_ONEDNN:
+        a, b = _dense(a), _dense(b)
+        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return a @ b
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """The same for each of (n, M, K) and (n, K, N): (n, M, N)."""
+    if not PRODUCTS_BY_ONEDNN:
+        return torch.bmm(a, b)
+    pairs = zip(_dense(a), _dense(b), strict=True)
+    return torch.stack([_product(left, right) for left, right in pairs])
+
+
+def _dense(matrices: Tensor) -> Tensor:
+    """The same numbers, rows or columns in one piece: for others oneDNN takes 100 times as long."""
+    return matrices if matrices.mT.is_contiguous() else matrices.contiguous()
+
+
 class _ProductForWeights(torch.autograd.Function):
     """The convolution padded by k // 2; the gradient of its weights as one matrix product."""
 
@@ -120,7 +152,7 @@ class _ProductForWeights(torch.autograd.Function):
         windows = padded.unfold(1, k, stride).unfold(2, k, stride)  # (B, H', W', C, k, k)
         windows = windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, k * k * inputs)
         grad = grad.permute(0, 2, 3, 1).reshape(-1, outputs)  # (B * H' * W', C')
-        grad_weight = (grad.t() @ windows).view(outputs, k, k, inputs).permute(0, 3, 1, 2)
+        grad_weight = _product(grad.t(), windows).view(outputs, k, k, inputs).permute(0, 3, 1, 2)
         return grad_input, grad_weight, None
 
 
@@ -136,7 +168,7 @@ class _Dense(torch.autograd.Function):
         matrix = torch.stack(taps, dim=3).reshape(4 * inputs, 4 * outputs)
         rows = input.permute(0, 2, 3, 1).reshape(-1, 4 * inputs)
         ctx.save_for_backward(rows, matrix)
-        return (rows @ matrix).view(-1, 2, 2, outputs).permute(0, 3, 1, 2)
+        return _product(rows, matrix).view(-1, 2, 2, outputs).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -145,8 +177,8 @@ class _Dense(torch.autograd.Function):
         grad = grads[0].permute(0, 2, 3, 1).reshape(-1, 4 * outputs)
         grad_input = None
         if ctx.needs_input_grad[0]:
-            grad_input = (grad @ matrix.t()).view(-1, 2, 2, inputs).permute(0, 3, 1, 2)
-        of_outputs = (rows.t() @ grad).view(2, 2, inputs, 4, outputs).unbind(3)
+            grad_input = _product(grad, matrix.t()).view(-1, 2, 2, inputs).permute(0, 3, 1, 2)
+        of_outputs = _product(rows.t(), grad).view(2, 2, inputs, 4, outputs).unbind(3)
         grad_kernel = grad.new_zeros(3, 3, inputs, outputs)
         for (down, across), of_output in zip(_taps_of_outputs(), of_outputs, strict=True):
             grad_kernel[down, across] += of_output
@@ -163,6 +195,8 @@ def _winograd_pays(shape: torch.Size, outputs: int) -> bool:
     B, C, H, W = shape
     tiles = math.ceil(H / TILE) * math.ceil(W / TILE)
     least = LEAST_CHANNELS // 2 if H == W == TILE else LEAST_CHANNELS
+    if PRODUCTS_BY_ONEDNN:
+        least = LEAST_CHANNELS_BY_ONEDNN
     used = H * W / (tiles * TILE**2)  # share of what is computed
     return min(C, outputs) >= least and B * tiles >= LEAST_TILES and used >= 0.75
 
@@ -221,7 +255,7 @@ def _convolve(input: Tensor, weight: Tensor) -> Tensor:
     output = input.new_empty(len(input), H, W, outputs)
     at_once = _images_at_once(H, W)
     for part, rows in zip(input.split(at_once), output.split(at_once), strict=True):
-        products = torch.bmm(_transformed_tiles(part).transpose(0, 1), kernels)  # (36, T, C')
+        products = _products(_transformed_tiles(part).transpose(0, 1), kernels)  # (36, T, C')
         products = products.transpose(0, 1)  # (T, 36, C')
         if H == W == TILE:
             torch.matmul(OF_OUTPUTS, products, out=rows.view(-1, TILE**2, outputs))
@@ -242,8 +276,11 @@ def _grad_of_weight(input: Tensor, grad: Tensor) -> Tensor:
         rows = F.pad(grad_part.permute(0, 2, 3, 1), (0, 0, 0, -W % TILE, 0, -H % TILE))
         tiles = rows.reshape(-1, down, TILE, across, TILE, outputs).transpose(2, 3)
         grads = OF_OUTPUTS.t() @ tiles.reshape(-1, TILE**2, outputs)  # (T, 36, C')
-        inputs = _transformed_tiles(part).permute(1, 2, 0)  # (36, C, T)
-        kernels.baddbmm_(inputs, grads.transpose(0, 1))
+        inputs, grads = _transformed_tiles(part).transpose(0, 1), grads.transpose(0, 1)
+        if PRODUCTS_BY_ONEDNN:
+            kernels += _products(_dense(inputs).mT, grads)
+        else:
+            kernels.baddbmm_(inputs.mT, grads)
     taps = (OF_WEIGHTS.t() @ kernels.view(len(kernels), -1)).view(3, 3, C, outputs)
     return taps.permute(3, 2, 0, 1)
 
@@ -261,4 +298,5 @@ def _transformed_tiles(input: Tensor) -> Tensor:
 
 def _images_at_once(H: int, W: int) -> int:
     """How many images with maps of this size are computed together."""
-    return max(1, TILES_AT_ONCE // (math.ceil(H / TILE) * math.ceil(W / TILE)))
+    tiles = TILES_AT_ONCE_BY_ONEDNN if PRODUCTS_BY_ONEDNN else TILES_AT_ONCE
+    return max(1, tiles // (math.ceil(H / TILE) * math.ceil(W / TILE)))

@@ -16,10 +16,10 @@ from timm.models import PretrainedCfg, load_state_dict
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from shared.config.sections import WEIGHT_FORMATS
 from shared.networks import resnet  # registers the SimCLRv2 family with timm
 from shared.networks.batchnorm import BatchNorm
 
-FORMATS = (".safetensors", ".bin", ".pth", ".pt")  # of published weights
 SMALL_IMAGE = 32  # up to this size the reference uses the small-image stem (tf2/model.py)
 
 
@@ -88,7 +88,7 @@ def fetch_weights(
 
     Args:
         name: of a timm model.
-        pretrained: true takes timm's own weights; or a file of them (``FORMATS``).
+        pretrained: true takes timm's own weights; or a file of them (``WEIGHT_FORMATS``).
         otherwise: what to do where they cannot be reached, for the message.
 
     Returns:
@@ -100,7 +100,7 @@ def fetch_weights(
     """
     config = known_encoder(name)
     if isinstance(pretrained, str):
-        if not Path(pretrained).is_file() or not pretrained.endswith(FORMATS):
+        if not Path(pretrained).is_file() or not pretrained.endswith(WEIGHT_FORMATS):
             raise ValueError(
                 f"no weights of {name!r} in {pretrained!r}: give true, false or a .safetensors file"
                 " (or .bin, .pth, .pt)"

@@ -3,7 +3,6 @@
 import math
 
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 SMALLEST, LARGEST = 0.05, 20.0
@@ -22,6 +21,8 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     Returns:
         The temperature, from ``SMALLEST`` to ``LARGEST``.
     """
+    from scipy.optimize import minimize_scalar  # half a second to import
+
     if not len(targets) or bool((logits.argmax(1) == targets).all()):
         return 1.0
     logits = logits.double()

@@ -2,7 +2,19 @@
 
 import sys
 
-from stages.export.export import main
+from shared.runtime.errors import exit_code_2
+from shared.runtime.imports import no_garbage
+from stages.export.arguments import parser
+
+
+@exit_code_2
+def main() -> int:
+    """Answer a bad call at once: torch and its company, which take seconds, come after it."""
+    parser().parse_args()
+    with no_garbage():
+        from stages.export.export import main as run
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,28 +1,19 @@
-"""Write an artifact as a file for other programs, and check the file on real images.
-
-    python -m stages.export runs/photos/distill-10pct-seed0 --to onnx
-
-The file takes images (N, 3, S, S) float32, RGB in [0, 1], of the network's size S.
-Normalisation and softmax are inside; the central crop and the resize are outside. The file says so
-itself, with the names of the classes and the hash of the artifact's weights. It is written only
-where its outputs on images of the run are those of torch. A folder for timm holds what timm loads:
-normalisation is in its config.json, softmax is left to the caller.
-"""
+"""Write an artifact as a file for other programs, and check the file on real images."""
 
 import math
 import os
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from shared.runtime.artifacts import read_meta
-from shared.runtime.errors import CannotWriteError, CommandParser, UserError, exit_code_2
+from shared.runtime.errors import CannotWriteError, UserError, exit_code_2
 from shared.runtime.files import clean, delete, temporary_folder
 from shared.runtime.lock import held
 from shared.runtime.media import say, say_block
 from stages.export import onnx_file, timm_folder, torchscript
+from stages.export.arguments import NAMES, parser
 from stages.export.images import Function, RealImages, accuracies, check, open_images
 from stages.export.network import Source, load
 
@@ -50,10 +41,12 @@ class Format(NamedTuple):
 
 FORMATS = {
     "onnx": Format(
-        "model.onnx", onnx_file.write, onnx_file.load, onnx_file.notes, onnx_file.require_packages
+        NAMES["onnx"], onnx_file.write, onnx_file.load, onnx_file.notes, onnx_file.require_packages
     ),
-    "timm": Format("timm", timm_folder.write, timm_folder.load, timm_folder.notes),
-    "torchscript": Format("model.pt", torchscript.write, torchscript.load, torchscript.notes),
+    "timm": Format(NAMES["timm"], timm_folder.write, timm_folder.load, timm_folder.notes),
+    "torchscript": Format(
+        NAMES["torchscript"], torchscript.write, torchscript.load, torchscript.notes
+    ),
 }
 
 
@@ -187,61 +180,10 @@ def _size(path: Path) -> str:
     return f"{sum(file.stat().st_size for file in files) / 1e6:.2f} MB"
 
 
-def _parser() -> CommandParser:
-    parser = CommandParser(
-        "python -m stages.export",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("artifact", type=Path, metavar="runs/NAME/STAGE", help="a classifier or an encoder")
-    add(
-        "--to",
-        choices=FORMATS,
-        required=True,
-        help="onnx: a file for onnxruntime (pip install -e '.[export]'); timm: a folder for"
-        ' timm.create_model("local-dir:FOLDER", pretrained=True); torchscript: a file for'
-        " torch.jit.load",
-    )
-    add(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="OUT",
-        help="file or folder to write; default: "
-        + ", ".join(f.name for f in FORMATS.values())
-        + " in the artifact's folder",
-    )
-    add(
-        "--layer",
-        type=int,
-        metavar="K",
-        help="features instead of probabilities: 0 is the encoder's output, K what K layers of the"
-        " projection head make of it; an encoder's default is 0",
-    )
-    add(
-        "--int8",
-        action="store_true",
-        help="onnx: also write OUT with .int8.onnx, weights in 8 bits (dynamic quantisation), and"
-        " print its accuracy on the test images beside that of float",
-    )
-    add(
-        "--images",
-        metavar="SOURCE",
-        help="check on these images (a folder, a .parquet file, a hub name) instead of the run's",
-    )
-    add(
-        "--push_to_hub",
-        metavar="NAME",
-        help="timm: also upload the folder to the Hugging Face hub as OWNER/NAME",
-    )
-    return parser
-
-
 @exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one artifact: 0, or 2 after one line that says what is wrong."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     to, path, name = arguments.to, arguments.artifact, arguments.push_to_hub
     if arguments.int8 and to != "onnx":
         raise UserError(f"--int8 needs --to onnx, not {to}")

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, TypedDict, cast
 
 from timm.models import PretrainedCfg
 
-from shared.config.sections import Data, Model
+from shared.config.sections import WEIGHT_FORMATS, Data, Model
 from shared.networks.build import build_encoder, network_meta
-from shared.networks.encoders import FORMATS, fetch_weights, known_encoder
+from shared.networks.encoders import fetch_weights, known_encoder
 from shared.networks.heads import ContrastiveModel, ProjectionHead
 from shared.runtime.bounds import LEVEL, SIDE
 from shared.runtime.errors import UserError
@@ -151,7 +151,7 @@ def find(source: str) -> Published:
         raise UserError(f"{PREFIX}{source[:40]}... is no name and no path; give {PREFIX}NAME=FILE")
     named = None if os.path.exists(source) else re.fullmatch(r"([\w.-]+)=(.+)", source)
     name, path = (named[1], Path(named[2])) if named else ("", Path(source))
-    if not named and not path.is_dir() and path.suffix not in FORMATS:
+    if not named and not path.is_dir() and path.suffix not in WEIGHT_FORMATS:
         name, path = source.removeprefix("hf-hub:").removeprefix("timm/"), None
     file = _file_in(path) if path else None
     notes = _notes_beside(file) if file else {}
@@ -178,10 +178,11 @@ def _file_in(path: Path) -> Path:
         if file is None:
             raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
         return file
-    if not path.is_file() or path.suffix not in FORMATS:
+    if not path.is_file() or path.suffix not in WEIGHT_FORMATS:
         what = "is no file of weights" if path.exists() else "does not exist"
         raise UserError(
-            f"{path} {what}; give one of {', '.join(FORMATS)}, or timm's folder{did_you_mean(path)}"
+            f"{path} {what}; give one of {', '.join(WEIGHT_FORMATS)}, or timm's folder"
+            f"{did_you_mean(path)}"
         )
     return path
 

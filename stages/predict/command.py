@@ -1,16 +1,12 @@
 """Use an artifact on new images: a row for each image.
 
-    python -m stages.predict runs/photos/distill-10pct-seed0 new/ -o predictions.csv
-    python -m stages.predict runs/photos/distill-10pct-seed0 new/*.jpg > predictions.csv
-    python -m stages.predict runs/photos/pretrain new/ --features -o features.parquet
-
 The network sees each image as in evaluation: its central part, normalised as in training. With -o
 the rows are written block by block, and the same command goes on where it was stopped.
 """
 
 import os
 import re
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -31,7 +27,7 @@ from shared.data.images import UNLABELED, USUAL, Decoding, ImageSet, Splits
 from shared.data.labels import draw_labels
 from shared.data.sources import open_data, open_images
 from shared.runtime.artifacts import ClassifierMeta
-from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.errors import UserError, exit_code_2
 from shared.runtime.lock import held
 from shared.runtime.media import abbreviated, printable, say
 from shared.runtime.progress import Progress, counted
@@ -40,6 +36,7 @@ from shared.runtime.stop import Stopped, StopRequest
 from shared.training.calibration import fit_temperature
 from shared.training.predictor import Outputs, Predictor
 from shared.training.stage import settings_of_test_images
+from stages.predict.arguments import parser
 from stages.predict.rows import FORMS, Printed, RowFile
 
 CALIBRATED = 5_000  # labeled images at most, evenly spaced, that a temperature is fitted on
@@ -185,67 +182,6 @@ def _as_here(message: str) -> str:
     """A message of the data's rooms with the options of this command."""
     message = re.sub(r"(--)?data\.(on_error|max_pixels|image_column)", r"--\2", message)
     return re.sub(r"--data\.load_truncated true", "--load_truncated", message)
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(
-        "python -m stages.predict",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
-        "artifact",
-        type=Path,
-        metavar="runs/NAME/STAGE",
-        help="the folder of a classifier, as runs/photos/distill-10pct-seed0; or of an encoder",
-    )
-    add(
-        "images",
-        type=Path,
-        nargs="+",
-        metavar="IMAGE",
-        help="image files, folders (all images below them), .parquet files",
-    )
-    add(
-        "--load_truncated", action="store_true", help="read what there is of files that are cut off"
-    )
-    add("--max_pixels", type=int, default=USUAL.max_pixels, help="refuse images of more pixels")
-    add(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="OUT",
-        help="write the rows into OUT: .csv, .jsonl or .parquet; else they are printed as CSV",
-    )
-    add("--top_k", type=int, default=1, metavar="K", help="the K likeliest classes")
-    add("--probabilities", action="store_true", help="the probabilities of all classes")
-    add(
-        "--features",
-        type=int,
-        nargs="?",
-        const=0,
-        metavar="LAYER",
-        help="the features of a layer: 0 (the default) is the encoder's output, K what K layers of"
-        " the projection head make of it",
-    )
-    add(
-        "--abstain",
-        type=float,
-        metavar="THRESHOLD",
-        help="no label where the probability is below, after a temperature that is fitted on"
-        " labeled images of the artifact's run that it has not learned from: the test images",
-    )
-    add(
-        "--on_error",
-        choices=("stop", "skip"),
-        default="stop",
-        help="stop at an unreadable image, or skip it: it has no row, and is listed",
-    )
-    add("--image_column", metavar="NAME", help="of a .parquet file, where it cannot be guessed")
-    add("--workers", type=int, default=Data.workers, help="processes that decode images")
-    add("--batch_size", type=int, default=64, help="images at once, and rows in a block")
-    return parser
 
 
 def _require_values(arguments: Namespace) -> None:
@@ -400,7 +336,7 @@ def _report(
 @exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or print a row for each image."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     _require_values(arguments)
     StopRequest.listen()
     try:

@@ -12,7 +12,6 @@ from sklearn.neighbors import NearestNeighbors
 
 from shared.runtime.randomness import generator
 
-WAYS = ("typiclust", "kmeans", "random")
 CLUSTERS = 500  # at most, as in TypiClust's code
 NEIGHBOURS = 20  # of the same cluster, whose mean distance says how dense it is there
 RESTARTS = 10  # of k-means, where images x clusters are at most so many:

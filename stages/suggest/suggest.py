@@ -1,31 +1,9 @@
-"""Which images to label: by the features of stage 1, without a look at any label.
-
-    python -m stages.suggest runs/photos --budget 50
-    python -m stages.suggest runs/photos --budget 50 --labels runs/photos/to_label.csv
-    python -m stages.suggest runs/photos --budget 50 --test
-
-writes two files into the run's folder (or --out). ``to_label.csv`` has the columns file and label,
-with the label empty, the image that is most worth a label first; filled, it is a file for
-``--labels``. ``to_label.html`` is a sheet on which a person types or clicks the classes and saves
-that file. No image is copied.
-
-First the images are clustered (k-means), into as many clusters as images are wanted, and each
-cluster gives one: the densest (typiclust), or the nearest to its centre (kmeans). After a first
-round there are as many clusters as labels, given and wanted. Clusters without a label come first;
-if the run has a classifier that was made from these labels, those first of whose image it is least
-sure: the two highest probabilities are closest. The labels that were given stay in the first rows,
-so that one file grows.
-
-``--test`` draws images by lot, to test with: suggested ones are easier than most. ``to_test.csv``
-and its sheet are without the labels of ``to_label.csv``; filled, it is a file for ``--data.test``,
-and grows in the same way. No image is suggested for both.
-"""
+"""Which images to label: by the features of stage 1, without a look at any label."""
 
 import json
 import os
 import re
 import shlex
-from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -55,16 +33,17 @@ from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.runs.redo import same_run
 from shared.runtime.artifacts import read_meta
-from shared.runtime.errors import CommandParser, UserError, exit_code_2
+from shared.runtime.errors import UserError, exit_code_2
 from shared.runtime.files import did_you_mean, write_atomically
 from shared.runtime.lock import held
-from shared.runtime.media import abbreviated, printable
+from shared.runtime.media import abbreviated
 from shared.runtime.progress import Progress, counted
 from shared.runtime.randomness import generator
 from shared.runtime.records import read_json
 from shared.training.device import to_device
 from shared.training.evaluate import outputs_of
-from stages.suggest.choose import WAYS, in_order_of_worth
+from stages.suggest.arguments import WAYS, parser
+from stages.suggest.choose import in_order_of_worth
 from stages.suggest.sheet import sheet, thumbnail
 
 IMAGES = 50_000  # whose features are looked at, at most, by lot
@@ -184,7 +163,7 @@ def suggest(
         config: of the run, with the labels that ``text`` names.
         accelerator: of this process.
         budget: images to suggest.
-        by: of ``choose.WAYS``.
+        by: of ``WAYS``.
         text: value of ``--labels``; None: the run's own file of labels, if it has one.
         out: folder of the two files; None: the run's.
         test: the images are for testing, so the file holds no others.
@@ -357,43 +336,10 @@ def config_of(run: Path, labels: str | None, seed: int | None) -> Config:
     return replace(config, output=str(run.parent), run=run.name, data=data, seed=seed)
 
 
-def _images(text: str) -> int:
-    """The budget as argparse reads it; that of pipeline.py is a time."""
-    if not re.fullmatch("-?[0-9]{1,12}", text):
-        raise ArgumentTypeError(f"it is a number of images, such as 30, got {printable(text)!r}")
-    return int(text)
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(
-        "python -m stages.suggest",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("run", type=Path, metavar="runs/NAME", help="the folder of a run with a pretraining")
-    add("--budget", type=_images, required=True, metavar="N", help="images that you can label now")
-    add("--by", choices=WAYS, help=f"how they are chosen; default: {WAYS[0]}")
-    add(
-        "--labels",
-        metavar="FILE",
-        help="the labels so far: a CSV file, or as --labels of pipeline.py; default: the run's own"
-        " CSV file, if it has one",
-    )
-    add("--out", type=Path, metavar="FOLDER", help="folder of the two files; default: the run's")
-    add(
-        "--test",
-        action="store_true",
-        help="images by lot, to test with: to_test.csv, a file for --data.test",
-    )
-    add("--seed", type=int, metavar="N", help="of the clusters or the lot; default: the run's")
-    return parser
-
-
 @exit_code_2
 def main(argv: Sequence[str] | None = None) -> int:
     """Suggest images of one run: 0, or 2 after one line that says what is wrong."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     if arguments.budget < 1:
         raise UserError(f"--budget must be 1 or more, got {arguments.budget}")
     if arguments.test and arguments.by not in (None, "random"):

@@ -7,7 +7,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from shared.networks import cpu as convolution
-from shared.networks.cpu import Conv2d, _Dense, _ProductForWeights, _Winograd, _winograd_pays
+from shared.networks.cpu import (
+    Conv2d,
+    _Dense,
+    _product,
+    _ProductForWeights,
+    _products,
+    _Winograd,
+    _winograd_pays,
+)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 7])
@@ -122,7 +130,15 @@ def assert_as_torch(way, images, weight, tolerance):
         assert error < tolerance
 
 
+@pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
+def onednn(request, monkeypatch) -> bool:
+    """Whether oneDNN makes the products in float32, as on AMD's processors with AVX-512."""
+    monkeypatch.setattr(convolution, "PRODUCTS_BY_ONEDNN", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize(("batch", "inputs", "outputs"), [(1, 1, 1), (5, 3, 4), (2, 16, 8)])
+@pytest.mark.usefixtures("onednn")
 def test_a_convolution_of_maps_of_2_x_2_is_a_dense_layer(batch, inputs, outputs):
     torch.manual_seed(0)
     images, weight = torch.randn(batch, inputs, 2, 2), torch.randn(outputs, inputs, 3, 3)
@@ -131,6 +147,7 @@ def test_a_convolution_of_maps_of_2_x_2_is_a_dense_layer(batch, inputs, outputs)
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (3, 1, 1), (140, 4, 4), (9, 16, 16), (3, 7, 9)])
 @pytest.mark.parametrize(("inputs", "outputs"), [(5, 3), (32, 48)])
+@pytest.mark.usefixtures("onednn")
 def test_winograd(shape, inputs, outputs):
     """Also more tiles than are computed at once, and maps that tiles hang over."""
     torch.manual_seed(0)
@@ -140,19 +157,39 @@ def test_winograd(shape, inputs, outputs):
     assert_as_torch(_Winograd.apply, images, weight, 2e-4)
 
 
-def test_where_winograd_pays():
-    for batch, channels, side, pays in [
-        (32, 64, 4, True),  # one tile
-        (31, 64, 4, False),  # too few of them
-        (32, 63, 4, False),
-        (32, 128, 8, True),
-        (32, 127, 8, False),
-        (32, 128, 5, False),  # 25 of 64 places
-        (32, 128, 7, True),  # 49 of 64
-        (8, 512, 7, True),
+def test_where_winograd_pays(onednn):
+    for batch, channels, side, by_onednn, by_mkl in [
+        (32, 64, 4, False, True),  # one tile
+        (31, 64, 4, False, False),  # too few of them
+        (32, 63, 4, False, False),
+        (32, 128, 8, False, True),
+        (32, 127, 8, False, False),
+        (32, 128, 5, False, False),  # 25 of 64 places
+        (32, 128, 7, False, True),  # 49 of 64
+        (8, 512, 7, True, True),
+        (32, 256, 4, True, True),
+        (31, 256, 4, False, False),
+        (32, 255, 4, False, True),
+        (32, 256, 5, False, False),
     ]:
+        pays = by_onednn if onednn else by_mkl
         assert _winograd_pays(torch.Size((batch, channels, side, side)), channels) == pays
     assert not _winograd_pays(torch.Size((32, 256, 8, 8)), 64)
+
+
+def test_a_product_by_onednn_is_the_product(monkeypatch):
+    """Also of matrices that lie in memory otherwise."""
+    torch.manual_seed(0)
+    a, b = torch.randn(3, 7, 5), torch.randn(3, 5, 6)
+    apart = torch.randn(7, 3, 10)[:, :, ::2].transpose(0, 1)
+    same = torch.ones(()).expand(3, 5, 6)
+    monkeypatch.setattr(convolution, "PRODUCTS_BY_ONEDNN", True)
+    for left, right in [(a, b), (apart, b), (a, same), (a.mT.contiguous().mT, b)]:
+        exact = left.double() @ right.double()
+        for mine in (_products(left, right)[1], _product(left[1], right[1])):
+            assert (mine - exact[1]).abs().max() < 1e-5
+    whole = torch.ones(2, 3, dtype=torch.bfloat16)
+    assert _product(whole, whole.t()).dtype == torch.bfloat16
 
 
 WAYS = {"dense": (2, 1), "winograd": (4, 1), "product": (2, 2), "torch": (4, 2)}
@@ -163,10 +200,12 @@ def way_of(
 ) -> str:
     """By what the output of a float32 convolution on CPU is made."""
     side, stride = WAYS[name]
-    conv = Conv2d(64, 256 if name == "product" else 64, 3, stride).to(dtype)
+    inputs = 256 if name == "winograd" else 64
+    outputs = 256 if name in ("winograd", "product") else 64
+    conv = Conv2d(inputs, outputs, 3, stride).to(dtype)
     conv.train(training).requires_grad_(not frozen)
     layout = torch.channels_last if last else torch.contiguous_format
-    x = torch.randn(32, 64, side, side, dtype=dtype).to(memory_format=layout).requires_grad_()
+    x = torch.randn(32, inputs, side, side, dtype=dtype).to(memory_format=layout).requires_grad_()
     with torch.set_grad_enabled(grad):
         y = conv(x)
     expected = F.conv2d(x, conv.weight, stride=stride, padding=1)
@@ -183,6 +222,7 @@ def way_of(
 
 
 @pytest.mark.parametrize("name", WAYS)
+@pytest.mark.usefixtures("onednn")
 def test_which_way_is_taken_in_float32(name):
     torch.manual_seed(0)
     assert way_of(name) == name
@@ -195,10 +235,11 @@ def test_which_way_is_taken_in_float32(name):
 
 
 @pytest.mark.parametrize("way", ["checkpointed", "compiled"])
+@pytest.mark.usefixtures("onednn")
 def test_float32_recomputed_and_compiled(way):
     torch.manual_seed(0)
-    net = nn.Sequential(Conv2d(64, 64, 3), nn.ReLU(), Conv2d(64, 64, 3, 2), Conv2d(64, 64, 3))
-    images = torch.randn(32, 64, 4, 4).to(memory_format=torch.channels_last)
+    net = nn.Sequential(Conv2d(256, 256, 3), nn.ReLU(), Conv2d(256, 64, 3, 2), Conv2d(64, 64, 3))
+    images = torch.randn(32, 256, 4, 4).to(memory_format=torch.channels_last)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     gradients = []
     for other in (False, True):

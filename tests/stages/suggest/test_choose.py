@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.suggest.choose import WAYS, clusters_of, in_order_of_worth, worth_in_clusters
+from stages.suggest.arguments import WAYS
+from stages.suggest.choose import clusters_of, in_order_of_worth, worth_in_clusters
 from tests.support.blobs import blobs
 
 NONE = np.zeros(0, np.int64)
