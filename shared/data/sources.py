@@ -25,7 +25,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from accelerate import Accelerator
 from datasets import config as datasets_config
 from datasets.table import InMemoryTable
@@ -1093,10 +1092,10 @@ def _appended(train: ImageSet, extra: ImageSet, data: Data) -> ImageSet:
     """The training images, and behind them the unlabeled ones."""
     pixels = None
     if train.pixels is not None and extra.pixels is not None:
-        if train.pixels.shape[1:] == extra.pixels.shape[1:]:
-            pixels = torch.cat([train.pixels, extra.pixels])
+        if train.pixels.size == extra.pixels.size:
+            pixels = train.pixels.followed_by(extra.pixels)
         elif data.loading == "memory":
-            sizes = size_text(train.pixels[0]), size_text(extra.pixels[0])
+            sizes = size_text(train.pixels.size), size_text(extra.pixels.size)
             raise UserError(
                 f"data.loading=memory needs images of one size, but those of data.train are"
                 f" {sizes[0]} and those of data.unlabeled {sizes[1]}; give --data.loading workers"
