@@ -441,15 +441,12 @@ def _is_image(cell: Any, folder: Path) -> bool:
 
 def _are_class_folders(dataset: datasets.Dataset, label: str, source: str) -> bool:
     is_of_folders = isinstance(dataset.features[label], datasets.ClassLabel)
-    return is_of_folders and _is_folder_of_files(source)
+    return is_of_folders and _is_folder_of_files(dataset, source)
 
 
-def _is_folder_of_files(source: str) -> bool:
+def _is_folder_of_files(dataset: datasets.Dataset, source: str) -> bool:
     """Whether a source is a folder whose image files are read, and no parquet files."""
-    root = Path(source).expanduser()
-    if not root.is_dir():
-        return False
-    return not any(map(_is_table_of_images, _parquet_files(root)))
+    return Path(source).expanduser().is_dir() and dataset.info.builder_name is None
 
 
 @cache
@@ -494,7 +491,7 @@ def _image_set(
     elif label is not None:
         labels, classes = _labels(_values(dataset, label, source), features[label], label, source)
     edited = label is not None and not isinstance(features[label], datasets.ClassLabel)
-    edited = edited and _is_folder_of_files(source)  # in a metadata file
+    edited = edited and _is_folder_of_files(dataset, source)  # in a metadata file
     others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
