@@ -6,6 +6,8 @@
     python -m benchmarks.large --table             # the tables of docs/large.md again
 
 Folders hold names of empty files, 1,000 in each class; FOLDER keeps them, else they go at the end.
+Of 10^7 there are only the folders and a listing, unless FOLDER/10000000 has the files: to make them
+takes 20 minutes.
 
 Every row is a process of its own, whose peak counts from the end of the imports: resident memory
 on a CPU, what torch allocated on a GPU. Speed is images per CPU second there (the cores may be
@@ -15,6 +17,7 @@ shared), per second on a GPU.
 import argparse
 import ctypes
 import gc
+import io
 import json
 import os
 import re
@@ -29,8 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import torch
+import torch.distributed as dist
+from PIL import Image
+from pyarrow import parquet
 from tqdm import tqdm
 
 from benchmarks.compare import ROOT, circumstances, replace_between
@@ -41,8 +48,10 @@ from shared.data import listings
 from shared.data.folders import Listed, walk
 from shared.data.labels import draw_labels
 from shared.data.listings import listing
-from shared.data.sources import look_at
+from shared.data.sources import look_at, open_data
 from shared.networks.build import build_contrastive, network_meta
+from shared.runtime.distributed import gather_all, world_size
+from shared.runtime.launcher import launcher_number
 from shared.training import stage
 from shared.training.device import prepare_to_train
 from shared.training.losses import Pairs, nt_xent
@@ -73,7 +82,9 @@ NETWORKS = [
     ("simclr_resnet152_3x_sk1", (2, 4)),
 ]
 FILES = [10**5, 10**6, 10**7]
-PRETENDED = 10**6  # of more there are only the folders and the listing: they take 20 minutes
+PRETENDED = 10**6  # of more there are only the folders and the listing
+IMAGES, SIDE = 60_000, 32  # of noise, for the processes that hold them together
+PROCESSES = [1, 2]
 
 
 def resident() -> float:
@@ -147,13 +158,43 @@ def network_row(encoder: str, images: int, checkpointed: bool) -> dict[str, floa
     return measured(imported, images, seconds) | {"parameters": parameters}
 
 
-def anonymous() -> float:
-    """Memory in use of this process alone, bytes: what is mapped from files is not in it."""
+def in_use(*kinds: str) -> float:
+    """Memory of this process, bytes: of these kinds of Linux's ``smaps_rollup``."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what is free and kept for the next use
     pa.default_memory_pool().release_unused()
     text = Path("/proc/self/smaps_rollup").read_text()
-    return int(re.findall(r"Anonymous: *([0-9]+) kB", text)[0]) * 1024.0
+    return sum(int(re.findall(rf"^{k}: *([0-9]+) kB", text, re.M)[0]) * 1024.0 for k in kinds)
+
+
+def anonymous() -> float:
+    """Memory in use of this process alone, bytes: what is mapped from files is not in it."""
+    return in_use("Anonymous")
+
+
+def process_row(file: str) -> dict[str, float]:
+    """Images opened by this process and those launched with it: of each the mean.
+
+    Memory that several share counts in each by its part; what is mapped from files is not in it.
+    """
+    if launcher_number("WORLD_SIZE", 1) > 1:
+        dist.init_process_group("gloo")
+    labels = LabelSet.parse("1pct")
+    open_data(Data(), labels)  # first uses of libraries
+    look_at(Data(train=file), labels)
+    gather_all([0])
+    kinds = ("Pss_Anon", "Pss_Shmem")
+    held, imported = in_use(*kinds), resident()
+    began, wall = time.process_time(), time.perf_counter()
+    splits = open_data(Data(train=file), labels)
+    row = {"cpu": time.process_time() - began, "wall": time.perf_counter() - wall}
+    row["peak"] = resident() - imported
+    assert splits.test is not None
+    assert splits.train.fingerprint != splits.test.fingerprint  # all is looked at
+    gather_all([0])
+    row["held"] = in_use(*kinds) - held
+    rows = gather_all([row])
+    return {key: sum(row[key] for row in rows) / world_size() for key in row}
 
 
 def folder_row(root: str, cache_folder: str) -> dict[str, float]:
@@ -174,9 +215,14 @@ def folder_row(root: str, cache_folder: str) -> dict[str, float]:
     return row | {"fingerprint": time.process_time() - began}
 
 
-def child(kind: str, *arguments: object) -> dict[str, Any] | str:
-    """A row, measured in a process of its own; the last line of its error where it fails."""
-    command = [sys.executable, "-m", "benchmarks.large", "--row", json.dumps([kind, *arguments])]
+def child(kind: str, *arguments: object, processes: int = 1) -> dict[str, Any] | str:
+    """A row, measured in processes of its own; the last line of its error where it fails."""
+    launcher = [f"--nproc-per-node={processes}", "--standalone", "-m"]
+    command = [
+        *(sys.executable, "-m"),
+        *(["torch.distributed.run", *launcher] if processes > 1 else []),
+        *("benchmarks.large", "--row", json.dumps([kind, *arguments])),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -255,7 +301,7 @@ def measure_folders(files: Sequence[int], files_in: Path | None) -> list[dict[st
             root = (files_in or Path(scratch)) / str(number)
             cache = str(Path(scratch) / "cache")
             kinds = [("no", ""), ("first time", cache), ("later", cache)]
-            if number > PRETENDED:
+            if number > PRETENDED and not root.exists():
                 pretend_files(root, number, Path(cache))
                 kinds = kinds[-1:]
             else:
@@ -267,6 +313,42 @@ def measure_folders(files: Sequence[int], files_in: Path | None) -> list[dict[st
             kept = sum(file.stat().st_size for file in Path(cache).rglob("*.listing"))
             rows[-1]["file"] = kept
     return rows
+
+
+def measure_processes() -> list[dict[str, Any]]:
+    """Rows of the table of processes, which open a parquet file of noise."""
+    rng, column = np.random.default_rng(0), []
+    for _ in range(IMAGES):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(file, "PNG")
+        column.append(file.getvalue())
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_DATASETS_CACHE"] = folder  # the copy goes too
+        path = Path(folder) / "noise.parquet"
+        labels = [i % 10 for i in range(IMAGES)]
+        parquet.write_table(pa.table({"image": column, "label": labels}), path)
+        for processes in PROCESSES:
+            row = child("process", str(path), processes=processes)
+            rows.append({"processes": processes, "row": row})
+    return rows
+
+
+def processes_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown; all is of each process."""
+    lines = [
+        "| processes | held by each, MiB | peak of each, MiB | CPU s of each | seconds |",
+        "|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        numbers, name = row["row"], f"| {row['processes']} |"
+        if isinstance(numbers, str):
+            lines.append(f"{name} {numbers} | | | |")
+            continue
+        mib = (f"{numbers[key] / 2**20:,.0f}" for key in ("held", "peak"))
+        seconds = (f"{numbers[key]:.1f}" for key in ("cpu", "wall"))
+        lines.append(f"{name} {' | '.join([*mib, *seconds])} |")
+    return "\n".join(lines)
 
 
 def folders_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -328,11 +410,17 @@ def networks_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-ROWS = {"batch": batch_row, "network": network_row, "folder": folder_row}
+ROWS = {
+    "batch": batch_row,
+    "network": network_row,
+    "folder": folder_row,
+    "process": process_row,
+}
 TABLES = {
     "batches": (measure_batches, batches_table),
     "networks": (measure_networks, networks_table),
     "folders": (measure_folders, folders_table),
+    "processes": (measure_processes, processes_table),
 }
 
 
@@ -349,7 +437,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.row:
         kind, *arguments = options.row
         torch.set_num_threads(1)
-        print(json.dumps(ROWS[kind](*arguments)))
+        row = ROWS[kind](*arguments)
+        if launcher_number("RANK", 0) == 0:
+            print(json.dumps(row))
         return 0
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -39,6 +39,7 @@ from shared.data import augment, image_ops, photo_looks
 from shared.data.augment import Draws
 from shared.data.images import ImageSet
 from shared.data.permutation import permuted
+from shared.data.pixels import Pixels
 from shared.runtime.distributed import rows_of
 from shared.runtime.errors import UserError
 from shared.runtime.media import say
@@ -402,14 +403,22 @@ class Batches:
 _copies: WeakValueDictionary[tuple[int, torch.device], Tensor] = WeakValueDictionary()
 
 
-def _on_device(pixels: Tensor, device: torch.device) -> Tensor:
+def _on_device(pixels: Pixels, device: torch.device) -> Pixels | Tensor:
     """The pixels there: one copy for all batches of an image set, while any of them is alive.
 
-    Batches keep their image set alive, so the ``id`` of its pixels means no others meanwhile.
+    Batches keep their image set alive, so the ``id`` of its pixels means no others meanwhile. On
+    the CPU they stay where they are.
     """
+    if device.type == "cpu":
+        return pixels
     key = (id(pixels), device)
     if (copy := _copies.get(key)) is None:
-        _copies[key] = copy = pixels.to(device)
+        copy = torch.empty((len(pixels), *pixels.size), dtype=torch.uint8, device=device)
+        first = 0
+        for block in pixels.blocks():
+            copy[first : first + len(block)] = block.to(device)
+            first += len(block)
+        _copies[key] = copy
     return copy
 
 

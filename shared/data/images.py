@@ -6,6 +6,7 @@ decode them (``shared/data/batches.py``). ``shared/data/sources.py`` opens the s
 
 import hashlib
 import io
+import math
 import os
 import re
 import warnings
@@ -27,10 +28,12 @@ from torch import Tensor
 
 from shared.config.sections import MAX_PIXELS
 from shared.data.names import Names
+from shared.data.pixels import Pixels
 from shared.runtime.distributed import gather_all, rank, world_size
 from shared.runtime.errors import UserError
 from shared.runtime.media import abbreviated, printable, say
 from shared.runtime.progress import Progress
+from shared.runtime.shared_memory import shared_array
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels that data.loading=auto keeps in memory
 CHECKED = 100_000  # images that are decoded at the start although on_error is stop
@@ -118,7 +121,8 @@ class ImageSet:
         labels: (n,) int64, -1 where unknown.
         classes: class names in label order; empty where no image is labeled.
         on_error: what to do with an unreadable image: stop or skip.
-        pixels: (n, 3, H, W) uint8 when the images are held in memory, else None.
+        pixels: when the images are held in memory, else None; selections and the processes of a
+            machine share them.
         decoding: what is read of unusual files.
         held_out: (k,) int64 positions of images that are test images too, here without labels:
             stage 1 sees them, and no other stage.
@@ -135,7 +139,7 @@ class ImageSet:
     labels: np.ndarray
     classes: tuple[str, ...]
     on_error: str
-    pixels: Tensor | None = None
+    pixels: Pixels | None = None
     decoding: Decoding = USUAL
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     edited: bool = False
@@ -163,7 +167,8 @@ class ImageSet:
         for number, names in enumerate(self.names.blocks()):
             digest.update(("\n" * (number > 0) + "\n".join(names)).encode())
         if self.pixels is not None:
-            digest.update(self.pixels.numpy().data)
+            for block in self.pixels.blocks():
+                digest.update(block.numpy().data)
             return digest.hexdigest()[:16]
         encoded = pc.struct_field(self.files.data.column("image"), "bytes")  # type: ignore[attr-defined]
         digest.update(pc.binary_length(encoded).fill_null(-1).to_numpy())  # type: ignore[attr-defined]
@@ -226,7 +231,7 @@ class ImageSet:
             files=self.files.select(indices),
             names=self.names.select(indices),
             labels=self.labels[indices],
-            pixels=None if self.pixels is None else self.pixels[indices],
+            pixels=None if self.pixels is None else self.pixels.select(indices),
             held_out=np.zeros(0, np.int64),
             shrunk=None if self.shrunk is None else tuple(self.shrunk[i] for i in indices),
         )
@@ -256,45 +261,78 @@ class ImageSet:
         if self.on_error == "stop" and len(self) > CHECKED:
             unreadable = self._empty()  # images that were never there need no decoding
         else:
-            mine = np.arange(len(self))[rank() :: world_size()]
-            own = self._find_unreadable(mine, workers, progress)
-            unreadable = np.array(sorted(gather_all(own)), dtype=int)
+            unreadable = self._find_unreadable(np.arange(len(self)), workers, progress)
         if self.on_error == "stop" and len(unreadable):
             self.refuse(unreadable)
         return self.without(unreadable, progress)
 
     def _in_memory(self, loading: str, workers: int, progress: bool) -> "ImageSet | None":
-        """The readable images in memory; None where ``loading`` is auto and they do not fit."""
-        pixels: Tensor | None = None
-        readable: list[int] = []
-        bar = Progress("decoding", len(self), "images", shown=progress)
-        for index in bar.over(range(len(self))):
+        """The readable images in memory; None where ``loading`` is auto and they do not fit.
+
+        The processes of a machine hold one copy together, and share the decoding.
+        """
+        n = len(self)
+        first, shape = gather_all([self._first_readable()])[0]  # all go by the main process
+        if first and self.on_error == "stop":
+            self._refuse_from(0, workers, progress)
+        if shape is None:
+            return self.without(np.arange(n), progress)  # which refuses it
+        if loading == "auto" and math.prod(shape) * n > MEMORY_LIMIT:
+            return None
+        pixels, own = shared_array((n, *shape))
+        found = gather_all([self._decode_into(pixels, range(n)[own], progress)])
+        unreadable = np.unique([index for bad, _ in found for index in bad]).astype(int)
+        odd = min((odd for _, odd in found if odd), default=None)
+        if self.on_error == "stop" and len(unreadable) and (not odd or unreadable[0] < odd[0]):
+            self._refuse_from(unreadable[0], workers, progress)
+        if odd and loading == "auto":
+            return None
+        if odd:
+            names = printable(self.names[first]), printable(self.names[odd[0]])
+            raise UserError(
+                f"data.loading=memory needs images of one size, but {names[0]} is"
+                f" {size_text(shape)} and {names[1]} is {size_text(odd[1])}; give"
+                " --data.loading workers"
+            )
+        whole = replace(self, pixels=Pixels.of(pixels))
+        return whole.without(unreadable, progress)
+
+    def _first_readable(self) -> tuple[int, tuple[int, ...] | None]:
+        """Position and shape of the first readable image; no shape where none is.
+
+        Where ``on_error`` is stop, none counts but the very first.
+        """
+        for index in range(len(self)):
+            with suppress(UserError):
+                return index, tuple(self.decode(index).shape)
+            if self.on_error == "stop":
+                break
+        return len(self), None
+
+    def _decode_into(
+        self, pixels: Tensor, own: range, progress: bool
+    ) -> tuple[list[int], tuple[int, tuple[int, ...]] | None]:
+        """Decode these images into their rows of an array (n, 3, H, W) uint8.
+
+        Returns:
+            The unreadable ones; and where an image has another size, its position and shape.
+            Images behind it are not decoded, nor, where ``on_error`` is stop, behind the first
+            unreadable one.
+        """
+        unreadable: list[int] = []
+        bar = Progress("decoding", len(own), "images", shown=progress)
+        for index in bar.over(own):
             try:
                 image = self.decode(index)
             except UserError:
+                unreadable.append(index)
                 if self.on_error == "stop":
-                    rest = np.arange(index + 1, len(self))
-                    self.refuse([index, *self._find_unreadable(rest, workers, progress)])
+                    break
                 continue
-            if pixels is None:
-                if loading == "auto" and image.numel() * len(self) > MEMORY_LIMIT:
-                    return None
-                pixels = torch.empty((len(self), *image.shape), dtype=torch.uint8)
             if image.shape != pixels.shape[1:]:
-                if loading == "auto":
-                    return None
-                first, other = (printable(self.names[i]) for i in (readable[0], index))
-                raise UserError(
-                    f"data.loading=memory needs images of one size, but {first} is"
-                    f" {size_text(pixels[0])} and {other} is {size_text(image)}; give"
-                    " --data.loading workers"
-                )
-            pixels[len(readable)] = image
-            readable.append(index)
-        images = self.without(np.delete(np.arange(len(self)), readable), progress)
-        assert pixels is not None
-        whole = len(readable) == len(self)
-        return replace(images, pixels=pixels if whole else pixels[: len(readable)].clone())
+                return unreadable, (index, tuple(image.shape))
+            pixels[index] = image
+        return unreadable, None
 
     def _empty(self) -> np.ndarray:
         """Positions of the rows of a parquet file that hold neither an image nor a path."""
@@ -305,8 +343,11 @@ class ImageSet:
         ]
         return np.flatnonzero(np.add(*lengths) == 0)
 
-    def _find_unreadable(self, ids: np.ndarray, workers: int, progress: bool) -> list[int]:
-        """Those of the positions whose image cannot be decoded; decoding frees the interpreter."""
+    def _find_unreadable(self, ids: np.ndarray, workers: int, progress: bool) -> np.ndarray:
+        """Those of the positions (k,) whose image cannot be decoded, ascending.
+
+        The processes share the work, and threads, as decoding frees the interpreter.
+        """
 
         def unreadable(block: np.ndarray) -> list[int]:
             bad = []
@@ -317,11 +358,13 @@ class ImageSet:
                     bad.append(index)
             return bad
 
-        blocks = np.array_split(ids, -(-len(ids) // 64)) if len(ids) else []
+        own = ids[rank() :: world_size()]
+        blocks = np.array_split(own, -(-len(own) // 64)) if len(own) else []
         threads = max(1, min(workers, os.cpu_count() or 1))
         bar = Progress("checking", len(blocks), "blocks of 64 images", shown=progress)
         with ThreadPoolExecutor(threads) as pool:
-            return [index for bad in bar.over(pool.map(unreadable, blocks)) for index in bad]
+            bad = [index for part in bar.over(pool.map(unreadable, blocks)) for index in part]
+        return np.array(sorted(gather_all(bad)), dtype=int)
 
     def refuse(self, unreadable: Sequence[int] | np.ndarray) -> NoReturn:
         """UserError that names the first of these images and counts the others."""
@@ -336,6 +379,11 @@ class ImageSet:
                 f" read; remove them or give --data.on_error skip{remedy}"
             ) from error
         raise UserError(f"cannot read {self._title(int(unreadable[0]))} at times; try again")
+
+    def _refuse_from(self, first: int, workers: int, progress: bool) -> NoReturn:
+        """The same of an unreadable image and of all that are behind it, which are looked for."""
+        rest = np.arange(first + 1, len(self))
+        self.refuse([first, *self._find_unreadable(rest, workers, progress)])
 
     def without(self, unreadable: np.ndarray, progress: bool) -> "ImageSet":
         """The other images; one line counts those that are left out."""
@@ -387,9 +435,9 @@ def _remedy(error: Exception) -> str:
     return "--data.load_truncated true" if "truncated" in str(error) else ""
 
 
-def size_text(image: Tensor) -> str:
-    """``width x height`` of an image (3, H, W), for messages."""
-    return f"{image.shape[2]}x{image.shape[1]}"
+def size_text(shape: Sequence[int]) -> str:
+    """``width x height`` of an image of the shape (3, H, W), for messages."""
+    return f"{shape[2]}x{shape[1]}"
 
 
 class Splits(NamedTuple):

@@ -25,7 +25,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from accelerate import Accelerator
 from datasets import config as datasets_config
 from datasets.table import InMemoryTable
@@ -442,15 +441,12 @@ def _is_image(cell: Any, folder: Path) -> bool:
 
 def _are_class_folders(dataset: datasets.Dataset, label: str, source: str) -> bool:
     is_of_folders = isinstance(dataset.features[label], datasets.ClassLabel)
-    return is_of_folders and _is_folder_of_files(source)
+    return is_of_folders and _is_folder_of_files(dataset, source)
 
 
-def _is_folder_of_files(source: str) -> bool:
+def _is_folder_of_files(dataset: datasets.Dataset, source: str) -> bool:
     """Whether a source is a folder whose image files are read, and no parquet files."""
-    root = Path(source).expanduser()
-    if not root.is_dir():
-        return False
-    return not any(map(_is_table_of_images, _parquet_files(root)))
+    return Path(source).expanduser().is_dir() and dataset.info.builder_name is None
 
 
 @cache
@@ -495,7 +491,7 @@ def _image_set(
     elif label is not None:
         labels, classes = _labels(_values(dataset, label, source), features[label], label, source)
     edited = label is not None and not isinstance(features[label], datasets.ClassLabel)
-    edited = edited and _is_folder_of_files(source)  # in a metadata file
+    edited = edited and _is_folder_of_files(dataset, source)  # in a metadata file
     others = () if label else tuple(name for name in features if name != image)
     files = dataset.select_columns([image])
     files = files if image == "image" else files.rename_column(image, "image")
@@ -1093,10 +1089,10 @@ def _appended(train: ImageSet, extra: ImageSet, data: Data) -> ImageSet:
     """The training images, and behind them the unlabeled ones."""
     pixels = None
     if train.pixels is not None and extra.pixels is not None:
-        if train.pixels.shape[1:] == extra.pixels.shape[1:]:
-            pixels = torch.cat([train.pixels, extra.pixels])
+        if train.pixels.size == extra.pixels.size:
+            pixels = train.pixels.followed_by(extra.pixels)
         elif data.loading == "memory":
-            sizes = size_text(train.pixels[0]), size_text(extra.pixels[0])
+            sizes = size_text(train.pixels.size), size_text(extra.pixels.size)
             raise UserError(
                 f"data.loading=memory needs images of one size, but those of data.train are"
                 f" {sizes[0]} and those of data.unlabeled {sizes[1]}; give --data.loading workers"

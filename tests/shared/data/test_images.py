@@ -1,7 +1,14 @@
 """Image files become the same pixels; loading, unreadable images, fingerprints."""
 
+import io
+import json
 import os
+import re
+import sys
+import time
+from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -17,7 +24,9 @@ from shared.data.batches import plain_batches
 from shared.data.images import ImageSet, _quiet_pillow, decode_image, rgb_pixels
 from shared.data.labels import draw_labels
 from shared.data.sources import OPENED, open_data, open_run
+from shared.runtime.distributed import gather_all
 from shared.runtime.errors import UserError
+from tests.support.gloo import fork, join
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import HALVES, PNGS, STRUCTS, encoded, error_of, opened, parquet
 
@@ -432,6 +441,187 @@ def test_processes_share_the_search_for_unreadable_images(tmp_path, monkeypatch,
     assert mine == [[24], [13]][rank]
     assert splits.train.skipped == ("b/3.png", "c/4.png")
     assert len(splits.train) + len(splits.test) == 28
+
+
+# ------------------------------------------------------------------------------- several processes
+def spoilt(root, *names, wide=(), per_class=10):
+    """``a/0.png``, ... in three classes, of which some cannot be read and some are wide."""
+    class_folders(root, per_class)
+    make_folder(root, wide, size=(9, 8))
+    for name in names:
+        (root / name).write_bytes(b"no image at all")
+    return str(root)
+
+
+def sources_of(tmp_path) -> dict[str, dict]:
+    """Options of ``Data``: images that are kept in memory, that are not, and that are refused."""
+    skip, memory = {"on_error": "skip"}, {"loading": "memory"}
+    both = spoilt(tmp_path / "both", "a/0.png", "b/3.png", "c/9.png")
+    wide = spoilt(tmp_path / "wide", wide=["c/4.png", "c/6.png"])
+    first = spoilt(tmp_path / "first", "a/1.png", "c/2.png", wide=["b/8.png", "c/4.png"])
+    later = spoilt(tmp_path / "later", "c/7.png", wide=["c/4.png"])
+    none = spoilt(tmp_path / "none", *(f"{c}/{i}.png" for c in "abc" for i in (0, 1)), per_class=2)
+    more = spoilt(tmp_path / "more", "c/1.png", per_class=3)
+    table = str(parquet(tmp_path / "table.parquet", image=PNGS, label=HALVES))
+    opened(table)  # the first one says where a copy of it lies
+    return {
+        "digits": {"train": "digits", **memory},
+        "lockbox": {"train": "digits", "hold_out": "lockbox"},
+        "parquet": {"train": table},
+        "skipped": {"train": both, **skip},
+        "unlabeled": {"train": both, "unlabeled": more, "test": more, **skip},
+        "unlabeled, wide": {"train": both, "unlabeled": wide, **skip, **memory},
+        "wide": {"train": wide},
+        "wide, memory": {"train": wide, **memory},
+        "wide, skipped": {"train": later, **skip, **memory},
+        "unreadable, then wide": {"train": first},
+        "wide, then unreadable": {"train": later},
+        "wide, then unreadable, memory": {"train": later, **memory},
+        "the first and others": {"train": both, **memory},
+        "one": {"train": spoilt(tmp_path / "one", "c/9.png")},
+        "none": {"train": none, **memory},
+        "none, skipped": {"train": none, **skip},
+    }
+
+
+def seen_of(options: dict, progress: bool) -> dict:
+    """What a process knows of the images that it has opened, or the refusal."""
+    OPENED.clear()
+    data = Data(image_size=8, workers=2, **options)
+    try:
+        train, test = open_data(data, LabelSet.parse("1pct"), progress)
+    except UserError as error:
+        return {"refused": str(error)}
+    assert test is not None
+    return {
+        part: {
+            "fingerprint": images.fingerprint,
+            "labels": images.labels_fingerprint,
+            "names": images.names.tolist(),
+            "skipped": images.skipped,
+            "in_memory": images.pixels is not None,
+        }
+        for part, images in (("train", train), ("test", test))
+    }
+
+
+def see(rank, folder, sources, processes):
+    join(rank, processes, folder)
+    decode, decoded, seen = ImageSet.decode, [], {}
+    ImageSet.decode = lambda self, index: decoded.append(index) or decode(self, index)
+    for name, options in sources.items():
+        decoded.clear()
+        with redirect_stdout(io.StringIO()) as printed:
+            seen[name] = [seen_of(options, rank == 0)]
+        seen[name] += [printed.getvalue(), len(decoded)]
+        gather_all([0])
+    (Path(folder) / f"seen-{rank}.json").write_text(json.dumps(seen))
+
+
+@pytest.fixture(scope="module")
+def seen_by(tmp_path_factory):
+    """What one process sees, and each of two and three, of the same sources."""
+    sources = sources_of(tmp_path_factory.mktemp("sources"))
+    seen = {}
+    for processes in (1, 2, 3):
+        folder = tmp_path_factory.mktemp("seen")
+        fork(see, (str(folder), sources, processes), processes)
+        files = sorted(folder.glob("seen-*.json"))
+        seen[processes] = [json.loads(file.read_text()) for file in files]
+    return seen
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_that_share_see_what_one_sees(seen_by, processes):
+    """The same images in the same order, the same refusals; the lines of one process."""
+    (one,) = seen_by[1]
+    shared = seen_by[processes]
+    assert len(shared) == processes
+    for name, (seen, printed, _) in one.items():
+        assert all(process[name][0] == seen for process in shared), name
+        assert [process[name][1] for process in shared] == [printed, *[""] * (processes - 1)], name
+    refused = {name for name, (seen, *_) in one.items() if "refused" in seen}
+    assert refused == {
+        "unlabeled, wide",
+        "wide, memory",
+        "wide, skipped",
+        "unreadable, then wide",
+        "wide, then unreadable",
+        "wide, then unreadable, memory",
+        "the first and others",
+        "one",
+        "none",
+        "none, skipped",
+    }
+    assert "and 1 more" in one["unreadable, then wide"][0]["refused"]
+    assert "a/0.png is 8x8 and c/4.png is 9x8" in one["wide, memory"][0]["refused"]
+    in_memory = {name for name in one.keys() - refused if one[name][0]["train"]["in_memory"]}
+    assert in_memory == one.keys() - refused - {"wide"}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_decoding(seen_by, processes):
+    """Beside its part each decodes the first image of a set, whose size all know then."""
+    for name, sets in (("digits", 1), ("parquet", 1), ("skipped", 1)):
+        most = seen_by[1][0][name][2] / processes
+        for process in seen_by[processes]:
+            assert process[name][2] <= most + 3 * sets, name
+
+
+def write_and_see(rank, folder):
+    join(rank, 2, folder)
+    splits = opened("digits", unlabeled=f"{folder}/more", test_fraction=0.5)
+    train, test = (images.pixels for images in splits if images)
+    assert train is not None
+    assert test is not None
+    of_digits, of_more = train.arrays
+    assert test.arrays[0] is of_digits
+    gather_all([0])
+    if rank:
+        of_digits.fill_(77)
+        of_more.fill_(78)
+    gather_all([0])
+    assert train[:-9].unique().tolist() == test[:].unique().tolist() == [77]
+    assert train[-9:].unique().tolist() == [78]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is shared on Linux")
+def test_two_processes_hold_one_copy_of_training_unlabeled_and_test_images(tmp_path):
+    """What one writes, the other sees."""
+    class_folders(tmp_path / "more", 3)
+    fork(write_and_see, (str(tmp_path),), 2)
+
+
+def lose_the_other(rank, folder, how):
+    join(rank, 2, folder)
+    decode = ImageSet.decode
+
+    def end(self, index):
+        if rank == 1 and index == 1500:
+            how()
+        return decode(self, index)
+
+    ImageSet.decode = end
+    try:
+        opened("digits")
+    except RuntimeError as error:
+        (Path(folder) / f"lost-{rank}").write_text(str(error))
+
+
+def leave():
+    os._exit(0)
+
+
+def run_out_of_memory():
+    raise RuntimeError("not enough memory")
+
+
+@pytest.mark.parametrize("how", [leave, run_out_of_memory])
+def test_a_process_that_ends_while_it_decodes_is_noticed(tmp_path, how):
+    began = time.monotonic()
+    fork(lose_the_other, (str(tmp_path), how), 2)
+    assert time.monotonic() - began < 30  # it would be waited for a minute
+    assert re.search("(?i)connection|gloo", (tmp_path / "lost-0").read_text())
 
 
 # ------------------------------------------------------------------------------ paths in a parquet

@@ -30,7 +30,7 @@ def test_folder_of_classes(tmp_path):
     assert sorted([*train.names, *test.names]) == [f"{c}/{i}.png" for c in "abc" for i in range(10)]
     assert all(name[0] == "abc"[k] for name, k in zip(train.names, train.labels, strict=True))
     assert np.bincount(test.labels).tolist() == [2, 2, 2]  # a stratified fifth, held out
-    assert train.pixels.shape == (24, 3, 8, 8)
+    assert train.pixels[:].shape == (24, 3, 8, 8)
     expected = np.asarray(Image.open(tmp_path / train.names[5]))
     np.testing.assert_array_equal(train.pixels[5].permute(1, 2, 0), expected)
 
@@ -129,7 +129,7 @@ def test_parquet_as_the_hub_writes_it(tmp_path):
     train, test = opened(tmp_path / "b [1].parquet")
     assert train.classes == ("cat", "dog")
     assert (len(train), len(test)) == (16, 4)
-    assert train.names[0] == str(train.pixels[0, 0, 0, 0].item())  # called by row number
+    assert train.names[0] == str(train.pixels[0][0, 0, 0].item())  # called by row number
 
 
 def test_parquet_of_other_programs_with_labels_missing(tmp_path):
@@ -158,7 +158,7 @@ def test_columns_can_be_named(tmp_path):
     path = parquet(tmp_path / "a.parquet", left=STRUCTS, right=STRUCTS[::-1], kind=HALVES)
     assert "several image columns: left, right; choose with --data.image_column" in error_of(path)
     train, test = opened(path, image_column="right", label_column="kind")
-    assert train.pixels[0, 0, 0, 0] == 19 - int(train.names[0])
+    assert train.pixels[0][0, 0, 0] == 19 - int(train.names[0])
     assert test.classes == ("0", "1")
     message = error_of(path, image_column="middle")
     assert "data.image_column=middle is not a column; there are left, right, kind" in message
@@ -204,7 +204,7 @@ def test_hub_with_other_column_names(monkeypatch):
     assert asked == [("uoft-cs/cifar10", None, None)]
     assert train.classes == ("cat", "dog")
     assert test.labels.tolist() == HALVES[::-1]
-    assert train.pixels[7, 0, 0, 0] == 7
+    assert train.pixels[7][0, 0, 0] == 7
 
 
 def test_hub_test_split_without_labels_is_passed_over(monkeypatch):
@@ -267,8 +267,8 @@ def test_digits_are_embedded_and_split_the_same_every_time():
     train, test = opened("digits")
     assert (len(train), len(test)) == (1437, 360)
     assert set(train.names).isdisjoint(test.names)
-    assert train.pixels.shape == (1437, 3, 8, 8)
-    assert train.pixels.max() == 255
+    assert train.pixels[:].shape == (1437, 3, 8, 8)
+    assert train.pixels[:].max() == 255
     assert np.bincount(test.labels).min() >= 34
     again = opened("digits")
     assert again.train.fingerprint == train.fingerprint

@@ -13,6 +13,7 @@ from shared.config.command_line import load_config, override
 from shared.data.images import Splits
 from shared.data.label_files import read_csv
 from shared.data.labels import draw_labels
+from shared.data.pixels import Pixels
 from shared.data.sources import open_data
 from shared.runtime.errors import UserError
 from stages import pretrain
@@ -132,10 +133,10 @@ def test_leaks_between_training_and_test_come_first(trained, photos):
     assert test is not None
     assert train.pixels is not None
     assert test.pixels is not None
-    pixels = train.pixels.clone()
+    pixels = train.pixels[:].clone()
     pixels[1] = pixels[0]
     pixels[9] = test.pixels[4]
-    copied = Splits(replace(train, pixels=pixels), test)
+    copied = Splits(replace(train, pixels=Pixels.of(pixels)), test)
     part = label_part.labels(replace(inputs, splits=copied))
     assert part is not None
     numbers, arrays = part
