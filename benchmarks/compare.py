@@ -44,6 +44,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 KINDS = {  # of processors, by what makes their matrix products fast
     "amx": "with AMX: bf16",
+    "avx512_bf16": "with the bf16 products of AVX-512, without AMX: bf16",
     "avx512": "with AVX-512, without AMX: float32",
     "avx2": "with AVX2: float32",
     "other": "of other kinds",
@@ -331,7 +332,7 @@ def circumstances(peers: bool) -> dict[str, Any]:
 def kind() -> str:
     """Of this processor: a key of `KINDS`, as torch and oneDNN may use it."""
     if hardware_precision("cpu") == "bf16":
-        return "amx"
+        return "amx" if torch.cpu._is_amx_tile_supported() else "avx512_bf16"
     capability = torch.backends.cpu.get_cpu_capability().lower()
     return capability if capability in KINDS else "other"
 

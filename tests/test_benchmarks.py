@@ -137,12 +137,14 @@ def test_targets_are_those_of_the_kind_of_processor(monkeypatch):
     sides = {"ours": laps(1), "lightly": laps(2), "solo": laps(1.2)}
     for kind, verdicts in {"amx": "≥ 2.8 ×, missed", "avx2": "≥ 1.3 ×, met"}.items():
         assert verdicts in compare.table({"step32": {"laps": sides}}, kind).splitlines()[3]
-    for capability, precision, kind in [
-        ("AVX512", "bf16", "amx"),
-        ("AVX512", "no", "avx512"),
-        ("AVX2", "no", "avx2"),
-        ("DEFAULT", "no", "other"),
+    for capability, precision, amx, kind in [
+        ("AVX512", "bf16", True, "amx"),
+        ("AVX512", "bf16", False, "avx512_bf16"),
+        ("AVX512", "no", False, "avx512"),
+        ("AVX2", "no", False, "avx2"),
+        ("DEFAULT", "no", False, "other"),
     ]:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda a=amx: a)
         monkeypatch.setattr(compare, "hardware_precision", lambda device, p=precision: p)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
         assert compare.kind() == kind
