@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 KINDS = {  # of processors, by what makes their matrix products fast
     "amx": "with AMX: bf16",
-    "avx512_bf16": "with AVX-512 that multiplies in bf16, without AMX",
+    "avx512_bf16": "with the bf16 products of AVX-512, without AMX: bf16",
     "avx512": "with AVX-512, without AMX: float32",
     "avx2": "with AVX2: float32",
     "other": "of other kinds",

@@ -25,7 +25,7 @@ class AttentionHead(nn.Module):
         projection: (B, C) -> list of its layers' outputs.
     """
 
-    takes_map = True
+    sees = "map"
 
     def __init__(self, channels: int, heads: int, projection: ProjectionHead) -> None:
         super().__init__()

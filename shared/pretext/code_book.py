@@ -115,7 +115,7 @@ class CodeBookHead(nn.Module):
 
     def __init__(self, width: int, groups: int, entries: int, inner: nn.Module | None) -> None:
         super().__init__()
-        self.takes_map, self.takes_projection = inner is not None, inner is None
+        self.sees = "projection" if inner is None else "map"
         self.inner = inner if inner is not None else nn.Identity()
         self.choice = nn.Linear(width, groups * entries)
         nn.init.normal_(self.choice.weight, std=width**-0.5)

@@ -157,7 +157,7 @@ class Colour(Task):
 class CellHead(nn.Module):
     """A linear layer on the feature map, interpolated to the cells."""
 
-    takes_map = True
+    sees = "map"
 
     def __init__(self, channels: int, answers: int, cells: int) -> None:
         super().__init__()

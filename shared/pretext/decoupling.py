@@ -48,9 +48,8 @@ class Halves(nn.Module):
         super().__init__()
         self.width, self.out = features // 2, out
         self.rotation = nn.Linear(self.width, 4)
-        self.instance = nn.Linear(
-            self.width, out
-        )  # the mean over rotations may follow: it is linear
+        # the mean over rotations may come after it, as it is linear
+        self.instance = nn.Linear(self.width, out)
 
     @property
     def widths(self) -> list[int]:

@@ -168,7 +168,7 @@ class VectorAndPlaces(nn.Module):
         width: D.
     """
 
-    takes_both = True
+    sees = "both"
 
     def __init__(self, channels: int, features: int, width: int) -> None:
         super().__init__()

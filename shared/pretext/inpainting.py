@@ -216,7 +216,7 @@ class Decoder(nn.Module):
         width: channels before the last layer; twice as many at each step down, at most 8 times.
     """
 
-    takes_map = True
+    sees = "map"
 
     def __init__(self, channels: int, side: int, size: int, width: int) -> None:
         super().__init__()

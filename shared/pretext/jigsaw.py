@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from shared.config.schema import Config
-from shared.data.batches import Batch
+from shared.data.batches import Batch, denormalize, normalize
 from shared.data.image_ops import grayscale, upload
 from shared.pretext.rotation import classification
 from shared.pretext.task import Answer, Tensors
@@ -62,13 +62,9 @@ class Jigsaw(TileTask):
         places, classes, gray = batch.drawn
         images = batch.images
         if self.cfg.grayscale:
-            data = self.config.data
-            both = upload(torch.tensor([data.mean, data.std]), images.device)
-            shift, scale = both.view(2, 3, 1, 1)
-            colorless = (grayscale(images * scale + shift) - shift) / scale
-            images = torch.where(
-                upload(gray, images.device)[:, None, None, None], colorless, images
-            )
+            data, lose = self.config.data, upload(gray, images.device).view(-1, 1, 1, 1)
+            colorless = normalize(grayscale(denormalize(images, data)), data)
+            images = torch.where(lose, colorless, images)
         return (alike(self.grid.cut(images, places, self.orders[classes]), images),)
 
     def targets(self, batch: Batch) -> Tensors:

@@ -20,36 +20,37 @@ class PretextModel(nn.Module):
 
     Args:
         model: encoder and projection head, which are kept.
-        heads: for each input its own layers on the encoder's features (B, F) or, where the head
-            has ``takes_map``, on its last feature map, or with ``takes_projection`` on what the
-            projection head makes of the features, or with ``takes_both`` on a map and the features;
-            None answers by the projection head. ``further_inputs`` of a head come after its images.
+        heads: for each input its own layers; None answers by the projection head. A head works on
+            the encoder's features (B, F), unless its attribute ``sees`` says "map": the last
+            feature map; "both": a feature map and the features; or "projection": what the
+            projection head makes of the features. ``further_inputs`` of a head come after its
+            images.
     """
 
     def __init__(self, model: ContrastiveModel, heads: Sequence[nn.Module | None]) -> None:
         super().__init__()
         self.encoder, self.head = model.encoder, model.head
         self.heads = nn.ModuleList(head if head is not None else nn.Identity() for head in heads)
-        self.projects = [head is None or takes_projection(head) for head in heads]
+        self.sees = ["projection" if h is None else getattr(h, "sees", "features") for h in heads]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Images (k B, 3, s, s) for each head, and its further inputs -> its answers (m B, ...)."""
         outputs, rest = [], iter(inputs)
-        for head, projects in zip(self.heads, self.projects, strict=True):
+        for head, sees in zip(self.heads, self.sees, strict=True):
             x, further = next(rest), islice(rest, getattr(head, "further_inputs", 0))
-            if takes_map(head):
+            if sees == "map":
                 seen = (feature_map(self.encoder, x),)
-            elif getattr(head, "takes_both", False):
+            elif sees == "both":
                 seen = map_and_features(self.encoder, x)
             else:
                 features = self.encoder(x)
-                seen = (self.head(features)[-1] if projects else features,)
+                seen = (self.head(features)[-1] if sees == "projection" else features,)
             outputs.append(head(*seen, *further))
         return tuple(outputs)
 
 
 def map_size_of(model: ContrastiveModel, image_size: int) -> tuple[int, int]:
-    """Channels and side of the feature map that heads with ``takes_map`` get.
+    """Channels and side of the feature map that heads which see "map" get.
 
     Raises:
         UserError: the encoder has none.
@@ -60,22 +61,12 @@ def map_size_of(model: ContrastiveModel, image_size: int) -> tuple[int, int]:
         raise UserError(str(error)) from error
 
 
-def takes_map(head: nn.Module) -> bool:
-    """Whether a head works on the feature map."""
-    return getattr(head, "takes_map", False)
-
-
-def takes_projection(head: nn.Module) -> bool:
-    """Whether a head works on the output of the projection head."""
-    return getattr(head, "takes_projection", False)
-
-
 def freeze_unseen(model: nn.Module, image_size: int) -> None:
     """Leave out of training what no head sees: what an encoder has above its feature map.
 
     Without gradients such weights would stop several processes, and a resumed run.
     """
-    if isinstance(model, PretextModel) and all(map(takes_map, model.heads)):
+    if isinstance(model, PretextModel) and set(model.sees) == {"map"}:
         for weight in outside_of_map(model.encoder, image_size):
             weight.requires_grad_(False)
 

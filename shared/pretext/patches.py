@@ -12,7 +12,7 @@ improvements of Mundhenk et al. 2018 (arXiv 1711.06379).
 On purpose it differs: what is dropped becomes the image's mean, where the original ("train.py" of
 cdoersch/deepcontext) has faint noise. No tile is made coarser. The head has one hidden layer and no
 dropout. The brightness that blur keeps is the luma, not the L of Lab: what is left of the colours
-is then smoothed by a linear map, and the luma stays exactly.
+is then smoothed by a linear map, and the luma stays, but for a ten-thousandth.
 """
 
 import math
@@ -25,7 +25,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from shared.config.schema import Config
-from shared.data.batches import Batch
+from shared.config.sections import Data
+from shared.data.batches import Batch, denormalize, normalize
 from shared.data.image_ops import grayscale, upload
 from shared.pretext.rotation import all_rotations, classification
 from shared.pretext.task import Answer, Tensors
@@ -81,7 +82,7 @@ class Patches(TileTask):
             images = turned[upload(turns, device), torch.arange(len(turns), device=device)]
         tiles = self.grid.cut(images, places)
         if self.cfg.colors == "blur":
-            tiles = blur_colors(tiles, self.config.data.mean, self.config.data.std)
+            tiles = blur_colors(tiles, self.config.data)
         tiles = alike(tiles, images)
         blank = alike(torch.zeros_like(tiles[:, :, :1, :1]), images)  # (9b, 3, 1, 1): the means
         if self.cfg.colors == "one":
@@ -120,17 +121,15 @@ def within(windows: Tensor, size: int) -> Tensor:
     return rows[:, :, None] & columns[:, None]
 
 
-def blur_colors(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def blur_colors(images: Tensor, data: Data) -> Tensor:
     """Smooth what an image has beside its luma, by a box of 13 x 13 pixels.
 
     Args:
-        images: (N, 3, T, T), normalised by ``mean`` and ``std``.
-        mean: per channel.
-        std: per channel.
+        images: (N, 3, T, T), normalised as ``data`` says.
+        data: of the run.
     """
-    shift, scale = upload(torch.tensor([mean, std]), images.device).view(2, 3, 1, 1)
-    pixels = images * scale + shift
+    pixels = denormalize(images, data)
     luma = grayscale(pixels)
     width = min(BLUR, (images.shape[-1] - 1) // 2 * 2 + 1)
     colors = F.avg_pool2d(pixels - luma, width, 1, width // 2, count_include_pad=False)
-    return (luma + colors - shift) / scale
+    return normalize(luma + colors, data)

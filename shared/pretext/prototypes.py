@@ -42,7 +42,7 @@ class PrototypeHead(nn.Module):
         frozen: whether the prototypes learn nothing.
     """
 
-    takes_projection = True
+    sees = "projection"
     frozen = False
 
     def __init__(self, width: int, number: int) -> None:

@@ -47,6 +47,12 @@ def test_negatives_and_what_the_first_line_says():
     assert (task.facts, task.views, task.memory) == ("negatives per anchor: 10", 2, None)
 
 
+def test_it_learns(tmp_path):
+    line = learn(tmp_path, "contrastive", "--pretrain.steps=60")
+    assert line["loss"] < 0.9 * line["loss_of_chance"], line
+    assert line["contrastive_top1"] > 0.15 > 7 / 47, line  # of 47 others
+
+
 def test_pairs_learn(tmp_path):
     line = learn(tmp_path, "contrastive-pair", "--pretrain.steps=60", "--pretrain.margin=1.4")
     assert line["loss"] < 0.9 * line["loss_of_chance"], line

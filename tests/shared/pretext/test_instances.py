@@ -16,7 +16,8 @@ from shared.pretext import instances as module
 from shared.pretext.instances import Bank, Instances, nce
 from shared.runtime.errors import UserError
 from shared.training.losses import Pairs, info_nce
-from tests.support.pretext import learn
+from stages import pretrain
+from tests.support.pretext import learn, options_of
 from tests.support.sources import images
 
 N, D = 40, 6
@@ -123,6 +124,17 @@ def test_a_bank_that_has_no_room_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"a memory bank of 40 images takes .* GiB") as error:
         task(Options()).require(images([0] * N))
     assert "--instances.negatives" in str(error.value)
+
+
+@pytest.mark.parametrize("plan", [["--plan"], []])
+def test_a_bank_without_room_is_said_before_it_starts(plan, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(module, "free_bytes", lambda accelerator: 2**10)
+    arguments = [*options_of("instances"), f"--output={tmp_path}", *plan]
+    assert pretrain.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "a memory bank of 1,437 images takes" in error
+    assert error.count("\n") == 1
+    assert not [*tmp_path.rglob("*.safetensors")]
 
 
 def test_it_learns(tmp_path):

@@ -14,7 +14,7 @@ from shared.pretext.network import (
 
 
 class MapHead(nn.Module):
-    takes_map = True
+    sees = "map"
 
     def forward(self, features):
         return features.mean((2, 3))
