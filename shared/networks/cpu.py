@@ -10,9 +10,6 @@ processor alone, never on a measurement: so an interrupted run that goes on keep
   layer's input while it is computed. In float32 too.
 - In float32, on maps of 2 x 2, a 3 x 3 convolution is a dense layer: each output sees each input.
 - In float32 3 x 3 convolutions of many channels are Winograd's, with a quarter of the products.
-
-In float32 torch multiplies by MKL, which leaves half of what AMD's processors with AVX-512 can do.
-There oneDNN, which makes torch's convolutions, makes these products too.
 """
 
 import math
@@ -22,12 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# This processor is AMD's with AVX-512, and torch may use it.
-PRODUCTS_BY_ONEDNN = (
-    torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and torch.backends.mkldnn.is_available()
-    and getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "").startswith("AMD")
-)
+from shared.networks import products as matrices
+from shared.networks.products import add_product, product, products
+
 # With this many weights per position of the output map, or more, the product never was slower.
 WEIGHTS_PER_POSITION = 16_000
 # Winograd's way pays from so many channels on; where a map is one tile, from half as many.
@@ -97,27 +91,6 @@ class Conv2d(nn.Conv2d):
         )
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """(M, K) times (K, N): (M, N)."""
-    if a.dtype == torch.float32 and PRODUCTS_BY_ONEDNN:
-        a, b = _dense(a), _dense(b)
-        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
-    return a @ b
-
-
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """The same for each of (n, M, K) and (n, K, N): (n, M, N)."""
-    if not PRODUCTS_BY_ONEDNN:
-        return torch.bmm(a, b)
-    pairs = zip(_dense(a), _dense(b), strict=True)
-    return torch.stack([_product(left, right) for left, right in pairs])
-
-
-def _dense(matrices: Tensor) -> Tensor:
-    """The same numbers, rows or columns in one piece: for others oneDNN takes 100 times as long."""
-    return matrices if matrices.mT.is_contiguous() else matrices.contiguous()
-
-
 class _ProductForWeights(torch.autograd.Function):
     """The convolution padded by k // 2; the gradient of its weights as one matrix product."""
 
@@ -152,7 +125,7 @@ class _ProductForWeights(torch.autograd.Function):
         windows = padded.unfold(1, k, stride).unfold(2, k, stride)  # (B, H', W', C, k, k)
         windows = windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, k * k * inputs)
         grad = grad.permute(0, 2, 3, 1).reshape(-1, outputs)  # (B * H' * W', C')
-        grad_weight = _product(grad.t(), windows).view(outputs, k, k, inputs).permute(0, 3, 1, 2)
+        grad_weight = product(grad.t(), windows).view(outputs, k, k, inputs).permute(0, 3, 1, 2)
         return grad_input, grad_weight, None
 
 
@@ -168,7 +141,7 @@ class _Dense(torch.autograd.Function):
         matrix = torch.stack(taps, dim=3).reshape(4 * inputs, 4 * outputs)
         rows = input.permute(0, 2, 3, 1).reshape(-1, 4 * inputs)
         ctx.save_for_backward(rows, matrix)
-        return _product(rows, matrix).view(-1, 2, 2, outputs).permute(0, 3, 1, 2)
+        return product(rows, matrix).view(-1, 2, 2, outputs).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -177,8 +150,8 @@ class _Dense(torch.autograd.Function):
         grad = grads[0].permute(0, 2, 3, 1).reshape(-1, 4 * outputs)
         grad_input = None
         if ctx.needs_input_grad[0]:
-            grad_input = _product(grad, matrix.t()).view(-1, 2, 2, inputs).permute(0, 3, 1, 2)
-        of_outputs = _product(rows.t(), grad).view(2, 2, inputs, 4, outputs).unbind(3)
+            grad_input = product(grad, matrix.t()).view(-1, 2, 2, inputs).permute(0, 3, 1, 2)
+        of_outputs = product(rows.t(), grad).view(2, 2, inputs, 4, outputs).unbind(3)
         grad_kernel = grad.new_zeros(3, 3, inputs, outputs)
         for (down, across), of_output in zip(_taps_of_outputs(), of_outputs, strict=True):
             grad_kernel[down, across] += of_output
@@ -195,7 +168,7 @@ def _winograd_pays(shape: torch.Size, outputs: int) -> bool:
     B, C, H, W = shape
     tiles = math.ceil(H / TILE) * math.ceil(W / TILE)
     least = LEAST_CHANNELS // 2 if H == W == TILE else LEAST_CHANNELS
-    if PRODUCTS_BY_ONEDNN:
+    if matrices.BY_ONEDNN:
         least = LEAST_CHANNELS_BY_ONEDNN
     used = H * W / (tiles * TILE**2)  # share of what is computed
     return min(C, outputs) >= least and B * tiles >= LEAST_TILES and used >= 0.75
@@ -255,12 +228,12 @@ def _convolve(input: Tensor, weight: Tensor) -> Tensor:
     output = input.new_empty(len(input), H, W, outputs)
     at_once = _images_at_once(H, W)
     for part, rows in zip(input.split(at_once), output.split(at_once), strict=True):
-        products = _products(_transformed_tiles(part).transpose(0, 1), kernels)  # (36, T, C')
-        products = products.transpose(0, 1)  # (T, 36, C')
+        transformed = products(_transformed_tiles(part).transpose(0, 1), kernels)
+        transformed = transformed.transpose(0, 1)  # (T, 36, C')
         if H == W == TILE:
-            torch.matmul(OF_OUTPUTS, products, out=rows.view(-1, TILE**2, outputs))
+            torch.matmul(OF_OUTPUTS, transformed, out=rows.view(-1, TILE**2, outputs))
             continue
-        tiles = (OF_OUTPUTS @ products).view(-1, down, across, TILE, TILE, outputs)
+        tiles = (OF_OUTPUTS @ transformed).view(-1, down, across, TILE, TILE, outputs)
         tiles = tiles.transpose(2, 3).reshape(-1, down * TILE, across * TILE, outputs)
         rows.copy_(tiles[:, :H, :W])
     return output.permute(0, 3, 1, 2)
@@ -276,11 +249,8 @@ def _grad_of_weight(input: Tensor, grad: Tensor) -> Tensor:
         rows = F.pad(grad_part.permute(0, 2, 3, 1), (0, 0, 0, -W % TILE, 0, -H % TILE))
         tiles = rows.reshape(-1, down, TILE, across, TILE, outputs).transpose(2, 3)
         grads = OF_OUTPUTS.t() @ tiles.reshape(-1, TILE**2, outputs)  # (T, 36, C')
-        inputs, grads = _transformed_tiles(part).transpose(0, 1), grads.transpose(0, 1)
-        if PRODUCTS_BY_ONEDNN:
-            kernels += _products(_dense(inputs).mT, grads)
-        else:
-            kernels.baddbmm_(inputs.mT, grads)
+        inputs = _transformed_tiles(part).permute(1, 2, 0)  # (36, C, T)
+        add_product(kernels, inputs, grads.transpose(0, 1))
     taps = (OF_WEIGHTS.t() @ kernels.view(len(kernels), -1)).view(3, 3, C, outputs)
     return taps.permute(3, 2, 0, 1)
 
@@ -298,5 +268,5 @@ def _transformed_tiles(input: Tensor) -> Tensor:
 
 def _images_at_once(H: int, W: int) -> int:
     """How many images with maps of this size are computed together."""
-    tiles = TILES_AT_ONCE_BY_ONEDNN if PRODUCTS_BY_ONEDNN else TILES_AT_ONCE
+    tiles = TILES_AT_ONCE_BY_ONEDNN if matrices.BY_ONEDNN else TILES_AT_ONCE
     return max(1, tiles // (math.ceil(H / TILE) * math.ceil(W / TILE)))

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from shared.networks.products import add_product, product
+
 # `nt_xent` forms logits matrices of up to this many elements (4 MiB in float32) as a whole.
 PLAIN_ELEMENTS = 2**20
 # It computes larger ones in tiles of this many rows, so that a tile stays in the cache of a core.
@@ -247,14 +249,14 @@ class _SymmetricNTXent(torch.autograd.Function):
                 p = _symmetric_tile(u, start, stop)
                 p *= inverse[start:stop, None] + inverse[start:]  # p_ij + p_ji
                 p.diagonal(N).sub_(2)  # s_i,positive: once for i, once for its partner
-                grad[start:stop].addmm_(p, u[start:])
-                grad[stop:].addmm_(p[:, ctx.tile_rows :].T, u[start:stop])
+                add_product(grad[start:stop], p, u[start:])
+                add_product(grad[stop:], p[:, ctx.tile_rows :].T, u[start:stop])
         return grad * (grad_loss / N), None
 
 
 def _symmetric_tile(u: Tensor, start: int, stop: int) -> Tensor:
     """exp(s) of the rows start to stop and the columns from start on, 0 on the diagonal."""
-    e = (u[start:stop] @ u[start:].T).exp_()  # (rows, 2N - start)
+    e = product(u[start:stop], u[start:].T).exp_()  # (rows, 2N - start)
     e.diagonal().zero_()
     return e
 
@@ -272,7 +274,7 @@ class _GatheredNTXent(torch.autograd.Function):
         losses = u.new_empty(len(u))
         for start in range(0, len(u), tile_rows):
             rows = slice(start, start + tile_rows)
-            s = (u[rows] @ v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N + K)
+            s = product(u[rows], v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N + K)
             losses[rows] = F.cross_entropy(s, positive[rows], reduction="none")
         ctx.save_for_backward(u, v, losses, itself, positive)
         ctx.tile_rows = tile_rows
@@ -287,13 +289,14 @@ class _GatheredNTXent(torch.autograd.Function):
         with torch.autocast(u.device.type, enabled=False):
             for start in range(0, len(u), ctx.tile_rows):
                 rows = slice(start, start + ctx.tile_rows)
-                s = (u[rows] @ v.T).scatter_(1, itself[rows, None], -torch.inf)  # (rows, 2N + K)
+                s = product(u[rows], v.T)  # (rows, 2N + K)
+                s.scatter_(1, itself[rows, None], -torch.inf)
                 s -= s.gather(1, positive[rows, None])
                 p = s.sub_(losses[rows, None]).exp_()  # as loss = logsumexp(s) - s_positive
                 p[torch.arange(len(p), device=p.device), positive[rows]] -= 1
-                grad_u[rows].addmm_(p, v)
+                add_product(grad_u[rows], p, v)
                 if grad_v is not None:
-                    grad_v.addmm_(p.T, u[rows])
+                    add_product(grad_v, p.T, u[rows])
         scale = grad_loss / (len(u) // 2)
         return grad_u * scale, None if grad_v is None else grad_v * scale, None, None, None
 

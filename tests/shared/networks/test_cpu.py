@@ -7,12 +7,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from shared.networks import cpu as convolution
+from shared.networks import products
 from shared.networks.cpu import (
     Conv2d,
     _Dense,
-    _product,
     _ProductForWeights,
-    _products,
     _Winograd,
     _winograd_pays,
 )
@@ -133,7 +132,7 @@ def assert_as_torch(way, images, weight, tolerance):
 @pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
 def onednn(request, monkeypatch) -> bool:
     """Whether oneDNN makes the products in float32, as on AMD's processors with AVX-512."""
-    monkeypatch.setattr(convolution, "PRODUCTS_BY_ONEDNN", request.param)
+    monkeypatch.setattr(products, "BY_ONEDNN", request.param)
     return request.param
 
 
@@ -175,21 +174,6 @@ def test_where_winograd_pays(onednn):
         pays = by_onednn if onednn else by_mkl
         assert _winograd_pays(torch.Size((batch, channels, side, side)), channels) == pays
     assert not _winograd_pays(torch.Size((32, 256, 8, 8)), 64)
-
-
-def test_a_product_by_onednn_is_the_product(monkeypatch):
-    """Also of matrices that lie in memory otherwise."""
-    torch.manual_seed(0)
-    a, b = torch.randn(3, 7, 5), torch.randn(3, 5, 6)
-    apart = torch.randn(7, 3, 10)[:, :, ::2].transpose(0, 1)
-    same = torch.ones(()).expand(3, 5, 6)
-    monkeypatch.setattr(convolution, "PRODUCTS_BY_ONEDNN", True)
-    for left, right in [(a, b), (apart, b), (a, same), (a.mT.contiguous().mT, b)]:
-        exact = left.double() @ right.double()
-        for mine in (_products(left, right)[1], _product(left[1], right[1])):
-            assert (mine - exact[1]).abs().max() < 1e-5
-    whole = torch.ones(2, 3, dtype=torch.bfloat16)
-    assert _product(whole, whole.t()).dtype == torch.bfloat16
 
 
 WAYS = {"dense": (2, 1), "winograd": (4, 1), "product": (2, 2), "torch": (4, 2)}
