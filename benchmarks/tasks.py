@@ -56,7 +56,7 @@ from shared.training.optim import build_optimizer, set_learning_rate
 
 WANTED = 0.9
 LOSSES = "--pretrain.loss"
-FIRST_ALONE = "inpainting, adversary; bare without it"
+FIRST_ALONE = "inpainting, adversary (bare: without)"
 ROWS: dict[str, list[str]] = {
     **{name: [f"--pretrain.task={name}"] for name in TASKS if name != "transitive"},
     "contrastive, pair": [f"{LOSSES}=pair"],

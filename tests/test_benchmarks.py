@@ -4,17 +4,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from scipy.special import stdtrit
 
-from benchmarks import claims, compare, gpu, ours
+from benchmarks import claims, compare, gpu, ours, tasks
 from benchmarks.laps import PeakMemory, cpu_seconds
 from benchmarks.photos import make_photos, make_small
+from shared.config.command import hardware_precision
 from shared.networks import cpu as convolution
+from shared.pretext.adversary import Adversary
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +160,29 @@ def test_document_shows_the_saved_results():
     for file in compare.RESULTS.glob("cpu-*.json"):
         table = compare.table(json.loads(file.read_text()), file.stem.removeprefix("cpu-"))
         assert table in compare.DOCUMENT.read_text()
+
+
+def test_tasks_are_measured_with_both_networks_of_an_adversary(work):
+    both = tasks.measure("inpainting, adversary", work / "small", batch=4, turns=1)
+    assert both["ratio"] == pytest.approx(both["whole"] / both["bare"])
+    config = tasks.read(tasks.ROWS["inpainting, adversary"], work / "small", 4)
+    for alone in (False, True):  # whether the adversary is left out
+        accelerator = Accelerator(cpu=True, mixed_precision=hardware_precision("cpu"))
+        _, bare = tasks.contenders(config, accelerator, alone)
+        with patch.object(Adversary, "learn") as learn:
+            bare()
+        assert learn.called == (not alone)
+
+
+def test_the_table_of_tasks_is_that_of_the_saved_results():
+    saved = tasks.saved()
+    assert all(rows.keys() <= tasks.ROWS.keys() for rows in saved.values())
+    assert tasks.table(saved) in compare.DOCUMENT.read_text()
+    row = {"whole": 41.2, "bare": 50.4, "ratio": 0.82, "measured": "here"}
+    lines = tasks.table({"amx": {"colour": row}, "avx2": {"rotation": row}}).splitlines()
+    assert lines[2] == "| rotation |  |  |  | 41 | 50 | 82%, below 90% |"
+    assert lines[3] == "| colour | 41 | 50 | 82%, below 90% |  |  |  |"
+    assert lines[5:] == ["- with AMX: bf16, all: here", "- with AVX2: float32, all: here"]
 
 
 COUNTER = """

@@ -1,7 +1,9 @@
-"""docs/reference.md names tests as evidence: they are there."""
+"""docs/reference.md and docs/pretext.md name tests as evidence: they are there."""
 
 import re
 from pathlib import Path
+
+from shared.config.pretext import TASKS
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,3 +32,12 @@ def test_every_named_test_exists():
             (place,) = ROOT.glob(f"tests/**/{file.removeprefix('tests/').removesuffix('.py')}.py")
             code = place.read_text()
             assert f"\ndef {test.partition('[')[0]}(" in code, f"{behaviour}: no {name}"
+
+
+def test_every_pretext_task_has_a_row_and_its_named_tests_exist():
+    text = (ROOT / "docs/pretext.md").read_text()
+    code = "".join(file.read_text() for file in ROOT.glob("tests/**/test_*.py"))
+    assert all(f"\n| `{task}`" in text for task in TASKS)
+    names = re.findall(r"test_\w+(?=`)", text)
+    assert len(names) >= 4
+    assert [name for name in names if f"\ndef {name}(" not in code] == []

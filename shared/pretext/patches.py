@@ -6,8 +6,8 @@ google/revisiting-self-supervised ("relative_patch_location.py") all nine pass t
 eight questions.
 
 The colours of a lens' fringes would tell where in a photo a tile was. So a tile keeps one channel
-alone, or its colours are smoothed. The options colors=blur, joint_jitter, aperture and turns are
-improvements of Mundhenk et al. 2018 (arXiv 1711.06379).
+alone, or its colours are smoothed, which leaves a trace of them. The options colors=blur,
+joint_jitter, aperture and turns are improvements of Mundhenk et al. 2018 (arXiv 1711.06379).
 
 On purpose it differs: what is dropped becomes the image's mean, where the original ("train.py" of
 cdoersch/deepcontext) has faint noise. No tile is made coarser. The head has one hidden layer and no

@@ -186,4 +186,4 @@ def test_it_learns(tmp_path):
         tmp_path, "multi-task", "--multi_task.tasks=rotation,instances:0.5", "--pretrain.steps=50"
     )
     assert line["rotation_top1"] > 0.7  # chance 0.25
-    assert line["instances_top1"] > 0.2  # chance 0.02
+    assert line["instances_top1"] > 0.1  # chance 0.02
