@@ -31,7 +31,7 @@ from shared.runtime.media import abbreviated, say_block
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from shared.data.images import ImageSet
+    from shared.data.images import Splits
     from shared.training.stage import RunStage
 
 
@@ -161,12 +161,12 @@ def train(
     splits = open_run(config, accelerator)
     # bad labels, impossible schedules and too many processes stop the run before it pretrains
     if not wanted.keys() & CLASSIFIERS:
-        return train_alone(config, accelerator, wanted["pretrain"], splits.train)
+        return train_alone(config, accelerator, wanted["pretrain"], splits)
     labels = draw_labels(splits, config.label_set.before_choice, config.seed)
     train = splits.train
     apart = "pretrain" in wanted and len(train.held_out)  # imported weights saw none of them
     images = len(train.training_ids)
-    require_schedules(config, wanted, train, len(labels.ids), accelerator)
+    require_all_possible(config, wanted, splits, len(labels.ids), accelerator)
     tested = len(splits.test) if splits.test else 0
     accelerator.print(
         f"data: {counted(images, 'image')} for training, {len(labels.ids):,} of them with a label;"
@@ -205,14 +205,14 @@ def train(
 
 
 def train_alone(
-    config: Config, accelerator: "Accelerator", stage: "RunStage", images: "ImageSet"
+    config: Config, accelerator: "Accelerator", stage: "RunStage", splits: "Splits"
 ) -> None:
     """Stage 1, where no image has a label yet; then how to get labels, and to go on."""
     from shared.runs.redo import same_run
     from shared.runtime.progress import counted
 
-    require_schedules(config, ["pretrain"], images, 0, accelerator)
-    columns = ""
+    require_all_possible(config, ["pretrain"], splits, 0, accelerator)
+    images, columns = splits.train, ""
     if images.columns:
         named = abbreviated(images.columns, 12)
         columns = f" (if a column has them: --data.label_column, of {named})"
@@ -230,25 +230,20 @@ def train_alone(
     )
 
 
-def require_schedules(
+def require_all_possible(
     config: Config,
     wanted: Iterable[str],
-    train: "ImageSet",
+    splits: "Splits",
     labels: int,
     accelerator: "Accelerator",
 ) -> None:
-    """Refuse impossible schedules of any stage, all in one line, before the first one trains."""
-    from shared.training.schedule import schedule_of
-    from shared.training.stage import require_an_image_each
+    """Refuse what any stage would refuse, all in one line, before the first one trains."""
+    from shared.runs.possible import require_possible
 
     refused: dict[str, None] = {}  # in order, each once
     for name in wanted:
-        if METHODS[name].fitted:
-            continue  # it has no schedule
         try:
-            images = len(train) if name == "pretrain" else len(train.training_ids)
-            schedule_of(config.training_of(name), images if METHODS[name].all_images else labels)
-            require_an_image_each(config, name, accelerator.num_processes)
+            require_possible(config, name, splits, labels, accelerator)
         except UserError as error:
             refused[str(error)] = None
     if refused:

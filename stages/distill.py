@@ -27,32 +27,31 @@ from accelerate import Accelerator
 from torch import nn
 
 from shared.config.command import run_command
-from shared.config.labelset import LabelSet
 from shared.config.methods import made_by, method_of
 from shared.config.schema import Config
 from shared.data.augment import augmentation_for
 from shared.data.image_ops import upload
-from shared.data.images import UNLABELED, Splits
+from shared.data.images import UNLABELED
 from shared.data.labels import draw_labels
 from shared.data.sources import open_run
 from shared.networks.build import (
     build_classifier,
     load_classifier,
     network_of,
-    require_same_input,
     require_weights,
     weights_setting,
 )
 from shared.networks.heads import Classifier
 from shared.networks.moving_average import averaged, move_average
-from shared.runtime.artifacts import ClassifierMeta, ClassifierNetwork, read_meta
+from shared.runtime.artifacts import ClassifierNetwork
 from shared.runtime.distributed import weight_of_own_rows
-from shared.runtime.errors import UserError, exit_code_2
+from shared.runtime.errors import exit_code_2
 from shared.runtime.progress import counted
 from shared.runtime.records import field_of
 from shared.training.device import prepare_to_train, read_later, to_inference
 from shared.training.losses import distillation_loss, pseudo_label_loss, soft_targets
 from shared.training.stage import Stage, follows, labels_meta, settings_of_test_images
+from shared.training.teachers import read_teachers, require_same_task
 
 
 def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Path:
@@ -182,61 +181,6 @@ def run(config: Config, accelerator: Accelerator, method: str = "distill") -> Pa
 def as_teacher(folder: Path, config: Config, accelerator: Accelerator) -> Classifier:
     """The classifier of an artifact folder, to predict with."""
     return to_inference(load_classifier(folder)[0], config, accelerator)
-
-
-def teacher_folders(config: Config, method: str) -> list[Path]:
-    """The classifiers that teach: the self-distilled one for a student with ``self_first``."""
-    given = config.given_teachers(method)
-    return list(map(Path, given) if given else map(config.folder_of, config.parents_of(method)))
-
-
-def read_teachers(config: Config, method: str) -> dict[Path, ClassifierMeta]:
-    """The classifiers that teach, and what each is; all see the run's images, and agree on labels.
-
-    Raises:
-        UserError: one was made for other images, or two of them are the same network, know other
-            classes or were made from other labels.
-    """
-    teachers: dict[Path, ClassifierMeta] = {}
-    for folder in teacher_folders(config, method):
-        meta = read_meta(folder, "classifier")
-        require_same_input(meta, config.data, folder)
-        for other, its in teachers.items():
-            both = f"the teachers {other} and {folder}"
-            if its["weights_sha256"] == meta["weights_sha256"]:
-                raise UserError(f"{both} are the same network; give one of them")
-            if its["classes"] != meta["classes"]:
-                raise UserError(
-                    f"{both} know other classes ({len(its['classes'])} and"
-                    f" {len(meta['classes'])}), or in another order; they must be the same"
-                )
-            hashes = {its["labels"]["hash"], meta["labels"]["hash"]} - {None}  # None: imported
-            if len(hashes) > 1:
-                raise UserError(
-                    f"{both} were made from other labels; give teachers of one label draw: of one"
-                    " --seed, or of one file of --labels"
-                )
-        teachers[folder] = meta
-    return teachers
-
-
-def require_same_task(
-    teacher: ClassifierMeta, folder: Path, splits: Splits, label_set: LabelSet
-) -> None:
-    """UserError where the teacher knows other classes, or was made from another label set."""
-    classes = splits.train.classes or (splits.test.classes if splits.test else ())
-    if classes and list(classes) != teacher["classes"]:
-        raise UserError(
-            f"the teacher {folder} knows {len(teacher['classes'])} classes"
-            f" ({', '.join(teacher['classes'][:3])}, ...), the images have"
-            f" {len(classes)} ({', '.join(classes[:3])}, ...); they must be the same"
-        )
-    taught_with = teacher["labels"]
-    if taught_with["number"] and LabelSet.parse(taught_with["given"]).tag != label_set.tag:
-        raise UserError(
-            f"the teacher {folder} was trained with --labels {taught_with['given']}, now it is"
-            f" {label_set.text}; give the same"
-        )
 
 
 def run_all(config: Config, accelerator: Accelerator) -> None:

@@ -48,15 +48,16 @@ from shared.data.labels import Labels, draw_labels, write_labels
 from shared.data.sources import open_run
 from shared.networks.build import (
     build_classifier,
+    freeze_beginning,
     keep_layers,
     load_contrastive,
     network_meta,
     network_of,
     require_same_input,
 )
-from shared.networks.heads import Classifier, freeze
+from shared.networks.heads import Classifier
 from shared.pretext.network import as_tuple
-from shared.pretext.rotation import RotationAided, told_turns
+from shared.pretext.rotation import aided_by_rotation, told_turns
 from shared.runtime.artifacts import ClassifierNetwork, NetworkMeta, read_meta
 from shared.runtime.distributed import weight_of_own_rows
 from shared.runtime.errors import UserError, exit_code_2
@@ -181,29 +182,6 @@ def starting_point(config: Config, method: str) -> tuple[Path | None, NetworkMet
         return source, network_of(meta, config.data), {"parent": meta["weights_sha256"]}
     scratch = replace(config.model, encoder=config.encoder_of(method))
     return None, network_meta(scratch, config.data), hashed_settings(scratch, "model")
-
-
-def freeze_beginning(model: Classifier, cfg: Finetune, whole: bool) -> None:
-    """Freeze everything below the linear layer, or what ``freeze_after_block`` asks for."""
-    if whole:
-        freeze(model)
-    elif cfg.freeze_after_block is not None:
-        try:
-            freeze(model, cfg.freeze_after_block)
-        except ValueError as error:
-            raise UserError(f"{cfg.section}.freeze_after_block: {error}") from error
-
-
-def aided_by_rotation(model: Classifier, cfg: Finetune) -> RotationAided:
-    """The classifier with a second linear layer; refused where nothing below the two is trained."""
-    below = [*model.encoder.parameters(), *model.layers.parameters()]
-    if not cfg.encoder_rate or not any(weight.requires_grad for weight in below):
-        raise UserError(
-            f"{cfg.section}.auxiliary=rotation has nothing to teach: everything below the linear"
-            f" layer is frozen; set {cfg.section}.encoder_rate and freeze_after_block otherwise, or"
-            " leave it out"
-        )
-    return RotationAided(model)
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ TINY = [
     "--precision=no",
     "--threads=1",
 ]
+HOT = {"finetune.optimizer": "sgd", "finetune.learning_rate": 1e9}  # found as it trains
 TABLE = {
     "title": "Toy",
     "base": {"supervised.steps": 1},  # the flag above wins
@@ -37,12 +38,12 @@ TABLE = {
     "rows": {
         "supervised": {"method": "supervised"},
         "tuned": {"method": "finetune"},
-        "warm": {"method": "finetune", "finetune.warmup_epochs": 1000},
+        "hot": {"method": "finetune", **HOT},
         "student": {"method": "distill", "distill.images": "labeled"},
     },
     "columns": {"1%": {"labels": "1pct"}, "10%": {"labels": "10pct"}},
 }
-STATUS = {"supervised": "done", "tuned": "done", "warm": "failed", "student": "done"}
+STATUS = {"supervised": "done", "tuned": "done", "hot": "failed", "student": "done"}
 
 
 def call(folder, table=TABLE, *options: str) -> int:
@@ -71,9 +72,9 @@ def test_fills_and_shares(filled):
     lines = cells(filled)
     assert len(lines) == 2 * 4 * 2
     assert all(line["status"] == STATUS[line["row"]] for line in lines)
-    messages = {line["message"] for line in lines if line["row"] == "warm"}
-    assert len(messages) == 2  # one for each number of labels
-    assert all("but the stage has only 2; make it shorter" in message for message in messages)
+    messages = {line["message"] for line in lines if line["row"] == "hot"}
+    assert len(messages) == 1
+    assert messages.pop().startswith("the loss is nan at step 1 of finetune")
     names = [
         f"{m}-{t}-seed{s}"
         for m in ("finetune", "supervised")
@@ -101,7 +102,9 @@ def test_second_call_trains_nothing(filled, capsys):
     assert made(filled) == before
     assert cells(filled) == lines
     printed = capsys.readouterr().out
-    assert "steps of" not in printed  # no stage announced itself
+    announced = [line for line in printed.splitlines() if " steps of " in line]
+    assert len(announced) == 4  # that of each hot cell, which is tried again
+    assert all(re.search(r"learning rate (1e\+09|5e\+08)", line) for line in announced)
     assert "What the labels are worth" in printed
 
 
@@ -142,14 +145,14 @@ def test_report_trains_nothing_and_names_what_is_wrong(filled, capsys):
 def test_other_settings_in_the_folder_cost_their_cells(filled, capsys):
     assert call(filled, TABLE, "--finetune.learning_rate=0.5") == 0
     error = capsys.readouterr().err
-    assert error.count("\n") == 4 + 2  # one for each fine-tuned classifier, two for warm
+    assert error.count("\n") == 4 + 1  # one for each fine-tuned classifier, one for hot
     assert "was made with finetune.learning_rate=0.001, now it is 0.5" in error
     status = {line["row"]: line["status"] for line in cells(filled)}
     assert status == {**STATUS, "tuned": "failed", "student": "failed"}
 
 
 def test_nothing_finished(tmp_path, capsys):
-    nothing = {**TABLE, "rows": {"warm": TABLE["rows"]["warm"]}, "worth": None}
+    nothing = {**TABLE, "rows": {"hot": TABLE["rows"]["hot"]}, "worth": None}
     assert call(tmp_path, nothing) == 2
     assert "no finished cell" in capsys.readouterr().err
     assert not list(tmp_path.rglob("cells.jsonl"))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.config.methods import METHODS
@@ -122,7 +122,7 @@ class LabelSet:
     @property
     def before_choice(self) -> "LabelSet":
         """As many labels by lot, where images are still to be suggested; else the same."""
-        return LabelSet.parse(f"{self.suggested}random") if self.suggested else self
+        return replace(self, random=self.suggested, suggested=None) if self.suggested else self
 
     @property
     def title(self) -> str:

@@ -9,9 +9,9 @@ from torch import nn
 
 from shared.config.methods import METHODS
 from shared.config.schema import Config
-from shared.config.sections import Data, Model
+from shared.config.sections import Data, Finetune, Model
 from shared.networks.encoders import create_encoder, fetch_weights, known_encoder, takes_size
-from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead
+from shared.networks.heads import Classifier, ContrastiveModel, ProjectionHead, freeze
 from shared.runtime.artifacts import (
     ClassifierMeta,
     ClassifierNetwork,
@@ -138,6 +138,17 @@ def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Class
         return Classifier(model.encoder, classes, model.head, from_layer)
     except ValueError as error:
         raise UserError(f"from_layer={from_layer}: {error}") from error
+
+
+def freeze_beginning(model: Classifier, cfg: Finetune, whole: bool) -> None:
+    """Freeze everything below the linear layer, or what ``freeze_after_block`` asks for."""
+    if whole:
+        freeze(model)
+    elif cfg.freeze_after_block is not None:
+        try:
+            freeze(model, cfg.freeze_after_block)
+        except ValueError as error:
+            raise UserError(f"{cfg.section}.freeze_after_block: {error}") from error
 
 
 def require_same_input(meta: Meta, data: Data, path: Path) -> None:

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.config.sections import Finetune
 from shared.data.batches import Batch
 from shared.networks.heads import Classifier, ContrastiveModel
 from shared.pretext.network import PretextModel
 from shared.pretext.task import Answer, Metrics, Task, Tensors
+from shared.runtime.errors import UserError
 
 
 class Rotation(Task):
@@ -77,6 +79,18 @@ class RotationAided(Classifier):
         """Images (b, 3, S, S) -> logits of the classes (b, C) and of the turns (4b, 4), float32."""
         features = self.features(all_rotations(images))
         return self.linear(features[: len(images)]).float(), self.rotation(features).float()
+
+
+def aided_by_rotation(model: Classifier, cfg: Finetune) -> RotationAided:
+    """The classifier with a second linear layer; refused where nothing below the two is trained."""
+    below = [*model.encoder.parameters(), *model.layers.parameters()]
+    if not cfg.encoder_rate or not any(weight.requires_grad for weight in below):
+        raise UserError(
+            f"{cfg.section}.auxiliary=rotation has nothing to teach: everything below the linear"
+            f" layer is frozen; set {cfg.section}.encoder_rate and freeze_after_block otherwise, or"
+            " leave it out"
+        )
+    return RotationAided(model)
 
 
 def told_turns(logits: Tensor, weight: float) -> Answer:

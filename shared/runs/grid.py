@@ -27,9 +27,13 @@ from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, depends_on
 from shared.config.schema import VARIANTS, Config, dump, hashed_settings
 from shared.config.sections import Classical, Distill, Finetune
-from shared.data.sources import open_data
+from shared.data.images import Splits
+from shared.data.labels import draw_labels
+from shared.data.sources import look_at, open_data
 from shared.networks.build import require_weights
+from shared.pretext.build import make_task
 from shared.runs.assessment import Baselines, read_assessment
+from shared.runs.possible import require_possible as refuse_impossible
 from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
@@ -267,7 +271,7 @@ def fill(
     base = {option: value for option, value in table.base.items() if option not in flags}
     table = replace(table, base=base)
     cells = [_with_label_file(cell) for cell in expand(table, config)]
-    require_possible(cells, accelerator)
+    _require_hope(cells)
     open_data(
         config.data, config.label_set, accelerator.is_local_main_process
     )  # bad data stop here
@@ -279,6 +283,9 @@ def fill(
                     require_an_image_each(job.config, job.method, accelerator.num_processes)
                     require_published(job, {other.path for other in jobs})
             sound.add(job.path)
+    cells = with_reasons(cells, accelerator)
+    require_possible(cells, accelerator)
+    jobs = in_order(cells)
     if accelerator.is_main_process:
         _write_files(config, table, _definition(config, table))
     failures: dict[Path, str] = {}
@@ -298,15 +305,93 @@ def require_possible(cells: Sequence[Cell], accelerator: Accelerator) -> None:
 
     A row may be impossible in some columns alone, such as a layer that their head lacks.
     """
+    _require_hope(cells)
+    impossible = {(cell.row, cell.column): cell for cell in cells if not cell.job}
+    for cell in impossible.values() if accelerator.is_main_process else ():
+        say(f"impossible: row {cell.row}, column {cell.column}: {cell.impossible}", error=True)
+
+
+def _require_hope(cells: Sequence[Cell]) -> None:
     for kind in ("row", "column", "seed"):
         possible = {getattr(cell, kind) for cell in cells if cell.job}
         for cell in cells:
             if getattr(cell, kind) not in possible:
                 with _placed(cell):
                     raise UserError(cell.impossible)
-    impossible = {(cell.row, cell.column): cell for cell in cells if not cell.job}
-    for cell in impossible.values() if accelerator.is_main_process else ():
-        say(f"impossible: row {cell.row}, column {cell.column}: {cell.impossible}", error=True)
+
+
+def with_reasons(cells: Sequence[Cell], accelerator: Accelerator) -> list[Cell]:
+    """The same cells; those that data, labels or a stage would refuse are impossible now.
+
+    What is done is not asked again. The images are looked at, and not decoded.
+    """
+    jobs = {job.path: job for cell in cells if cell.job for job in _with_ancestors(cell.job)}
+    ask = _Asked(accelerator, set(jobs))
+    # one set of images after the other, so that each is opened once
+    ordered = sorted(jobs.values(), key=lambda job: repr((job.config.data, job.config.labels)))
+    reasons = {job.path: "" if _is_done(job) else ask.why_impossible(job) for job in ordered}
+    answers = []
+    for cell in cells:
+        ancestors = list(_with_ancestors(cell.job)) if cell.job and not _is_done(cell.job) else []
+        reason = next((reasons[job.path] for job in ancestors if reasons[job.path]), "")
+        answers.append(replace(cell, job=None, impossible=reason) if reason else cell)
+    return answers
+
+
+class _Asked:
+    """Asks of each job what its stage would refuse, and of equal ones once.
+
+    Args:
+        accelerator: of this process.
+        own: folders that the table makes itself.
+    """
+
+    def __init__(self, accelerator: Accelerator, own: Collection[Path]):
+        self.accelerator, self.own = accelerator, own
+        self._images: tuple[str, Splits] | None = None
+        self._labels: dict[str, int] = {}
+        self._reasons: dict[str, str] = {}
+
+    def why_impossible(self, job: Job) -> str:
+        """Empty where nothing speaks against it."""
+        unseen = replace(job.config, run="r", output="r", seed=0, labels="1pct")
+        parents = [replace(each.config, run="r", output="r") for each in job.parents[:1]]
+        try:
+            splits = self._open(job.config)
+            number = 0 if job.method == "pretrain" else self._number(job.config, splits)
+            key = repr((job.method, number, unseen, parents))
+            if key not in self._reasons:
+                self._reasons[key] = self._refusal(job, splits, number)
+            return self._reasons[key]
+        except UserError as error:
+            return str(error)
+
+    def _open(self, config: Config) -> Splits:
+        key = repr((config.data, config.label_set.csv_file))
+        if self._images is None or self._images[0] != key:
+            self._images = key, look_at(config.data, config.label_set)
+        return self._images[1]
+
+    def _number(self, config: Config, splits: Splits) -> int:
+        key = repr((config.data, config.labels, config.seed))
+        if key not in self._labels:
+            drawn = draw_labels(splits, config.label_set.before_choice, config.seed)
+            self._labels[key] = len(drawn.ids)
+        return self._labels[key]
+
+    def _refusal(self, job: Job, splits: Splits, labels: int) -> str:
+        if job.method not in METHODS:  # assess
+            return ""
+        pretraining = next((each.config for each in job.parents if each.method == "pretrain"), None)
+        try:
+            refuse_impossible(
+                job.config, job.method, splits, labels, self.accelerator, self.own, pretraining
+            )
+            if job.method == "pretrain":
+                make_task(job.config, self.accelerator).require(splits.train)
+        except UserError as error:
+            return str(error)
+        return ""
 
 
 @contextmanager

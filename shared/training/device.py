@@ -50,14 +50,15 @@ def prepare_to_train(model: M, config: Config, accelerator: Accelerator) -> M:
     Raises:
         UserError: where the model or the machine cannot do what is asked for.
     """
-    if config.checkpoint_activations or config.compile:
-        encoder = model.get_submodule("encoder")
-        if any(p.requires_grad for p in encoder.parameters()):
-            _make_lean(encoder, config)
+    make_lean(model, config)
     return to_device(model, config, accelerator)
 
 
-def _make_lean(encoder: nn.Module, config: Config) -> None:
+def make_lean(model: nn.Module, config: Config) -> None:
+    """Have activations checkpointed and the encoder compiled; UserError where it cannot be done."""
+    encoder = model.get_submodule("encoder")
+    if not any(p.requires_grad for p in encoder.parameters()):
+        return
     if config.checkpoint_activations:
         try:
             checkpoint_activations(encoder)

@@ -14,7 +14,7 @@ from shared.config.schema import Config
 from shared.config.sections import Data, Finetune, Supervised
 from shared.data.batches import plain_batches
 from shared.data.labels import Labels, draw_labels
-from shared.networks.build import build_classifier, keep_layers, load_contrastive
+from shared.networks.build import build_classifier, freeze_beginning, keep_layers, load_contrastive
 from shared.runtime.errors import UserError
 from stages import finetune, pretrain
 from tests.support.photo_run import files, refused, run
@@ -258,7 +258,7 @@ def trained_parts(cfg: Finetune, whole: bool = False) -> set[str]:
         "from_layer": 1,
     }
     model = build_classifier(description)
-    finetune.freeze_beginning(model, cfg, whole)
+    freeze_beginning(model, cfg, whole)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return {re.sub(r"(encoder\.(?:groups\.\d|stem)|\w+).*", r"\1", name) for name in names}
 

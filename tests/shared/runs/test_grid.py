@@ -315,6 +315,9 @@ def test_impossible_cells_keep_their_reason(config, tmp_path):
     assert cells[1].job is None
 
 
+FROZEN = {"finetune.encoder_rate": 0}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -333,6 +336,44 @@ def test_impossible_cells_keep_their_reason(config, tmp_path):
             {"rows": {"a": {}, "b": {"method": "distill", "distill.student": "x"}}},
             "row b, column x",
         ),
+        # what needs the data, or a network
+        (
+            {"columns": {"x": {}, "y": {"labels": "999perclass"}}},
+            "row a, column y: labels=999perclass: the smallest class has 139 images",
+        ),
+        (
+            {"columns": {"x": {}, "y": {"labels": "2000suggested"}}},
+            "row a, column y: labels=2000suggested: only 1,437 training images",
+        ),
+        (
+            {"columns": {"x": {}, "y": {"labels": "none.csv"}}},
+            "row a, column y: none.csv has no label yet",
+        ),
+        (
+            {"rows": {"a": {}, "b": {"method": "linear", "linear.warmup_epochs": 10**6}}},
+            "row b, column x: linear.warmup_epochs=1000000.0 is",
+        ),
+        (
+            {"rows": {"a": {}, "b": {"pretrain.warmup_epochs": 1000}}},
+            "row b, column x: pretrain.warmup_epochs=1000.0 is",
+        ),
+        (
+            {"rows": {"a": {}, "b": {"finetune.freeze_after_block": 9}}},
+            "row b, column x: finetune.freeze_after_block: after_block is 9",
+        ),
+        (
+            {"rows": {"a": {}, "b": {"finetune.auxiliary": "rotation"}}, "base": FROZEN},
+            "row b, column x: finetune.auxiliary=rotation has nothing to teach",
+        ),
+        (
+            {"rows": {"a": {}, "b": {"method": "distill", "distill.student": "test_vit"}}},
+            "row b, column x: encoder test_vit at 8 pixels",
+        ),
+        (
+            {"rows": {"a": {}, "b": {"pretrain.task": "colour"}}},
+            "row b, column x: pretrain.task=colour needs images with colours",
+        ),
+        ({"vary": {"data.split_seed": [0, 1]}, "base": {"labels": "999perclass"}, "seeds": 2}, ""),
     ],
 )
 def test_what_can_never_be_made_is_refused_before_anything_trains(
@@ -340,6 +381,7 @@ def test_what_can_never_be_made_is_refused_before_anything_trains(
 ):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe.csv")
+    Path("none.csv").write_text("file,label\n0,\n")
     parts = {"rows": {"a": {}}, "columns": {"x": {}}, "seeds": 1} | changes
     config = replace(config, table=write(tmp_path, **parts), output=str(tmp_path / "runs"))
     with pytest.raises(UserError) as refused:
@@ -357,6 +399,35 @@ def test_a_cell_alone_may_be_impossible(config, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("impossible: row high, column 3: finetune.from_layer must be")
     assert error.count("\n") == 1
+
+
+def test_labels_that_one_row_alone_cannot_draw_are_said_before_anything_trains(
+    config, tmp_path, capsys, monkeypatch
+):
+    """The rest of the table is made; nothing that needs those labels is begun."""
+    rows = {"tuned": {}, "alone": {"labels": "1pct", "method": "supervised"}}
+    columns = {"few": {"finetune.steps": 9}, "late": {"finetune.warmup_epochs": 10**6}}
+    made: list[str] = []
+    monkeypatch.setattr(grid, "_make", lambda jobs, *_: made.extend(job.method for job in jobs))
+    name = write(tmp_path, rows=rows, columns=columns, seeds=1)
+    config = replace(config, table=name, output=str(tmp_path / "runs"))
+    with pytest.raises(UserError, match="no finished cell"):
+        grid.fill(config, Accelerator(cpu=True), {})
+    error = capsys.readouterr().err
+    assert error.startswith("impossible: row tuned, column late: finetune.warmup_epochs=")
+    assert made == ["pretrain", "finetune", "supervised"]
+
+
+def test_what_is_done_is_not_asked_again(config, tmp_path):
+    """Its data and its teacher may be gone."""
+    rows = {"a": {"labels": "999perclass", "method": "supervised"}}
+    config = replace(config, output=str(tmp_path))
+    (cell,) = expand(load_table(write(tmp_path, rows=rows, columns={"x": {}}, seeds=1)), config)
+    accelerator = Accelerator(cpu=True)
+    assert "999perclass" in grid.with_reasons([cell], accelerator)[0].impossible
+    cell.job.path.mkdir(parents=True)
+    (cell.job.path / "meta.json").write_text("{}")
+    assert grid.with_reasons([cell], accelerator) == [cell]
 
 
 def test_a_row_keeps_its_method_in_all_columns(config, tmp_path):
