@@ -239,13 +239,17 @@ def require_all_possible(
 ) -> None:
     """Refuse what any stage would refuse, all in one line, before the first one trains."""
     from shared.runs.possible import require_possible
+    from shared.runtime.distributed import gather_all
 
+    wanted = [*wanted]
+    own = [config.folder_of(name) for name in wanted]
     refused: dict[str, None] = {}  # in order, each once
     for name in wanted:
         try:
-            require_possible(config, name, splits, labels, accelerator)
+            require_possible(config, name, splits, labels, accelerator, own)
         except UserError as error:
             refused[str(error)] = None
+    refused = gather_all([refused])[0]  # free memory may differ: all go by the main process
     if refused:
         raise UserError("; ".join(refused))
 

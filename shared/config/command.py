@@ -86,7 +86,7 @@ def hardware_precision(device: str) -> str:
     else:
         fast = (
             (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-            and torch.backends.cpu.get_cpu_capability() != "AVX2"
+            and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
             and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
     return "bf16" if fast else "no"

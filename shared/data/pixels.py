@@ -1,5 +1,6 @@
 """Images of one size in memory, of which image sets and processes hold one copy together."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class Pixels:
 
     def blocks(self) -> Iterator[Tensor]:
         """All images in order, (k, 3, H, W) uint8 at a time."""
-        number = max(1, BLOCK // self[0].numel())
+        number = max(1, BLOCK // math.prod(self.size))
         return (self[first : first + number] for first in range(0, len(self), number))
 
     @property

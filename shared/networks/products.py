@@ -25,14 +25,16 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """(M, K) times (K, N): (M, N)."""
     if not by_onednn(a):
         return a @ b
-    return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b).t(), None, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(
+        _contiguous(a), _contiguous(b).t(), None, "none", [], ""
+    )
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:
     """The same for each of (n, M, K) and (n, K, N): (n, M, N)."""
     if not by_onednn(a):
         return torch.bmm(a, b)
-    pairs = zip(_dense(a), _dense(b), strict=True)
+    pairs = zip(_contiguous(a), _contiguous(b), strict=True)
     return torch.stack([product(left, right) for left, right in pairs])
 
 
@@ -46,7 +48,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.baddbmm_(a, b)
 
 
-def _dense(matrices: Tensor) -> Tensor:
+def _contiguous(matrices: Tensor) -> Tensor:
     """The same numbers, rows or columns in one piece: for others oneDNN takes 100 times as long."""
     if matrices.mT.is_contiguous():
         return matrices

@@ -38,6 +38,7 @@ from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
 from shared.runtime.artifacts import ClassifierMeta, Result, read_meta
+from shared.runtime.distributed import gather_all
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, did_you_mean, require_no_link, write_atomically
 from shared.runtime.lock import SHORT, BusyError, held, release_all, take
@@ -323,17 +324,20 @@ def _require_hope(cells: Sequence[Cell]) -> None:
 def with_reasons(cells: Sequence[Cell], accelerator: Accelerator) -> list[Cell]:
     """The same cells; those that data, labels or a stage would refuse are impossible now.
 
-    What is done is not asked again. The images are looked at, and not decoded.
+    What is done is not asked again. The images are looked at, and not decoded. All processes go by
+    the main one, as free memory may differ.
     """
     jobs = {job.path: job for cell in cells if cell.job for job in _with_ancestors(cell.job)}
     ask = _Asked(accelerator, set(jobs))
     # one set of images after the other, so that each is opened once
     ordered = sorted(jobs.values(), key=lambda job: repr((job.config.data, job.config.labels)))
-    reasons = {job.path: "" if _is_done(job) else ask.why_impossible(job) for job in ordered}
+    done = {job.path for job in ordered if _is_done(job)}
+    own = {job.path: ask.why_impossible(job) for job in ordered if job.path not in done}
+    reasons = gather_all([own])[0]  # of what is not done
     answers = []
     for cell in cells:
-        ancestors = list(_with_ancestors(cell.job)) if cell.job and not _is_done(cell.job) else []
-        reason = next((reasons[job.path] for job in ancestors if reasons[job.path]), "")
+        ancestors = _with_ancestors(cell.job) if cell.job and cell.job.path in reasons else ()
+        reason = next(filter(None, (reasons.get(job.path) for job in ancestors)), "")
         answers.append(replace(cell, job=None, impossible=reason) if reason else cell)
     return answers
 
@@ -359,7 +363,11 @@ class _Asked:
         try:
             splits = self._open(job.config)
             number = 0 if job.method == "pretrain" else self._number(job.config, splits)
-            key = repr((job.method, number, unseen, parents))
+            labels = job.config.label_set
+            distilled = job.method in METHODS and METHODS[job.method].stage == "distill"
+            given = distilled and job.config.given_teachers(job.method)
+            told = (labels.csv_file, labels.tag if given else "")  # teachers are of some labels
+            key = repr((job.method, number, unseen, parents, told))
             if key not in self._reasons:
                 self._reasons[key] = self._refusal(job, splits, number)
             return self._reasons[key]

@@ -72,21 +72,21 @@ def require_possible(
 def _require_given(config: Config, method: str, splits: Splits, own: Collection[Path]) -> None:
     """UserError where an artifact that an option names is not there, or is of other images."""
     row = METHODS[method]
+    later = {folder.resolve() for folder in own}
     option = f"{row.section}.init" if "pretrain" in row.made_from else ""
     init = config.option(option) if option else None
-    if init and Path(init) not in own:
+    if init and Path(init).resolve() not in later:
         _with_option(option, lambda: _require_encoder(config, Path(init)))
-    given = set(map(Path, config.given_teachers(method))) if row.stage == "distill" else set()
-    if given and given.isdisjoint(own):
-        _with_option("distill.teacher", lambda: _require_teachers(config, method, splits))
+    if row.stage == "distill" and config.given_teachers(method):
+        _with_option("distill.teacher", lambda: _require_teachers(config, method, splits, later))
 
 
 def _require_encoder(config: Config, folder: Path) -> None:
     require_same_input(read_meta(folder, "encoder"), config.data, folder)
 
 
-def _require_teachers(config: Config, method: str, splits: Splits) -> None:
-    for folder, meta in read_teachers(config, method).items():
+def _require_teachers(config: Config, method: str, splits: Splits, later: Collection[Path]) -> None:
+    for folder, meta in read_teachers(config, method, apart_from=later).items():
         require_same_task(meta, folder, splits, config.label_set)
 
 
@@ -103,6 +103,8 @@ def _require_built(make: Callable[[], object]) -> None:
     try:
         with torch.device("meta"):
             make()
+    except UserError:
+        raise
     except Exception:  # what the real one raises counts
         make()
 
@@ -119,7 +121,8 @@ def _tuned(config: Config, method: str, splits: Splits, labels: int, source: Con
     classes = len(splits.train.classes)
     if row.made_from:
         folder = Path(cfg.init) if cfg.init else config.folder_of("pretrain")
-        there = (folder / "meta.json").exists() and not config.forces("pretrain")
+        stays = bool(cfg.init) or not config.forces("pretrain")
+        there = stays and (folder / "meta.json").exists()
         network = (
             network_of(read_meta(folder, "encoder"), config.data)
             if there

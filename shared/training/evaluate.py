@@ -108,9 +108,7 @@ def over_images(
             positions.append(of_batch)
             bar.update(len(batch))
     if world == 1:
-        all_rows, all_positions = torch.cat(rows).cpu().numpy(), torch.cat(positions).numpy()
-        require_usable(all_rows, "of the network")
-        return all_rows, all_positions
+        return torch.cat(rows).cpu().numpy(), torch.cat(positions).numpy()
     if not rows:  # fewer batches than processes: the width is that of one image
         batch, at = next(plain_batches(images, ids[:1], data, 1, accelerator.device))
         rows.append(function(batch, 0, at.numpy()).float()[:0])
@@ -119,7 +117,6 @@ def over_images(
         (torch.cat(rows), torch.cat(positions).to(accelerator.device)), dim=0, pad_index=-1
     )
     all_rows, all_positions = (part.cpu().numpy() for part in accelerator.gather(padded))
-    require_usable(all_rows, "of the network")  # in all processes alike
     order = np.argsort(all_positions)[(all_positions < 0).sum() :]
     return all_rows[order], all_positions[order]
 
@@ -147,7 +144,9 @@ def outputs_of(
         with accelerator.autocast():
             return network(batch)
 
-    return over_images(outputs, images, ids, data, accelerator, title=title)
+    rows, positions = over_images(outputs, images, ids, data, accelerator, title=title)
+    require_usable(rows, "of the network")  # in all processes alike
+    return rows, positions
 
 
 def require_usable(rows: np.ndarray, whose: str) -> None:
@@ -155,7 +154,7 @@ def require_usable(rows: np.ndarray, whose: str) -> None:
 
     The weights may be finite, and their file whole: other programs write such files too.
     """
-    usable = (np.abs(rows) <= GREATEST).all(1)  # false for NaN
+    usable = (rows.max(1) <= GREATEST) & (rows.min(1) >= -GREATEST)  # false for NaN
     if not usable.all():
         raise UserError(
             f"the outputs {whose} for {(~usable).sum():,} of {counted(len(rows), 'image')} are not"
@@ -220,6 +219,7 @@ def predict(
 
     ids = np.flatnonzero(images.labels != UNLABELED)
     rows, positions = over_images(answers, images, ids, data, accelerator, batch_size, "testing")
+    require_usable(rows, "of the network")
     targets, classes = images.labels[positions], len(images.classes)
     return Predictions.from_answers(positions, torch.from_numpy(rows), targets, classes)
 

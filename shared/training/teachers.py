@@ -1,5 +1,6 @@
 """Which classifiers teach a student, and whether they can teach it."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from shared.config.labelset import LabelSet
@@ -16,8 +17,15 @@ def teacher_folders(config: Config, method: str) -> list[Path]:
     return list(map(Path, given) if given else map(config.folder_of, config.parents_of(method)))
 
 
-def read_teachers(config: Config, method: str) -> dict[Path, ClassifierMeta]:
+def read_teachers(
+    config: Config, method: str, apart_from: Collection[Path] = ()
+) -> dict[Path, ClassifierMeta]:
     """The classifiers that teach, and what each is; all see the run's images, and agree on labels.
+
+    Args:
+        config: of the student.
+        method: of ``METHODS``.
+        apart_from: resolved folders that are left out, as they are not made yet.
 
     Raises:
         UserError: one was made for other images, or two of them are the same network, know other
@@ -25,6 +33,8 @@ def read_teachers(config: Config, method: str) -> dict[Path, ClassifierMeta]:
     """
     teachers: dict[Path, ClassifierMeta] = {}
     for folder in teacher_folders(config, method):
+        if folder.resolve() in apart_from:
+            continue
         meta = read_meta(folder, "classifier")
         require_same_input(meta, config.data, folder)
         for other, its in teachers.items():

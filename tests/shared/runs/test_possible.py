@@ -20,11 +20,11 @@ from tests.support.toy_run import TINY
 AS_MADE = ["--data.mean=[0.5,0.4,0.3]", "--data.std=[0.2,0.3,0.4]", "--data.antialias=false"]
 
 
-def ask(method: str, output: Path, *options: str) -> None:
+def ask(method: str, output: Path, *options: str, own: tuple[Path, ...] = ()) -> None:
     config, _ = load_config([*TINY, f"--output={output}", *options], "pipeline.py", "")
     splits = look_at(config.data, config.label_set)
     labels = len(draw_labels(splits, config.label_set, 0).ids)
-    require_possible(config, method, splits, labels, Accelerator(cpu=True))
+    require_possible(config, method, splits, labels, Accelerator(cpu=True), own)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -81,6 +81,15 @@ def test_what_is_done_needs_no_network(tmp_path):
     shutil.rmtree(folder)
     with pytest.raises(UserError):
         ask("distill", tmp_path, *options)
+
+
+def test_a_teacher_that_this_run_makes_is_asked_for_later(tmp_path):
+    """However the option writes its path; the other teachers are asked for now."""
+    later = tmp_path / "runs/digits/finetune-1pct-seed0"
+    written = tmp_path / "runs/../runs/digits/finetune-1pct-seed0"
+    ask("distill", tmp_path / "runs", f"--distill.teacher={written}", own=(later,))
+    with pytest.raises(UserError, match=r"--distill.teacher: no such artifact folder"):
+        ask("distill", tmp_path, f"--distill.teacher=[{written},nowhere]", own=(later,))
 
 
 def test_an_encoder_that_needs_storage_is_built_with_it(monkeypatch):
