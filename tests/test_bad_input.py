@@ -492,7 +492,7 @@ def test_damaged_checkpoint(capfd, tmp_path, photos, monkeypatch):
     state = tmp_path / "r/pretrain/state/000000002.safetensors"
     spoil(state)
     message = refused(capfd, pretrain.main, *arguments)
-    assert f"{state} is truncated" in message
+    assert f"from the checkpoint {state}: it is truncated" in message
     assert state.exists()
 
 

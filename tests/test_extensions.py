@@ -153,7 +153,7 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
     "an encoder family": {
         "shared/networks/encoders.py": [
             before(
-                "from shared.networks import resnet",
+                "from shared.config.sections import WEIGHT_FORMATS",
                 "import shared.networks.tiny  # noqa: F401 (registers it with timm)\n",
             )
         ],

@@ -20,9 +20,12 @@ import pipeline
 from shared.config.command_line import CommandLine, load_config
 from shared.config.methods import METHODS
 from shared.config.schema import Config
+from shared.config.sections import Data
+from shared.networks.build import network_meta
 from shared.runs.grid import expand, in_order
 from shared.runs.table import load_table
 from shared.runtime.errors import UserError
+from tests.support.exported import SMALL
 from tests.support.gloo import be_launched, fork, free_port, join
 from tests.support.tables import write
 from tests.support.toy_run import TINY
@@ -139,7 +142,8 @@ def run_on_three(config: Config) -> None:
 
 def finish(folder: Path) -> None:
     folder.mkdir(parents=True)
-    meta = {"kind": "encoder", "encoder": "e", "image_size": 8, "weights_sha256": "0"}
+    network = network_meta(SMALL, Data(image_size=8))
+    meta = {**network, "kind": "encoder", "weights_sha256": "0"}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 

@@ -1,6 +1,7 @@
 """``python -m stages.predict``."""
 
 import sys
+from collections.abc import Sequence
 
 from shared.runtime.errors import exit_code_2
 from shared.runtime.imports import no_garbage
@@ -8,12 +9,12 @@ from stages.predict.arguments import parser
 
 
 @exit_code_2
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Answer a bad call at once: torch and its company, which take seconds, come after it."""
-    parser().parse_args()
+    parser().parse_args(argv)
     with no_garbage():
         from stages.predict.command import main as run
-    return run()
+    return run(argv)
 
 
 if __name__ == "__main__":
