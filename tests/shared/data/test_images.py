@@ -457,9 +457,9 @@ def sources_of(tmp_path) -> dict[str, dict]:
     """Options of ``Data``: images that are kept in memory, that are not, and that are refused."""
     skip, memory = {"on_error": "skip"}, {"loading": "memory"}
     both = spoilt(tmp_path / "both", "a/0.png", "b/3.png", "c/9.png")
-    wide = spoilt(tmp_path / "wide", wide=["c/4.png", "c/6.png"])
+    wide = spoilt(tmp_path / "wide", wide=["a/5.png", "c/4.png"])
     first = spoilt(tmp_path / "first", "a/1.png", "c/2.png", wide=["b/8.png", "c/4.png"])
-    later = spoilt(tmp_path / "later", "c/7.png", wide=["c/4.png"])
+    later = spoilt(tmp_path / "later", "c/7.png", wide=["a/5.png"])
     none = spoilt(tmp_path / "none", *(f"{c}/{i}.png" for c in "abc" for i in (0, 1)), per_class=2)
     more = spoilt(tmp_path / "more", "c/1.png", per_class=3)
     table = str(parquet(tmp_path / "table.parquet", image=PNGS, label=HALVES))
@@ -554,7 +554,9 @@ def test_processes_that_share_see_what_one_sees(seen_by, processes):
         "none, skipped",
     }
     assert "and 1 more" in one["unreadable, then wide"][0]["refused"]
-    assert "a/0.png is 8x8 and c/4.png is 9x8" in one["wide, memory"][0]["refused"]
+    assert "a/0.png is 8x8 and a/5.png is 9x8" in one["wide, memory"][0]["refused"]
+    assert "a/0.png: not an image; and 2 more" in one["the first and others"][0]["refused"]
+    assert "a/5.png is 9x8" in one["wide, then unreadable, memory"][0]["refused"]
     in_memory = {name for name in one.keys() - refused if one[name][0]["train"]["in_memory"]}
     assert in_memory == one.keys() - refused - {"wide"}
 
