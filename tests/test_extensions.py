@@ -328,7 +328,9 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
             '    """The file as a function."""\n'
             "    return torch.export.load(path).module()\n"
         ),
-        "stages/export/arguments.py": [after("NAMES = {", '"program": "model.pt2", ')],
+        "stages/export/arguments.py": [
+            after("NAMES = {  # of what is written\n", '    "program": "model.pt2",\n')
+        ],
         "stages/export/export.py": [
             Edit("import onnx_file, timm_folder,", "import onnx_file, program, timm_folder,"),
             after(
