@@ -27,7 +27,7 @@ from shared.runtime.errors import UserError
 from shared.runtime.randomness import generator
 from shared.training.classical import as_pixels
 from shared.training.device import to_device
-from shared.training.evaluate import outputs_of, over_images, state_hash
+from shared.training.evaluate import outputs_of, over_images, require_usable, state_hash
 from shared.training.stage import images_then
 
 THUMBNAIL = 96  # pixels per side of stored pictures, at most
@@ -113,8 +113,10 @@ class Inputs:
         data: Data,
         title: str,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """``over_images`` with this run's processes: rows (n, F) and positions (n,)."""
-        return over_images(function, images, ids, data, self.accelerator, title=title)
+        """``over_images`` with this run's processes: usable rows (n, F) and positions (n,)."""
+        rows, positions = over_images(function, images, ids, data, self.accelerator, title=title)
+        require_usable(rows, "of the network")
+        return rows, positions
 
     def answers(
         self, network: nn.Module, images: ImageSet, ids: np.ndarray, title: str
