@@ -153,7 +153,7 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
     "an encoder family": {
         "shared/networks/encoders.py": [
             before(
-                "from shared.networks import resnet",
+                "from shared.config.sections import WEIGHT_FORMATS",
                 "import shared.networks.tiny  # noqa: F401 (registers it with timm)\n",
             )
         ],
@@ -328,12 +328,15 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
             '    """The file as a function."""\n'
             "    return torch.export.load(path).module()\n"
         ),
-        "stages/export/arguments.py": [after("NAMES = {", '"program": "model.pt2", ')],
+        "stages/export/arguments.py": [
+            after("NAMES = {  # of what is written\n", '    "program": "model.pt2",\n')
+        ],
         "stages/export/export.py": [
             Edit("import onnx_file, timm_folder,", "import onnx_file, program, timm_folder,"),
             after(
                 "FORMATS = {\n",
-                '    "program": Format(NAMES["program"], program.write, program.load),\n',
+                '    "program": Format('
+                'NAMES["program"], program.write, program.load, torchscript.notes),\n',
             ),
         ],
     },

@@ -14,7 +14,11 @@ from pathlib import Path
 
 from shared.runtime.errors import CommandParser
 
-NAMES = {"onnx": "model.onnx", "timm": "timm", "torchscript": "model.pt"}  # of what is written
+NAMES = {  # of what is written
+    "onnx": "model.onnx",
+    "timm": "timm",
+    "torchscript": "model.pt",
+}
 
 
 def parser() -> CommandParser:
