@@ -335,7 +335,8 @@ DIFFS: dict[str, dict[str, list[Edit] | str]] = {
             Edit("import onnx_file, timm_folder,", "import onnx_file, program, timm_folder,"),
             after(
                 "FORMATS = {\n",
-                '    "program": Format(NAMES["program"], program.write, program.load),\n',
+                '    "program": Format('
+                'NAMES["program"], program.write, program.load, torchscript.notes),\n',
             ),
         ],
     },
