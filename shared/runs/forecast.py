@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -120,11 +121,7 @@ def forecast(
     Raises:
         UserError: where the data cannot be opened, or a stage refuses them; on several processes.
     """
-    if accelerator.num_processes > 1:
-        raise UserError(
-            "--plan measures one process: python pipeline.py --plan; several share the time of its"
-            " steps"
-        )
+    _require_one_process(accelerator)
     lines, counts, note = measure(config, accelerator, stages, seconds)
     say_block(_text(lines, accelerator))
     if not all(line.probed_batch_size for line in lines):
@@ -149,6 +146,97 @@ def forecast(
     path = config.folder / "plan.json"
     write_atomically(path, json.dumps(rows, indent=1) + "\n")
     say(f"the same numbers: {path}; nothing was trained, leave --plan out to train")
+
+
+def forecast_table(
+    config: Config,
+    accelerator: Accelerator,
+    stages: Mapping[str, RunStage],
+    missing: Sequence[tuple[str, Config]],
+    path: Path,
+    seconds: float = 30,
+) -> None:
+    """Print what the artifacts that a table lacks would take, by method, and save it.
+
+    Each method is measured once, with the recipe; the FLOPs of an artifact and its number of
+    updates tell its time. So another network, task or batch can take twice as long, or half.
+
+    Args:
+        config: the recipe.
+        accelerator: of this process.
+        stages: by the method's name, in their order; called with a configuration of few steps.
+        missing: method and configuration of each artifact.
+        path: of the JSON file.
+        seconds: roughly how long to measure, in all.
+
+    Raises:
+        UserError: where the data cannot be opened, or a stage refuses them; on several processes.
+    """
+    _require_one_process(accelerator)
+    number = Counter(method for method, _ in missing)
+    trained = {name for name in number if name in METHODS and not METHODS[name].fitted}
+    needed = {parent for name in trained for parent in config.ancestors_of(name)}
+    probed = {name: run for name, run in stages.items() if name in trained | needed}
+    lines, _, note = measure(config, accelerator, probed, seconds) if probed else ([], None, "")
+    rates = {each.stage: each.flops / (each.seconds - each.fixed_seconds) for each in lines}
+    fixed = {each.stage: each.fixed_seconds for each in lines}
+    times: dict[str, list[float]] = {name: [] for name in stages if name in trained}
+    flops: dict[str, float] = {}  # by method and all that it depends on, but for seeds
+    for method, of_job in missing:
+        if method not in trained:
+            continue
+        pretrain = replace(of_job.pretrain, seed=0)
+        unseen = replace(of_job, output="r", run="r", seed=0, pretrain=pretrain)
+        key = repr((method, unseen))
+        if key not in flops:
+            flops[key] = _flops_of(method, of_job, accelerator)
+        times[method].append(flops[key] / rates[method] + fixed[method])
+    say_block(note + _table_text(number, times))
+    rows = [
+        {"stage": name, "number": number[name], "seconds": sum(times.get(name, []))}
+        for name in number
+    ]
+    write_atomically(path, json.dumps(rows, indent=1) + "\n")
+    say(f"the same numbers: {path}; nothing was trained, leave --plan out to train")
+
+
+def _flops_of(method: str, config: Config, accelerator: Accelerator) -> float:
+    """Of all updates of one artifact."""
+    counts = count_images(config, labeled=method in CLASSIFIERS)
+    training = config.training_of(method)
+    images = counts.train if METHODS[method].all_images else counts.labeled
+    updates = schedule_of(training, images).steps
+    cost = cost_of(method, config, counts, accelerator.mixed_precision)
+    return cost.update * updates * training.batch_size
+
+
+def _table_text(number: Mapping[str, int], times: Mapping[str, Sequence[float]]) -> str:
+    if not number:
+        return "nothing is missing: the same command without --plan prints the table"
+    lines = [["stage", "to make", "each", "in all"]]
+    for name, each in times.items():
+        low, high = duration(min(each)), duration(max(each))
+        span = low if low == high else f"{low} to {high}"
+        lines.append([name, f"{len(each):,}", span, duration(sum(each))])
+    quick = [name for name in number if name not in times]
+    lines += [[name, f"{number[name]:,}", "-", "-"] for name in quick]
+    text = aligned(lines)
+    if quick:
+        text += "\nWhat has no time is fitted by scikit-learn, and was not measured."
+    left = sum(sum(each) for each in times.values())
+    return (
+        f"{text}\nIn all {duration(left)} of training for what the table lacks. The recipe was"
+        " measured; other networks and tasks are counted by their FLOPs, which can be wrong by a"
+        " factor of 2."
+    )
+
+
+def _require_one_process(accelerator: Accelerator) -> None:
+    if accelerator.num_processes > 1:
+        raise UserError(
+            "--plan measures one process: python pipeline.py --plan; several share the time of its"
+            " steps"
+        )
 
 
 def measure(

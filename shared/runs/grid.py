@@ -33,6 +33,7 @@ from shared.data.sources import look_at, open_data
 from shared.networks.build import require_weights
 from shared.pretext.build import make_task
 from shared.runs.assessment import Baselines, read_assessment
+from shared.runs.forecast import forecast_table
 from shared.runs.possible import require_possible as refuse_impossible
 from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
@@ -252,7 +253,7 @@ def fill(
     stages: Mapping[str, RunStage],
     flags: Collection[str] = (),
 ) -> None:
-    """Run what the table ``config.table`` lacks, write it, print it.
+    """Run what the table ``config.table`` lacks, write it, print it; or plan it.
 
     Args:
         config: the run; its folder holds the artifacts and ``tables/<name>``.
@@ -287,6 +288,10 @@ def fill(
     cells = with_reasons(cells, accelerator)
     require_possible(cells, accelerator)
     jobs = in_order(cells)
+    if config.plan:
+        missing = [(job.method, job.config) for job in jobs if not _is_done(job)]
+        path = config.folder / "tables" / table.name / "plan.json"
+        return forecast_table(config, accelerator, stages, missing, path)
     if accelerator.is_main_process:
         _write_files(config, table, _definition(config, table))
     failures: dict[Path, str] = {}

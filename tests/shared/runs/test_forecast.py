@@ -204,3 +204,57 @@ def test_each_network_has_its_own_peak(tmp_path, capsys, monkeypatch):
     lines = json.loads((tmp_path / config.run / "plan.json").read_text())
     first, second = (line["peak_bytes"] for line in lines)
     assert second < first - 800
+
+
+def test_plan_of_a_table_counts_what_is_missing_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / "two.yaml"
+    table.write_text(
+        "title: two\nseeds: 2\nrows:\n  short: {pretrain.epochs: 1, pretrain.warmup_epochs: 0}\n"
+        "  long: {pretrain.epochs: 4, pretrain.warmup_epochs: 0}\n"
+        "columns:\n  linear: {method: linear}\n  SVM: {method: pixels-svm}\n"
+    )
+    clock(monkeypatch, *[0] * 3)
+    assert pipeline.main([*TINY, f"--table={table}", "--plan", f"--output={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    folder = tmp_path / "digits"
+    assert [path.name for path in folder.iterdir()] == ["tables"]
+    (plan,) = folder.rglob("*.*")
+    rows = {row["stage"]: row for row in json.loads(plan.read_text())}
+    # one pretraining for both seeds of a row; the machine is the same in both rows
+    assert {stage: row["number"] for stage, row in rows.items()} == {
+        "pretrain": 2,
+        "linear": 4,
+        "pixels-svm": 2,
+    }
+    assert rows["pretrain"]["seconds"] > 0
+    assert rows["pixels-svm"]["seconds"] == 0
+    assert "nothing was trained" in printed
+    assert "fitted by scikit-learn" in printed
+
+
+def test_plan_of_a_table_takes_networks_by_their_flops(tmp_path, capsys, monkeypatch):
+    stage = SimpleNamespace(stage="pretrain", flops=1e12, seconds=11.0, fixed_seconds=1.0)
+    monkeypatch.setattr(forecasting, "measure", lambda *_: ([stage], None, ""))
+    small = config_of(f"--output={tmp_path}")
+    large = config_of(f"--output={tmp_path}", "--model.encoder=simclr_resnet14_2x_sk0")
+    path = tmp_path / "plan.json"
+    seconds = []
+    for config in (small, large):
+        stages = {"pretrain": pipeline.stages()["pretrain"]}
+        missing = [("pretrain", config)] * 2
+        forecasting.forecast_table(small, Accelerator(cpu=True), stages, missing, path)
+        seconds.append(json.loads(path.read_text())[0]["seconds"] / 2 - 1)
+        capsys.readouterr()
+    sizes = [
+        network_size("pretrain", c, Counts(1437, 0, 0, 10), "no").flops for c in (small, large)
+    ]
+    assert seconds[1] / seconds[0] == pytest.approx(sizes[1] / sizes[0])
+    assert seconds[0] == pytest.approx(6 * sizes[0] * (1437 * 140 // 32 + 1) * 32 / 1e11)
+
+
+def test_plan_of_a_whole_table_says_that_nothing_is_missing(tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    forecasting.forecast_table(config_of(), Accelerator(cpu=True), pipeline.stages(), [], path)
+    assert capsys.readouterr().out.startswith("nothing is missing")
+    assert json.loads(path.read_text()) == []
