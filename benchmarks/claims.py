@@ -3,20 +3,25 @@
     T=docs/results/digits/headline/table.csv
     python -m benchmarks.claims $T "distilled student" "linear evaluation"
 
-prints, for each column of the table, the first row minus the second one in points of top-1: mean ±
-half the 95% interval by Student's t over the pairs of the same repetition, the smallest true
-difference that as many pairs of this spread find in four of five cases (noncentral t), and in how
-many pairs the first row is ahead.
+prints, for each column of the table, a line of Markdown with the first row minus the second one in
+points of top-1: mean ± half the 95% interval by Student's t over the pairs of the same repetition,
+in how many pairs the first row is ahead, the verdict, and the smallest true difference that as many
+pairs of this spread find in four of five cases (noncentral t). A test compares docs/results to it.
 """
 
 import argparse
 import csv
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from statistics import mean
 
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.stats import nct, t
 
 from shared.runs.statistics import interval
+
+Accuracy = dict[tuple[str, str], dict[str, float]]  # (row, column) -> repetition -> top-1 in %
 
 
 def smallest_found(half: float, pairs: int) -> float:
@@ -28,13 +33,14 @@ def smallest_found(half: float, pairs: int) -> float:
     """
     quantile = float(t.ppf(0.975, pairs - 1))
     # the power is above 80% at 1.7 times the quantile; much farther out nct is not a number
-    shift = brentq(lambda shift: float(nct.sf(quantile, pairs - 1, shift)) - 0.8, 0, 1.7 * quantile)
-    return half * float(shift) / quantile
+    power = partial(nct.sf, quantile, pairs - 1)
+    found = root_scalar(lambda shift: power(shift) - 0.8, bracket=(0, 1.7 * quantile))
+    return half * float(found.root) / quantile
 
 
-def top1(paths: list[Path]) -> dict[tuple[str, str], dict[str, float]]:
+def top1(paths: Iterable[Path]) -> Accuracy:
     """``{(row, column): {seed: top-1 in %}}`` of all runs that are done."""
-    accuracy: dict[tuple[str, str], dict[str, float]] = {}
+    accuracy: Accuracy = {}
     for path in paths:
         with path.open(newline="") as lines:
             for run in csv.DictReader(lines):
@@ -44,26 +50,60 @@ def top1(paths: list[Path]) -> dict[tuple[str, str], dict[str, float]]:
     return accuracy
 
 
+def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
+    """A line of a table of claims: mean ± half, pairs ahead, verdict, smallest difference found.
+
+    Args:
+        accuracy: of `top1`.
+        column: of the table.
+        row: its accuracy minus that of ``rival`` is claimed.
+        rival: another row.
+
+    Raises:
+        KeyError: where there is no such cell.
+        ValueError: where there are fewer than three pairs: two say next to nothing of the spread.
+    """
+    ours, rivals = accuracy[row, column], accuracy[rival, column]
+    pairs = [ours[seed] - rivals[seed] for seed in ours if seed in rivals]
+    middle, half = interval(pairs)
+    if half is None or len(pairs) < 3:
+        raise ValueError(
+            f"{column}: {row} minus {rival}: {len(pairs)} of the 3 pairs that it takes"
+        )
+    verdict = "undecided" if abs(middle) <= half else "holds" if middle > 0 else "**behind**"
+    ahead = sum(difference > 0 for difference in pairs)
+    return (
+        f"| {column}: {row} minus {rival} | {middle:+.1f} ± {half:.1f} | {ahead} of {len(pairs)} |"
+        f" {verdict} | {smallest_found(half, len(pairs)):.1f} |"
+    )
+
+
+def best(accuracy: Accuracy, column: str, rivals: Iterable[str]) -> str:
+    """The rival with the highest mean in a column."""
+    return max(rivals, key=lambda rival: mean(accuracy[rival, column].values()))
+
+
 def main() -> None:
     """Print one line for each column."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", type=Path, nargs="+", help="table.csv, of the same draws")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("table", type=Path, help="table.csv")
     parser.add_argument("row")
-    parser.add_argument("rival")
-    arguments = parser.parse_args()
-    accuracy = top1(arguments.tables)
+    parser.add_argument("rival", nargs="+", help="of several the best one in each column")
+    parser.add_argument("--and", type=Path, nargs="*", default=[], help="tables of the same draws")
+    arguments = vars(parser.parse_args())
+    row, rivals = arguments["row"], arguments["rival"]
+    accuracy = top1([arguments["table"], *arguments["and"]])
+    rows = dict.fromkeys(row for row, _ in accuracy)
+    for name in (row, *rivals):
+        if name not in rows:
+            parser.error(f"no row {name!r} is done; there are {', '.join(rows)}")
     for column in dict.fromkeys(column for _, column in accuracy):
-        ours = accuracy.get((arguments.row, column), {})
-        rivals = accuracy.get((arguments.rival, column), {})
-        pairs = [ours[seed] - rivals[seed] for seed in ours if seed in rivals]
-        if not pairs:
-            continue
-        mean, half = interval(pairs)
-        ahead = sum(difference > 0 for difference in pairs)
-        line = f"{column}: {mean:+.2f}"
-        if half is not None and len(pairs) > 2:  # two pairs say next to nothing of the spread
-            line += f" ± {half:.2f}, found from {smallest_found(half, len(pairs)):.2f} on"
-        print(f"{line}, ahead in {ahead} of {len(pairs)}")
+        there = [rival for rival in rivals if (rival, column) in accuracy]
+        if there and (row, column) in accuracy:
+            try:
+                print(claim(accuracy, column, row, best(accuracy, column, there)))
+            except ValueError as error:
+                print(error)
 
 
 if __name__ == "__main__":

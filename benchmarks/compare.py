@@ -250,8 +250,9 @@ class Contender:
 
     def __init__(self, command: Sequence[str], log: Path, threads: int):
         self.log = log
-        limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-        limits["CUDA_VISIBLE_DEVICES"] = ""  # all of them on the CPU
+        number = str(threads)
+        limits = {"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number}
+        limits |= {"CUDA_VISIBLE_DEVICES": ""}  # all of them on the CPU
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 command,

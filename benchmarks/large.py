@@ -144,7 +144,8 @@ def network_row(encoder: str, images: int, checkpointed: bool) -> dict[str, floa
         ]
     )
     here = accelerator()
-    meta = network_meta(config.model, config.data) | {"encoder": encoder}
+    meta = network_meta(config.model, config.data)
+    meta["encoder"] = encoder
     net = here.prepare(prepare_to_train(build_contrastive(meta), config, here))
     seconds = 0.0
     for size in (32, config.data.image_size):

@@ -8,7 +8,7 @@ tiny, for the tests.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -207,6 +207,7 @@ def data(
     batches.workers_finish &= not for_gpu
     whole = 0, 1_000_000
     steps = batches.crops(*whole) if for_gpu else batches.steps(*whole)
+    assert isinstance(steps, Generator)
     with closing(steps):  # so its workers end with the last lap
         for count, _ in enumerate(steps):
             if count % batches_per_lap == 0:
@@ -263,8 +264,9 @@ def loss(lap: Lap, embeddings: int, times: int) -> None:
 def teacher(lap: Lap, argv: list[str], batch_size: int, precision: str | None = None) -> None:
     """Predictions of the frozen teacher as stages/distill.py makes them, or in float32."""
     config, here = read(argv), accelerator(precision)
-    meta = network_meta(config.model, config.data) | {"classes": range(1000), "from_layer": 1}
-    model = build_classifier(meta)
+    classes = [str(number) for number in range(1000)]
+    meta = network_meta(config.model, config.data)
+    model = build_classifier({**meta, "classes": classes, "from_layer": 1})
     if precision == "no":
         model = to_device(model, config, here).eval().requires_grad_(False)
     else:

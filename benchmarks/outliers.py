@@ -8,7 +8,7 @@ the distance to the last of the nearest neighbours and by the mean distance to t
 how many of those beyond the fence are planted. Means of three seeds ± half their 95% intervals.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from statistics import mean
 
@@ -22,7 +22,7 @@ from shared.config.command_line import read_config
 from shared.config.labelset import LabelSet
 from shared.data.sources import open_data
 from shared.runs.statistics import interval
-from shared.runtime.artifacts import hardware
+from shared.runtime.provenance import hardware
 from shared.runtime.randomness import generator
 from shared.training.predictor import Predictor
 from stages.assess import doubts
@@ -88,4 +88,6 @@ def main(pretrained: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("pretrained", help="folder of a pretraining")
+    main(**vars(parser.parse_args()))

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from lightly.loss import NTXentLoss
-from lightly.models.modules import SimCLRProjectionHead
-from lightly.transforms import SimCLRTransform
+from lightly.loss import NTXentLoss  # pyright: ignore[reportMissingImports]
+from lightly.models.modules import SimCLRProjectionHead  # pyright: ignore[reportMissingImports]
+from lightly.transforms import SimCLRTransform  # pyright: ignore[reportMissingImports]
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler

@@ -8,9 +8,9 @@ principal components of the pixels and histograms of gradients. All else is the 
 ``table.csv`` (a line per seed) and ``table.md`` (means ± half their 95% intervals) into FOLDER.
 """
 
+import argparse
 import csv
 import io
-import sys
 import time
 from pathlib import Path
 from statistics import mean
@@ -84,7 +84,7 @@ def inputs_of(pretrained: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
     data = read_config(pretrained.parent / "config.yaml").data
     images = open_data(data, LabelSet.parse("100pct")).train
     pixels = np.stack([images.decode(k).numpy() for k in range(len(images))])  # (n, 3, S, S)
-    unit = np.float32(pixels / 255)
+    unit = (pixels / 255).astype(np.float32)
     features = Predictor(pretrained, layer=0).features(pixels.transpose(0, 2, 3, 1))
     return {
         "pretrained features": features,
@@ -131,4 +131,9 @@ def main(pretrained: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "pretrained", help="folder of a pretraining whose training images all have labels"
+    )
+    parser.add_argument("folder", help="where table.csv and table.md are written")
+    main(**vars(parser.parse_args()))

@@ -1,6 +1,8 @@
 """The benchmarks at toy size: they run our real code, and what they print follows from the laps."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from benchmarks.photos import make_photos, make_small
 from shared.config.command import hardware_precision
 from shared.networks import cpu as convolution
 from shared.pretext.adversary import Adversary
+from shared.runs.table import load_table
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +265,70 @@ def test_claims_are_differences_of_pairs_of_the_same_repetition(tmp_path, capsys
     monkeypatch.setattr("sys.argv", ["claims", str(table), "ours", "rival"])
     claims.main()
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("1%: +13.33 ± 14.34, found from ")
-    assert first.endswith(", ahead in 3 of 3")
-    assert second == "10%: -5.00, ahead in 0 of 1"
+    assert first.startswith("| 1%: ours minus rival | +13.3 ± 14.3 | 3 of 3 | undecided | ")
+    assert second == "10%: ours minus rival: 1 of the 3 pairs that it takes"
+
+
+def test_the_best_of_several_rivals_is_that_of_the_column(tmp_path, capsys, monkeypatch):
+    table = tmp_path / "table.csv"
+    lines = ["row,column,seed,status,top1"]
+    for seed in range(3):
+        for row, few, many in (("ours", 0.8, 0.9), ("a", 0.7, 0.6), ("b", 0.6, 0.95)):
+            noise = seed / 100 * (row == "ours")
+            lines += [
+                f"{row},1%,{seed},done,{few + noise}",
+                f"{row},10%,{seed},done,{many + noise}",
+            ]
+    table.write_text("\n".join(lines))
+    monkeypatch.setattr("sys.argv", ["claims", str(table), "ours", "a", "b"])
+    claims.main()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("| 1%: ours minus a | +11.0 ± 2.5 | 3 of 3 | holds |")
+    assert second.startswith("| 10%: ours minus b | -4.0 ± 2.5 | 0 of 3 | **behind** |")
+    monkeypatch.setattr("sys.argv", ["claims", str(table), "our", "a"])
+    with pytest.raises(SystemExit, match="2"):
+        claims.main()
+    assert "no row 'our' is done; there are ours, a, b" in capsys.readouterr().err
+
+
+CLAIM = re.compile(r"\| ([^:|]+): (.+) minus (.+) \| [+-][\d.]+ ± [\d.]+ \| \d+ of \d+ \|.*\|")
+RESULTS = Path(__file__).parents[1] / "docs/results"
+
+
+def claimed():
+    """Line of docs/results/README.md, its parts, and the table that was named last before it."""
+    table = None
+    for line in (RESULTS / "README.md").read_text().splitlines():
+        if named := re.findall(r"\]\(([\w/-]+)/table\.(?:md|csv)\)", line):
+            table = RESULTS / named[-1] / "table.csv"
+        if parts := CLAIM.fullmatch(line):
+            yield pytest.param(
+                line, *parts.groups(), table, id=f"{table.parent.name}-{parts[0][:60]}"
+            )
+
+
+@pytest.mark.parametrize(("line", "column", "row", "rival", "table"), list(claimed()))
+def test_claims_of_the_results_follow_from_their_table(line, column, row, rival, table):
+    assert claims.claim(claims.top1([table]), column, row, rival) == line
+
+
+@pytest.mark.parametrize("name", ["headline"])
+def test_each_row_of_ours_is_compared_with_the_best_rival(name):
+    """A claim against a weaker rival alone would flatter."""
+    table = load_table(name)
+    said = [case.values for case in claimed() if case.values[4].parent.name == name]
+    assert said
+    accuracy = claims.top1([said[0][4]])
+    for column in table.columns:
+        rival = claims.best(accuracy, column, table.against)
+        for row in table.rows.keys() - set(table.against):
+            assert (column, row, rival) in {values[1:4] for values in said}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(claims.__file__).parent.glob("*.py")), ids=lambda p: p.stem
+)
+def test_each_benchmark_can_be_imported(path):
+    if path.stem == "peers":  # has packages of its own, in an environment of its own
+        pytest.importorskip("lightly")
+    importlib.import_module(f"benchmarks.{path.stem}")
