@@ -6,7 +6,8 @@
 prints, for each column of the table, a line of Markdown with the first row minus the second one in
 points of top-1: mean ± half the 95% interval by Student's t over the pairs of the same repetition,
 in how many pairs the first row is ahead, the verdict, and the smallest true difference that as many
-pairs of this spread find in four of five cases (noncentral t). A test compares docs/results to it.
+pairs of this spread find in four of five cases (noncentral t). A test compares the tables of claims
+in docs/results to it.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from scipy.stats import nct, t
 
 from shared.runs.statistics import interval
 
+LEAST = 3  # pairs of a claim
 Accuracy = dict[tuple[str, str], dict[str, float]]  # (row, column) -> repetition -> top-1 in %
 
 
@@ -50,6 +52,12 @@ def top1(paths: Iterable[Path]) -> Accuracy:
     return accuracy
 
 
+def pairs_of(accuracy: Accuracy, column: str, row: str, rival: str) -> list[float]:
+    """Top-1 of the row minus that of the rival, in points, of each repetition that both have."""
+    ours, rivals = accuracy.get((row, column), {}), accuracy.get((rival, column), {})
+    return [ours[seed] - rivals[seed] for seed in ours if seed in rivals]
+
+
 def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
     """A line of a table of claims: mean ± half, pairs ahead, verdict, smallest difference found.
 
@@ -60,16 +68,13 @@ def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
         rival: another row.
 
     Raises:
-        KeyError: where there is no such cell.
         ValueError: where there are fewer than three pairs: two say next to nothing of the spread.
     """
-    ours, rivals = accuracy[row, column], accuracy[rival, column]
-    pairs = [ours[seed] - rivals[seed] for seed in ours if seed in rivals]
+    pairs = pairs_of(accuracy, column, row, rival)
+    if len(pairs) < LEAST:
+        raise ValueError(f"{column}: {row} minus {rival}: {len(pairs)} of the {LEAST} pairs needed")
     middle, half = interval(pairs)
-    if half is None or len(pairs) < 3:
-        raise ValueError(
-            f"{column}: {row} minus {rival}: {len(pairs)} of the 3 pairs that it takes"
-        )
+    assert half is not None
     verdict = "undecided" if abs(middle) <= half else "holds" if middle > 0 else "**behind**"
     ahead = sum(difference > 0 for difference in pairs)
     return (
@@ -78,32 +83,45 @@ def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
     )
 
 
-def best(accuracy: Accuracy, column: str, rivals: Iterable[str]) -> str:
-    """The rival with the highest mean in a column."""
-    return max(rivals, key=lambda rival: mean(accuracy[rival, column].values()))
+def best(accuracy: Accuracy, column: str, row: str, rivals: Iterable[str]) -> str:
+    """The rival with the highest mean in a column, over the repetitions that ``row`` has too.
+
+    Raises:
+        ValueError: where no rival shares three repetitions with the row.
+    """
+    behind = {rival: pairs_of(accuracy, column, row, rival) for rival in rivals}
+    enough = {rival: pairs for rival, pairs in behind.items() if len(pairs) >= LEAST}
+    if not enough:
+        raise ValueError(f"{column}: {row}: no rival has {LEAST} of its repetitions")
+    return min(enough, key=lambda rival: mean(enough[rival]))
 
 
 def main() -> None:
     """Print one line for each column."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("table", type=Path, help="table.csv")
     parser.add_argument("row")
     parser.add_argument("rival", nargs="+", help="of several the best one in each column")
-    parser.add_argument("--and", type=Path, nargs="*", default=[], help="tables of the same draws")
-    arguments = vars(parser.parse_args())
-    row, rivals = arguments["row"], arguments["rival"]
-    accuracy = top1([arguments["table"], *arguments["and"]])
+    parser.add_argument(
+        "--and", type=Path, nargs="*", default=[], dest="others", help="tables of the same draws"
+    )
+    options = parser.parse_args()
+    try:
+        accuracy = top1([options.table, *options.others])
+    except (OSError, KeyError, ValueError) as error:
+        parser.error(f"cannot read the columns row, column, seed, status and top1: {error!r}")
     rows = dict.fromkeys(row for row, _ in accuracy)
-    for name in (row, *rivals):
+    for name in (options.row, *options.rival):
         if name not in rows:
             parser.error(f"no row {name!r} is done; there are {', '.join(rows)}")
     for column in dict.fromkeys(column for _, column in accuracy):
-        there = [rival for rival in rivals if (rival, column) in accuracy]
-        if there and (row, column) in accuracy:
-            try:
-                print(claim(accuracy, column, row, best(accuracy, column, there)))
-            except ValueError as error:
-                print(error)
+        try:
+            rival = best(accuracy, column, options.row, options.rival)
+            print(claim(accuracy, column, options.row, rival))
+        except ValueError as error:
+            print(error)
 
 
 if __name__ == "__main__":

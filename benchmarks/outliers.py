@@ -88,6 +88,8 @@ def main(pretrained: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pretrained", help="folder of a pretraining")
     main(**vars(parser.parse_args()))

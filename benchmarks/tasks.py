@@ -212,7 +212,9 @@ def of_kind(on: str) -> Path:
 
 def main() -> None:
     """Measure, save and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=ROWS, default=[*ROWS], metavar="TASK")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3, help="that count")

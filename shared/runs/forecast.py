@@ -3,7 +3,8 @@
 ``pipeline.py --plan`` runs every stage for some seconds, as it is, on the recipe's own data in a
 folder that is deleted afterwards, and scales up what it measured. Where the first stages of a large
 network have taken long, the others are not run: their FLOPs tell. Where the data are on a hub that
-cannot be reached, made-up images of the same size stand in.
+cannot be reached, made-up images of the same size stand in. With ``--table`` it tells the time of
+all that the table lacks; then the data must be there.
 """
 
 import contextlib
@@ -158,46 +159,64 @@ def forecast_table(
 ) -> None:
     """Print what the artifacts that a table lacks would take, by method, and save it.
 
-    Each method is measured once, with the recipe; the FLOPs of an artifact and its number of
-    updates tell its time. So another network, task or batch can take twice as long, or half.
+    Each method is measured once, with the recipe. The FLOPs of an artifact and its number of
+    updates tell its time, so another network, task or batch can take twice as long, or half.
 
     Args:
         config: the recipe.
         accelerator: of this process.
         stages: by the method's name, in their order; called with a configuration of few steps.
         missing: method and configuration of each artifact.
-        path: of the JSON file.
+        path: of a JSON file: of each method ``stage``, ``number`` of artifacts, and ``seconds`` of
+            all of them, null where it was not measured.
         seconds: roughly how long to measure, in all.
 
     Raises:
         UserError: where the data cannot be opened, or a stage refuses them; on several processes.
+        Stopped: where a signal asked for it.
     """
     _require_one_process(accelerator)
     number = Counter(method for method, _ in missing)
     trained = {name for name in number if name in METHODS and not METHODS[name].fitted}
     needed = {parent for name in trained for parent in config.ancestors_of(name)}
-    probed = {name: run for name, run in stages.items() if name in trained | needed}
-    lines, _, note = measure(config, accelerator, probed, seconds) if probed else ([], None, "")
-    rates = {each.stage: each.flops / (each.seconds - each.fixed_seconds) for each in lines}
-    fixed = {each.stage: each.fixed_seconds for each in lines}
+    probed = {
+        name: run
+        for name, run in stages.items()
+        if name in trained | needed and not METHODS[name].fitted
+    }
+    lines = measure(config, accelerator, probed, seconds)[0] if trained else []
+    rates = {line.stage: line.flops / (line.seconds - line.fixed_seconds) for line in lines}
+    fixed = {line.stage: line.fixed_seconds for line in lines}
     times: dict[str, list[float]] = {name: [] for name in stages if name in trained}
-    flops: dict[str, float] = {}  # by method and all that it depends on, but for seeds
+    flops: dict[str, float] = {}  # of artifacts that differ in nothing but seeds and folders
     for method, of_job in missing:
-        if method not in trained:
-            continue
-        pretrain = replace(of_job.pretrain, seed=0)
-        unseen = replace(of_job, output="r", run="r", seed=0, pretrain=pretrain)
-        key = repr((method, unseen))
-        if key not in flops:
-            flops[key] = _flops_of(method, of_job, accelerator)
-        times[method].append(flops[key] / rates[method] + fixed[method])
-    say_block(note + _table_text(number, times))
+        if method in trained:
+            key = repr((method, _without_seeds(of_job)))
+            if key not in flops:
+                flops[key] = _flops_of(method, of_job, accelerator)
+            times[method].append(flops[key] / rates[method] + fixed[method])
+    say_block(_table_text(number, times))
     rows = [
-        {"stage": name, "number": number[name], "seconds": sum(times.get(name, []))}
-        for name in number
+        {"stage": name, "number": count, "seconds": sum(times[name]) if name in times else None}
+        for name, count in number.items()
     ]
     write_atomically(path, json.dumps(rows, indent=1) + "\n")
     say(f"the same numbers: {path}; nothing was trained, leave --plan out to train")
+
+
+def _without_seeds(config: Config) -> Config:
+    """The same for all repetitions of a cell."""
+    teachers = tuple(f"teacher{i}" for i in range(len(config.distill.teacher_folders)))
+    return replace(
+        config,
+        output="r",
+        run="r",
+        seed=0,
+        pretrain=replace(config.pretrain, seed=0),
+        finetune=replace(config.finetune, init=None),
+        classical=replace(config.classical, init=None),
+        distill=replace(config.distill, teacher=teachers or None),
+    )
 
 
 def _flops_of(method: str, config: Config, accelerator: Accelerator) -> float:
@@ -222,13 +241,13 @@ def _table_text(number: Mapping[str, int], times: Mapping[str, Sequence[float]])
     lines += [[name, f"{number[name]:,}", "-", "-"] for name in quick]
     text = aligned(lines)
     if quick:
-        text += "\nWhat has no time is fitted by scikit-learn, and was not measured."
-    left = sum(sum(each) for each in times.values())
-    return (
-        f"{text}\nIn all {duration(left)} of training for what the table lacks. The recipe was"
-        " measured; other networks and tasks are counted by their FLOPs, which can be wrong by a"
-        " factor of 2."
-    )
+        text += "\nWhat has no time was not measured: scikit-learn takes seconds."
+    if times:
+        text += (
+            f"\nIn all {duration(sum(map(sum, times.values())))} of training. The time is from the"
+            " FLOPs, at the speed of the recipe's stages, and can be wrong by a factor of 2."
+        )
+    return text
 
 
 def _require_one_process(accelerator: Accelerator) -> None:

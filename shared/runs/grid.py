@@ -289,7 +289,11 @@ def fill(
     require_possible(cells, accelerator)
     jobs = in_order(cells)
     if config.plan:
-        missing = [(job.method, job.config) for job in jobs if not _is_done(job)]
+        missing = [
+            (job.method, job.config)
+            for job in jobs
+            if not _is_done(job) or job.config.forces(job.method)
+        ]
         path = config.folder / "tables" / table.name / "plan.json"
         return forecast_table(config, accelerator, stages, missing, path)
     if accelerator.is_main_process:

@@ -207,7 +207,6 @@ def test_each_network_has_its_own_peak(tmp_path, capsys, monkeypatch):
 
 
 def test_plan_of_a_table_counts_what_is_missing_and_trains_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     table = tmp_path / "two.yaml"
     table.write_text(
         "title: two\nseeds: 2\nrows:\n  short: {pretrain.epochs: 1, pretrain.warmup_epochs: 0}\n"
@@ -221,40 +220,66 @@ def test_plan_of_a_table_counts_what_is_missing_and_trains_nothing(tmp_path, cap
     assert [path.name for path in folder.iterdir()] == ["tables"]
     (plan,) = folder.rglob("*.*")
     rows = {row["stage"]: row for row in json.loads(plan.read_text())}
-    # one pretraining for both seeds of a row; the machine is the same in both rows
+    # one pretraining for both seeds of a row
     assert {stage: row["number"] for stage, row in rows.items()} == {
         "pretrain": 2,
         "linear": 4,
         "pixels-svm": 2,
     }
     assert rows["pretrain"]["seconds"] > 0
-    assert rows["pixels-svm"]["seconds"] == 0
+    assert rows["pixels-svm"]["seconds"] is None
     assert "nothing was trained" in printed
-    assert "fitted by scikit-learn" in printed
+    assert "scikit-learn takes seconds" in printed
 
 
-def test_plan_of_a_table_takes_networks_by_their_flops(tmp_path, capsys, monkeypatch):
-    stage = SimpleNamespace(stage="pretrain", flops=1e12, seconds=11.0, fixed_seconds=1.0)
-    monkeypatch.setattr(forecasting, "measure", lambda *_: ([stage], None, ""))
-    small = config_of(f"--output={tmp_path}")
-    large = config_of(f"--output={tmp_path}", "--model.encoder=simclr_resnet14_2x_sk0")
-    path = tmp_path / "plan.json"
-    seconds = []
-    for config in (small, large):
-        stages = {"pretrain": pipeline.stages()["pretrain"]}
-        missing = [("pretrain", config)] * 2
-        forecasting.forecast_table(small, Accelerator(cpu=True), stages, missing, path)
-        seconds.append(json.loads(path.read_text())[0]["seconds"] / 2 - 1)
-        capsys.readouterr()
-    sizes = [
-        network_size("pretrain", c, Counts(1437, 0, 0, 10), "no").flops for c in (small, large)
+def planned(monkeypatch, tmp_path, missing) -> dict[str, float]:
+    """Seconds of each stage, where the recipe's has 1e11 FLOP/s and a second beside its updates."""
+    stages = [
+        SimpleNamespace(stage=name, flops=1e12, seconds=11.0, fixed_seconds=1.0)
+        for name in ("pretrain", "finetune")
     ]
-    assert seconds[1] / seconds[0] == pytest.approx(sizes[1] / sizes[0])
-    assert seconds[0] == pytest.approx(6 * sizes[0] * (1437 * 140 // 32 + 1) * 32 / 1e11)
+    monkeypatch.setattr(forecasting, "measure", lambda *_: (stages, None, ""))
+    path, config = tmp_path / "plan.json", missing[0][1]
+    forecasting.forecast_table(config, Accelerator(cpu=True), pipeline.stages(), missing, path)
+    return {row["stage"]: row["seconds"] for row in json.loads(path.read_text())}
 
 
-def test_plan_of_a_whole_table_says_that_nothing_is_missing(tmp_path, capsys):
-    path = tmp_path / "plan.json"
-    forecasting.forecast_table(config_of(), Accelerator(cpu=True), pipeline.stages(), [], path)
-    assert capsys.readouterr().out.startswith("nothing is missing")
-    assert json.loads(path.read_text()) == []
+def test_plan_of_a_table_takes_each_artifact_by_its_flops(tmp_path, monkeypatch):
+    small, long = config_of(), config_of("--pretrain.epochs=560")
+    large = config_of("--model.encoder=simclr_resnet14_2x_sk0")
+    networks = (
+        network_size("pretrain", each, Counts(1437, 0, 0, 10), "no").flops
+        for each in (small, large)
+    )
+    step = [6 * flops * 32 / 1e11 for flops in networks]
+    steps = 1437 * 140 // 32 + 1
+    missing = [("pretrain", each) for each in (small, small, long, large)]
+    seconds = planned(monkeypatch, tmp_path, missing)["pretrain"]
+    assert seconds == pytest.approx(4 + steps * (2 * step[0] + 4 * step[0] + step[1]), rel=1e-3)
+
+
+def test_plan_of_a_table_asks_repetitions_of_a_cell_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(forecasting, "_flops_of", lambda name, *_: asked.append(name) or 1e12)
+    missing = [
+        (
+            "finetune",
+            config_of(f"--seed={seed}", f"--pretrain.seed={seed}", f"--finetune.init=r{seed}"),
+        )
+        for seed in range(3)
+    ]
+    assert planned(monkeypatch, tmp_path, missing) == {"finetune": pytest.approx(3 * 11)}
+    assert asked == ["finetune"]
+
+
+def test_plan_of_a_table_with_force_makes_again_what_is_there(tmp_path, capsys, monkeypatch):
+    table = tmp_path / "one.yaml"
+    table.write_text("title: one\nseeds: 1\nrows: {SVM: {method: pixels-svm}}\ncolumns: {1%: {}}\n")
+    options = [*TINY, f"--table={table}", f"--output={tmp_path}"]
+    assert pipeline.main(options) == 0
+    assert pipeline.main([*options, "--plan"]) == 0
+    assert "nothing is missing" in capsys.readouterr().out
+    assert pipeline.main([*options, "--plan", "--force=all"]) == 0
+    printed = capsys.readouterr().out
+    assert "pixels-svm        1     -       -" in printed
+    assert "In all" not in printed  # nothing was measured
