@@ -77,7 +77,7 @@ class Config:
         threads: CPU threads of each process; 0 leaves the choice to torch.
         tracker: also log to this experiment tracker.
         plan: only measure for half a minute what each stage would take: steps, FLOPs, time, memory,
-            disk (pipeline.py and stages.pretrain); of a table its time alone.
+            disk (pipeline.py and stages.pretrain).
         budget: about how long pipeline.py may take in all on own images: 30min, 1.5h, 90s.
         table: pipeline.py only fills this grid of runs: a name in configs/tables, or a YAML file.
         data: the images.
