@@ -251,8 +251,11 @@ class Contender:
     def __init__(self, command: Sequence[str], log: Path, threads: int):
         self.log = log
         number = str(threads)
-        limits = {"OMP_NUM_THREADS": number, "MKL_NUM_THREADS": number}
-        limits |= {"CUDA_VISIBLE_DEVICES": ""}  # all of them on the CPU
+        limits = {
+            "OMP_NUM_THREADS": number,
+            "MKL_NUM_THREADS": number,
+            "CUDA_VISIBLE_DEVICES": "",  # all of them on the CPU
+        }
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 command,

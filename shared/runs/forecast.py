@@ -57,6 +57,7 @@ PAPER = [
     for depth, width in ((50, 1), (50, 2), (101, 1), (101, 2), (152, 1), (152, 2))
     for kernels in (0, 1)
 ] + ["simclr_resnet152_3x_sk1"]
+NOTHING_TRAINED = "nothing was trained, leave --plan out to train"
 LONG = 6 * 3600  # seconds of training that are worth a warning
 H100_FLOPS = 0.4 * 989e12  # 40% of the bf16 peak in NVIDIA's data sheet (dense): an assumption
 
@@ -143,10 +144,9 @@ def forecast(
     if config.data.train.startswith("ILSVRC/imagenet-1k"):
         rate = lines[0].flops / lines[0].seconds
         say_block(f"\n{paper_table(config, accelerator, counts.train, rate)}")
-    rows = [asdict(line) for line in lines]
     path = config.folder / "plan.json"
-    write_atomically(path, json.dumps(rows, indent=1) + "\n")
-    say(f"the same numbers: {path}; nothing was trained, leave --plan out to train")
+    write_atomically(path, json.dumps([asdict(line) for line in lines], indent=1) + "\n")
+    say(f"the same numbers: {path}; {NOTHING_TRAINED}")
 
 
 def forecast_table(
@@ -154,10 +154,9 @@ def forecast_table(
     accelerator: Accelerator,
     stages: Mapping[str, RunStage],
     missing: Sequence[tuple[str, Config]],
-    path: Path,
     seconds: float = 30,
-) -> None:
-    """Print what the artifacts that a table lacks would take, by method, and save it.
+) -> list[dict[str, Any]]:
+    """Print what the artifacts that a table lacks would take, by method.
 
     Each method is measured once, with the recipe. The FLOPs of an artifact and its number of
     updates tell its time, so another network, task or batch can take twice as long, or half.
@@ -167,9 +166,11 @@ def forecast_table(
         accelerator: of this process.
         stages: by the method's name, in their order; called with a configuration of few steps.
         missing: method and configuration of each artifact.
-        path: of a JSON file: of each method ``stage``, ``number`` of artifacts, and ``seconds`` of
-            all of them, null where it was not measured.
         seconds: roughly how long to measure, in all.
+
+    Returns:
+        Of each method ``stage``, ``number`` of artifacts, and ``seconds`` of all of them, None
+        where it was not measured.
 
     Raises:
         UserError: where the data cannot be opened, or a stage refuses them; on several processes.
@@ -196,12 +197,10 @@ def forecast_table(
                 flops[key] = _flops_of(method, of_job, accelerator)
             times[method].append(flops[key] / rates[method] + fixed[method])
     say_block(_table_text(number, times))
-    rows = [
+    return [
         {"stage": name, "number": count, "seconds": sum(times[name]) if name in times else None}
         for name, count in number.items()
     ]
-    write_atomically(path, json.dumps(rows, indent=1) + "\n")
-    say(f"the same numbers: {path}; nothing was trained, leave --plan out to train")
 
 
 def _without_seeds(config: Config) -> Config:
@@ -222,11 +221,15 @@ def _without_seeds(config: Config) -> Config:
 def _flops_of(method: str, config: Config, accelerator: Accelerator) -> float:
     """Of all updates of one artifact."""
     counts = count_images(config, labeled=method in CLASSIFIERS)
-    training = config.training_of(method)
-    images = counts.train if METHODS[method].all_images else counts.labeled
-    updates = schedule_of(training, images).steps
+    steps = _length(method, config, counts)[1]
     cost = cost_of(method, config, counts, accelerator.mixed_precision)
-    return cost.update * updates * training.batch_size
+    return cost.update * steps * config.training_of(method).batch_size
+
+
+def _length(method: str, config: Config, counts: Counts) -> tuple[int, int]:
+    """The images that a method trains on, and its updates."""
+    images = counts.train if METHODS[method].all_images else counts.labeled
+    return images, schedule_of(config.training_of(method), images).steps
 
 
 def _table_text(number: Mapping[str, int], times: Mapping[str, Sequence[float]]) -> str:
@@ -446,8 +449,7 @@ def _run_for(
 def _stage_plan(method: str, config: Config, counts: Counts, cost: Cost, probe: Probe) -> StagePlan:
     """Scale up what was measured."""
     training = config.training_of(method)
-    images = counts.train if METHODS[method].all_images else counts.labeled
-    steps = schedule_of(training, images).steps
+    images, steps = _length(method, config, counts)
     seen = steps * training.batch_size
     fixed = probe.fixed_seconds
     if not probe.batch_size and method in CLASSIFIERS:

@@ -33,7 +33,7 @@ from shared.data.sources import look_at, open_data
 from shared.networks.build import require_weights
 from shared.pretext.build import make_task
 from shared.runs.assessment import Baselines, read_assessment
-from shared.runs.forecast import forecast_table
+from shared.runs.forecast import NOTHING_TRAINED, forecast_table
 from shared.runs.possible import require_possible as refuse_impossible
 from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
@@ -294,8 +294,9 @@ def fill(
             for job in jobs
             if not _is_done(job) or job.config.forces(job.method)
         ]
-        path = config.folder / "tables" / table.name / "plan.json"
-        return forecast_table(config, accelerator, stages, missing, path)
+        rows = forecast_table(config, accelerator, stages, missing)
+        folder = _write_files(config, table, {"plan.json": json.dumps(rows, indent=1) + "\n"})
+        return say(f"the same numbers: {folder / 'plan.json'}; {NOTHING_TRAINED}")
     if accelerator.is_main_process:
         _write_files(config, table, _definition(config, table))
     failures: dict[Path, str] = {}

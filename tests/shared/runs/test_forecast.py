@@ -232,19 +232,19 @@ def test_plan_of_a_table_counts_what_is_missing_and_trains_nothing(tmp_path, cap
     assert "scikit-learn takes seconds" in printed
 
 
-def planned(monkeypatch, tmp_path, missing) -> dict[str, float]:
+def planned(monkeypatch, missing) -> dict[str, float]:
     """Seconds of each stage, where the recipe's has 1e11 FLOP/s and a second beside its updates."""
     stages = [
         SimpleNamespace(stage=name, flops=1e12, seconds=11.0, fixed_seconds=1.0)
         for name in ("pretrain", "finetune")
     ]
     monkeypatch.setattr(forecasting, "measure", lambda *_: (stages, None, ""))
-    path, config = tmp_path / "plan.json", missing[0][1]
-    forecasting.forecast_table(config, Accelerator(cpu=True), pipeline.stages(), missing, path)
-    return {row["stage"]: row["seconds"] for row in json.loads(path.read_text())}
+    accelerator, config = Accelerator(cpu=True), missing[0][1]
+    rows = forecasting.forecast_table(config, accelerator, pipeline.stages(), missing)
+    return {row["stage"]: row["seconds"] for row in rows}
 
 
-def test_plan_of_a_table_takes_each_artifact_by_its_flops(tmp_path, monkeypatch):
+def test_plan_of_a_table_takes_each_artifact_by_its_flops(monkeypatch):
     small, long = config_of(), config_of("--pretrain.epochs=560")
     large = config_of("--model.encoder=simclr_resnet14_2x_sk0")
     networks = (
@@ -254,11 +254,11 @@ def test_plan_of_a_table_takes_each_artifact_by_its_flops(tmp_path, monkeypatch)
     step = [6 * flops * 32 / 1e11 for flops in networks]
     steps = 1437 * 140 // 32 + 1
     missing = [("pretrain", each) for each in (small, small, long, large)]
-    seconds = planned(monkeypatch, tmp_path, missing)["pretrain"]
+    seconds = planned(monkeypatch, missing)["pretrain"]
     assert seconds == pytest.approx(4 + steps * (2 * step[0] + 4 * step[0] + step[1]), rel=1e-3)
 
 
-def test_plan_of_a_table_asks_repetitions_of_a_cell_once(tmp_path, monkeypatch):
+def test_plan_of_a_table_asks_repetitions_of_a_cell_once(monkeypatch):
     asked = []
     monkeypatch.setattr(forecasting, "_flops_of", lambda name, *_: asked.append(name) or 1e12)
     missing = [
@@ -268,7 +268,7 @@ def test_plan_of_a_table_asks_repetitions_of_a_cell_once(tmp_path, monkeypatch):
         )
         for seed in range(3)
     ]
-    assert planned(monkeypatch, tmp_path, missing) == {"finetune": pytest.approx(3 * 11)}
+    assert planned(monkeypatch, missing) == {"finetune": pytest.approx(3 * 11)}
     assert asked == ["finetune"]
 
 
@@ -283,3 +283,16 @@ def test_plan_of_a_table_with_force_makes_again_what_is_there(tmp_path, capsys, 
     printed = capsys.readouterr().out
     assert "pixels-svm        1     -       -" in printed
     assert "In all" not in printed  # nothing was measured
+
+
+def test_plan_of_a_table_writes_through_no_link(tmp_path, capsys):
+    """A link in the run's folder would let it write elsewhere, as filling the table refuses too."""
+    table = tmp_path / "one.yaml"
+    table.write_text("title: one\nseeds: 1\nrows: {SVM: {method: pixels-svm}}\ncolumns: {1%: {}}\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/tables").symlink_to(elsewhere, target_is_directory=True)
+    assert pipeline.main([*TINY, f"--table={table}", f"--output={tmp_path}", "--plan"]) == 2
+    assert "link" in capsys.readouterr().err
+    assert not list(elsewhere.rglob("plan.json"))
