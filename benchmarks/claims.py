@@ -8,6 +8,11 @@ points of top-1: mean ± half the 95% interval by Student's t over the pairs of 
 in how many pairs the first row is ahead, the verdict, and the smallest true difference that as many
 pairs of this spread find in four of five cases (noncentral t). A test compares the tables of claims
 in docs/results to it.
+
+    python -m benchmarks.claims $T "ResNet-14 2x" "ResNet-8 1x" --gain 1% 10%
+
+prints by how much the gain of the first row over the second one is larger in the first column than
+in the second one: the interaction of rows and columns.
 """
 
 import argparse
@@ -23,6 +28,7 @@ from scipy.stats import nct, t
 from shared.runs.statistics import interval
 
 LEAST = 3  # pairs of a claim
+MINUS = " minus "
 Accuracy = dict[tuple[str, str], dict[str, float]]  # (row, column) -> repetition -> top-1 in %
 
 
@@ -53,9 +59,20 @@ def top1(paths: Iterable[Path]) -> Accuracy:
 
 
 def pairs_of(accuracy: Accuracy, column: str, row: str, rival: str) -> list[float]:
-    """Top-1 of the row minus that of the rival, in points, of each repetition that both have."""
-    ours, rivals = accuracy.get((row, column), {}), accuracy.get((rival, column), {})
-    return [ours[seed] - rivals[seed] for seed in ours if seed in rivals]
+    """Top-1 of the row minus that of the rival, in points, of each repetition that both have.
+
+    Of a column ``A minus B`` the difference in column A minus that in column B.
+    """
+
+    def differences(column: str) -> dict[str, float]:
+        ours, rivals = accuracy.get((row, column), {}), accuracy.get((rival, column), {})
+        return {seed: ours[seed] - rivals[seed] for seed in ours if seed in rivals}
+
+    first, gain, second = column.partition(MINUS)
+    if not gain:
+        return list(differences(column).values())
+    less = differences(second)
+    return [more - less[seed] for seed, more in differences(first).items() if seed in less]
 
 
 def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
@@ -63,7 +80,7 @@ def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
 
     Args:
         accuracy: of `top1`.
-        column: of the table.
+        column: of the table, or ``A minus B`` for the gain in column A minus that in column B.
         row: its accuracy minus that of ``rival`` is claimed.
         rival: another row.
 
@@ -78,7 +95,7 @@ def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
     verdict = "undecided" if abs(middle) <= half else "holds" if middle > 0 else "**behind**"
     ahead = sum(difference > 0 for difference in pairs)
     return (
-        f"| {column}: {row} minus {rival} | {middle:+.1f} ± {half:.1f} | {ahead} of {len(pairs)} |"
+        f"| {column}: {row}{MINUS}{rival} | {middle:+.1f} ± {half:.1f} | {ahead} of {len(pairs)} |"
         f" {verdict} | {smallest_found(half, len(pairs)):.1f} |"
     )
 
@@ -107,6 +124,12 @@ def main() -> None:
     parser.add_argument(
         "--and", type=Path, nargs="*", default=[], dest="others", help="tables of the same draws"
     )
+    parser.add_argument(
+        "--gain",
+        nargs=2,
+        metavar="COLUMN",
+        help="the difference in the first column minus that in the second one, alone",
+    )
     options = parser.parse_args()
     try:
         accuracy = top1([options.table, *options.others])
@@ -116,7 +139,11 @@ def main() -> None:
     for name in (options.row, *options.rival):
         if name not in rows:
             parser.error(f"no row {name!r} is done; there are {', '.join(rows)}")
-    for column in dict.fromkeys(column for _, column in accuracy):
+    columns = dict.fromkeys(column for _, column in accuracy)
+    for name in options.gain or ():
+        if name not in columns:
+            parser.error(f"no column {name!r} is done; there are {', '.join(columns)}")
+    for column in [MINUS.join(options.gain)] if options.gain else columns:
         try:
             rival = best(accuracy, column, options.row, options.rival)
             print(claim(accuracy, column, options.row, rival))

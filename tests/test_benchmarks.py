@@ -302,6 +302,32 @@ def test_a_rival_with_one_lucky_run_does_not_hide_the_best(tmp_path, capsys, mon
     assert capsys.readouterr().out.startswith("| 1%: ours minus rival | +11.0 ")
 
 
+def test_a_gain_is_the_difference_of_two_differences(tmp_path, capsys, monkeypatch):
+    table = tmp_path / "table.csv"
+    lines = ["row,column,seed,status,top1"]
+    for seed, (big_few, small_few, big_many, small_many) in enumerate(
+        [(0.80, 0.70, 0.92, 0.90), (0.81, 0.73, 0.93, 0.91), (0.79, 0.68, 0.91, 0.90)]
+    ):
+        lines += [
+            f"big,1%,{seed},done,{big_few}",
+            f"small,1%,{seed},done,{small_few}",
+            f"big,10%,{seed},done,{big_many}",
+            f"small,10%,{seed},done,{small_many}",
+        ]
+    lines += ["big,1%,3,done,0.9", "small,1%,3,done,0.1"]  # no pair at 10%
+    table.write_text("\n".join(lines))
+    arguments = ["claims", str(table), "big", "small", "--gain", "1%"]
+    monkeypatch.setattr("sys.argv", [*arguments, "10%"])
+    claims.main()  # 8, 6 and 10
+    assert capsys.readouterr().out.startswith(
+        "| 1% minus 10%: big minus small | +8.0 ± 5.0 | 3 of 3 | holds |"
+    )
+    monkeypatch.setattr("sys.argv", [*arguments, "100%"])
+    with pytest.raises(SystemExit, match="2"):
+        claims.main()
+    assert "no column '100%' is done; there are 1%, 10%" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", [None, "a,b\n1,2\n", "row,column,seed,status,top1\nr,c,0,done,\n"])
 def test_what_is_no_table_is_refused(tmp_path, capsys, monkeypatch, text):
     table = tmp_path / "table.csv"
