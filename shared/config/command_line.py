@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_type_hints
@@ -18,6 +19,7 @@ from typing import Any, Literal, NoReturn, get_args, get_type_hints
 import jsonargparse
 import yaml
 
+from shared.config.checks import require_one_of
 from shared.config.conditions import options_set, require_read
 from shared.config.imported import NAMED_BY, imported_options, named_folders
 from shared.config.methods import CLASSIFIERS, FORCEABLE, made_by
@@ -247,14 +249,20 @@ def read_command_line(
             ``--help SECTION`` shows any of them.
 
     Raises:
-        SystemExit: with code 2 and one line for an unknown option, a wrong type or a value out of
-            range; with code 0 after ``--help`` and ``--print_config``.
+        SystemExit: with code 2 and one line for an unknown option or section of ``--help``, a wrong
+            type or a value out of range; with code 0 after ``--help`` and ``--print_config``.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if wanted := {"-h", "--help"} & set(arguments):
         asked = arguments[arguments.index(wanted.pop()) + 1 :]
         parser = _parser(program, description)
-        if of_section := [name for name in asked if name in SECTIONS]:
+        of_section = list(takewhile(lambda word: not word.startswith("-"), asked))
+        try:
+            for name in of_section:
+                require_one_of(SECTIONS, "the section of --help", name)
+        except ValueError as error:
+            raise SystemExit(refuse(str(error))) from error
+        if of_section:
             _print_help(parser, of_section, alone=True)
         else:
             _print_help(parser, sections)

@@ -75,6 +75,7 @@ from shared.data.splits import (
     split_by_column,
     split_line,
     table_line,
+    untrained_line,
     without_absent_classes,
 )
 from shared.runtime.errors import UserError
@@ -214,6 +215,8 @@ def _opened(
     if _is_parquet(path) or not hub:
         raise UserError(f"no such folder or file: {source}{did_you_mean(path)}")
     name, config, split = hub["name"], hub["config"], hub["split"]
+    if progress:  # without a network the answer takes half a minute
+        say(f"{printable(source)}: no folder or file here, so a data set of the hub is looked for")
     loaded = _load(source, name, config, split=split, progress=progress)
     return {split: loaded} if split else dict(loaded)
 
@@ -911,6 +914,7 @@ def _open_splits(
         lines = [table_line(labels, splits)] if labels else []
         lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
         lines += [split_line(marks, tested)] if marks else []
+        lines += [note] if (note := untrained_line(splits)) else []
         if gone := sorted({*every_class} - {*train.classes}):
             lines.append(f"note: no readable image of {abbreviated(gone)}: not among the classes")
         if of_folders:

@@ -1,5 +1,6 @@
 """Which images are for training and which for testing, and what the labels of a CSV file change."""
 
+import difflib
 import hashlib
 import math
 import re
@@ -401,6 +402,26 @@ def doubts_on_classes(images_of: Mapping[str, int]) -> str:
     elif single >= SINGLE and single >= 0.9 * len(images_of):
         doubts += f"; {single:,} classes have one image each: are they meant as classes?"
     return doubts + na_note(images_of)
+
+
+def untrained_line(splits: Splits) -> str:
+    """Classes that test images have and no labeled training image; empty where there are none."""
+    train, test = splits
+    if test is None or not train.classes:
+        return ""
+    trained = np.unique(train.labels[train.labels != UNLABELED])
+    tested = np.unique(test.labels[test.labels != UNLABELED])
+    known = [train.classes[k] for k in trained]
+    alone = [train.classes[k] for k in np.setdiff1d(tested, trained)]
+    if not known or not alone:
+        return ""
+    meant = ((name, difflib.get_close_matches(name, known, n=1)) for name in alone)
+    hints = [f"{printable(close[0])} by {printable(name)}" for name, close in meant if close]
+    hint = f"; did you mean {abbreviated(hints)}?" if hints else ""
+    return (
+        f"note: no training image has the label of {abbreviated(alone)}, which test images have:"
+        f" they count as wrong{hint}"
+    )
 
 
 def encoding_note(table: LabelTable) -> str:

@@ -164,8 +164,9 @@ def read_meta(path: Path, kind: str | None = None) -> Meta | ClassifierMeta:
         )
     if not path.is_dir():
         raise UserError(
-            f"no such artifact folder: {path}; run the stage that makes it first, with the same"
-            f" --run, --labels and --seed{did_you_mean(path)}"
+            f"no such artifact folder: {path}; give the folder of a finished stage, such as"
+            " runs/photos/distill-10pct-seed0, or run that stage first, with the same --run,"
+            f" --labels and --seed{did_you_mean(path)}"
         )
     stages = [meta.parent for meta in sorted(path.glob("*/meta.json"))]
     if stages and not (path / "meta.json").exists():

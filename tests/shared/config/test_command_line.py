@@ -187,7 +187,10 @@ def test_a_wrong_flag_is_not_blamed_on_the_recipe(capsys, tmp_path):
         ("Bäume", "Bäume"),
     ],
 )
-def test_own_images_have_the_recipe_for_photos_and_a_run_of_their_name(source, run):
+def test_own_images_have_the_recipe_for_photos_and_a_run_of_their_name(
+    source, run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # whatever runs/ beside the code holds
     config = load(f"--data.train={source}")
     assert config.run == run
     small = load("--config", RECIPES[0].parent / "small_machine.yaml")
@@ -262,6 +265,13 @@ def test_help_of_the_pipeline_fits_a_page(capsys):
     assert len(text.splitlines()) < 75
     assert "--pretrain.temperature" not in text
     assert "python -m stages.predict runs/NAME/STAGE IMAGE" in text  # what comes next
+
+
+def test_help_of_no_section_is_refused(capsys):
+    assert "did you mean 'jigsaw'?" in refusal(capsys, "--help", "jigsw")
+    with pytest.raises(SystemExit) as stopped:
+        pipeline.main(["--help", "--labels", "10pct"])  # the value of an option is no section
+    assert stopped.value.code == 0
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -36,6 +36,7 @@ from shared.data.splits import (
     split_line,
     stratified,
     table_line,
+    untrained_line,
 )
 from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
@@ -337,6 +338,22 @@ def test_a_class_that_only_test_images_have_so_far_counts_as_wrong(extra):
     assert [trained.classes[k] for k in trained.labels[:2]] == ["a", "c"]
     assert trained.labels[2] == tested.labels[1] == UNLABELED
     assert [tested.classes[tested.labels[i]] for i in (0, 2)] == [extra[0], extra[-1]]
+
+
+def test_a_class_of_test_images_alone_is_named_with_a_similar_one():
+    train = replace(images([0, 1, -1], classes=("seven", "zero")), edited=True)
+
+    def line(*classes: str) -> str:
+        test, both = same_classes(images([0, 1], classes=classes), train)
+        return untrained_line(Splits(both, test))
+
+    assert line("sevn", "zero") == (
+        "note: no training image has the label of sevn, which test images have: they count as"
+        " wrong; did you mean seven by sevn?"
+    )
+    assert line("eight", "zero").endswith("they count as wrong")
+    assert line("seven", "zero") == ""
+    assert untrained_line(Splits(train, None)) == ""
 
 
 @pytest.mark.parametrize("edited", [False, True])
