@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from shared.config.sections import Data
 from shared.data.image_ops import center_crop
@@ -79,6 +80,25 @@ def test_the_example_gives_the_labels_of_predict(exported, tmp_path, monkeypatch
     assert [label for *_, label in rows] == [label for _, label, _ in expected]
     assert len({label for *_, label in rows}) > 1
     np.testing.assert_allclose([p for _, p, _ in rows], [p for *_, p in expected], atol=1e-5)
+
+
+def test_the_example_reads_transparency_palettes_and_16_bits_as_predict(
+    exported, tmp_path, monkeypatch
+):
+    path, _ = exported
+    (tmp_path / "student.onnx").write_bytes((path / "model.onnx").read_bytes())
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    color, files = Image.fromarray(noise), []
+    grey = Image.fromarray(noise[..., 0].astype(np.uint16) * 200)
+    palette = color.convert("RGB").quantize(16)
+    palette.info["transparency"] = 3
+    of_kind = {"rgba": color, "la": color.convert("LA"), "grey16": grey, "palette": palette}
+    for name, image in {**of_kind, "grey": color.convert("L")}.items():
+        image.save(tmp_path / f"{name}.png")
+        files.append(tmp_path / f"{name}.png")
+    rows = serve(monkeypatch, tmp_path, files)
+    expected = [p for *_, p in predict(path, files)]
+    np.testing.assert_allclose([p for _, p, _ in rows], expected, atol=1e-5)
 
 
 def test_the_metadata(exported):
