@@ -74,7 +74,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         if inputs.is_main:
             release(path)
             clear(path)
-        accelerator.print(f"assess: already done, {path}\n\n{_text(config, earlier)}")
+        accelerator.print(f"assess: already done, {path}\n\n{_text(config, earlier, wanted)}")
         return path
 
     empty: Assessment = {"about": inputs.about(), "seconds": {}, "made_from": {}, "failed": {}}
@@ -106,7 +106,7 @@ def run(config: Config, accelerator: Accelerator) -> Path:
         if not assessment["failed"]:
             write_meta(path, inputs, settings)
         release(path)
-        text = _text(config, assessment)
+        text = _text(config, assessment, wanted)
         say_block(f"{text}\n\nnumbers and arrays: {path / 'assess'}.json, .npz")
     if failed := assessment["failed"]:
         messages = "; ".join(f"{part}: {message}" for part, message in failed.items())
@@ -130,10 +130,12 @@ def _begin(path: Path, config: Config) -> None:
         write_atomically(path / name, text)
 
 
-def _text(config: Config, assessment: Assessment) -> str:
-    """The tables, and what to do with the labels that may be wrong."""
-    text = assessment_text(assessment)
-    return f"{text}\n\n{label_part.next_command(config)}" if "labels" in assessment else text
+def _text(config: Config, assessment: Assessment, wanted: Sequence[str]) -> str:
+    """The tables of the wanted parts, and what to do with the labels that may be wrong."""
+    others = PARTS.keys() - set(wanted)
+    shown = {key: value for key, value in assessment.items() if key not in others}
+    text = assessment_text(cast(Assessment, shown))
+    return f"{text}\n\n{label_part.next_command(config)}" if "labels" in shown else text
 
 
 def measure(

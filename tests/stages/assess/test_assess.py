@@ -85,6 +85,10 @@ def test_the_table_is_printed(assessed, photos, capsys):
     ):
         assert words in printed
     assert (folder(assessed) / "assess.json").read_bytes() == before
+    assert call(assessed, photos, *other, "--assess.parts=clusters") == 0  # it alone is asked for
+    printed = capsys.readouterr().out
+    assert "k-means" in printed
+    assert "AUROC noise" not in printed
 
 
 def test_numbers(assessed):
