@@ -69,7 +69,7 @@ def pairs_of(accuracy: Accuracy, column: str, row: str, rival: str) -> list[floa
         return {seed: ours[seed] - rivals[seed] for seed in ours if seed in rivals}
 
     first, gain, second = column.partition(MINUS)
-    if not gain:
+    if not gain or (row, column) in accuracy:
         return list(differences(column).values())
     less = differences(second)
     return [more - less[seed] for seed, more in differences(first).items() if seed in less]

@@ -416,7 +416,7 @@ def untrained_line(splits: Splits) -> str:
     if not known or not alone:
         return ""
     meant = ((name, difflib.get_close_matches(name, known, n=1)) for name in alone)
-    hints = [f"{printable(close[0])} by {printable(name)}" for name, close in meant if close]
+    hints = [f"{close[0]} by {name}" for name, close in meant if close]
     hint = f"; did you mean {abbreviated(hints)}?" if hints else ""
     return (
         f"note: no training image has the label of {abbreviated(alone)}, which test images have:"

@@ -125,7 +125,7 @@ def fit(
         if config.budget_seconds and few:
             notes.append(
                 f"note: {config.pretrain.epochs:g} epochs of pretraining are few; for {FEW} give"
-                f" about {FEW / config.pretrain.epochs:.2g} times the budget"
+                f" about {max(FEW / config.pretrain.epochs, 1.1):.1f} times the budget"
             )
         if config.budget_seconds:
             pace = Pace(plans, began + config.budget_seconds, flags, look)
