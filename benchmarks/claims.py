@@ -28,7 +28,6 @@ from scipy.stats import nct, t
 from shared.runs.statistics import interval
 
 LEAST = 3  # pairs of a claim
-MINUS = " minus "
 Accuracy = dict[tuple[str, str], dict[str, float]]  # (row, column) -> repetition -> top-1 in %
 
 
@@ -59,20 +58,26 @@ def top1(paths: Iterable[Path]) -> Accuracy:
 
 
 def pairs_of(accuracy: Accuracy, column: str, row: str, rival: str) -> list[float]:
-    """Top-1 of the row minus that of the rival, in points, of each repetition that both have.
+    """Top-1 of the row minus that of the rival, in points, of each repetition that both have."""
+    ours, rivals = accuracy.get((row, column), {}), accuracy.get((rival, column), {})
+    return [ours[seed] - rivals[seed] for seed in ours if seed in rivals]
 
-    Of a column ``A minus B`` the difference in column A minus that in column B.
+
+def gains(accuracy: Accuracy, first: str, second: str) -> Accuracy:
+    """A column ``first minus second``, in points: of two rows in it the difference of their gains.
+
+    Args:
+        accuracy: of `top1`.
+        first: a column.
+        second: another one.
     """
-
-    def differences(column: str) -> dict[str, float]:
-        ours, rivals = accuracy.get((row, column), {}), accuracy.get((rival, column), {})
-        return {seed: ours[seed] - rivals[seed] for seed in ours if seed in rivals}
-
-    first, gain, second = column.partition(MINUS)
-    if not gain or (row, column) in accuracy:
-        return list(differences(column).values())
-    less = differences(second)
-    return [more - less[seed] for seed, more in differences(first).items() if seed in less]
+    return {
+        (row, f"{first} minus {second}"): {
+            seed: more - less[seed] for seed, more in of_cell.items() if seed in less
+        }
+        for (row, column), of_cell in accuracy.items()
+        if column == first and (less := accuracy.get((row, second)))
+    }
 
 
 def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
@@ -80,7 +85,7 @@ def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
 
     Args:
         accuracy: of `top1`.
-        column: of the table, or ``A minus B`` for the gain in column A minus that in column B.
+        column: of the table, or of `gains`.
         row: its accuracy minus that of ``rival`` is claimed.
         rival: another row.
 
@@ -95,7 +100,7 @@ def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
     verdict = "undecided" if abs(middle) <= half else "holds" if middle > 0 else "**behind**"
     ahead = sum(difference > 0 for difference in pairs)
     return (
-        f"| {column}: {row}{MINUS}{rival} | {middle:+.1f} ± {half:.1f} | {ahead} of {len(pairs)} |"
+        f"| {column}: {row} minus {rival} | {middle:+.1f} ± {half:.1f} | {ahead} of {len(pairs)} |"
         f" {verdict} | {smallest_found(half, len(pairs)):.1f} |"
     )
 
@@ -140,10 +145,15 @@ def main() -> None:
         if name not in rows:
             parser.error(f"no row {name!r} is done; there are {', '.join(rows)}")
     columns = dict.fromkeys(column for _, column in accuracy)
-    for name in options.gain or ():
-        if name not in columns:
-            parser.error(f"no column {name!r} is done; there are {', '.join(columns)}")
-    for column in [MINUS.join(options.gain)] if options.gain else columns:
+    if options.gain:
+        if len(options.rival) > 1:
+            parser.error(f"--gain takes one rival, got {len(options.rival)}")
+        for name in options.gain:
+            if name not in columns:
+                parser.error(f"no column {name!r} is done; there are {', '.join(columns)}")
+        accuracy = gains(accuracy, *options.gain)
+        columns = dict.fromkeys(column for _, column in accuracy)
+    for column in columns:
         try:
             rival = best(accuracy, column, options.row, options.rival)
             print(claim(accuracy, column, options.row, rival))

@@ -326,6 +326,12 @@ def test_a_gain_is_the_difference_of_two_differences(tmp_path, capsys, monkeypat
     with pytest.raises(SystemExit, match="2"):
         claims.main()
     assert "no column '100%' is done; there are 1%, 10%" in capsys.readouterr().err
+    monkeypatch.setattr(
+        "sys.argv", ["claims", str(table), "big", "small", "big", *arguments[4:], "10%"]
+    )
+    with pytest.raises(SystemExit, match="2"):
+        claims.main()
+    assert "--gain takes one rival, got 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", [None, "a,b\n1,2\n", "row,column,seed,status,top1\nr,c,0,done,\n"])
@@ -362,7 +368,10 @@ def claimed() -> list[tuple[str, str, str, str, Path]]:
 
 @pytest.mark.parametrize(("line", "column", "row", "rival", "table"), claimed())
 def test_claims_of_the_results_follow_from_their_table(line, column, row, rival, table):
-    assert claims.claim(claims.top1([table]), column, row, rival) == line
+    accuracy = claims.top1([table])
+    if " minus " in column:
+        accuracy = claims.gains(accuracy, *column.split(" minus "))
+    assert claims.claim(accuracy, column, row, rival) == line
 
 
 @pytest.mark.parametrize("folder", ["digits/headline", "fashion_mnist/fashion"])

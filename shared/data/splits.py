@@ -415,7 +415,8 @@ def untrained_line(splits: Splits) -> str:
     alone = [train.classes[k] for k in np.setdiff1d(tested, trained)]
     if not known or not alone:
         return ""
-    meant = ((name, difflib.get_close_matches(name, known, n=1)) for name in alone)
+    # more are no misspellings, and each is compared with all classes
+    meant = ((name, difflib.get_close_matches(name, known, n=1)) for name in alone[:LISTED])
     hints = [f"{close[0]} by {name}" for name, close in meant if close]
     hint = f"; did you mean {abbreviated(hints)}?" if hints else ""
     return (

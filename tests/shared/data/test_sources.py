@@ -290,6 +290,25 @@ def test_classes_of_one_image_are_named_where_none_is_held_out(tmp_path, capsys)
     assert "too few labeled ones to hold some out, z with one image;" in capsys.readouterr().out
 
 
+def test_what_is_announced_of_a_class_that_only_test_images_have(tmp_path, capsys):
+    folder = make_folder(tmp_path / "p", [f"{i}.png" for i in range(20)])
+    labels, tests = tmp_path / "labels.csv", tmp_path / "test.csv"
+    labels.write_text("file,label\n" + "".join(f"{i}.png,{'xy'[i % 2]}\n" for i in range(10)))
+    tests.write_text("file,label\n" + "".join(f"{i}.png,{'zy'[i % 2]}\n" for i in range(10, 16)))
+    data = Data(train=str(folder), test=str(tests))
+    open_data(data, LabelSet.parse(str(labels)), progress=True)
+    said = capsys.readouterr().out
+    assert "note: no training image has the label of z, which test images have" in said
+
+
+def test_a_name_that_is_looked_for_on_the_hub_is_said_before_the_wait(capsys):
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        open_data(Data(train="no-such/data-set"), LabelSet.parse("1pct"), progress=True)
+    assert "no-such/data-set: no folder or file here, so a data set of the hub is looked for" in (
+        capsys.readouterr().out
+    )
+
+
 def test_images_that_are_shown_otherwise_are_announced_once(tmp_path, capsys):
     """A row with published weights opens them at another size: the run's stay open, as they are."""
     data, labels = Data(train=str(class_folders(tmp_path, 1))), LabelSet.parse("1pct")
