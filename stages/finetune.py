@@ -48,6 +48,7 @@ from shared.data.labels import Labels, draw_labels, write_labels
 from shared.data.sources import open_run
 from shared.networks.build import (
     build_classifier,
+    build_contrastive,
     freeze_beginning,
     keep_layers,
     load_contrastive,
@@ -116,7 +117,10 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
         "from_layer": from_layer,
     }
     if source:
-        model = keep_layers(load_contrastive(source)[0], from_layer, len(classes))
+        pretrained = load_contrastive(source)[0]
+        if cfg.fresh_head:
+            pretrained.head = build_contrastive(network).head
+        model = keep_layers(pretrained, from_layer, len(classes))
     else:
         model = build_classifier(classifier)
     freeze_beginning(model, cfg, whole=row.frozen)
@@ -125,7 +129,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     if cfg.linear_init == "class_means":
         start_from_class_means(model, images, labels, config, accelerator.device)
     encoder_before = state_hash(model.encoder) if row.frozen else ""
-    rates = {"encoder": cfg.encoder_rate} | ({"layers": cfg.encoder_rate} if from_layer else {})
+    slower = ["encoder", "layers"] if from_layer and not cfg.fresh_head else ["encoder"]
+    rates = dict.fromkeys(slower, cfg.encoder_rate)
     net = stage.prepare(trained, len(labels.ids), learning_rates=rates)
     stage.chance = math.log(len(classes))
     if accelerator.is_main_process:

@@ -430,6 +430,8 @@ class Finetune(OwnCrops):
         init: artifact folder of stage 1; unset: this run's own.
         from_layer: how many layers of the projection head are kept and tuned; unset: 1 for up to
             10% of the labels, else 0, as in the paper. More is worth a try with few labels.
+        fresh_head: start the kept layers at random, as a control: their width stays, what stage 1
+            taught them is gone. They then have the linear layer's rate.
         encoder_rate: learning rate of everything below the new linear layer, as a multiple.
         freeze_after_block: freeze the beginning of a simclr_resnet, batch norm included: 0 the
             stem, k also the first k groups of blocks, 4 all of it; unset: nothing, as the paper.
@@ -451,6 +453,7 @@ class Finetune(OwnCrops):
     epochs: float = 60
     learning_rate: float = 0.005
     from_layer: int | None = None
+    fresh_head: bool = False
     encoder_rate: float = 1.0
     freeze_after_block: int | None = None
     linear_init: Literal["zero", "class_means"] = "zero"
@@ -469,6 +472,9 @@ class Finetune(OwnCrops):
         require((self.freeze_after_block or 0) >= 0, key, self.freeze_after_block, "0 or more")
         key = f"{self.section}.from_layer"
         require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
+        allowed = f"false without {key} of 1 or more: there would be no layer to start at random"
+        alone = self.fresh_head and not self.from_layer
+        require(not alone, f"{self.section}.fresh_head", self.fresh_head, allowed)
 
     def kept_layers(self, labels: int, images: int, head_layers: int) -> int:
         """``from_layer``; where it is unset, 1 for up to 10% of the labels and 0 for more.
@@ -506,6 +512,8 @@ class Linear(Finetune):
         super().__post_init__()
         allowed = "none, because a frozen encoder cannot learn from it"
         require(self.auxiliary == "none", "linear.auxiliary", self.auxiliary, allowed)
+        allowed = "false, because a frozen layer cannot learn"
+        require(not self.fresh_head, "linear.fresh_head", self.fresh_head, allowed)
 
 
 @dataclass(frozen=True)

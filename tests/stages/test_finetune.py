@@ -122,6 +122,40 @@ def test_layers_of_the_head_are_kept(photos, finished, tmp_path, kept):
             assert torch.equal(tensor, pretrained[name.replace("layers.", "head.layers.")]), name
 
 
+@pytest.mark.parametrize("rate", [0, 1])
+def test_a_fresh_head_keeps_the_encoder_alone(photos, finished, tmp_path, rate):
+    """The layers start at random, with the full rate whatever the encoder's."""
+    options = ["--finetune.fresh_head=true", "--finetune.from_layer=2"]
+    options += [f"--finetune.encoder_rate={rate}", "--finetune.batch_norm=frozen"]
+    assert run(finetune.main, *options_of(photos, finished, tmp_path), *options) == 0
+    weights, meta = artifact(tmp_path, "finetune")
+    assert meta["from_layer"] == 2
+    pretrained = load_file(finished / "pretrain/model.safetensors")
+    for name in (name for name in weights if name.endswith("weight")):
+        before = pretrained.get(name.replace("layers.", "head.layers."))
+        if name.startswith("encoder."):
+            assert torch.equal(weights[name], before) == (rate == 0), name
+        elif name.endswith("dense.weight"):  # N(0, 0.01^2) and a few updates
+            assert not torch.allclose(weights[name], before, atol=0.03), name
+        elif name.startswith("layers."):
+            assert not torch.equal(weights[name], torch.ones_like(before)), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["finetune.fresh_head=true"], "must be false without finetune.from_layer of 1 or more"),
+        (["finetune.fresh_head=true", "finetune.from_layer=0"], "must be false without"),
+        (["linear.fresh_head=true", "linear.from_layer=1"], "a frozen layer cannot learn"),
+    ],
+)
+def test_a_fresh_head_that_is_none_is_refused(capfd, photos, finished, tmp_path, options, message):
+    given = [f"--{option}" for option in options]
+    recipe = options_of(photos, finished, tmp_path)
+    assert message in refused(capfd, finetune.main, *recipe, *given)
+    assert files(tmp_path) == {}
+
+
 def test_layers_are_kept_for_a_tenth_of_the_labels(tmp_path):
     """The paper's choice, where the recipe has none: 2 of 20 images, and 3."""
     photos = class_folders(tmp_path / "photos", 20, classes="ab")
