@@ -99,6 +99,7 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         from shared.networks.build import require_weights
         from shared.runs.fit import fit, settings_as_before
         from shared.runs.forecast import forecast
+        from shared.runs.redo import outdated
         from shared.runtime.artifacts import read_meta
 
     pace, every = None, to_train(line)
@@ -127,7 +128,9 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
     if config.classical.published:
         read_meta(Path(config.classical.published), "encoder")
     if config.plan:
-        return forecast(config, accelerator, wanted)
+        forecast(config, accelerator, wanted)
+        refusal = outdated(config)
+        return say_block(f"but as it is the run is refused: {refusal}") if refusal else None
     train(config, accelerator, wanted, pace.before if pace else None)
 
 

@@ -35,6 +35,7 @@ from shared.pretext.build import make_task
 from shared.runs.assessment import Baselines, read_assessment
 from shared.runs.forecast import NOTHING_TRAINED, forecast_table
 from shared.runs.possible import require_possible as refuse_impossible
+from shared.runs.redo import changed_options
 from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
@@ -43,7 +44,7 @@ from shared.runtime.distributed import gather_all
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, did_you_mean, require_no_link, write_atomically
 from shared.runtime.lock import SHORT, BusyError, held, release_all, take
-from shared.runtime.media import say, say_block
+from shared.runtime.media import abbreviated, say, say_block
 from shared.runtime.progress import counted
 from shared.runtime.records import listed, mismatch, read_lines
 from shared.runtime.stop import Stopped, StopRequest
@@ -296,9 +297,11 @@ def fill(
         ]
         rows = forecast_table(config, accelerator, stages, missing)
         folder = _write_files(config, table, {"plan.json": json.dumps(rows, indent=1) + "\n"})
+        _say_outdated(jobs)
         return say(f"the same numbers: {folder / 'plan.json'}; {NOTHING_TRAINED}")
     if accelerator.is_main_process:
         _write_files(config, table, _definition(config, table))
+        _say_outdated(jobs)
     failures: dict[Path, str] = {}
     try:
         _make(jobs, accelerator, stages, failures)
@@ -540,6 +543,27 @@ def _is_done(job: Job) -> bool:
     with suppress(UserError):
         return job.done
     return False
+
+
+def _say_outdated(jobs: Sequence[Job]) -> None:
+    """Name what was made with other options: its cells fail, and hours later is late to hear it."""
+    made = [job for job in jobs if job.method in METHODS and _is_done(job)]
+    outdated = [(job.method, changes) for job in made if (changes := _changes(job))]
+    if outdated:
+        methods = ",".join(dict.fromkeys(method for method, _ in outdated))
+        options = dict.fromkeys(option for _, changes in outdated for option in changes)
+        say(
+            f"{counted(len(outdated), 'artifact')} of this table were made with another"
+            f" {abbreviated(options, 5)}, so their cells fail: --force {methods} makes all of these"
+            " methods again"
+        )
+
+
+def _changes(job: Job) -> Collection[str]:
+    """The options that its artifact was made without; of a damaged one its stage says more."""
+    with suppress(UserError):
+        return changed_options(job.config, job.method)
+    return ()
 
 
 class _Clock:

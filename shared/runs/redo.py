@@ -62,10 +62,15 @@ def require_same_options(config: Config) -> None:
     Raises:
         UserError: naming the options, all stages that are concerned, and the one ``--force``.
     """
-    outdated = {name: _changed_options(config, name) for name in METHODS}
-    outdated = {name: changes for name, changes in outdated.items() if changes}
-    if outdated:
-        raise UserError(_text(config, outdated))
+    if refusal := outdated(config):
+        raise UserError(refusal)
+
+
+def outdated(config: Config) -> str:
+    """What a run is refused for whose artifacts were made with other options; empty if none was."""
+    changed = {name: changed_options(config, name) for name in METHODS}
+    changed = {name: changes for name, changes in changed.items() if changes}
+    return _text(config, changed) if changed else ""
 
 
 def pretraining_is_kept(config: Config, images: ImageSet) -> bool:
@@ -115,7 +120,7 @@ def _other_images(config: Config, error: OtherSettingsError, images: ImageSet) -
     return f"{len(now - then):,} of {counted(len(now), 'training image')} are new{gone}"
 
 
-def _changed_options(config: Config, method: str) -> dict[str, tuple[Any, Any]]:
+def changed_options(config: Config, method: str) -> dict[str, tuple[Any, Any]]:
     """The options of a method's artifact that are others now; none where there is no artifact."""
     stored = made_with(config.folder_of(method))
     if stored is None or config.forces(method):

@@ -285,6 +285,39 @@ def test_plan_of_a_table_with_force_makes_again_what_is_there(tmp_path, capsys, 
     assert "In all" not in printed  # nothing was measured
 
 
+def test_a_table_names_at_once_what_was_made_with_other_options(tmp_path, capfd):
+    table = tmp_path / "one.yaml"
+    table.write_text("title: one\nseeds: 2\nrows: {SVM: {method: pixels-svm}}\ncolumns: {1%: {}}\n")
+    options = [*TINY, f"--table={table}", f"--output={tmp_path}"]
+    assert pipeline.main(options) == 0
+    assert "of this table" not in capfd.readouterr().out
+    told = "2 artifacts of this table were made with another classical.pixel_images, so their cells"
+    changed = [*options, "--classical.pixel_images=300"]
+    assert pipeline.main([*changed, "--plan"]) == 0
+    assert told in capfd.readouterr().out
+    assert pipeline.main(changed) == 2
+    printed = capfd.readouterr()
+    assert f"{told} fail: --force pixels-svm makes all of these methods again" in printed.out
+    assert pipeline.main([*changed, "--force=pixels-svm"]) == 0
+    assert pipeline.main(changed) == 0
+    assert "of this table" not in capfd.readouterr().out
+
+
+def test_the_plan_of_a_run_says_that_it_is_refused(tmp_path, capsys, monkeypatch):
+    short = ["--pretrain.epochs=1", "--pretrain.warmup_epochs=0", "--distill.epochs=1"]
+    options = [*TINY, *short, f"--output={tmp_path}", "--finetune.steps=2", "--linear.steps=2"]
+    options += ["--supervised.steps=2", "--distill.warmup_epochs=0"]
+    assert pipeline.main(options) == 0
+    monkeypatch.setattr(forecasting, "forecast", lambda *_: None)
+    assert pipeline.main([*options, "--plan"]) == 0
+    assert "refused" not in capsys.readouterr().out
+    assert pipeline.main([*options, "--plan", "--linear.learning_rate=0.02"]) == 0
+    printed = capsys.readouterr().out
+    assert "as it is the run is refused" in printed
+    assert "linear.learning_rate=0.01, now it is 0.02" in printed
+    assert "--force linear" in printed
+
+
 def test_plan_of_a_table_writes_through_no_link(tmp_path, capsys):
     """A link in the run's folder would let it write elsewhere, as filling the table refuses too."""
     table = tmp_path / "one.yaml"
