@@ -8,7 +8,8 @@
     published            logistic regression on the features of published weights, where
                          --classical.published names them
     features-logistic    logistic regression on the features of the pretrained network, or on those
-                         of layers of its projection head (--classical.from_layer)
+                         of layers of its projection head (--classical.from_layer); with
+                         --classical.self_training it learns from images without a label too
     features-neighbours  a vote of the nearest labeled images, by the cosine of the same features
                          (--classical.neighbours true, or where a table names it)
 
@@ -89,6 +90,7 @@ from shared.training.stage import (
 )
 
 FEATURE_LABELS = 10_000  # that the rows on features learn from at most, which keeps them to seconds
+FEATURE_OTHERS = 5_000  # images without a label that self-training adds at most: to a minute or two
 ORIENTATIONS, LEVELS = 9, 4  # of the histograms: directions of a gradient, levels of a colour
 
 
@@ -449,22 +451,34 @@ class Frozen(NamedTuple):
         }
 
     def look(
-        self, config: Config, splits: Splits, labels: Labels, accelerator: Accelerator
+        self,
+        config: Config,
+        splits: Splits,
+        labels: Labels,
+        accelerator: Accelerator,
+        others: int = 0,
     ) -> tuple[Classifier, np.ndarray, np.ndarray]:
         """The network without gradient, and what it makes of the labeled images.
 
+        ``others``: of how many images without a label, too, at most, by lot.
+
         Returns:
-            The classifier with a linear layer of zeros, features (k, F), targets (k,) int64; k is
-            at most ``FEATURE_LABELS``.
+            The classifier with a linear layer of zeros, features (k, F), targets (k,) int64 with -1
+            for the others; at most ``FEATURE_LABELS`` are labeled.
         """
         pretrained, classes = load_contrastive(self.source)[0], len(splits.train.classes)
         model = keep_layers(pretrained, self.from_layer, classes).requires_grad_(False)
         to_device(model, config, accelerator).eval()
         kept = labels.ids[by_lot(labels.targets, FEATURE_LABELS, config.seed)]
+        rest = np.setdiff1d(splits.train.training_ids, labels.ids)
+        lot = generator(config.seed, "classical", "others").permutation(rest)[:others]
+        ids = np.sort(np.concatenate([kept, lot]))
         rows, positions = outputs_of(
-            model.features, splits.train, kept, config.data, accelerator, "features"
+            model.features, splits.train, ids, config.data, accelerator, "features"
         )
-        return model, rows, labels.targets[np.searchsorted(labels.ids, positions)]
+        known = np.full(len(splits.train), UNLABELED)
+        known[labels.ids] = labels.targets
+        return model, rows, known[positions]
 
 
 def _frozen_and_folder(
@@ -490,6 +504,10 @@ def _on_features(
     settings: dict[str, Any],
 ) -> Path:
     """Fit the linear layer of a classifier whose encoder stays as it is."""
+    others = 0
+    if not METHODS[method].own_input:
+        settings = settings | {"classical.self_training": config.classical.self_training}
+        others = FEATURE_OTHERS if config.classical.self_training else 0
     frozen, folder = _frozen_and_folder(config, accelerator, method, splits, labels, settings)
     if folder.done:
         return folder.path
@@ -497,7 +515,7 @@ def _on_features(
     if METHODS[method].own_input:
         config = replace(config, data=input_of(frozen.meta, config.data))
         splits = open_beside(config.data, config.label_set)  # without the small copies
-    model, rows, targets = frozen.look(config, splits, labels, accelerator)
+    model, rows, targets = frozen.look(config, splits, labels, accelerator, others)
     fitted = set_linear_layer(model, rows, targets, config.seed)
     predictions = None
     if splits.test is not None:
@@ -556,6 +574,8 @@ def _neighbours(
 
 def set_linear_layer(model: Classifier, rows: np.ndarray, targets: np.ndarray, seed: int) -> Fit:
     """Fit logistic regression to features (k, F) of classes (k,), and put it into the model.
+
+    Classes are -1 where unknown: the images that self-training adds.
 
     The scale of the features moves into the weights: w (x - m) / s + b = (w / s) x + b - w m / s. A
     class without a label gets a probability of about 1e-12.

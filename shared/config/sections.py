@@ -527,6 +527,8 @@ class Classical:
             what they are worth without any pretraining; it sees images of their own size.
         from_layer: how many layers of the projection head the rows on features keep below the
             regression; 0 takes the encoder's output. With few labels 2 can be much better.
+        self_training: the regression on features also learns from up to 5,000 images without a
+            label, by the classes that it is sure of (docs/results/ideas.md).
         neighbours: whether pipeline.py also makes a row of nearest neighbours on these features;
             a table that names the row makes it in any case.
         pixel_images: how many images the rows on pixels and gradients learn from at most, labeled
@@ -539,6 +541,7 @@ class Classical:
     init: str | None = not_hashed(None)
     published: str | None = not_hashed(None)
     from_layer: int = 0
+    self_training: bool = False
     neighbours: bool = not_hashed(False)
     pixel_images: int = 2_000
 

@@ -5,7 +5,7 @@ training images.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.semi_supervised import SelfTrainingClassifier
 from torch import Tensor
 
 from shared.data.images import UNLABELED
@@ -131,7 +132,23 @@ def _short(hyper: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit_logistic_regression(rows: np.ndarray, targets: np.ndarray, seed: int) -> Fit:
-    """Multinomial logistic regression, C from ``REGULARISATION`` (10 by default)."""
-    return fit(
-        LogisticRegression(C=10, max_iter=500), [{"C": list(REGULARISATION)}], rows, targets, seed
-    )
+    """Multinomial logistic regression, C from ``REGULARISATION`` (10 by default).
+
+    Where rows have no label (-1), by self-training: it is fitted again and again, each time with
+    the classes of further rows of which it was sure (Yarowsky 1995). The model is the last one.
+    """
+    if (targets != UNLABELED).all():
+        return fit(regression(), [{"C": list(REGULARISATION)}], rows, targets, seed)
+    fitted = fit(*self_training(), rows, targets, seed)
+    return replace(fitted, model=fitted.model.estimator_)
+
+
+def regression() -> LogisticRegression:
+    """The regression before its ``C`` is chosen."""
+    return LogisticRegression(C=10, max_iter=500)
+
+
+def self_training() -> tuple[SelfTrainingClassifier, list[dict[str, list]]]:
+    """Self-training by `regression`, and the hyper-parameters to choose from."""
+    grid = {"estimator__C": [0.1, 1.0, 10.0], "threshold": [0.75, 0.9]}
+    return SelfTrainingClassifier(regression(), threshold=0.9), [grid]

@@ -15,17 +15,23 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
-from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, roc_auc_score
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.neighbors import NearestNeighbors
-from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
+from sklearn.semi_supervised import LabelSpreading
 from sklearn.svm import SVC
 
 from shared.data.images import UNLABELED
 from shared.runs.assessment import Baseline, Choice, ClusterQuality, Metrics
-from shared.training.classical import REGULARISATION, Fit, fit, log_probabilities
+from shared.training.classical import (
+    REGULARISATION,
+    Fit,
+    fit,
+    log_probabilities,
+    regression,
+    self_training,
+)
 from shared.training.evaluate import classification_metrics
 
 # Images that the slower methods see, at most; the rows of the methods say how many they saw.
@@ -109,9 +115,8 @@ def _methods(
     The last two are the most images that it may see, and whether it is semi-supervised.
     """
     unit = 1 / train.shape[1]  # squared distances grow with the number of features
-    regression = LogisticRegression(C=10, max_iter=500)
     return [
-        ("logistic regression", regression, [{"C": list(REGULARISATION)}], len(train), False),
+        ("logistic regression", regression(), [{"C": list(REGULARISATION)}], len(train), False),
         (
             "support vector machine",
             SVC(C=10, gamma=0.3 * unit),
@@ -119,13 +124,7 @@ def _methods(
             SVM_IMAGES,
             False,
         ),
-        (
-            "self-training",
-            SelfTrainingClassifier(regression, threshold=0.9),
-            [{"estimator__C": [0.1, 1.0, 10.0], "threshold": [0.75, 0.9]}],
-            SPREADING_IMAGES,
-            True,
-        ),
+        ("self-training", *self_training(), SPREADING_IMAGES, True),
         (
             "label spreading",
             LabelSpreading("rbf", gamma=30 * unit, alpha=0.99, max_iter=100),

@@ -135,6 +135,29 @@ def test_layers_of_the_head_below_the_regression(
     )
 
 
+def test_self_training_sees_images_without_a_label(
+    on_features, finished, photos, tmp_path, capsys, monkeypatch
+):
+    """It is a classifier like the others; where all images are labeled it is the regression."""
+    monkeypatch.setattr(classical, "made_by", lambda _: ["features-logistic"])
+    options = [f"--data.train={photos}", f"--output={tmp_path}", "--classical.self_training=true"]
+    options.append(f"--classical.init={finished / 'pretrain'}")
+    assert run(classical.main, *options) == 0
+    model, meta = load_classifier(tmp_path / "r" / on_features.name)
+    assert meta["hyper"].keys() == {"C", "threshold"}
+    assert not torch.equal(model.linear.weight, load_classifier(on_features)[0].linear.weight)
+    assert run(classical.main, *options[:2], options[3]) == 2
+    told = "was made with classical.self_training=True, now it is False"
+    assert told in capsys.readouterr().err
+    weights = []
+    for choice in (True, False):
+        out = [f"--output={tmp_path / str(choice)}", f"--classical.self_training={choice}"]
+        assert run(classical.main, *options[:1], *out, options[3], "--labels=100pct") == 0
+        (path,) = (tmp_path / str(choice) / "r").glob("features-logistic-*")
+        weights.append(load_classifier(path)[0].linear.weight)
+    assert torch.equal(*weights)
+
+
 def test_predictions_are_those_of_the_saved_model(on_features, finished, photos):
     noted = read_predictions(on_features)
     data = Data(train=str(photos), image_size=8, workers=0)

@@ -96,3 +96,16 @@ def test_semi_supervised_estimators_see_the_unlabeled_rows():
     fitted = classical.fit(estimator, [{"alpha": [0.2, 0.9]}], rows, known, 0)
     assert set(shapes) == {(33, 30), (36, 30)}  # half of the labels held out, then all
     assert (fitted.model.predict(rows) == targets).all()
+
+
+def test_self_training_learns_from_rows_without_a_label():
+    rows, truth = blobs(per_class=60, width=12, spread=1.5)
+    known = np.full(len(truth), classical.UNLABELED)
+    for label in range(3):
+        known[np.flatnonzero(truth == label)[:2]] = label
+    labeled = known != classical.UNLABELED
+    plain = classical.fit_logistic_regression(rows[labeled], known[labeled], 0)
+    taught = classical.fit_logistic_regression(rows, known, 0)
+    assert taught.hyper.keys() == {"C", "threshold"}
+    right = [(fitted.model.predict(rows) == truth).mean() for fitted in (plain, taught)]
+    assert right[0] < 0.99 < right[1]
