@@ -11,10 +11,11 @@ from tests.support.command_line import load
 
 
 def test_stages_may_crop_in_their_own_way():
-    config = load("--augment.crop_area=[0.1,1]", "--supervised.crop_area=[0.6,0.9]")
-    views = config.supervised.views_of(config.augment)
+    config = load("--augment.crop_area=[0.1,1]", "--finetune.crop_area=[0.6,0.9]")
+    views = config.finetune.views_of(config.augment)
     assert (views.crop_area, views.zoom_area) == ((0.6, 0.9), config.augment.zoom_area)
-    assert config.distill.views_of(config.augment) == config.augment
+    assert config.linear.views_of(config.augment) == config.augment
+    assert config.distill.views_of(config.augment).zoom_area == (0.7, 1.0)  # as the recipe says
     config = load("--augment.crop_min_covered=0.5", "--linear.crop_area=[0.1,0.3]")
     assert config.linear.views_of(config.augment).crop_min_covered == 0.3
 
