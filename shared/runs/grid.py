@@ -560,7 +560,7 @@ def _say_outdated(jobs: Sequence[Job]) -> None:
 
 
 def _changes(job: Job) -> Collection[str]:
-    """The options that its artifact was made without; of a damaged one its stage says more."""
+    """The options that its artifact was not made with; of a damaged one its stage says more."""
     with suppress(UserError):
         return changed_options(job.config, job.method)
     return ()
