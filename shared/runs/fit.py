@@ -121,12 +121,9 @@ def fit(
         expected = time.time() - began + sum(plan.seconds for plan in plans)
         peak = max(plan.peak_bytes for plan in plans)
         notes.insert(0, f"Expected: {duration(expected)} and {peak / 2**30:.1f} GiB of memory.")
-        few = "pretrain" in wanted and config.pretrain.epochs < FEW and not config.pretrain.steps
-        if config.budget_seconds and few:
-            notes.append(
-                f"note: {config.pretrain.epochs:g} epochs of pretraining are few; for {FEW} give"
-                f" about {max(FEW / config.pretrain.epochs, 1.1):.1f} times the budget"
-            )
+        by_epochs = "pretrain" in wanted and not config.pretrain.steps
+        if config.budget_seconds and by_epochs and config.pretrain.epochs < FEW:
+            notes.append(note_on_few(config.pretrain.epochs))
         if config.budget_seconds:
             pace = Pace(plans, began + config.budget_seconds, flags, look)
     else:
@@ -136,6 +133,15 @@ def fit(
     keep_first(line, config, look.labels, accelerator)
     accelerator.print(_reasons(config, flags, look, on_cpu, wanted), *notes, sep="\n")
     return config, pace
+
+
+def note_on_few(epochs: float) -> str:
+    """What is said of fewer than ``FEW`` epochs of pretraining; never to give the same budget."""
+    times = max(FEW / epochs, 1.1)
+    return (
+        f"note: {epochs:g} epochs of pretraining are few; for {FEW} give about {times:.1f} times the"
+        " budget"
+    )
 
 
 def settings_as_before(config: Config) -> str:

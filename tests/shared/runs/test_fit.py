@@ -26,6 +26,7 @@ from shared.runs.fit import (
     fit_teacher,
     fit_warmups,
     lengthen,
+    note_on_few,
     share_out,
 )
 from shared.runs.forecast import StagePlan
@@ -182,6 +183,13 @@ def test_stages_on_few_labels_keep_their_length_in_a_quarter_of_the_time(room, f
     for name in few:
         assert factors[name] == pytest.approx(factor, abs=0.03)
     assert factors["pretrain"] == factors["distill"] < 0.3
+
+
+@pytest.mark.parametrize(("epochs", "times"), [(5, "4.0"), (13.3, "1.5"), (19.9, "1.1")])
+def test_few_epochs_ask_for_more_than_the_budget(epochs, times):
+    said = note_on_few(epochs)
+    assert said.startswith(f"note: {epochs:g} epochs of pretraining are few; for 20 give")
+    assert said.endswith(f"about {times} times the budget")
 
 
 @pytest.mark.parametrize(
