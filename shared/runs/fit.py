@@ -139,8 +139,8 @@ def note_on_few(epochs: float) -> str:
     """What is said of fewer than ``FEW`` epochs of pretraining; never to give the same budget."""
     times = max(FEW / epochs, 1.1)
     return (
-        f"note: {epochs:g} epochs of pretraining are few; for {FEW} give about {times:.1f} times the"
-        " budget"
+        f"note: {epochs:g} epochs of pretraining are few; for {FEW} give about {times:.1f} times"
+        " the budget"
     )
 
 
