@@ -26,7 +26,7 @@ from shared.runs.table import load_table
 from shared.runtime.errors import UserError, exit_code_2
 from shared.runtime.files import did_you_mean
 from shared.runtime.imports import no_garbage
-from shared.runtime.media import abbreviated, say_block
+from shared.runtime.media import abbreviated, say, say_block
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -99,7 +99,7 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         from shared.networks.build import require_weights
         from shared.runs.fit import fit, settings_as_before
         from shared.runs.forecast import forecast
-        from shared.runs.redo import outdated
+        from shared.runs.redo import refusal_of
         from shared.runtime.artifacts import read_meta
 
     pace, every = None, to_train(line)
@@ -119,7 +119,8 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         from shared.runs.grid import fill
 
         assess = partial(with_choice, partial(run_stage, "stages.assess.assess"))
-        return fill(config, accelerator, {**stages(), "assess": assess}, line.flags)
+        fill(config, accelerator, {**stages(), "assess": assess}, line.flags)
+        return
     if pretraining_is_imported(config):
         stages()["pretrain"](config, accelerator)  # says so
     wanted = {name: stage for name, stage in every.items() if config.asks_for(name)}
@@ -129,8 +130,9 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         read_meta(Path(config.classical.published), "encoder")
     if config.plan:
         forecast(config, accelerator, wanted)
-        refusal = outdated(config)
-        return say_block(f"but as it is the run is refused: {refusal}") if refusal else None
+        if refusal := refusal_of(config):
+            say(f"as it is, the run will be refused: {refusal}")
+        return
     train(config, accelerator, wanted, pace.before if pace else None)
 
 

@@ -90,7 +90,7 @@ from shared.training.stage import (
 )
 
 FEATURE_LABELS = 10_000  # that the rows on features learn from at most, which keeps them to seconds
-FEATURE_OTHERS = 5_000  # images without a label that self-training adds at most: to a minute or two
+FEATURE_OTHERS = 5_000  # that self-training adds at most, which keeps it to a minute or two
 ORIENTATIONS, LEVELS = 9, 4  # of the histograms: directions of a gradient, levels of a colour
 
 
@@ -458,9 +458,9 @@ class Frozen(NamedTuple):
         accelerator: Accelerator,
         others: int = 0,
     ) -> tuple[Classifier, np.ndarray, np.ndarray]:
-        """The network without gradient, and what it makes of the labeled images.
+        """The network without gradient, and what it makes of the images that the row sees.
 
-        ``others``: of how many images without a label, too, at most, by lot.
+        ``others``: how many images without a label to add, at most, drawn by lot.
 
         Returns:
             The classifier with a linear layer of zeros, features (k, F), targets (k,) int64 with -1

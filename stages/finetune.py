@@ -48,13 +48,13 @@ from shared.data.labels import Labels, draw_labels, write_labels
 from shared.data.sources import open_run
 from shared.networks.build import (
     build_classifier,
-    build_contrastive,
     freeze_beginning,
     keep_layers,
     load_contrastive,
     network_meta,
     network_of,
     require_same_input,
+    start_head_at_random,
 )
 from shared.networks.heads import Classifier
 from shared.pretext.network import as_tuple
@@ -119,7 +119,7 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
     if source:
         pretrained = load_contrastive(source)[0]
         if cfg.fresh_head:
-            pretrained.head = build_contrastive(network).head
+            start_head_at_random(pretrained, network, from_layer)
         model = keep_layers(pretrained, from_layer, len(classes))
     else:
         model = build_classifier(classifier)
@@ -149,6 +149,8 @@ def run(config: Config, accelerator: Accelerator, method: str = "finetune") -> P
 
     weight = weight_of_own_rows(cfg.batch_size)
     net.train(cfg.batch_statistics(len(labels.ids)))
+    if cfg.fresh_head:  # it has no statistics that could be frozen
+        model.layers.train()
     for _, batch in stage.steps(batches):
         target = upload(targets[batch.ids], batch.images.device)  # (b,)
         logits, *turns = as_tuple(net(batch.images))  # (b, classes); with rotation also (4b, 4)

@@ -431,7 +431,8 @@ class Finetune(OwnCrops):
         from_layer: how many layers of the projection head are kept and tuned; unset: 1 for up to
             10% of the labels, else 0, as in the paper. More is worth a try with few labels.
         fresh_head: start the kept layers at random, as a control: their width stays, what stage 1
-            taught them is gone. They then have the linear layer's rate.
+            taught them is gone. They have the linear layer's rate, and their batch norm takes the
+            statistics of the batch, as it has no others.
         encoder_rate: learning rate of everything below the new linear layer, as a multiple.
         freeze_after_block: freeze the beginning of a simclr_resnet, batch norm included: 0 the
             stem, k also the first k groups of blocks, 4 all of it; unset: nothing, as the paper.
@@ -472,9 +473,6 @@ class Finetune(OwnCrops):
         require((self.freeze_after_block or 0) >= 0, key, self.freeze_after_block, "0 or more")
         key = f"{self.section}.from_layer"
         require((self.from_layer or 0) >= 0, key, self.from_layer, "0 or more")
-        allowed = f"false without {key} of 1 or more: there would be no layer to start at random"
-        alone = self.fresh_head and not self.from_layer
-        require(not alone, f"{self.section}.fresh_head", self.fresh_head, allowed)
 
     def kept_layers(self, labels: int, images: int, head_layers: int) -> int:
         """``from_layer``; where it is unset, 1 for up to 10% of the labels and 0 for more.
@@ -528,7 +526,8 @@ class Classical:
         from_layer: how many layers of the projection head the rows on features keep below the
             regression; 0 takes the encoder's output. With few labels 2 can be much better.
         self_training: the regression on features also learns from up to 5,000 images without a
-            label, by the classes that it is sure of (docs/results/ideas.md).
+            label; where it is sure of a class, it takes that class for the label. It may help or
+            do harm (docs/results/ideas.md).
         neighbours: whether pipeline.py also makes a row of nearest neighbours on these features;
             a table that names the row makes it in any case.
         pixel_images: how many images the rows on pixels and gradients learn from at most, labeled
@@ -572,6 +571,11 @@ class Supervised(Finetune):
     warmup_epochs: float = 5
     from_layer: int | None = 0
     augmentation: Literal["crop", "full", "none"] = "full"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = "false, because all of this network starts at random"
+        require(not self.fresh_head, "supervised.fresh_head", self.fresh_head, allowed)
 
 
 @dataclass(frozen=True)

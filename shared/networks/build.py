@@ -140,6 +140,20 @@ def keep_layers(model: ContrastiveModel, from_layer: int, classes: int) -> Class
         raise UserError(f"from_layer={from_layer}: {error}") from error
 
 
+def start_head_at_random(model: ContrastiveModel, network: NetworkMeta, from_layer: int) -> None:
+    """Replace the projection head by a new one of the same size (``finetune.fresh_head``).
+
+    Raises:
+        UserError: none of its layers is kept, so nothing would start at random.
+    """
+    if not from_layer:
+        raise UserError(
+            "finetune.fresh_head must be false where no layer of the projection head is kept; give"
+            " --finetune.from_layer 1, or a pretrained network that has a head"
+        )
+    model.head = build_contrastive(network).head
+
+
 def freeze_beginning(model: Classifier, cfg: Finetune, whole: bool) -> None:
     """Freeze everything below the linear layer, or what ``freeze_after_block`` asks for."""
     if whole:

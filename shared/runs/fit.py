@@ -136,7 +136,7 @@ def fit(
 
 
 def note_on_few(epochs: float) -> str:
-    """What is said of fewer than ``FEW`` epochs of pretraining; never to give the same budget."""
+    """What is said of fewer than ``FEW`` epochs; at least 1.1 times, so never the same budget."""
     times = max(FEW / epochs, 1.1)
     return (
         f"note: {epochs:g} epochs of pretraining are few; for {FEW} give about {times:.1f} times"

@@ -244,7 +244,10 @@ def _table_text(number: Mapping[str, int], times: Mapping[str, Sequence[float]])
     lines += [[name, f"{number[name]:,}", "-", "-"] for name in quick]
     text = aligned(lines)
     if quick:
-        text += "\nWhat has no time was not measured: scikit-learn takes seconds."
+        text += (
+            "\nWhat has no time was not measured: scikit-learn takes seconds, self-training up to"
+            " two minutes."
+        )
     if times:
         text += (
             f"\nIn all {duration(sum(map(sum, times.values())))} of training. The time is from the"

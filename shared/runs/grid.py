@@ -289,19 +289,20 @@ def fill(
     cells = with_reasons(cells, accelerator)
     require_possible(cells, accelerator)
     jobs = in_order(cells)
+    outdated = _outdated(jobs)
+    if accelerator.is_main_process:
+        _say_outdated(jobs, outdated)
     if config.plan:
         missing = [
             (job.method, job.config)
             for job in jobs
-            if not _is_done(job) or job.config.forces(job.method)
+            if not _is_done(job) or job.path in outdated or job.config.forces(job.method)
         ]
         rows = forecast_table(config, accelerator, stages, missing)
         folder = _write_files(config, table, {"plan.json": json.dumps(rows, indent=1) + "\n"})
-        _say_outdated(jobs)
         return say(f"the same numbers: {folder / 'plan.json'}; {NOTHING_TRAINED}")
     if accelerator.is_main_process:
         _write_files(config, table, _definition(config, table))
-        _say_outdated(jobs)
     failures: dict[Path, str] = {}
     try:
         _make(jobs, accelerator, stages, failures)
@@ -545,25 +546,27 @@ def _is_done(job: Job) -> bool:
     return False
 
 
-def _say_outdated(jobs: Sequence[Job]) -> None:
-    """Name what was made with other options: its cells fail, and hours later is late to hear it."""
-    made = [job for job in jobs if job.method in METHODS and _is_done(job)]
-    outdated = [(job.method, changes) for job in made if (changes := _changes(job))]
+def _outdated(jobs: Sequence[Job]) -> dict[Path, Collection[str]]:
+    """What was made, or begun, with other options than those of now: folder -> the options."""
+    found: dict[Path, Collection[str]] = {}
+    for job in jobs:
+        with suppress(UserError):  # of a damaged one its stage says more
+            if job.method in METHODS and (changes := changed_options(job.config, job.method)):
+                found[job.path] = changes
+    return found
+
+
+def _say_outdated(jobs: Sequence[Job], outdated: Mapping[Path, Collection[str]]) -> None:
+    """Say it when a table begins: that its cells fail is late to hear after hours."""
     if outdated:
-        methods = ",".join(dict.fromkeys(method for method, _ in outdated))
-        options = dict.fromkeys(option for _, changes in outdated for option in changes)
+        methods = dict.fromkeys(job.method for job in jobs if job.path in outdated)
+        options = dict.fromkeys(option for changes in outdated.values() for option in changes)
         say(
-            f"{counted(len(outdated), 'artifact')} of this table were made with another"
-            f" {abbreviated(options, 5)}, so their cells fail: --force {methods} makes all of these"
-            " methods again"
+            f"made with another {abbreviated(options, 5)} than now:"
+            f" {counted(len(outdated), 'artifact')} of {', '.join(methods)}. Their cells will fail;"
+            f" --force {','.join(methods)} makes these methods again, in all of the table, and what"
+            " is made from them"
         )
-
-
-def _changes(job: Job) -> Collection[str]:
-    """The options that its artifact was not made with; of a damaged one its stage says more."""
-    with suppress(UserError):
-        return changed_options(job.config, job.method)
-    return ()
 
 
 class _Clock:

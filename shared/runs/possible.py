@@ -25,6 +25,7 @@ from shared.networks.build import (
     network_meta,
     network_of,
     require_same_input,
+    start_head_at_random,
 )
 from shared.pretext.rotation import aided_by_rotation
 from shared.runtime.artifacts import read_meta
@@ -131,7 +132,10 @@ def _tuned(config: Config, method: str, splits: Splits, labels: int, source: Con
         layer = cfg.kept_layers(labels, len(splits.train), network["head"]["layers"])
         if there and imported(folder):
             layer = cfg.from_layer or layer
-        model = keep_layers(build_contrastive(network), layer, classes)
+        pretrained = build_contrastive(network)
+        if cfg.fresh_head:
+            start_head_at_random(pretrained, network, layer)
+        model = keep_layers(pretrained, layer, classes)
     else:
         scratch = replace(config.model, encoder=config.encoder_of(method))
         network = network_meta(scratch, config.data)

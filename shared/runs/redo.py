@@ -62,11 +62,11 @@ def require_same_options(config: Config) -> None:
     Raises:
         UserError: naming the options, all stages that are concerned, and the one ``--force``.
     """
-    if refusal := outdated(config):
+    if refusal := refusal_of(config):
         raise UserError(refusal)
 
 
-def outdated(config: Config) -> str:
+def refusal_of(config: Config) -> str:
     """What a run is refused for whose artifacts were made with other options; empty if none was."""
     changed = {name: changed_options(config, name) for name in METHODS}
     changed = {name: changes for name, changes in changed.items() if changes}

@@ -132,23 +132,23 @@ def _short(hyper: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit_logistic_regression(rows: np.ndarray, targets: np.ndarray, seed: int) -> Fit:
-    """Multinomial logistic regression, C from ``REGULARISATION`` (10 by default).
+    """Multinomial logistic regression; where rows have no label (-1), by self-training.
 
-    Where rows have no label (-1), by self-training: it is fitted again and again, each time with
-    the classes of further rows of which it was sure (Yarowsky 1995). The model is the last one.
+    Then it is fitted again and again, each time with the classes of further rows of which it was
+    sure (Yarowsky 1995). The model is the last one. Of equally good values the first are taken.
     """
     if (targets != UNLABELED).all():
-        return fit(regression(), [{"C": list(REGULARISATION)}], rows, targets, seed)
+        return fit(*regression(), rows, targets, seed)
     fitted = fit(*self_training(), rows, targets, seed)
     return replace(fitted, model=fitted.model.estimator_)
 
 
-def regression() -> LogisticRegression:
-    """The regression before its ``C`` is chosen."""
-    return LogisticRegression(C=10, max_iter=500)
+def regression() -> tuple[LogisticRegression, list[dict[str, list]]]:
+    """Logistic regression, and the hyper-parameters to choose from."""
+    return LogisticRegression(C=10, max_iter=500), [{"C": list(REGULARISATION)}]
 
 
 def self_training() -> tuple[SelfTrainingClassifier, list[dict[str, list]]]:
-    """Self-training by `regression`, and the hyper-parameters to choose from."""
+    """Self-training by that regression, and the hyper-parameters to choose from."""
     grid = {"estimator__C": [0.1, 1.0, 10.0], "threshold": [0.75, 0.9]}
-    return SelfTrainingClassifier(regression(), threshold=0.9), [grid]
+    return SelfTrainingClassifier(regression()[0], threshold=0.9), [grid]

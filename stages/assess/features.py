@@ -25,7 +25,6 @@ from sklearn.svm import SVC
 from shared.data.images import UNLABELED
 from shared.runs.assessment import Baseline, Choice, ClusterQuality, Metrics
 from shared.training.classical import (
-    REGULARISATION,
     Fit,
     fit,
     log_probabilities,
@@ -116,7 +115,7 @@ def _methods(
     """
     unit = 1 / train.shape[1]  # squared distances grow with the number of features
     return [
-        ("logistic regression", regression(), [{"C": list(REGULARISATION)}], len(train), False),
+        ("logistic regression", *regression(), len(train), False),
         (
             "support vector machine",
             SVC(C=10, gamma=0.3 * unit),

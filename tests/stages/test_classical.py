@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ import pipeline
 from shared.config.labelset import LabelSet
 from shared.config.schema import Config
 from shared.config.sections import Data
+from shared.data.labels import draw_labels
 from shared.data.sources import open_data
 from shared.networks.build import load_classifier, load_contrastive
+from shared.runs.grid import make_job
 from shared.runs.results import collect, results_text
 from shared.runtime.artifacts import read_meta, read_predictions
 from shared.training.evaluate import predict, state_hash
 from stages import classical, distill
+from tests.support.command_line import load
 from tests.support.imported import run as import_weights
 from tests.support.photo_run import run
 from tests.support.photos import class_folders, make_folder
@@ -156,6 +160,42 @@ def test_self_training_sees_images_without_a_label(
         (path,) = (tmp_path / str(choice) / "r").glob("features-logistic-*")
         weights.append(load_classifier(path)[0].linear.weight)
     assert torch.equal(*weights)
+
+
+def test_self_training_never_sees_what_is_held_out(finished, tmp_path, monkeypatch):
+    """At most so many others, and none of the images that are for testing."""
+    photos = make_folder(tmp_path / "photos", [f"{i}.png" for i in range(40)])
+    listed = tmp_path / "listed.csv"
+    listed.write_text("file,label\n" + "".join(f"{i}.png,{'abc'[i % 3]}\n" for i in range(24)))
+    seen = []
+    original = classical.outputs_of
+
+    def noted(forward, images, ids, *rest):
+        seen.append(set(ids.tolist()))
+        return original(forward, images, ids, *rest)
+
+    monkeypatch.setattr(classical, "outputs_of", noted)
+    monkeypatch.setattr(classical, "made_by", lambda _: ["features-logistic"])
+    out = [f"--data.train={photos}", f"--output={tmp_path}", f"--labels={listed}"]
+    out += [f"--classical.init={finished / 'pretrain'}", "--classical.self_training=true"]
+    assert run(classical.main, *out) == 0
+    label_set = LabelSet.parse(str(listed))
+    splits = open_data(Data(train=str(photos), image_size=8, workers=0), label_set, False)
+    labeled = set(draw_labels(splits, label_set, 0).ids.tolist())
+    assert len(splits.train) == 40 > len(splits.train.training_ids)  # some are for testing
+    assert seen == [set(splits.train.training_ids.tolist())]
+    assert labeled < seen[0]
+    monkeypatch.setattr(classical, "FEATURE_OTHERS", 3)
+    assert run(classical.main, *out, "--force=features-logistic") == 0
+    assert (len(seen[1]), labeled < seen[1]) == (len(labeled) + 3, True)
+
+
+def test_other_rows_do_not_depend_on_self_training(tmp_path):
+    base = load(f"--output={tmp_path}")
+    config = replace(base, classical=replace(base.classical, self_training=True))
+    for method in (*ON_PIXELS, "features-neighbours", "published", "linear", "distill"):
+        assert make_job(method, config, base).path == make_job(method, base, base).path, method
+    assert make_job("features-logistic", config, base).path.parent.name.startswith("classical.self")
 
 
 def test_predictions_are_those_of_the_saved_model(on_features, finished, photos):

@@ -127,6 +127,7 @@ def test_a_fresh_head_keeps_the_encoder_alone(photos, finished, tmp_path, rate):
     """The layers start at random, with the full rate whatever the encoder's."""
     options = ["--finetune.fresh_head=true", "--finetune.from_layer=2"]
     options += [f"--finetune.encoder_rate={rate}", "--finetune.batch_norm=frozen"]
+    options.append("--finetune.steps=30")
     assert run(finetune.main, *options_of(photos, finished, tmp_path), *options) == 0
     weights, meta = artifact(tmp_path, "finetune")
     assert meta["from_layer"] == 2
@@ -139,14 +140,17 @@ def test_a_fresh_head_keeps_the_encoder_alone(photos, finished, tmp_path, rate):
             assert not torch.allclose(weights[name], before, atol=0.03), name
         elif name.startswith("layers."):
             assert not torch.equal(weights[name], torch.ones_like(before)), name
+    for layer in (0, 1):  # frozen statistics are those of pretraining, which these have not
+        variance = weights[f"layers.{layer}.norm.running_var"]
+        assert not torch.allclose(variance, torch.ones_like(variance), rtol=0.01)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["finetune.fresh_head=true"], "must be false without finetune.from_layer of 1 or more"),
-        (["finetune.fresh_head=true", "finetune.from_layer=0"], "must be false without"),
+        (["finetune.fresh_head=true", "finetune.from_layer=0"], "must be false where no layer"),
         (["linear.fresh_head=true", "linear.from_layer=1"], "a frozen layer cannot learn"),
+        (["supervised.fresh_head=true"], "all of this network starts at random"),
     ],
 )
 def test_a_fresh_head_that_is_none_is_refused(capfd, photos, finished, tmp_path, options, message):

@@ -16,6 +16,7 @@ from shared.runs.cost import Counts, network_size
 from shared.runs.forecast import forecast, measure, paper_table
 from shared.runtime.errors import UserError
 from shared.runtime.stop import Stopped
+from tests.support.stop import STOPPED, stopped_at
 
 TINY = [
     "--pretrain.batch_size=32",
@@ -290,17 +291,31 @@ def test_a_table_names_at_once_what_was_made_with_other_options(tmp_path, capfd)
     table.write_text("title: one\nseeds: 2\nrows: {SVM: {method: pixels-svm}}\ncolumns: {1%: {}}\n")
     options = [*TINY, f"--table={table}", f"--output={tmp_path}"]
     assert pipeline.main(options) == 0
-    assert "of this table" not in capfd.readouterr().out
-    told = "2 artifacts of this table were made with another classical.pixel_images, so their cells"
+    assert "than now" not in capfd.readouterr().out
+    told = "made with another classical.pixel_images than now: 2 artifacts of pixels-svm"
     changed = [*options, "--classical.pixel_images=300"]
     assert pipeline.main([*changed, "--plan"]) == 0
-    assert told in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert told in printed
+    assert "pixels-svm        2     -       -" in printed  # they are to be made
     assert pipeline.main(changed) == 2
     printed = capfd.readouterr()
-    assert f"{told} fail: --force pixels-svm makes all of these methods again" in printed.out
+    assert f"{told}. Their cells will fail; --force pixels-svm makes these" in printed.out
     assert pipeline.main([*changed, "--force=pixels-svm"]) == 0
     assert pipeline.main(changed) == 0
-    assert "of this table" not in capfd.readouterr().out
+    assert "than now" not in capfd.readouterr().out
+
+
+def test_a_table_names_what_was_begun_with_other_options(tmp_path, capfd, monkeypatch):
+    table = tmp_path / "one.yaml"
+    table.write_text("title: one\nseeds: 1\nrows: {net: {method: supervised}}\ncolumns: {1%: {}}\n")
+    options = [*TINY, f"--table={table}", f"--output={tmp_path}", "--supervised.steps=4"]
+    with stopped_at(2, monkeypatch):
+        assert pipeline.main(options) == STOPPED
+    assert "than now" not in capfd.readouterr().out
+    pipeline.main([*options, "--supervised.learning_rate=0.02"])
+    told = "made with another supervised.learning_rate than now: 1 artifact of supervised. Their"
+    assert told in capfd.readouterr().out
 
 
 def test_the_plan_of_a_run_says_that_it_is_refused(tmp_path, capsys, monkeypatch):
@@ -313,7 +328,7 @@ def test_the_plan_of_a_run_says_that_it_is_refused(tmp_path, capsys, monkeypatch
     assert "refused" not in capsys.readouterr().out
     assert pipeline.main([*options, "--plan", "--linear.learning_rate=0.02"]) == 0
     printed = capsys.readouterr().out
-    assert "as it is the run is refused" in printed
+    assert "as it is, the run will be refused" in printed
     assert "linear.learning_rate=0.01, now it is 0.02" in printed
     assert "--force linear" in printed
 
