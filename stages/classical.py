@@ -299,8 +299,7 @@ def small_images(
         return rows.reshape(-1, 3, side, side), positions
 
     kept = labels.ids[by_lot(labels.targets, at_most, seed)]
-    rest = np.setdiff1d(splits.train.training_ids, labels.ids)
-    others = generator(seed, "classical", "others").permutation(rest)[: max(at_most - len(kept), 0)]
+    others = unlabeled_by_lot(splits, labels, at_most - len(kept), seed)
     seen, positions = images(splits.train, np.sort(np.concatenate([kept, others])))
     place = np.searchsorted(labels.ids, positions).clip(max=len(labels.ids) - 1)
     is_labeled = labels.ids[place] == positions
@@ -316,6 +315,14 @@ def by_lot(targets: np.ndarray, at_most: int, seed: int) -> np.ndarray:
     first = order[np.unique(targets[order], return_index=True)[1]]
     rest = order[~np.isin(order, first)]
     return np.sort(np.concatenate([first, rest])[:at_most])
+
+
+def unlabeled_by_lot(splits: Splits, labels: Labels, at_most: int, seed: int) -> np.ndarray:
+    """Ids (u,) of so many training images without a label, by lot; none for 0 or less."""
+    if at_most <= 0:
+        return np.empty(0, np.int64)
+    rest = np.setdiff1d(splits.train.training_ids, labels.ids)
+    return generator(seed, "classical", "others").permutation(rest)[:at_most]
 
 
 def gradients_and_colors(images: np.ndarray) -> np.ndarray:
@@ -470,8 +477,7 @@ class Frozen(NamedTuple):
         model = keep_layers(pretrained, self.from_layer, classes).requires_grad_(False)
         to_device(model, config, accelerator).eval()
         kept = labels.ids[by_lot(labels.targets, FEATURE_LABELS, config.seed)]
-        rest = np.setdiff1d(splits.train.training_ids, labels.ids)
-        lot = generator(config.seed, "classical", "others").permutation(rest)[:others]
+        lot = unlabeled_by_lot(splits, labels, others, config.seed)
         ids = np.sort(np.concatenate([kept, lot]))
         rows, positions = outputs_of(
             model.features, splits.train, ids, config.data, accelerator, "features"
