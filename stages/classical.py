@@ -65,9 +65,11 @@ from shared.networks.build import (
 from shared.networks.heads import Classifier
 from shared.runtime.artifacts import ClassifierNetwork, Meta, read_meta
 from shared.runtime.errors import exit_code_2
+from shared.runtime.progress import counted
 from shared.runtime.randomness import generator
 from shared.runtime.stage_folder import StageFolder
 from shared.training.classical import (
+    JOINED,
     Fit,
     as_pixels,
     fit,
@@ -523,6 +525,12 @@ def _on_features(
         splits = open_beside(config.data, config.label_set)  # without the small copies
     model, rows, targets = frozen.look(config, splits, labels, accelerator, others)
     fitted = set_linear_layer(model, rows, targets, config.seed)
+    if JOINED in fitted.hyper:
+        without = int((targets == UNLABELED).sum())
+        accelerator.print(
+            f"{method}: self-training took {fitted.hyper[JOINED]:,} of"
+            f" {counted(without, 'image')} without a label"
+        )
     predictions = None
     if splits.test is not None:
         predictions = predict(model, splits.test, config.data, accelerator)

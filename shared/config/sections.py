@@ -42,6 +42,8 @@ class Data:
         unlabeled: more images without labels, likewise; used in pretraining and distillation.
         image_column: column of the images where it cannot be guessed; in a CSV of their names.
         label_column: column of the labels where its name is not label, class, category or target.
+        class_folders: whether the folders in train are classes; false: they are albums, and only a
+            file of labels says what is in an image.
         image_size: pixels per side that the networks see.
         antialias: widen the resize filter where an image is shrunk, in training, evaluation and
             stages.predict alike; the reference does not.
@@ -74,6 +76,7 @@ class Data:
     unlabeled: str | None = not_hashed(None)
     image_column: str | None = None
     label_column: str | None = None
+    class_folders: bool = not_hashed(True)
     image_size: int = 224
     antialias: bool = False
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -99,6 +102,12 @@ class Data:
         allowed = "null without a data.cache_folder"
         require(not self.cache or bool(self.cache_folder), "data.cache", self.cache, allowed)
         require_seed("data.split_seed", self.split_seed)
+
+    def of_another(self, source: str) -> "Data":
+        """How images are read, for another source: without what is said of this one's parts."""
+        own = ("test", "unlabeled", "image_column", "label_column", "class_folders")
+        defaults = Data()
+        return replace(self, train=source, **{name: getattr(defaults, name) for name in own})
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ _KINDS = {word: (kind, rank) for kind, ws in SPLITS.items() for rank, word in en
 _SPLIT_WORD = re.compile(
     rf"(?<![^\W0-9_])({'|'.join(sorted(_KINDS, key=len, reverse=True))})(?=sets?\b|[\W0-9_]|$)"
 )
+_NO_CLASSES = "\0/"  # a folder that cannot be, so nothing in it is a class
 _PLAIN = "*"  # the rest of a name that is nothing but such a word
 _UNLABELED = re.compile(r"(un|no|non|not|without)[\W_]?label(l?ed|s)?", re.I)  # folders of no class
 _MAY_BE_NONE = re.compile(r"-1|none|null|nan|n[\W_]?a|unknown|unsorted|todo|\?+", re.I)
@@ -334,6 +335,7 @@ def open_folder(
     on_error: str,
     progress: bool,
     known: Sequence[str] = (),
+    class_folders: bool = True,
 ) -> dict[str, datasets.Dataset]:
     """The images of a folder, by split: train, and test and validation where they are there.
 
@@ -348,6 +350,7 @@ def open_folder(
         on_error: stop or skip, where names are no text or metadata name missing files.
         progress: print what was passed over and left out.
         known: classes of the training images, if these are others; a sole folder may be one.
+        class_folders: whether folders are classes.
 
     Raises:
         UserError: there is no image, or none for training, or a metadata file cannot be read.
@@ -363,7 +366,7 @@ def open_folder(
             f"no images in {source}: expected {source}/<class>/*.png or images"
             f" ({' '.join(SUFFIXES)}){passed_over}"
         )
-    parts = _parts(walked.listed, source, notes)
+    parts = _parts(walked.listed, source, notes, class_folders)
     _refuse_masks(walked, parts["train"].classes, source)
     walked = _each_file_once(root, walked, parts, notes)
     used = tuple(part.folder for part in parts.values())
@@ -523,9 +526,13 @@ def _left_out(images: list[Listed], used: tuple[str, ...]) -> list[str]:
     return names + ([f"files beside these folders ({left['']:,})"] if left[""] else [])
 
 
-def _parts(images: list[Listed], source: str, notes: list[str]) -> dict[str, Part]:
+def _parts(
+    images: list[Listed], source: str, notes: list[str], class_folders: bool
+) -> dict[str, Part]:
     """The splits of a folder, train first; what is left out is added to ``notes``."""
     top = _top(images, source)
+    if not class_folders and not _splits_in(images, top):
+        return {"train": Part("", _NO_CLASSES)}
     if top:
         notes.append(f"the images are taken from the folder {printable(top)} in it")
     folders = _below(images, top)
@@ -561,6 +568,8 @@ def _parts(images: list[Listed], source: str, notes: list[str]) -> dict[str, Par
             notes.append(
                 f"the images come from {printable(used)}; images left out: {abbreviated(left)}"
             )
+    if not class_folders:
+        return {kind: Part(part.folder, _NO_CLASSES) for kind, part in parts.items()}
     notes += _doubtful_classes(images, parts["train"].classes)
     return parts
 

@@ -75,6 +75,7 @@ from shared.data.splits import (
     split_by_column,
     split_line,
     table_line,
+    untested_line,
     untrained_line,
     without_absent_classes,
 )
@@ -383,7 +384,8 @@ def _open_folder(
             f" of the image files beside them ({len(walked):,}) only those that they name"
         )
     if not tables:
-        return open_folder(root, walked, source, data.on_error, progress, known)
+        class_folders = data.class_folders or source != data.train
+        return open_folder(root, walked, source, data.on_error, progress, known, class_folders)
     return _load_parquet(source, _by_split(tables, root), progress)
 
 
@@ -914,11 +916,11 @@ def _open_splits(
         lines = [table_line(labels, splits)] if labels else []
         lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
         lines += [split_line(marks, tested)] if marks else []
-        lines += [note] if (note := untrained_line(splits)) else []
+        lines += [untrained_line(splits), "" if by_name else untested_line(splits)]
         if gone := sorted({*every_class} - {*train.classes}):
             lines.append(f"note: no readable image of {abbreviated(gone)}: not among the classes")
         if of_folders:
-            lines.append(folders_line(whole))
+            lines.append(folders_line(whole, doubtful=test is None))
         elif column and data.train != "digits":
             lines.append(column_line(column, whole))
         if not train.classes:

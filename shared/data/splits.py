@@ -5,7 +5,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
@@ -300,6 +300,8 @@ def same_classes(test: ImageSet, train: ImageSet) -> tuple[ImageSet, ImageSet]:
         if other_case:
             trained = printable(folded[class_text(other_case[0]).casefold()])
             hint = f"upper and lower case of {printable(other_case[0])} and {trained} differ; "
+        elif len(unknown) == len(test.classes) and not train.edited:
+            hint = "if a file labels the training images, give it with --labels; "
         raise UserError(
             f"the test images have classes that the training images lack: {abbreviated(unknown)};"
             f" {hint}the training images have {abbreviated(train.classes)}; write the classes"
@@ -330,9 +332,15 @@ def _images_of(images: ImageSet) -> dict[str, int]:
     return dict(zip(images.classes, counts.tolist(), strict=True))
 
 
-def folders_line(images: ImageSet) -> str:
-    """The classes of images in class folders."""
-    return f"labels: class folders, {_classes(images)}"
+def folders_line(images: ImageSet, doubtful: bool) -> str:
+    """The classes of images in class folders.
+
+    Args:
+        images: some of them may have no label.
+        doubtful: whether nothing but the folders says that there are classes.
+    """
+    albums = "; if they are albums, no classes, give --data.class_folders false" if doubtful else ""
+    return f"labels: class folders, {_classes(images)}{albums}"
 
 
 def _classes(images: ImageSet, no_label: str = "") -> str:
@@ -415,14 +423,40 @@ def untrained_line(splits: Splits) -> str:
     alone = [train.classes[k] for k in np.setdiff1d(tested, trained)]
     if not known or not alone:
         return ""
-    # more are no misspellings, and each is compared with all classes
-    meant = ((name, difflib.get_close_matches(name, known, n=1)) for name in alone[:LISTED])
-    hints = [f"{close[0]} by {name}" for name, close in meant if close]
-    hint = f"; did you mean {abbreviated(hints)}?" if hints else ""
     return (
         f"note: no training image has the label of {abbreviated(alone)}, which test images have:"
-        f" they count as wrong{hint}"
+        f" they count as wrong{_did_you_mean(alone, known)}"
     )
+
+
+def untested_line(splits: Splits) -> str:
+    """Classes of labeled training images that no test image has; empty where there are none."""
+    train, test = splits
+    if test is None or (test.labels == UNLABELED).all():
+        return ""
+    labels = _images_of(train)
+    tested = {test.classes[k] for k in np.unique(test.labels[test.labels != UNLABELED])}
+    alone = [name for name, number in labels.items() if number and name not in tested]
+    if not alone:
+        return ""
+    counted = (f"{name} ({labels[name]:,})" for name in alone)
+    return (
+        f"note: no test image has the label of {abbreviated(counted)}, which training images have:"
+        f" nothing says how well it is told{_did_you_mean(alone, sorted(tested))}"
+    )
+
+
+def _did_you_mean(names: Sequence[str], known: Sequence[str]) -> str:
+    """The known classes that are spelled like some of these; empty where none is.
+
+    Names that are alike but for their digits, grade1 and grade2, are no misspellings.
+    """
+    hints = []
+    for name in names[:LISTED]:  # more are no misspellings, and each is compared with all classes
+        letters = re.sub(r"[0-9]", "", name)
+        others = [other for other in known if re.sub(r"[0-9]", "", other) != letters]
+        hints += [f"{k} by {name}" for k in difflib.get_close_matches(name, others, n=1)]
+    return f"; did you mean {abbreviated(hints)}?" if hints else ""
 
 
 def encoding_note(table: LabelTable) -> str:
@@ -460,7 +494,10 @@ def one_side_line(splits: Splits, data: Data) -> str:
     assert test is not None
     notes = []
     if len(untested := np.setdiff1d(np.arange(len(train.classes)), test.labels)):
-        notes.append(f"no test image of {abbreviated(train.classes[k] for k in untested)}")
+        names = [train.classes[k] for k in untested]
+        tested = [train.classes[k] for k in np.unique(test.labels) if k != UNLABELED]
+        alike = _did_you_mean(names, tested).removeprefix("; ")
+        notes.append(f"no test image of {abbreviated(names)}{alike and f' ({alike})'}")
     drawn = (train.labels != UNLABELED) & (_draw_of_names(train, data) < data.test_fraction)
     if drawn.any():
         names = abbreviated(train.classes[k] for k in np.unique(train.labels[drawn]))

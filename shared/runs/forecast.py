@@ -373,10 +373,7 @@ def _stand_in(config: Config, folder: Path) -> Config:
         path = folder / "ab"[i % 2] / f"{i}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(path)
-    local: dict[str, None] = dict.fromkeys(("test", "unlabeled", "image_column", "label_column"))
-    return replace(
-        config, data=replace(config.data, train=str(folder), **local), labels="10perclass"
-    )
+    return replace(config, data=config.data.of_another(str(folder)), labels="10perclass")
 
 
 # ------------------------------------------------------------------------------- what is measured

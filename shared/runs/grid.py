@@ -264,9 +264,10 @@ def fill(
 
     Raises:
         UserError: on a table that cannot be read, or of which a row, a column or a seed has no
-            possible cell; on a disk that cannot be written; with several processes also on a batch
-            with fewer images than processes, before anything trains, and on a job that fails,
-            since the others may not have noticed.
+            possible cell; on artifacts that other options made, unless it is a plan; on a disk that
+            cannot be written; with several processes also on a batch with fewer images than
+            processes, before anything trains, and on a job that fails, since the others may not
+            have noticed.
         Stopped: after saving, where a signal asked for it; the table so far is written.
     """
     assert config.table
@@ -290,9 +291,11 @@ def fill(
     require_possible(cells, accelerator)
     jobs = in_order(cells)
     outdated = _outdated(jobs)
-    if accelerator.is_main_process:
-        _say_outdated(jobs, outdated)
+    if outdated and not config.plan:  # the table that is there stays as it is
+        raise UserError(_told_outdated(jobs, outdated))
     if config.plan:
+        if outdated and accelerator.is_main_process:
+            say(f"{_told_outdated(jobs, outdated)}; as it is, the table will be refused")
         missing = [
             (job.method, job.config)
             for job in jobs
@@ -556,17 +559,16 @@ def _outdated(jobs: Sequence[Job]) -> dict[Path, Collection[str]]:
     return found
 
 
-def _say_outdated(jobs: Sequence[Job], outdated: Mapping[Path, Collection[str]]) -> None:
-    """Say it when a table begins: that its cells fail is late to hear after hours."""
-    if outdated:
-        methods = dict.fromkeys(job.method for job in jobs if job.path in outdated)
-        options = dict.fromkeys(option for changes in outdated.values() for option in changes)
-        say(
-            f"made with another {abbreviated(options, 5)} than now:"
-            f" {counted(len(outdated), 'artifact')} of {', '.join(methods)}. Their cells will fail;"
-            f" --force {','.join(methods)} makes these methods again, in all of the table, and what"
-            " is made from them"
-        )
+def _told_outdated(jobs: Sequence[Job], outdated: Mapping[Path, Collection[str]]) -> str:
+    """What was made with other options, and what to do."""
+    methods = dict.fromkeys(job.method for job in jobs if job.path in outdated)
+    options = dict.fromkeys(option for changes in outdated.values() for option in changes)
+    return (
+        f"made with another {abbreviated(options, 5)} than now:"
+        f" {counted(len(outdated), 'artifact')} of {', '.join(methods)}; give these options as they"
+        f" were, or another --run, or --force {','.join(methods)}, which makes these methods again,"
+        " in all of the table, and what is made from them"
+    )
 
 
 class _Clock:

@@ -275,7 +275,5 @@ def require_same_images(meta: Meta, images: ImageSet, folder: Path) -> None:
 
 def open_other(config: Config, source: str, accelerator: Accelerator) -> Splits:
     """Another data set, with the run's image size and normalisation."""
-    data = replace(
-        config.data, train=source, test=None, unlabeled=None, image_column=None, label_column=None
-    )
+    data = config.data.of_another(source)
     return open_data(data, LabelSet.parse("100pct"), accelerator.is_local_main_process)

@@ -415,6 +415,39 @@ def test_a_loose_image_turns_off_no_class(tmp_path, capsys, folder, loose):
     assert ("files beside these folders (1)" in printed) == bool(loose)
 
 
+ALBUMS = "; if they are albums, no classes, give --data.class_folders false"
+
+
+def test_folders_may_be_albums(tmp_path, capsys):
+    make_folder(tmp_path, ["loose.png", "2020/1.png", "2020/2.png", "test/1.png", "test/2.png"])
+    splits, printed = notes(capsys, tmp_path, class_folders=False)
+    assert (len(splits.train), splits.train.classes, splits.test) == (5, (), None)
+    assert "class" not in printed
+    # a file of labels says what is in them, as ever
+    (tmp_path / "metadata.csv").write_text("file_name,label\n2020/1.png,cat\ntest/2.png,dog\n")
+    splits, printed = notes(capsys, tmp_path, class_folders=False)
+    assert splits.train.classes == ("cat", "dog")
+    assert "2020" not in printed
+
+
+def test_albums_beside_a_test_folder(tmp_path, capsys):
+    class_folders(tmp_path / "photos/train", 4, classes="ab")
+    class_folders(tmp_path / "photos/test", 2, classes="ab")
+    class_folders(tmp_path / "sorted", 2, classes="xy")
+    splits, _ = notes(capsys, tmp_path / "photos", class_folders=False)
+    assert (len(splits.train), splits.train.classes) == (8, ())
+    train, other = tmp_path / "photos/train", tmp_path / "sorted"
+    splits, _ = notes(capsys, train, class_folders=False, test=str(other))
+    assert (splits.train.classes, splits.test.classes) == ((), ("x", "y"))
+
+
+def test_class_folders_alone_may_be_albums_and_a_line_says_so(tmp_path, capsys):
+    class_folders(tmp_path / "2020", 5, classes="ab")
+    assert f"; a 5, b 5{ALBUMS}" in notes(capsys, tmp_path / "2020")[1]
+    class_folders(tmp_path / "test", 2, classes="ab")
+    assert ALBUMS not in notes(capsys, tmp_path / "2020", test=str(tmp_path / "test"))[1]
+
+
 def test_a_flat_train_folder_beside_one_for_testing_is_no_class(tmp_path, capsys):
     make_folder(tmp_path, [f"{f}/{i}.png" for f in ("train", "test_images") for i in range(3)])
     splits, printed = notes(capsys, tmp_path)

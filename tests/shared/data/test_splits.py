@@ -36,6 +36,7 @@ from shared.data.splits import (
     split_line,
     stratified,
     table_line,
+    untested_line,
     untrained_line,
 )
 from shared.runtime.errors import UserError
@@ -354,6 +355,21 @@ def test_a_class_of_test_images_alone_is_named_with_a_similar_one():
     assert line("eight", "zero").endswith("they count as wrong")
     assert line("seven", "zero") == ""
     assert untrained_line(Splits(train, None)) == ""
+
+
+def test_a_class_of_training_labels_alone_is_named_with_a_similar_one():
+    train = images([0, 0, 1, 1, 2, -1], classes=("two", "zero", "zeroo"))
+
+    def line(*labels: int, classes: tuple[str, ...] = train.classes) -> str:
+        test = images(labels, classes=classes)
+        return untested_line(Splits(replace(train, classes=classes), test))
+
+    assert line(0, 1, -1) == (
+        "note: no test image has the label of zeroo (1), which training images have: nothing says"
+        " how well it is told; did you mean zero by zeroo?"
+    )
+    assert "did you mean" not in line(0, 1, classes=("two", "grade1", "grade2"))
+    assert line(0, 1, 2) == line(-1) == untested_line(Splits(train, None)) == ""
 
 
 @pytest.mark.parametrize("edited", [False, True])

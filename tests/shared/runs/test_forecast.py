@@ -296,11 +296,14 @@ def test_a_table_names_at_once_what_was_made_with_other_options(tmp_path, capfd)
     changed = [*options, "--classical.pixel_images=300"]
     assert pipeline.main([*changed, "--plan"]) == 0
     printed = capfd.readouterr().out
-    assert told in printed
+    assert f"{told}; give these" in printed
+    assert "as it is, the table will be refused" in printed
     assert "pixels-svm        2     -       -" in printed  # they are to be made
+    files = [tmp_path / "digits/tables/one" / name for name in ("table.csv", "table.md")]
+    before = [file.read_bytes() for file in files]
     assert pipeline.main(changed) == 2
-    printed = capfd.readouterr()
-    assert f"{told}. Their cells will fail; --force pixels-svm makes these" in printed.out
+    assert f"error: {told}; give these options as they were, or another" in capfd.readouterr().err
+    assert [file.read_bytes() for file in files] == before
     assert pipeline.main([*changed, "--force=pixels-svm"]) == 0
     assert pipeline.main(changed) == 0
     assert "than now" not in capfd.readouterr().out
@@ -313,9 +316,9 @@ def test_a_table_names_what_was_begun_with_other_options(tmp_path, capfd, monkey
     with stopped_at(2, monkeypatch):
         assert pipeline.main(options) == STOPPED
     assert "than now" not in capfd.readouterr().out
-    pipeline.main([*options, "--supervised.learning_rate=0.02"])
-    told = "made with another supervised.learning_rate than now: 1 artifact of supervised. Their"
-    assert told in capfd.readouterr().out
+    assert pipeline.main([*options, "--supervised.learning_rate=0.02"]) == 2
+    told = "made with another supervised.learning_rate than now: 1 artifact of supervised; give"
+    assert told in capfd.readouterr().err
 
 
 def test_the_plan_of_a_run_says_that_it_is_refused(tmp_path, capsys, monkeypatch):
