@@ -69,7 +69,6 @@ from shared.runtime.progress import counted
 from shared.runtime.randomness import generator
 from shared.runtime.stage_folder import StageFolder
 from shared.training.classical import (
-    JOINED,
     Fit,
     as_pixels,
     fit,
@@ -525,10 +524,10 @@ def _on_features(
         splits = open_beside(config.data, config.label_set)  # without the small copies
     model, rows, targets = frozen.look(config, splits, labels, accelerator, others)
     fitted = set_linear_layer(model, rows, targets, config.seed)
-    if JOINED in fitted.hyper:
+    if fitted.self_labeled is not None:
         without = int((targets == UNLABELED).sum())
         accelerator.print(
-            f"{method}: self-training took {fitted.hyper[JOINED]:,} of"
+            f"{method}: self-training took {fitted.self_labeled:,} of"
             f" {counted(without, 'image')} without a label"
         )
     predictions = None
@@ -547,6 +546,7 @@ def _on_features(
         "labels": known,
         "hyper": fitted.hyper,
         "validation": fitted.validation,
+        "self_labeled": fitted.self_labeled,
         "result": result_of(config, method, known, size, times["seconds"], metrics),
         "stage": method,
         "seed": config.seed,

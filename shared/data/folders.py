@@ -321,7 +321,7 @@ def _place(name: str) -> list[tuple[bool, str]]:
 class Part(NamedTuple):
     """A split of a folder: its images lie below ``folder``, its class folders in ``classes``.
 
-    Both are "" or end with ``/``.
+    Both are "" or end with ``/``. Of albums ``classes`` is ``_NO_CLASSES``: no image lies there.
     """
 
     folder: str
@@ -530,13 +530,13 @@ def _parts(
     images: list[Listed], source: str, notes: list[str], class_folders: bool
 ) -> dict[str, Part]:
     """The splits of a folder, train first; what is left out is added to ``notes``."""
-    top = _top(images, source)
-    if not class_folders and not _splits_in(images, top):
+    top = _top(images, source) if class_folders else _descend(images, "")
+    folders = _below(images, top)
+    chosen = _splits_in(images, top)
+    if not class_folders and len(chosen) < 2:  # an album may be called train
         return {"train": Part("", _NO_CLASSES)}
     if top:
         notes.append(f"the images are taken from the folder {printable(top)} in it")
-    folders = _below(images, top)
-    chosen = _splits_in(images, top)
     if not chosen:
         plain = [name for name in folders if _is_plain(name)]
         is_train = any(split_of(name) == "train" for name in plain)

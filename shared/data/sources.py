@@ -384,8 +384,7 @@ def _open_folder(
             f" of the image files beside them ({len(walked):,}) only those that they name"
         )
     if not tables:
-        class_folders = data.class_folders or source != data.train
-        return open_folder(root, walked, source, data.on_error, progress, known, class_folders)
+        return open_folder(root, walked, source, data.on_error, progress, known, data.class_folders)
     return _load_parquet(source, _by_split(tables, root), progress)
 
 
@@ -881,6 +880,7 @@ def _open_splits(
     _quiet(progress)
     sources = _open(data.train, data, progress)
     name = "train" if "train" in sources else next(iter(sources))
+    _refuse_no_albums(sources[name], data)
     train = _image_set(sources[name], data, data.train, required=table is None)
     columns = sources[name].column_names
     labels = read_labels(table, data, columns, train.classes) if table else None
@@ -920,7 +920,7 @@ def _open_splits(
         if gone := sorted({*every_class} - {*train.classes}):
             lines.append(f"note: no readable image of {abbreviated(gone)}: not among the classes")
         if of_folders:
-            lines.append(folders_line(whole, doubtful=test is None))
+            lines.append(folders_line(whole))
         elif column and data.train != "digits":
             lines.append(column_line(column, whole))
         if not train.classes:
@@ -934,6 +934,15 @@ def _open_splits(
         return splits
     extra = decoded(_unlabeled_images(data.unlabeled, data, progress))
     return Splits(_appended(splits.train, extra, data), splits.test)
+
+
+def _refuse_no_albums(train: datasets.Dataset, data: Data) -> None:
+    """UserError where folders shall be albums and the images lie in no folders."""
+    if not data.class_folders and not _is_folder_of_files(train, data.train):
+        raise UserError(
+            f"data.class_folders=false is for a folder of image files, which {data.train} is not;"
+            " leave it out"
+        )
 
 
 def _tables_beside(data: Data, images: ImageSet) -> list[str]:
@@ -997,7 +1006,8 @@ def _test_images(
     """The first test or validation split with labels: many test splits of the hub have none."""
     parts, source = others, data.train
     if data.test is not None:
-        parts, source = _open(data.test, data, progress, classes), data.test
+        sorted_into = replace(data, class_folders=True)  # albums are those of train
+        parts, source = _open(data.test, sorted_into, progress, classes), data.test
     names = [name for name in ("test", "validation", "val") if name in parts]
     if data.test is not None and not names:
         _refuse_same("test", source, data)

@@ -332,15 +332,9 @@ def _images_of(images: ImageSet) -> dict[str, int]:
     return dict(zip(images.classes, counts.tolist(), strict=True))
 
 
-def folders_line(images: ImageSet, doubtful: bool) -> str:
-    """The classes of images in class folders.
-
-    Args:
-        images: some of them may have no label.
-        doubtful: whether nothing but the folders says that there are classes.
-    """
-    albums = "; if they are albums, no classes, give --data.class_folders false" if doubtful else ""
-    return f"labels: class folders, {_classes(images)}{albums}"
+def folders_line(images: ImageSet) -> str:
+    """The classes of images in class folders."""
+    return f"labels: class folders, {_classes(images)}"
 
 
 def _classes(images: ImageSet, no_label: str = "") -> str:
@@ -423,9 +417,12 @@ def untrained_line(splits: Splits) -> str:
     alone = [train.classes[k] for k in np.setdiff1d(tested, trained)]
     if not known or not alone:
         return ""
+    # more are no misspellings, and each is compared with all classes
+    hints = [hint for name in alone[:LISTED] for hint in _alike(name, known)]
+    hint = f"; did you mean {abbreviated(hints)}?" if hints else ""
     return (
         f"note: no training image has the label of {abbreviated(alone)}, which test images have:"
-        f" they count as wrong{_did_you_mean(alone, known)}"
+        f" they count as wrong{hint}"
     )
 
 
@@ -434,29 +431,34 @@ def untested_line(splits: Splits) -> str:
     train, test = splits
     if test is None or (test.labels == UNLABELED).all():
         return ""
-    labels = _images_of(train)
-    tested = {test.classes[k] for k in np.unique(test.labels[test.labels != UNLABELED])}
-    alone = [name for name, number in labels.items() if number and name not in tested]
+    labels, tested = _images_of(train), _images_of(test)
+    alone = [name for name, number in labels.items() if number and not tested[name]]
     if not alone:
         return ""
-    counted = (f"{name} ({labels[name]:,})" for name in alone)
+    numbers = (f"{name} ({labels[name]:,})" for name in alone)
     return (
-        f"note: no test image has the label of {abbreviated(counted)}, which training images have:"
-        f" nothing says how well it is told{_did_you_mean(alone, sorted(tested))}"
+        f"note: no test image has the label of {abbreviated(numbers)}, which training images have:"
+        f" that is not measured{_misspelt(alone, labels, tested)}"
     )
 
 
-def _did_you_mean(names: Sequence[str], known: Sequence[str]) -> str:
-    """The known classes that are spelled like some of these; empty where none is.
+def _misspelt(names: Sequence[str], labels: Mapping[str, int], tested: Mapping[str, int]) -> str:
+    """Of these names those that may be misspelt: a tested class has twice the labels, or more."""
+    hints = []
+    for name in names[:LISTED]:
+        known = [k for k, number in tested.items() if number and labels[k] >= 2 * labels[name]]
+        hints += _alike(name, known)
+    return f"; did you mean {abbreviated(hints)}?" if hints else ""
+
+
+def _alike(name: str, known: Sequence[str]) -> list[str]:
+    """The known class that is spelled most like a name, as a hint; empty where none is.
 
     Names that are alike but for their digits, grade1 and grade2, are no misspellings.
     """
-    hints = []
-    for name in names[:LISTED]:  # more are no misspellings, and each is compared with all classes
-        letters = re.sub(r"[0-9]", "", name)
-        others = [other for other in known if re.sub(r"[0-9]", "", other) != letters]
-        hints += [f"{k} by {name}" for k in difflib.get_close_matches(name, others, n=1)]
-    return f"; did you mean {abbreviated(hints)}?" if hints else ""
+    letters = re.sub(r"[0-9]", "", name)
+    others = [other for other in known if re.sub(r"[0-9]", "", other) != letters]
+    return [f"{other} by {name}" for other in difflib.get_close_matches(name, others, n=1)]
 
 
 def encoding_note(table: LabelTable) -> str:
@@ -495,9 +497,8 @@ def one_side_line(splits: Splits, data: Data) -> str:
     notes = []
     if len(untested := np.setdiff1d(np.arange(len(train.classes)), test.labels)):
         names = [train.classes[k] for k in untested]
-        tested = [train.classes[k] for k in np.unique(test.labels) if k != UNLABELED]
-        alike = _did_you_mean(names, tested).removeprefix("; ")
-        notes.append(f"no test image of {abbreviated(names)}{alike and f' ({alike})'}")
+        meant = _misspelt(names, _images_of(train), _images_of(test))
+        notes.append(f"no test image of {abbreviated(names)}{meant}")
     drawn = (train.labels != UNLABELED) & (_draw_of_names(train, data) < data.test_fraction)
     if drawn.any():
         names = abbreviated(train.classes[k] for k in np.unique(train.labels[drawn]))

@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -553,6 +554,14 @@ def warnings_for(config: Config, counts: Counts, accelerator: Accelerator) -> li
 
 
 # ------------------------------------------------------------------------------------------- text
+def _if_albums(config: Config) -> str:
+    """What to do where folders that are taken as classes are none; empty where none is."""
+    folders = Path(config.data.train).expanduser().is_dir() and config.data.class_folders
+    if not folders or config.label_set.csv_file or config.data.test:
+        return ""
+    return " (if its folders are albums, no classes: --run NEW --data.class_folders false)"
+
+
 def _reasons(
     config: Config, flags: Collection[str], look: Look, on_cpu: bool, stages: Collection[str]
 ) -> str:
@@ -588,7 +597,7 @@ def _reasons(
     time_given = f"a budget of {config.budget}" if config.budget else "no --budget"
     kept = f"kept in {config.folder / KEPT}" if not config.plan else "not kept, as it is a plan"
     labels = f"{counted(counts.labeled, 'label')} of {counted(counts.classes, 'class', 'classes')},"
-    labels += f" {counts.test:,} for testing"
+    labels += f" {counts.test:,} for testing{_if_albums(config)}"
     labels = labels if look.labels else "for stage 1 alone, without labels"
     return (
         f"settings fitted to {config.data.train}: {counted(counts.train, 'image')} for training,"

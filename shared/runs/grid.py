@@ -264,10 +264,10 @@ def fill(
 
     Raises:
         UserError: on a table that cannot be read, or of which a row, a column or a seed has no
-            possible cell; on artifacts that other options made, unless it is a plan; on a disk that
-            cannot be written; with several processes also on a batch with fewer images than
-            processes, before anything trains, and on a job that fails, since the others may not
-            have noticed.
+            possible cell, or of which other options made all that is there and nothing is to be
+            made, unless it is a plan; on a disk that cannot be written; with several processes also
+            on a batch with fewer images than processes, before anything trains, and on a job that
+            fails, since the others may not have noticed.
         Stopped: after saving, where a signal asked for it; the table so far is written.
     """
     assert config.table
@@ -276,10 +276,14 @@ def fill(
     table = replace(table, base=base)
     cells = [_with_label_file(cell) for cell in expand(table, config)]
     _require_hope(cells)
+    jobs, sound = in_order(cells), set[Path]()
+    outdated = gather_all([_outdated(jobs)])[0]
+    may_be_made = [job for job in jobs if job.path not in outdated and not _is_done(job)]
+    if outdated and not may_be_made and not config.plan:  # the table that is there stays
+        raise UserError(_told_outdated(jobs, outdated))
     open_data(
         config.data, config.label_set, accelerator.is_local_main_process
     )  # bad data stop here
-    jobs, sound = in_order(cells), set[Path]()
     for cell in cells:
         for job in _with_ancestors(cell.job) if cell.job else ():
             if job.method in METHODS and job.path not in sound:
@@ -290,12 +294,9 @@ def fill(
     cells = with_reasons(cells, accelerator)
     require_possible(cells, accelerator)
     jobs = in_order(cells)
-    outdated = _outdated(jobs)
-    if outdated and not config.plan:  # the table that is there stays as it is
-        raise UserError(_told_outdated(jobs, outdated))
+    if outdated and accelerator.is_main_process:
+        say(f"{_told_outdated(jobs, outdated)}. As it is, these cells will fail")
     if config.plan:
-        if outdated and accelerator.is_main_process:
-            say(f"{_told_outdated(jobs, outdated)}; as it is, the table will be refused")
         missing = [
             (job.method, job.config)
             for job in jobs
@@ -549,9 +550,9 @@ def _is_done(job: Job) -> bool:
     return False
 
 
-def _outdated(jobs: Sequence[Job]) -> dict[Path, Collection[str]]:
-    """What was made, or begun, with other options than those of now: folder -> the options."""
-    found: dict[Path, Collection[str]] = {}
+def _outdated(jobs: Sequence[Job]) -> dict[Path, dict[str, tuple[Any, Any]]]:
+    """What was made, or begun, with other options than those of now: folder -> before and now."""
+    found: dict[Path, dict[str, tuple[Any, Any]]] = {}
     for job in jobs:
         with suppress(UserError):  # of a damaged one its stage says more
             if job.method in METHODS and (changes := changed_options(job.config, job.method)):
@@ -559,15 +560,19 @@ def _outdated(jobs: Sequence[Job]) -> dict[Path, Collection[str]]:
     return found
 
 
-def _told_outdated(jobs: Sequence[Job], outdated: Mapping[Path, Collection[str]]) -> str:
+def _told_outdated(
+    jobs: Sequence[Job], outdated: Mapping[Path, Mapping[str, tuple[Any, Any]]]
+) -> str:
     """What was made with other options, and what to do."""
     methods = dict.fromkeys(job.method for job in jobs if job.path in outdated)
-    options = dict.fromkeys(option for changes in outdated.values() for option in changes)
+    changed = {key: values for changes in outdated.values() for key, values in changes.items()}
+    told = [f"{key}={before}, now it is {now}" for key, (before, now) in changed.items()]
+    more = f" and {counted(len(outdated) - 1, 'other artifact')}" if len(outdated) > 1 else ""
     return (
-        f"made with another {abbreviated(options, 5)} than now:"
-        f" {counted(len(outdated), 'artifact')} of {', '.join(methods)}; give these options as they"
-        f" were, or another --run, or --force {','.join(methods)}, which makes these methods again,"
-        " in all of the table, and what is made from them"
+        f"{next(iter(outdated))}{more} {'were' if more else 'was'} made with"
+        f" {abbreviated(told, 5)}; give this as it was, or another --run, or --force"
+        f" {','.join(methods)}, which makes these methods again in all of the table, and what is"
+        " made from them"
     )
 
 

@@ -21,7 +21,6 @@ from shared.data.images import UNLABELED
 
 PIXEL_SIDE = 32  # larger images are shrunk to this side where pixels are the features
 HOLD_OUT = 1000  # from so many labels on, one part is held out instead of five in turn
-JOINED = "self_labeled"  # how many rows without a label took part in self-training, in `Fit.hyper`
 REGULARISATION = tuple(10.0**power for power in range(-4, 3))  # C of logistic regression
 
 
@@ -56,11 +55,13 @@ class Fit:
         hyper: the hyper-parameters.
         validation: accuracy on the labeled training images that were held out. None: there were
             too few to hold any out, and the hyper-parameters are the defaults.
+        self_labeled: how many rows without a label took part in self-training; None: it was none.
     """
 
     model: Any
     hyper: dict[str, Any]
     validation: float | None
+    self_labeled: int | None = None
 
 
 def fit(
@@ -137,13 +138,12 @@ def fit_logistic_regression(rows: np.ndarray, targets: np.ndarray, seed: int) ->
 
     Then it is fitted again and again, each time with the classes of further rows of which it was
     sure (Yarowsky 1995). The model is the last one. Of equally good values the first are taken.
-    The hyper-parameters say how many rows without a label took part in the end.
     """
     if (targets != UNLABELED).all():
         return fit(*regression(), rows, targets, seed)
     fitted = fit(*self_training(), rows, targets, seed)
     joined = int((fitted.model.labeled_iter_ > 0).sum())
-    return replace(fitted, model=fitted.model.estimator_, hyper={**fitted.hyper, JOINED: joined})
+    return replace(fitted, model=fitted.model.estimator_, self_labeled=joined)
 
 
 def regression() -> tuple[LogisticRegression, list[dict[str, list]]]:

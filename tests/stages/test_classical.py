@@ -148,8 +148,8 @@ def test_self_training_sees_images_without_a_label(
     options.append(f"--classical.init={finished / 'pretrain'}")
     assert run(classical.main, *options) == 0
     model, meta = load_classifier(tmp_path / "r" / on_features.name)
-    assert meta["hyper"].keys() == {"C", "threshold", "self_labeled"}
-    assert f"self-training took {meta['hyper']['self_labeled']} of " in capsys.readouterr().out
+    assert meta["hyper"].keys() == {"C", "threshold"}
+    assert f"self-training took {meta['self_labeled']} of " in capsys.readouterr().out
     assert not torch.equal(model.linear.weight, load_classifier(on_features)[0].linear.weight)
     assert run(classical.main, *options[:2], options[3]) == 2
     told = "was made with classical.self_training=True, now it is False"

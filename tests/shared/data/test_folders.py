@@ -17,6 +17,7 @@ from shared.data.folders import open_folder, walk
 from shared.data.images import UNLABELED
 from shared.data.labels import draw_labels
 from shared.data.sources import OPENED, open_data
+from shared.runtime.errors import UserError
 from tests.support.photos import class_folders, make_folder
 from tests.support.sources import HALVES, STRUCTS, error_of, opened, parquet
 
@@ -415,9 +416,6 @@ def test_a_loose_image_turns_off_no_class(tmp_path, capsys, folder, loose):
     assert ("files beside these folders (1)" in printed) == bool(loose)
 
 
-ALBUMS = "; if they are albums, no classes, give --data.class_folders false"
-
-
 def test_folders_may_be_albums(tmp_path, capsys):
     make_folder(tmp_path, ["loose.png", "2020/1.png", "2020/2.png", "test/1.png", "test/2.png"])
     splits, printed = notes(capsys, tmp_path, class_folders=False)
@@ -436,16 +434,35 @@ def test_albums_beside_a_test_folder(tmp_path, capsys):
     class_folders(tmp_path / "sorted", 2, classes="xy")
     splits, _ = notes(capsys, tmp_path / "photos", class_folders=False)
     assert (len(splits.train), splits.train.classes) == (8, ())
-    train, other = tmp_path / "photos/train", tmp_path / "sorted"
-    splits, _ = notes(capsys, train, class_folders=False, test=str(other))
+    # those of another folder for testing are classes, also where it is the same one
+    train = tmp_path / "photos/train"
+    splits, _ = notes(capsys, train, class_folders=False, test=str(tmp_path / "sorted"))
     assert (splits.train.classes, splits.test.classes) == ((), ("x", "y"))
 
 
-def test_class_folders_alone_may_be_albums_and_a_line_says_so(tmp_path, capsys):
-    class_folders(tmp_path / "2020", 5, classes="ab")
-    assert f"; a 5, b 5{ALBUMS}" in notes(capsys, tmp_path / "2020")[1]
-    class_folders(tmp_path / "test", 2, classes="ab")
-    assert ALBUMS not in notes(capsys, tmp_path / "2020", test=str(tmp_path / "test"))[1]
+@pytest.mark.parametrize(
+    "folders",
+    [("train/a", "train/b", "2020"), ("gym/train", "gym/test", "rail/train", "rail/test")],
+)
+def test_an_album_may_be_called_train(tmp_path, capsys, folders):
+    make_folder(tmp_path, [f"{folder}/{i}.png" for folder in folders for i in range(2)])
+    splits, printed = notes(capsys, tmp_path, class_folders=False)
+    assert (len(splits.train), splits.test) == (2 * len(folders), None)
+    assert "left out" not in printed
+
+
+def test_further_images_may_lie_in_albums(tmp_path, capsys):
+    make_folder(
+        tmp_path, ["photos/2020/1.png", "photos/1.png", "more/test/1.png", "more/2021/1.png"]
+    )
+    more = str(tmp_path / "more")
+    splits, _ = notes(capsys, tmp_path / "photos", class_folders=False, unlabeled=more)
+    assert len(splits.train) == 4
+
+
+def test_albums_are_folders(capsys):
+    with pytest.raises(UserError, match="is for a folder of image files, which digits is not"):
+        notes(capsys, "digits", class_folders=False)
 
 
 def test_a_flat_train_folder_beside_one_for_testing_is_no_class(tmp_path, capsys):

@@ -365,11 +365,31 @@ def test_a_class_of_training_labels_alone_is_named_with_a_similar_one():
         return untested_line(Splits(replace(train, classes=classes), test))
 
     assert line(0, 1, -1) == (
-        "note: no test image has the label of zeroo (1), which training images have: nothing says"
-        " how well it is told; did you mean zero by zeroo?"
+        "note: no test image has the label of zeroo (1), which training images have: that is not"
+        " measured; did you mean zero by zeroo?"
     )
     assert "did you mean" not in line(0, 1, classes=("two", "grade1", "grade2"))
+    assert "did you mean" not in line(1, classes=("cat", "car", "dog"))  # cat has as many labels
     assert line(0, 1, 2) == line(-1) == untested_line(Splits(train, None)) == ""
+
+
+def test_of_one_misspelling_one_note_tells():
+    train, test = (
+        images([0, 0, 1], classes=("two", "zero")),
+        images([0, 1], classes=("two", "zeroo")),
+    )
+    tested, trained = same_classes(test, replace(train, edited=True))
+    splits = Splits(trained, tested)
+    assert "did you mean zero by zeroo?" in untrained_line(splits)
+    assert "did you mean" not in untested_line(splits)
+
+
+def test_labels_may_be_missing_where_no_test_class_is_known():
+    folders, test = images([0, 1], classes=("2020", "2021")), images([0, 1], classes=("a", "b"))
+    with pytest.raises(
+        UserError, match="if a file labels the training images, give it with --labels"
+    ):
+        same_classes(test, folders)
 
 
 @pytest.mark.parametrize("edited", [False, True])

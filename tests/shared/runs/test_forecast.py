@@ -288,25 +288,32 @@ def test_plan_of_a_table_with_force_makes_again_what_is_there(tmp_path, capsys, 
 
 def test_a_table_names_at_once_what_was_made_with_other_options(tmp_path, capfd):
     table = tmp_path / "one.yaml"
-    table.write_text("title: one\nseeds: 2\nrows: {SVM: {method: pixels-svm}}\ncolumns: {1%: {}}\n")
+    text = "title: one\nseeds: 2\nrows: {SVM: {method: pixels-svm}}\ncolumns: {1%: {}}\n"
+    table.write_text(text)
     options = [*TINY, f"--table={table}", f"--output={tmp_path}"]
     assert pipeline.main(options) == 0
-    assert "than now" not in capfd.readouterr().out
-    told = "made with another classical.pixel_images than now: 2 artifacts of pixels-svm"
+    told = "pixels-svm-1pct-seed0 and 1 other artifact were made with classical.pixel_images="
+    assert told not in capfd.readouterr().out
     changed = [*options, "--classical.pixel_images=300"]
     assert pipeline.main([*changed, "--plan"]) == 0
     printed = capfd.readouterr().out
-    assert f"{told}; give these" in printed
-    assert "as it is, the table will be refused" in printed
+    assert told in printed
+    assert "As it is, these cells will fail" in printed
     assert "pixels-svm        2     -       -" in printed  # they are to be made
     files = [tmp_path / "digits/tables/one" / name for name in ("table.csv", "table.md")]
     before = [file.read_bytes() for file in files]
     assert pipeline.main(changed) == 2
-    assert f"error: {told}; give these options as they were, or another" in capfd.readouterr().err
+    printed = capfd.readouterr().err
+    assert told in printed
+    assert "now it is 300; give this as it was, or another --run, or --force pixels-svm," in printed
     assert [file.read_bytes() for file in files] == before
+    # what can be made is made: a table that was stopped while --force made it again goes on
+    table.write_text(text.replace("seeds: 2", "seeds: 3"))
+    assert pipeline.main(changed) == 0
+    assert told in capfd.readouterr().out
     assert pipeline.main([*changed, "--force=pixels-svm"]) == 0
     assert pipeline.main(changed) == 0
-    assert "than now" not in capfd.readouterr().out
+    assert "made with classical" not in capfd.readouterr().out
 
 
 def test_a_table_names_what_was_begun_with_other_options(tmp_path, capfd, monkeypatch):
@@ -315,9 +322,9 @@ def test_a_table_names_what_was_begun_with_other_options(tmp_path, capfd, monkey
     options = [*TINY, f"--table={table}", f"--output={tmp_path}", "--supervised.steps=4"]
     with stopped_at(2, monkeypatch):
         assert pipeline.main(options) == STOPPED
-    assert "than now" not in capfd.readouterr().out
+    told = "supervised-1pct-seed0 was made with supervised.learning_rate="
+    assert told not in capfd.readouterr().out
     assert pipeline.main([*options, "--supervised.learning_rate=0.02"]) == 2
-    told = "made with another supervised.learning_rate than now: 1 artifact of supervised; give"
     assert told in capfd.readouterr().err
 
 

@@ -106,7 +106,8 @@ def test_self_training_learns_from_rows_without_a_label():
     labeled = known != classical.UNLABELED
     plain = classical.fit_logistic_regression(rows[labeled], known[labeled], 0)
     taught = classical.fit_logistic_regression(rows, known, 0)
-    assert taught.hyper.keys() == {"C", "threshold", "self_labeled"}
-    assert 0.5 * len(rows) < taught.hyper["self_labeled"] <= len(rows) - 6
+    assert taught.hyper.keys() == {"C", "threshold"}
+    assert plain.self_labeled is None
+    assert 0.5 * len(rows) < taught.self_labeled <= len(rows) - 6
     right = [(fitted.model.predict(rows) == truth).mean() for fitted in (plain, taught)]
     assert right[0] < 0.99 < right[1]
