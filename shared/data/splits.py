@@ -418,8 +418,7 @@ def untrained_line(splits: Splits) -> str:
     if not known or not alone:
         return ""
     # more are no misspellings, and each is compared with all classes
-    hints = [hint for name in alone[:LISTED] for hint in _alike(name, known)]
-    hint = f"; did you mean {abbreviated(hints)}?" if hints else ""
+    hint = _did_you_mean(hint for name in alone[:LISTED] for hint in _alike(name, known))
     return (
         f"note: no training image has the label of {abbreviated(alone)}, which test images have:"
         f" they count as wrong{hint}"
@@ -448,7 +447,13 @@ def _misspelt(names: Sequence[str], labels: Mapping[str, int], tested: Mapping[s
     for name in names[:LISTED]:
         known = [k for k, number in tested.items() if number and labels[k] >= 2 * labels[name]]
         hints += _alike(name, known)
-    return f"; did you mean {abbreviated(hints)}?" if hints else ""
+    return _did_you_mean(hints)
+
+
+def _did_you_mean(hints: Iterable[str]) -> str:
+    """The end of a note, from hints of `_alike`; empty where there are none."""
+    named = [*hints]
+    return f"; did you mean {abbreviated(named)}?" if named else ""
 
 
 def _alike(name: str, known: Sequence[str]) -> list[str]:

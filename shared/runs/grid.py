@@ -278,9 +278,10 @@ def fill(
     _require_hope(cells)
     jobs, sound = in_order(cells), set[Path]()
     outdated = gather_all([_outdated(jobs)])[0]
-    may_be_made = [job for job in jobs if job.path not in outdated and not _is_done(job)]
-    if outdated and not may_be_made and not config.plan:  # the table that is there stays
-        raise UserError(_told_outdated(jobs, outdated))
+    if outdated and not config.plan:
+        others = (job for job in jobs if job.path not in outdated)
+        if not any(map(_is_to_be_made, others)):  # the table that is there stays
+            raise UserError(_told_outdated(jobs, outdated))
     open_data(
         config.data, config.label_set, accelerator.is_local_main_process
     )  # bad data stop here
@@ -298,9 +299,7 @@ def fill(
         say(f"{_told_outdated(jobs, outdated)}. As it is, these cells will fail")
     if config.plan:
         missing = [
-            (job.method, job.config)
-            for job in jobs
-            if not _is_done(job) or job.path in outdated or job.config.forces(job.method)
+            (job.method, job.config) for job in jobs if job.path in outdated or _is_to_be_made(job)
         ]
         rows = forecast_table(config, accelerator, stages, missing)
         folder = _write_files(config, table, {"plan.json": json.dumps(rows, indent=1) + "\n"})
@@ -548,6 +547,11 @@ def _is_done(job: Job) -> bool:
     with suppress(UserError):
         return job.done
     return False
+
+
+def _is_to_be_made(job: Job) -> bool:
+    """Whether the artifact is not there, or is to be made again."""
+    return job.config.forces(job.method) or not _is_done(job)
 
 
 def _outdated(jobs: Sequence[Job]) -> dict[Path, dict[str, tuple[Any, Any]]]:

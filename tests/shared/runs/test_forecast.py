@@ -307,6 +307,14 @@ def test_a_table_names_at_once_what_was_made_with_other_options(tmp_path, capfd)
     assert told in printed
     assert "now it is 300; give this as it was, or another --run, or --force pixels-svm," in printed
     assert [file.read_bytes() for file in files] == before
+    two = text.replace(
+        "{method: pixels-svm}", "{method: pixels-svm}, tree: {method: pixels-forest}"
+    )
+    table.write_text(two)
+    assert pipeline.main([*options, "--force=pixels-forest"]) == 0
+    capfd.readouterr()
+    assert pipeline.main([*changed, "--force=pixels-forest"]) == 0  # it makes the one that it names
+    assert told in capfd.readouterr().out
     # what can be made is made: a table that was stopped while --force made it again goes on
     table.write_text(text.replace("seeds: 2", "seeds: 3"))
     assert pipeline.main(changed) == 0
