@@ -592,8 +592,7 @@ def recipe_of(config: Config, labels: str | None, flags: Collection[str]) -> str
             stage 1 alone was fitted: of the later stages only the flags are kept then.
         flags: options that were given.
     """
-    wishes = {"run", "output", "labels", "seed", "method", "force", "tracker", "plan", "budget"}
-    wishes.add("table")
+    wishes = {"run", "output", "labels", "suggested_by", "seed", "method", "tracker", *WISHES}
     plain = without_other_tasks(config, asdict(config))
     plain = {name: value for name, value in plain.items() if name not in wishes}
     if labels is not None:

@@ -66,6 +66,7 @@ class Config:
         output: folder of all runs.
         labels: labeled training images: <x>pct, <n>perclass, <n>random, <n>suggested by stage 1, a
             text file of names, or a CSV file: file,label.
+        suggested_by: folder of the pretraining that suggests labels; unset: the run's own.
         seed: of the label draw and of stages 2 and 3.
         method: which row of the table stages.finetune makes; the pipeline makes all of them.
         force: stages to redo, with all that is made from them, separated by commas
@@ -109,6 +110,7 @@ class Config:
     run: str = "default"
     output: str = "runs"
     labels: str = "1pct"
+    suggested_by: str | None = None
     seed: int = 0
     method: str = "finetune"
     force: str = ""
@@ -290,14 +292,21 @@ class Config:
             float(number[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[number[2]] if number else 0
         )
 
+    @property
+    def suggesting(self) -> Path:
+        """The pretraining by whose features images are suggested: its artifact folder."""
+        folder = Path(self.suggested_by) if self.suggested_by else self.run_folder
+        return folder if folder.name == "pretrain" else folder / "pretrain"
+
     @cached_property
     def label_set(self) -> LabelSet:
         """``labels``, parsed, with the columns of a CSV file or the place of suggested images."""
         columns = {"image_column": self.data.image_column, "label_column": self.data.label_column}
         labels = LabelSet.parse(self.labels)
         if labels.suggested:
-            # one choice for all that a table varies
-            return replace(labels, choice=self.run_folder / f"{labels.tag}-seed{self.seed}.json")
+            by = f"-by-{self.suggesting.parent.name}" if self.suggested_by else ""
+            file = self.run_folder / f"{labels.tag}-seed{self.seed}{by}.json"
+            return replace(labels, choice=file)
         return replace(labels, **columns) if labels.csv_file else labels
 
     def folder_of(self, stage: str) -> Path:

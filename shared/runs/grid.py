@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -60,12 +60,19 @@ class Job:
         config: the configuration for its stage.
         path: its folder.
         parents: the artifacts that it is made from.
+        suggesting: the pretraining that chooses its labels; None where labels are not suggested.
     """
 
     method: str
     config: Config
     path: Path
     parents: tuple["Job", ...] = ()
+    suggesting: "Job | None" = None
+
+    @property
+    def needs(self) -> tuple["Job", ...]:
+        """All that has to be made before."""
+        return (self.suggesting, *self.parents) if self.suggesting else self.parents
 
     @property
     def done(self) -> bool:
@@ -146,7 +153,7 @@ def make_job(method: str, config: Config, base: Config) -> Job:
     parents = tuple(make_job(kind, config, base) for kind in kinds)
     if any(parent.path.parent != path.parent for parent in parents):
         alone = _with_parents(alone, method, parents)
-    return Job(method, alone, path, parents)
+    return _with_suggesting(Job(method, alone, path, parents), config, base)
 
 
 def _assess_job(config: Config, base: Config) -> Job:
@@ -154,7 +161,26 @@ def _assess_job(config: Config, base: Config) -> Job:
     parent = make_job("pretrain", config, base)
     assess = replace(parent.config.assess, parts="baselines")
     alone = replace(parent.config, labels=config.labels, seed=config.seed, assess=assess)
-    return Job("assess", alone, alone.folder_of("assess"), (parent,))
+    job = Job("assess", alone, alone.folder_of("assess"), (parent,))
+    return _with_suggesting(job, config, base)
+
+
+def _with_suggesting(job: Job, config: Config, base: Config) -> Job:
+    """The job with the pretraining that chooses its labels, where a pretraining does."""
+    if not _is_suggested(job.method, config):
+        return job
+    pretraining = make_job("pretrain", config, base)
+    if pretraining.path == base.folder_of("pretrain"):
+        return replace(job, suggesting=pretraining)
+    suggested = replace(job.config, suggested_by=str(pretraining.path))
+    return replace(job, config=suggested, suggesting=pretraining)
+
+
+def _is_suggested(method: str, config: Config) -> bool:
+    """Whether the labels of a method are chosen by a pretraining that the table makes."""
+    if method == "pretrain" or not config.label_set.suggested or config.suggested_by:
+        return False
+    return method not in METHODS or not _given_pretraining(method, config)
 
 
 def _given_pretraining(method: str, config: Config) -> bool:
@@ -169,18 +195,19 @@ def _alone(method: str, config: Config, base: Config) -> Config:
     """``base`` with the options of ``config`` that the artifact depends on, and its run's folder.
 
     A given pretraining takes the place of the run's own: then the options of the pretrained network
-    have no effect.
+    have no effect. Suggested labels depend on the pretraining that suggests them.
     """
     needed = {key for name in (*config.ancestors_of(method), method) for key in depends_on(name)}
     if _given_pretraining(method, config):
         needed -= {"model", "pretrain"}
     usual = settable_options(base)
+    decisive = _of_these(usual, needed) - set(METHODS[method].independent)
+    if _is_suggested(method, config):
+        decisive |= _of_these(usual, depends_on("pretrain"))
     changes = {
         option: value
         for option, value in settable_options(config).items()
-        if value != usual[option]
-        and (option in needed or option.split(".")[0] in needed)
-        and option not in METHODS[method].independent
+        if option in decisive and value != usual[option]
     }
     if not changes:
         return base
@@ -192,6 +219,11 @@ def _alone(method: str, config: Config, base: Config) -> Config:
     slug = _slug(changes)
     require_no_link(base.folder / VARIANTS / slug, base.folder)
     return replace(base, **changed, output=str(base.folder / VARIANTS), run=slug)
+
+
+def _of_these(options: Iterable[str], keys: Collection[str]) -> set[str]:
+    """The options that are among the keys, or whose section is."""
+    return {option for option in options if {option, option.split(".")[0]} & set(keys)}
 
 
 def _with_parents(config: Config, method: str, parents: Sequence[Job]) -> Config:
@@ -235,14 +267,12 @@ def _short(value: object) -> object:
 def in_order(cells: Sequence[Cell]) -> list[Job]:
     """The artifacts of all cells, each once, parents first."""
     jobs = {job.path: job for cell in cells if cell.job for job in _with_ancestors(cell.job)}
-    if any(LabelSet.parse(cell.labels).suggested for cell in cells):  # by what is pretrained
-        return sorted(jobs.values(), key=lambda job: job.method != "pretrain")
     return list(jobs.values())
 
 
 def _with_ancestors(job: Job) -> Iterator[Job]:
-    """An artifact after all that it is made from; what several are made from comes as often."""
-    for parent in job.parents:
+    """An artifact after all that it needs; what several need comes as often."""
+    for parent in job.needs:
         yield from _with_ancestors(parent)
     yield job
 
@@ -375,7 +405,8 @@ class _Asked:
 
     def why_impossible(self, job: Job) -> str:
         """Empty where nothing speaks against it."""
-        unseen = replace(job.config, run="r", output="r", seed=0, labels="1pct")
+        apart = {"run": "r", "output": "r", "seed": 0, "labels": "1pct", "suggested_by": None}
+        unseen = replace(job.config, **apart)
         parents = [replace(each.config, run="r", output="r") for each in job.parents[:1]]
         try:
             splits = self._open(job.config)
@@ -474,7 +505,7 @@ def _make(
         busy: dict[Path, BusyError] = {}
         later = []
         for number, job in rest:
-            parents = [parent.path for parent in job.parents]
+            parents = [parent.path for parent in job.needs]
             if causes := [failures[path] for path in parents if path in failures]:
                 failures[job.path] = causes[0]
                 clock.leave_out(job)

@@ -289,7 +289,7 @@ def choose(config: Config, accelerator: Accelerator) -> None:
     assert label_set.suggested is not None
     assert label_set.choice is not None
     file = label_set.choice
-    source = file.parent / "pretrain"
+    source = config.suggesting
     weights = read_meta(source, "encoder")["weights_sha256"]
     images = open_run(config, accelerator).train
     made_from = {"weights": weights, "images": images.fingerprint}

@@ -13,6 +13,7 @@ from PIL import Image
 
 import pipeline
 from shared.data.label_files import read_csv
+from shared.runtime.artifacts import read_meta
 from stages import finetune, pretrain
 from stages.suggest import suggest
 from tests.support.photo_run import TINY, files, refused, run
@@ -292,6 +293,48 @@ def test_a_table_compares_suggested_labels(photos, tmp_path, capfd):
     for seed in (0, 1):
         files_of = tmp_path.rglob(f"*-6suggested-seed{seed}/labels.csv")
         assert len({file.read_text() for file in files_of}) == 1
+
+
+def test_each_pretraining_of_a_table_suggests_its_own_labels(photos, tmp_path, capfd):
+    """Also for rows that do not start from it; a row in another folder has the same labels."""
+    table = tmp_path / "mine.yaml"
+    table.write_text(
+        "title: Suggested\nseeds: [0, 1]\nvary: {pretrain.seed: [0, 7]}\n"
+        "rows:\n  pixels: {method: pixels-svm}\n  supervised: {method: supervised}\n"
+        "  tuned: {method: finetune}\n  longer: {method: finetune, finetune.steps: 3}\n"
+        "columns:\n  suggested: {labels: 6suggested}\n"
+    )
+    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}"]
+    assert run(pipeline.main, *options) == 0
+    assert "failed" not in capfd.readouterr().out
+    made = tmp_path / "r"
+    names = ["6suggested-seed0.json", "6suggested-seed1-by-pretrain.seed-7.json"]
+    assert sorted(file.name for file in made.glob("6*.json")) == names
+    for name, pretraining in zip(
+        names, ["pretrain", "variants/pretrain.seed-7/pretrain"], strict=True
+    ):
+        weights = read_meta(made / pretraining)["weights_sha256"]
+        assert json.loads((made / name).read_text())["made_from"]["weights"] == weights
+    for seed in (0, 1):
+        drawn = list(made.rglob(f"*-6suggested-seed{seed}/labels.csv"))
+        assert len(drawn) == 3  # rows on pixels keep none
+        assert len({file.read_text() for file in drawn}) == 1
+    before = files(tmp_path)
+    assert run(pipeline.main, *options) == 0  # nothing is missing
+    assert {f: t for f, t in files(tmp_path).items() if "tables" not in str(f)} == {
+        f: t for f, t in before.items() if "tables" not in str(f)
+    }
+
+
+def test_another_pretraining_can_suggest(finished, photos, tmp_path, capfd):
+    options = [f"--data.train={photos}", f"--output={tmp_path}", "--labels=6suggested"]
+    assert run(pipeline.main, *options, f"--suggested_by={finished}") == 0
+    (choice,) = tmp_path.rglob("6*.json")
+    assert choice.name == "6suggested-seed0-by-r.json"
+    weights = read_meta(finished / "pretrain")["weights_sha256"]
+    assert json.loads(choice.read_text())["made_from"]["weights"] == weights
+    missing = f"--suggested_by={tmp_path / 'none'}"
+    assert str(tmp_path / "none") in refused(capfd, pipeline.main, *options, missing, "--run=s")
 
 
 def test_a_stage_alone_says_who_chooses(finished, photos, capfd):
