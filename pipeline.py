@@ -102,6 +102,8 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         from shared.runs.redo import refusal_of
         from shared.runtime.artifacts import read_meta
 
+    if config.suggested_by and config.suggesting != config.folder_of("pretrain"):
+        read_meta(config.suggesting, "encoder")
     pace, every = None, to_train(line)
     alone = not every.keys() & CLASSIFIERS
     if config.budget and (config.table or line.origin == "recipe"):

@@ -5,7 +5,9 @@ flags win over the recipe. Without ``--config`` the embedded recipe ``configs/di
 This file imports neither torch nor the configuration library: the command line answers at once.
 """
 
+import hashlib
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
@@ -66,7 +68,7 @@ class Config:
         output: folder of all runs.
         labels: labeled training images: <x>pct, <n>perclass, <n>random, <n>suggested by stage 1, a
             text file of names, or a CSV file: file,label.
-        suggested_by: folder of the pretraining that suggests labels; unset: the run's own.
+        suggested_by: run or artifact folder of the pretraining that suggests; unset: this run's.
         seed: of the label draw and of stages 2 and 3.
         method: which row of the table stages.finetune makes; the pipeline makes all of them.
         force: stages to redo, with all that is made from them, separated by commas
@@ -295,8 +297,18 @@ class Config:
     @property
     def suggesting(self) -> Path:
         """The pretraining by whose features images are suggested: its artifact folder."""
-        folder = Path(self.suggested_by) if self.suggested_by else self.run_folder
-        return folder if folder.name == "pretrain" else folder / "pretrain"
+        if not self.suggested_by:
+            return self.folder_of("pretrain")
+        folder = Path(self.suggested_by)
+        return folder if (folder / "meta.json").exists() else folder / "pretrain"
+
+    def _choice(self, tag: str) -> Path:
+        """The file in the run's folder that names the suggested images."""
+        run, source = (Path(os.path.abspath(p)) for p in (self.run_folder, self.suggesting.parent))
+        by = "" if source == run else f"-by-{source.name}"
+        if run not in (source, *source.parents):  # others may be called so too
+            by += f"-{hashlib.sha256(os.fsencode(source)).hexdigest()[:8]}"
+        return self.run_folder / f"{tag}-seed{self.seed}{by}.json"
 
     @cached_property
     def label_set(self) -> LabelSet:
@@ -304,9 +316,7 @@ class Config:
         columns = {"image_column": self.data.image_column, "label_column": self.data.label_column}
         labels = LabelSet.parse(self.labels)
         if labels.suggested:
-            by = f"-by-{self.suggesting.parent.name}" if self.suggested_by else ""
-            file = self.run_folder / f"{labels.tag}-seed{self.seed}{by}.json"
-            return replace(labels, choice=file)
+            return replace(labels, choice=self._choice(labels.tag))
         return replace(labels, **columns) if labels.csv_file else labels
 
     def folder_of(self, stage: str) -> Path:

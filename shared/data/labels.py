@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -34,9 +34,27 @@ CHOOSE_AGAIN = "delete it; pipeline.py with the same options chooses again"  # a
 
 
 class Choice(TypedDict):
-    """Names of the images that were chosen to be labeled, as the file of a choice has them."""
+    """What was chosen to be labeled, as the file of a choice has it.
 
+    Attributes:
+        made_from: the hash of the ``weights`` whose features suggested, and that of the ``images``.
+        labels: `Labels.hash` of these images.
+        files: their names.
+    """
+
+    made_from: NotRequired[dict[str, str]]  # not in files of earlier versions, as labels
+    labels: NotRequired[str]
     files: list[str]
+
+
+def read_choice(labels: LabelSet) -> Choice:
+    """The images that were suggested; UserError where none are, or the file is damaged."""
+    if labels.choice is None or not labels.choice.is_file():
+        raise UserError(
+            f"labels={labels.text}: no images are chosen yet; pipeline.py with the same options"
+            " chooses them after its pretraining"
+        )
+    return read_record(labels.choice, Choice, CHOOSE_AGAIN)
 
 
 class Labels(NamedTuple):
@@ -110,14 +128,9 @@ def _by_number(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> 
     if labels.random:
         ids = np.sort(rng.permutation(labeled)[:number])
     else:
-        choice = labels.choice
-        if choice is None or not choice.is_file():
-            raise UserError(
-                f"labels={labels.text}: no images are chosen yet; pipeline.py with the same options"
-                " chooses them after its pretraining"
-            )
-        files = read_record(choice, Choice, CHOOSE_AGAIN)["files"]
-        ids = np.sort(find_names(list(images.names), files, choice))
+        files = read_choice(labels)["files"]
+        assert labels.choice
+        ids = np.sort(find_names(list(images.names), files, labels.choice))
     if len(classes := np.unique(images.labels[ids])) < 2:
         raise UserError(
             f"labels={labels.text}: all of these images are of one class,"

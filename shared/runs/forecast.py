@@ -180,6 +180,8 @@ def forecast_table(
     number = Counter(method for method, _ in missing)
     trained = {name for name in number if name in METHODS and not METHODS[name].fitted}
     needed = {parent for name in trained for parent in config.ancestors_of(name)}
+    if config.label_set.suggested and not config.suggested_by:
+        needed.add("pretrain")
     probed = {
         name: run
         for name, run in stages.items()
@@ -211,6 +213,7 @@ def _without_seeds(config: Config) -> Config:
         output="r",
         run="r",
         seed=0,
+        suggested_by=None,
         pretrain=replace(config.pretrain, seed=0),
         finetune=replace(config.finetune, init=None),
         classical=replace(config.classical, init=None),

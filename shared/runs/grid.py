@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
@@ -28,7 +28,7 @@ from shared.config.methods import METHODS, depends_on
 from shared.config.schema import VARIANTS, Config, dump, hashed_settings
 from shared.config.sections import Classical, Distill, Finetune
 from shared.data.images import Splits
-from shared.data.labels import draw_labels
+from shared.data.labels import draw_labels, read_choice
 from shared.data.sources import look_at, open_data
 from shared.networks.build import require_weights
 from shared.pretext.build import make_task
@@ -60,19 +60,19 @@ class Job:
         config: the configuration for its stage.
         path: its folder.
         parents: the artifacts that it is made from.
-        suggesting: the pretraining that chooses its labels; None where labels are not suggested.
+        pretraining: of its repetition, which suggests its labels; None where none does.
     """
 
     method: str
     config: Config
     path: Path
     parents: tuple["Job", ...] = ()
-    suggesting: "Job | None" = None
+    pretraining: "Job | None" = None
 
     @property
     def needs(self) -> tuple["Job", ...]:
         """All that has to be made before."""
-        return (self.suggesting, *self.parents) if self.suggesting else self.parents
+        return (self.pretraining, *self.parents) if self.pretraining else self.parents
 
     @property
     def done(self) -> bool:
@@ -115,7 +115,7 @@ def expand(table: Table, config: Config) -> list[Cell]:
             if key not in variants:
                 variants[key] = _override(base, options)
             cell = Cell(row, column, method, labels, seed, vary)
-            cells.append(_with_job(cell, variants[key], base))
+            cells.append(_with_job(cell, variants[key], base, table.base | vary))
     return cells
 
 
@@ -126,61 +126,62 @@ def _override(base: Config, options: Mapping[str, Any]) -> Config | str:
         return str(error)
 
 
-def _with_job(cell: Cell, variant: Config | str, base: Config) -> Cell:
+def _with_job(
+    cell: Cell, variant: Config | str, base: Config, repetition: Mapping[str, Any]
+) -> Cell:
+    """The cell with what makes it; ``repetition`` are the options that all rows share."""
     if isinstance(variant, str):
         return replace(cell, impossible=variant)
     try:
         config = replace(variant, labels=cell.labels, seed=cell.seed)
-        return replace(cell, job=make_job(cell.method, config, base))
-    except ValueError as error:  # the options of a parent, taken alone
+        suggested = config.label_set.suggested is not None
+        pretraining = _pretraining_of(repetition, base) if suggested else None
+        return replace(cell, job=make_job(cell.method, config, base, pretraining))
+    except (UserError, ValueError) as error:  # the options of a parent, taken alone
         return replace(cell, impossible=str(error))
 
 
-def make_job(method: str, config: Config, base: Config) -> Job:
+def _pretraining_of(repetition: Mapping[str, Any], base: Config) -> Job | None:
+    """The pretraining that suggests the labels of all rows; None where the run names another."""
+    if base.suggested_by and base.suggesting.resolve() != base.folder_of("pretrain").resolve():
+        return None
+    apart = repetition if base.suggested_by else ("method", "labels")  # one suggests for all
+    options = {name: repetition[name] for name in repetition if name not in apart}
+    return make_job("pretrain", override(base, options), base)
+
+
+def make_job(method: str, config: Config, base: Config, pretraining: Job | None = None) -> Job:
     """The artifact of a method under ``config``, and where it lies in the run of ``base``.
 
-    Every option that the artifact does not depend on is set back to ``base``.
+    Every option that the artifact does not depend on is set back to ``base``. Its labels are
+    suggested by ``pretraining``, where there is one.
     """
     if method in BASELINES:
-        return _assess_job(config, base)
-    alone = _alone(method, config, base)
-    if method != "pretrain":  # which has neither labels nor a label draw
-        alone = replace(alone, labels=config.labels, seed=config.seed)
+        return _assess_job(config, base, pretraining)
+    if method == "pretrain":  # which has neither labels nor a label draw
+        alone = _alone(method, config, base)
+        return Job(method, alone, alone.folder_of(method))
+    alone = _alone(method, config, base, pretraining)
+    alone = replace(alone, labels=config.labels, seed=config.seed)
     path = alone.folder_of(method)
     kinds = config.parents_of(method)
     if kinds == ("pretrain",) and _given_pretraining(method, config):
         kinds = ()
-    parents = tuple(make_job(kind, config, base) for kind in kinds)
+    parents = tuple(make_job(kind, config, base, pretraining) for kind in kinds)
     if any(parent.path.parent != path.parent for parent in parents):
         alone = _with_parents(alone, method, parents)
-    return _with_suggesting(Job(method, alone, path, parents), config, base)
+    return Job(method, alone, path, parents, pretraining)
 
 
-def _assess_job(config: Config, base: Config) -> Job:
+def _assess_job(config: Config, base: Config, pretraining: Job | None) -> Job:
     """The assessment whose baselines a cell shows; it needs the pretrained features."""
     parent = make_job("pretrain", config, base)
-    assess = replace(parent.config.assess, parts="baselines")
-    alone = replace(parent.config, labels=config.labels, seed=config.seed, assess=assess)
-    job = Job("assess", alone, alone.folder_of("assess"), (parent,))
-    return _with_suggesting(job, config, base)
-
-
-def _with_suggesting(job: Job, config: Config, base: Config) -> Job:
-    """The job with the pretraining that chooses its labels, where a pretraining does."""
-    if not _is_suggested(job.method, config):
-        return job
-    pretraining = make_job("pretrain", config, base)
-    if pretraining.path == base.folder_of("pretrain"):
-        return replace(job, suggesting=pretraining)
-    suggested = replace(job.config, suggested_by=str(pretraining.path))
-    return replace(job, config=suggested, suggesting=pretraining)
-
-
-def _is_suggested(method: str, config: Config) -> bool:
-    """Whether the labels of a method are chosen by a pretraining that the table makes."""
-    if method == "pretrain" or not config.label_set.suggested or config.suggested_by:
-        return False
-    return method not in METHODS or not _given_pretraining(method, config)
+    alone = _alone("pretrain", config, base, pretraining)
+    assess = replace(alone.assess, parts="baselines")
+    alone = replace(alone, labels=config.labels, seed=config.seed, assess=assess)
+    if alone.folder != parent.path.parent:  # where the features lie
+        alone = replace(alone, linear=replace(alone.linear, init=str(parent.path)))
+    return Job("assess", alone, alone.folder_of("assess"), (parent,), pretraining)
 
 
 def _given_pretraining(method: str, config: Config) -> bool:
@@ -191,39 +192,40 @@ def _given_pretraining(method: str, config: Config) -> bool:
     return bool(parents) and all(_given_pretraining(parent, config) for parent in parents)
 
 
-def _alone(method: str, config: Config, base: Config) -> Config:
+def _alone(method: str, config: Config, base: Config, pretraining: Job | None = None) -> Config:
     """``base`` with the options of ``config`` that the artifact depends on, and its run's folder.
 
     A given pretraining takes the place of the run's own: then the options of the pretrained network
-    have no effect. Suggested labels depend on the pretraining that suggests them.
+    have no effect. The pretraining that suggests labels stands in the folder's name, unless it is
+    the run's own.
     """
     needed = {key for name in (*config.ancestors_of(method), method) for key in depends_on(name)}
     if _given_pretraining(method, config):
         needed -= {"model", "pretrain"}
     usual = settable_options(base)
-    decisive = _of_these(usual, needed) - set(METHODS[method].independent)
-    if _is_suggested(method, config):
-        decisive |= _of_these(usual, depends_on("pretrain"))
     changes = {
         option: value
         for option, value in settable_options(config).items()
-        if option in decisive and value != usual[option]
+        if value != usual[option]
+        and (option in needed or option.split(".")[0] in needed)
+        and option not in METHODS[method].independent
     }
-    if not changes:
-        return base
     sections: dict[str, dict[str, Any]] = {}
     for option, value in changes.items():
         section, name = option.split(".")
         sections.setdefault(section, {})[name] = value
-    changed = {name: replace(getattr(base, name), **part) for name, part in sections.items()}
+    changed: dict[str, Any] = {
+        name: replace(getattr(base, name), **part) for name, part in sections.items()
+    }
+    if pretraining and pretraining.path != base.folder_of("pretrain"):
+        changes["suggested_by"] = pretraining.path.parent.name
+    if not changes:
+        return base
+    if pretraining:
+        changed["suggested_by"] = str(pretraining.path.parent)
     slug = _slug(changes)
     require_no_link(base.folder / VARIANTS / slug, base.folder)
     return replace(base, **changed, output=str(base.folder / VARIANTS), run=slug)
-
-
-def _of_these(options: Iterable[str], keys: Collection[str]) -> set[str]:
-    """The options that are among the keys, or whose section is."""
-    return {option for option in options if {option, option.split(".")[0]} & set(keys)}
 
 
 def _with_parents(config: Config, method: str, parents: Sequence[Job]) -> Config:
@@ -268,6 +270,11 @@ def in_order(cells: Sequence[Cell]) -> list[Job]:
     """The artifacts of all cells, each once, parents first."""
     jobs = {job.path: job for cell in cells if cell.job for job in _with_ancestors(cell.job)}
     return list(jobs.values())
+
+
+def _without_suggestions(job: Job) -> Job:
+    """The job and its parents, as if its labels had been given."""
+    return replace(job, pretraining=None, parents=tuple(map(_without_suggestions, job.parents)))
 
 
 def _with_ancestors(job: Job) -> Iterator[Job]:
@@ -693,8 +700,12 @@ class Budget(TypedDict):
 
 
 def _budget(job: Job) -> Budget:
-    """The updates of each stage that an artifact is made from, and the CPU seconds of them all."""
-    paths = {each.path: each for each in _with_ancestors(job) if each.method in METHODS}
+    """The updates of each stage that an artifact is made from, and the CPU seconds of them all.
+
+    A pretraining that only suggests labels does not count.
+    """
+    alone = _without_suggestions(job)
+    paths = {each.path: each for each in _with_ancestors(alone) if each.method in METHODS}
     metas = [read_meta(path) for path in paths]
     budget: Budget = {}
     if updates := [meta["updates"] for meta in metas if "updates" in meta]:
@@ -748,11 +759,28 @@ def require_made_so(job: Job) -> None:
             raise UserError(
                 f"{job.path} was made with {option}={settings[option]}, now it is {value}"
             )
+    if job.pretraining:
+        _require_same_suggestions(job)
     noted = listed(settings.get("parent"))
     for number, parent in enumerate(job.parents):
         require_made_so(parent)
         if noted[number : number + 1] != [read_meta(parent.path)["weights_sha256"]]:
             raise UserError(f"{job.path} was made from another {parent.path} than lies there now")
+
+
+def _require_same_suggestions(job: Job) -> None:
+    """UserError where the labels are not those that the pretraining suggests now."""
+    assert job.pretraining
+    choice = read_choice(job.config.label_set)
+    weights = read_meta(job.pretraining.path)["weights_sha256"]
+    if choice.get("made_from", {}).get("weights", weights) != weights:
+        raise UserError(
+            f"the labels of {job.path} were suggested by another {job.pretraining.path} than lies"
+            " there now"
+        )
+    labels = cast(ClassifierMeta, read_meta(job.path))["labels"]
+    if choice.get("labels", labels["hash"]) != labels["hash"]:
+        raise UserError(f"{job.path} was made with other labels than are suggested now")
 
 
 def _refuse_other_images(cells: Sequence[Cell], lines: Sequence[CellLine]) -> None:

@@ -28,7 +28,7 @@ from shared.data.label_files import (
     read_csv,
     read_text,
 )
-from shared.data.labels import CHOOSE_AGAIN, draw_labels
+from shared.data.labels import CHOOSE_AGAIN, Choice, Labels, draw_labels
 from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.runs.redo import same_run
@@ -293,7 +293,7 @@ def choose(config: Config, accelerator: Accelerator) -> None:
     weights = read_meta(source, "encoder")["weights_sha256"]
     images = open_run(config, accelerator).train
     made_from = {"weights": weights, "images": images.fingerprint}
-    if file.is_file() and read_json(file, CHOOSE_AGAIN).get("made_from") == made_from:
+    if file.is_file() and _is_of(file, made_from):
         return
     ids = np.flatnonzero(images.labels != UNLABELED)
     if label_set.suggested > len(ids):
@@ -303,11 +303,19 @@ def choose(config: Config, accelerator: Accelerator) -> None:
     none = np.zeros(0, np.int64)
     chosen = ids[in_order_of_worth(rows, none, label_set.suggested, WAYS[0], config.seed)]
     if accelerator.is_main_process:
-        names = images.names[chosen].tolist()
-        write_atomically(file, json.dumps({"made_from": made_from, "files": names}, indent=1))
+        ids, names = np.sort(chosen), images.names[chosen].tolist()
+        labels = Labels(ids, images.labels[ids]).hash
+        choice = Choice(made_from=made_from, labels=labels, files=names)
+        write_atomically(file, json.dumps(choice, indent=1))
     accelerator.wait_for_everyone()
     labels = draw_labels(open_run(config, accelerator), label_set, config.seed)
     accelerator.print(f"{config.labels}: chosen, {file}", *labels.notes(images.classes), sep="\n")
+
+
+def _is_of(file: Path, made_from: dict[str, str]) -> bool:
+    """Whether a choice was made from this; an earlier version left a field out."""
+    stored = read_json(file, CHOOSE_AGAIN)
+    return "labels" in stored and stored.get("made_from") == made_from
 
 
 # ---------------------------------------------------------------------------------- the command

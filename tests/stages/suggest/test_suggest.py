@@ -14,7 +14,7 @@ from PIL import Image
 import pipeline
 from shared.data.label_files import read_csv
 from shared.runtime.artifacts import read_meta
-from stages import finetune, pretrain
+from stages import finetune, pretrain, report
 from stages.suggest import suggest
 from tests.support.photo_run import TINY, files, refused, run
 from tests.support.photos import make_folder
@@ -295,46 +295,100 @@ def test_a_table_compares_suggested_labels(photos, tmp_path, capfd):
         assert len({file.read_text() for file in files_of}) == 1
 
 
-def test_each_pretraining_of_a_table_suggests_its_own_labels(photos, tmp_path, capfd):
-    """Also for rows that do not start from it; a row in another folder has the same labels."""
+def hashes(run_folder, seed: int) -> set[str]:
+    """Of the labels of all that was made with suggested ones of a draw."""
+    metas = [read_meta(f.parent) for f in run_folder.rglob(f"*-6suggested-seed{seed}/meta.json")]
+    return {meta["labels"]["hash"] for meta in metas}
+
+
+@pytest.mark.parametrize("base", ["", "data.hold_out: tuning"])
+def test_each_pretraining_of_a_table_suggests_its_own_labels(base, photos, tmp_path, capfd):
+    """All rows of a repetition have them, whatever network or pretraining they have themselves."""
+    other = tmp_path / "other"
+    given = [f"--data.train={photos}", f"--output={other}", "--labels=1pct"]
+    assert run(pretrain.main, *given, *([f"--{base.replace(': ', '=')}"] if base else [])) == 0
+    table = tmp_path / "mine.yaml"
+    table.write_text(
+        f"title: Suggested\nseeds: [0, 1]\nbase: {{{base}}}\nvary: {{pretrain.seed: [0, 7]}}\n"
+        f"rows:\n  given: {{method: finetune, finetune.init: {other / 'r/pretrain'}}}\n"
+        "  pixels: {method: pixels-svm}\n  supervised: {method: supervised}\n"
+        "  wider: {method: supervised, model.encoder: simclr_resnet8_2x_sk0}\n"
+        "  tuned: {method: finetune}\n  longer: {method: finetune, finetune.steps: 3}\n"
+        "  student: {method: distill}\n  neighbours: {method: features-logistic}\n"
+        "columns:\n  suggested: {labels: 6suggested}\n"
+    )
+    options = [f"--data.train={photos}", f"--output={tmp_path / 'out'}", f"--table={table}"]
+    assert run(pipeline.main, *options) == 0
+    out = capfd.readouterr().out
+    assert "failed" not in out
+    assert "missing" not in out
+    made = tmp_path / "out/r"
+    choices = [json.loads(f.read_text()) for f in sorted(made.glob("6*.json"))]
+    pretrained = made.rglob("*pretrain/meta.json")
+    weights = {read_meta(f.parent)["weights_sha256"] for f in pretrained}
+    assert {choice["made_from"]["weights"] for choice in choices} == weights
+    assert len(choices) == len(weights) == 2
+    for seed in (0, 1):
+        assert len(hashes(made, seed)) == 1
+        assert len(list(made.rglob(f"*-6suggested-seed{seed}/meta.json"))) == 8
+    before = {f: t for f, t in files(made).items() if "tables" not in str(f)}
+    assert run(pipeline.main, *options) == 0  # nothing is missing
+    assert {f: t for f, t in files(made).items() if "tables" not in str(f)} == before
+
+
+def test_a_table_tells_cells_whose_labels_are_suggested_no_more(photos, tmp_path, capfd):
     table = tmp_path / "mine.yaml"
     table.write_text(
         "title: Suggested\nseeds: [0, 1]\nvary: {pretrain.seed: [0, 7]}\n"
-        "rows:\n  pixels: {method: pixels-svm}\n  supervised: {method: supervised}\n"
-        "  tuned: {method: finetune}\n  longer: {method: finetune, finetune.steps: 3}\n"
+        "rows:\n  supervised: {method: supervised}\n  pixels: {method: pixels-svm}\n"
         "columns:\n  suggested: {labels: 6suggested}\n"
     )
     options = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}"]
     assert run(pipeline.main, *options) == 0
-    assert "failed" not in capfd.readouterr().out
-    made = tmp_path / "r"
-    names = ["6suggested-seed0.json", "6suggested-seed1-by-pretrain.seed-7.json"]
-    assert sorted(file.name for file in made.glob("6*.json")) == names
-    for name, pretraining in zip(
-        names, ["pretrain", "variants/pretrain.seed-7/pretrain"], strict=True
-    ):
-        weights = read_meta(made / pretraining)["weights_sha256"]
-        assert json.loads((made / name).read_text())["made_from"]["weights"] == weights
-    for seed in (0, 1):
-        drawn = list(made.rglob(f"*-6suggested-seed{seed}/labels.csv"))
-        assert len(drawn) == 3  # rows on pixels keep none
-        assert len({file.read_text() for file in drawn}) == 1
-    before = files(tmp_path)
-    assert run(pipeline.main, *options) == 0  # nothing is missing
-    assert {f: t for f, t in files(tmp_path).items() if "tables" not in str(f)} == {
-        f: t for f, t in before.items() if "tables" not in str(f)
-    }
+    text = (tmp_path / "r/tables/mine/table.md").read_text()
+    assert re.search(r"\| supervised \| 2; \d+ s \|", text)  # no updates of stage 1
+    file = tmp_path / "r/6suggested-seed1-by-pretrain.seed-7.json"
+    choice = json.loads(file.read_text())
+    told = []
+    for changed in ({"labels": "0" * 16}, {"made_from": {"weights": "0", "images": "0"}}):
+        file.write_text(json.dumps(choice | changed))
+        capfd.readouterr()
+        assert run(lambda argv: report.main(argv[len(TINY) :]), tmp_path / "r", "--table=mine") == 0
+        told.append(capfd.readouterr().out)
+    assert "was made with other labels than are suggested now" in told[0]
+    assert "were suggested by another" in told[1]
 
 
 def test_another_pretraining_can_suggest(finished, photos, tmp_path, capfd):
     options = [f"--data.train={photos}", f"--output={tmp_path}", "--labels=6suggested"]
-    assert run(pipeline.main, *options, f"--suggested_by={finished}") == 0
+    for named in (finished, finished / "pretrain"):
+        assert run(pipeline.main, *options, f"--suggested_by={named}") == 0
     (choice,) = tmp_path.rglob("6*.json")
-    assert choice.name == "6suggested-seed0-by-r.json"
+    assert choice.name.startswith("6suggested-seed0-by-r-")
     weights = read_meta(finished / "pretrain")["weights_sha256"]
     assert json.loads(choice.read_text())["made_from"]["weights"] == weights
     missing = f"--suggested_by={tmp_path / 'none'}"
     assert str(tmp_path / "none") in refused(capfd, pipeline.main, *options, missing, "--run=s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_a_pretraining_that_the_line_names_suggests_for_a_whole_table(
+    itself, finished, photos, tmp_path
+):
+    table = tmp_path / "mine.yaml"
+    table.write_text(
+        "title: Suggested\nseeds: [0, 1]\nvary: {pretrain.seed: [0, 7]}\n"
+        "rows:\n  supervised: {method: supervised}\n  tuned: {method: finetune}\n"
+        "columns:\n  suggested: {labels: 6suggested}\n"
+    )
+    by = tmp_path / "r" if itself else finished
+    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}"]
+    assert run(pipeline.main, *options, f"--suggested_by={by}") == 0
+    assert [len(hashes(tmp_path / "r", seed)) for seed in (0, 1)] == [1, 1]
+    for file in tmp_path.rglob("6*.json"):
+        weights = read_meta(by / "pretrain")["weights_sha256"]
+        assert json.loads(file.read_text())["made_from"]["weights"] == weights
 
 
 def test_a_stage_alone_says_who_chooses(finished, photos, capfd):
