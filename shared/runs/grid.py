@@ -105,6 +105,7 @@ def expand(table: Table, config: Config) -> list[Cell]:
     cells = []
     for seed, *choices in zip(table.seeds, *table.vary.values(), strict=True):
         vary = dict(zip(table.vary, choices, strict=True))
+        repetition = _override(base, table.base | vary)
         for (row, of_row), (column, of_column) in product(
             table.rows.items(), table.columns.items()
         ):
@@ -115,39 +116,47 @@ def expand(table: Table, config: Config) -> list[Cell]:
             if key not in variants:
                 variants[key] = _override(base, options)
             cell = Cell(row, column, method, labels, seed, vary)
-            cells.append(_with_job(cell, variants[key], base, table.base | vary))
+            cells.append(_with_job(cell, variants[key], base, repetition))
     return cells
 
 
 def _override(base: Config, options: Mapping[str, Any]) -> Config | str:
+    options = {name: options[name] for name in options if name not in ("method", "labels")}
     try:
         return override(base, options)
     except UserError as error:
         return str(error)
 
 
-def _with_job(
-    cell: Cell, variant: Config | str, base: Config, repetition: Mapping[str, Any]
-) -> Cell:
-    """The cell with what makes it; ``repetition`` are the options that all rows share."""
+def _with_job(cell: Cell, variant: Config | str, base: Config, repetition: Config | str) -> Cell:
+    """The cell with what makes it.
+
+    Args:
+        cell: without it.
+        variant: the cell's configuration, or why its options are refused.
+        base: the run's.
+        repetition: the configuration that all rows and columns have in common, or likewise.
+    """
     if isinstance(variant, str):
         return replace(cell, impossible=variant)
+    config = replace(variant, labels=cell.labels, seed=cell.seed)
+    pretraining = None
+    if config.label_set.suggested:
+        if isinstance(repetition, str):
+            return replace(cell, impossible=repetition)
+        pretraining = _suggesting(repetition, base)
     try:
-        config = replace(variant, labels=cell.labels, seed=cell.seed)
-        suggested = config.label_set.suggested is not None
-        pretraining = _pretraining_of(repetition, base) if suggested else None
         return replace(cell, job=make_job(cell.method, config, base, pretraining))
-    except (UserError, ValueError) as error:  # the options of a parent, taken alone
+    except ValueError as error:  # the options of a parent, taken alone
         return replace(cell, impossible=str(error))
 
 
-def _pretraining_of(repetition: Mapping[str, Any], base: Config) -> Job | None:
-    """The pretraining that suggests the labels of all rows; None where the run names another."""
-    if base.suggested_by and base.suggesting.resolve() != base.folder_of("pretrain").resolve():
-        return None
-    apart = repetition if base.suggested_by else ("method", "labels")  # one suggests for all
-    options = {name: repetition[name] for name in repetition if name not in apart}
-    return make_job("pretrain", override(base, options), base)
+def _suggesting(repetition: Config, base: Config) -> Job | None:
+    """The pretraining that suggests the labels of all rows; None where the run names another's."""
+    if not base.suggested_by:
+        return make_job("pretrain", repetition, base)
+    own = base.suggesting.resolve() == base.folder_of("pretrain").resolve()
+    return make_job("pretrain", base, base) if own else None
 
 
 def make_job(method: str, config: Config, base: Config, pretraining: Job | None = None) -> Job:

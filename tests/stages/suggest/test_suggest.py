@@ -359,6 +359,19 @@ def test_a_table_tells_cells_whose_labels_are_suggested_no_more(photos, tmp_path
     assert "were suggested by another" in told[1]
 
 
+def test_a_plan_measures_rows_that_only_lack_their_suggested_labels(photos, tmp_path, capfd):
+    table = tmp_path / "mine.yaml"
+    text = "title: Suggested\nseeds: [0, 1]\nvary: {pretrain.seed: [5, 7]}\nrows:\n"
+    columns = "columns:\n  suggested: {labels: 6suggested}\n"
+    table.write_text(f"{text}  linear: {{method: linear}}\n{columns}")
+    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}"]
+    options.append("--labels=6suggested")
+    assert run(pipeline.main, *options) == 0
+    table.write_text(f"{text}  supervised: {{method: supervised}}\n{columns}")
+    assert run(pipeline.main, *options, "--plan=true") == 0
+    assert re.search(r"supervised +2 ", capfd.readouterr().out)
+
+
 def test_another_pretraining_can_suggest(finished, photos, tmp_path, capfd):
     options = [f"--data.train={photos}", f"--output={tmp_path}", "--labels=6suggested"]
     for named in (finished, finished / "pretrain"):
