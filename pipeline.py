@@ -102,7 +102,7 @@ def run(config: Config, accelerator: "Accelerator", line: CommandLine, began: fl
         from shared.runs.redo import refusal_of
         from shared.runtime.artifacts import read_meta
 
-    if config.suggested_by and config.suggesting != config.folder_of("pretrain"):
+    if not config.suggests_itself:
         read_meta(config.suggesting, "encoder")
     pace, every = None, to_train(line)
     alone = not every.keys() & CLASSIFIERS

@@ -300,7 +300,13 @@ class Config:
         if not self.suggested_by:
             return self.folder_of("pretrain")
         folder = Path(self.suggested_by)
-        return folder if (folder / "meta.json").exists() else folder / "pretrain"
+        artifact = folder.name == "pretrain" or (folder / "meta.json").exists()
+        return folder if artifact else folder / "pretrain"
+
+    @property
+    def suggests_itself(self) -> bool:
+        """Whether the run's own pretraining suggests."""
+        return self.suggesting.resolve() == self.folder_of("pretrain").resolve()
 
     def _choice(self, tag: str) -> Path:
         """The file in the run's folder that names the suggested images."""

@@ -42,7 +42,8 @@ class Choice(TypedDict):
         files: their names.
     """
 
-    made_from: NotRequired[dict[str, str]]  # not in files of earlier versions, as labels
+    # files of earlier versions lack these two
+    made_from: NotRequired[dict[str, str]]
     labels: NotRequired[str]
     files: list[str]
 

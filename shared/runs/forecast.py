@@ -180,7 +180,7 @@ def forecast_table(
     number = Counter(method for method, _ in missing)
     trained = {name for name in number if name in METHODS and not METHODS[name].fitted}
     needed = {parent for name in trained for parent in config.ancestors_of(name)}
-    if config.label_set.suggested and not config.suggested_by:
+    if config.label_set.suggested and config.suggests_itself:
         needed.add("pretrain")
     probed = {
         name: run

@@ -60,19 +60,19 @@ class Job:
         config: the configuration for its stage.
         path: its folder.
         parents: the artifacts that it is made from.
-        pretraining: of its repetition, which suggests its labels; None where none does.
+        suggested_by: the pretraining of its repetition, where that suggests its labels.
     """
 
     method: str
     config: Config
     path: Path
     parents: tuple["Job", ...] = ()
-    pretraining: "Job | None" = None
+    suggested_by: "Job | None" = None
 
     @property
     def needs(self) -> tuple["Job", ...]:
         """All that has to be made before."""
-        return (self.pretraining, *self.parents) if self.pretraining else self.parents
+        return (self.suggested_by, *self.parents) if self.suggested_by else self.parents
 
     @property
     def done(self) -> bool:
@@ -139,58 +139,71 @@ def _with_job(cell: Cell, variant: Config | str, base: Config, repetition: Confi
     """
     if isinstance(variant, str):
         return replace(cell, impossible=variant)
-    config = replace(variant, labels=cell.labels, seed=cell.seed)
-    pretraining = None
-    if config.label_set.suggested:
-        if isinstance(repetition, str):
-            return replace(cell, impossible=repetition)
-        pretraining = _suggesting(repetition, base)
+    config, by = replace(variant, labels=cell.labels, seed=cell.seed), None
     try:
-        return replace(cell, job=make_job(cell.method, config, base, pretraining))
+        if config.label_set.suggested:
+            if isinstance(repetition, str):
+                return replace(cell, impossible=repetition)
+            if refusal := _other_images(config, repetition):
+                return replace(cell, impossible=refusal)
+            by = _suggested_by(repetition, base)
+        return replace(cell, job=make_job(cell.method, config, base, by))
     except ValueError as error:  # the options of a parent, taken alone
         return replace(cell, impossible=str(error))
 
 
-def _suggesting(repetition: Config, base: Config) -> Job | None:
+def _other_images(config: Config, repetition: Config) -> str:
+    """Why the images of a cell cannot be suggested: they are others than the repetition's."""
+    ours, common = (hashed_settings(each.data, "data") for each in (config, repetition))
+    for option in ours:
+        if ours[option] != common[option]:
+            return (
+                f"labels={config.labels} are suggested for all rows and columns by one pretraining,"
+                f" which has {option}={common[option]} and not {ours[option]}; set it in the"
+                " table's base"
+            )
+    return ""
+
+
+def _suggested_by(repetition: Config, base: Config) -> Job | None:
     """The pretraining that suggests the labels of all rows; None where the run names another's."""
     if not base.suggested_by:
         return make_job("pretrain", repetition, base)
-    own = base.suggesting.resolve() == base.folder_of("pretrain").resolve()
-    return make_job("pretrain", base, base) if own else None
+    return make_job("pretrain", base, base) if base.suggests_itself else None
 
 
-def make_job(method: str, config: Config, base: Config, pretraining: Job | None = None) -> Job:
+def make_job(method: str, config: Config, base: Config, suggested_by: Job | None = None) -> Job:
     """The artifact of a method under ``config``, and where it lies in the run of ``base``.
 
-    Every option that the artifact does not depend on is set back to ``base``. Its labels are
-    suggested by ``pretraining``, where there is one.
+    Every option that the artifact does not depend on is set back to ``base``. The pretraining
+    ``suggested_by`` chooses its labels, where one does.
     """
     if method in BASELINES:
-        return _assess_job(config, base, pretraining)
+        return _assess_job(config, base, suggested_by)
     if method == "pretrain":  # which has neither labels nor a label draw
         alone = _alone(method, config, base)
         return Job(method, alone, alone.folder_of(method))
-    alone = _alone(method, config, base, pretraining)
+    alone = _alone(method, config, base, suggested_by)
     alone = replace(alone, labels=config.labels, seed=config.seed)
     path = alone.folder_of(method)
     kinds = config.parents_of(method)
     if kinds == ("pretrain",) and _given_pretraining(method, config):
         kinds = ()
-    parents = tuple(make_job(kind, config, base, pretraining) for kind in kinds)
+    parents = tuple(make_job(kind, config, base, suggested_by) for kind in kinds)
     if any(parent.path.parent != path.parent for parent in parents):
         alone = _with_parents(alone, method, parents)
-    return Job(method, alone, path, parents, pretraining)
+    return Job(method, alone, path, parents, suggested_by)
 
 
-def _assess_job(config: Config, base: Config, pretraining: Job | None) -> Job:
+def _assess_job(config: Config, base: Config, suggested_by: Job | None) -> Job:
     """The assessment whose baselines a cell shows; it needs the pretrained features."""
     parent = make_job("pretrain", config, base)
-    alone = _alone("pretrain", config, base, pretraining)
+    alone = _alone("pretrain", config, base, suggested_by)
     assess = replace(alone.assess, parts="baselines")
     alone = replace(alone, labels=config.labels, seed=config.seed, assess=assess)
     if alone.folder != parent.path.parent:  # where the features lie
         alone = replace(alone, linear=replace(alone.linear, init=str(parent.path)))
-    return Job("assess", alone, alone.folder_of("assess"), (parent,), pretraining)
+    return Job("assess", alone, alone.folder_of("assess"), (parent,), suggested_by)
 
 
 def _given_pretraining(method: str, config: Config) -> bool:
@@ -201,7 +214,7 @@ def _given_pretraining(method: str, config: Config) -> bool:
     return bool(parents) and all(_given_pretraining(parent, config) for parent in parents)
 
 
-def _alone(method: str, config: Config, base: Config, pretraining: Job | None = None) -> Config:
+def _alone(method: str, config: Config, base: Config, suggested_by: Job | None = None) -> Config:
     """``base`` with the options of ``config`` that the artifact depends on, and its run's folder.
 
     A given pretraining takes the place of the run's own: then the options of the pretrained network
@@ -226,12 +239,12 @@ def _alone(method: str, config: Config, base: Config, pretraining: Job | None = 
     changed: dict[str, Any] = {
         name: replace(getattr(base, name), **part) for name, part in sections.items()
     }
-    if pretraining and pretraining.path != base.folder_of("pretrain"):
-        changes["suggested_by"] = pretraining.path.parent.name
+    if suggested_by and suggested_by.path != base.folder_of("pretrain"):
+        changes["suggested_by"] = suggested_by.path.parent.name
     if not changes:
         return base
-    if pretraining:
-        changed["suggested_by"] = str(pretraining.path.parent)
+    if suggested_by:
+        changed["suggested_by"] = str(suggested_by.path.parent)
     slug = _slug(changes)
     require_no_link(base.folder / VARIANTS / slug, base.folder)
     return replace(base, **changed, output=str(base.folder / VARIANTS), run=slug)
@@ -283,7 +296,7 @@ def in_order(cells: Sequence[Cell]) -> list[Job]:
 
 def _without_suggestions(job: Job) -> Job:
     """The job and its parents, as if its labels had been given."""
-    return replace(job, pretraining=None, parents=tuple(map(_without_suggestions, job.parents)))
+    return replace(job, suggested_by=None, parents=tuple(map(_without_suggestions, job.parents)))
 
 
 def _with_ancestors(job: Job) -> Iterator[Job]:
@@ -768,7 +781,7 @@ def require_made_so(job: Job) -> None:
             raise UserError(
                 f"{job.path} was made with {option}={settings[option]}, now it is {value}"
             )
-    if job.pretraining:
+    if job.config.label_set.suggested and job.method != "pretrain":
         _require_same_suggestions(job)
     noted = listed(settings.get("parent"))
     for number, parent in enumerate(job.parents):
@@ -779,17 +792,17 @@ def require_made_so(job: Job) -> None:
 
 def _require_same_suggestions(job: Job) -> None:
     """UserError where the labels are not those that the pretraining suggests now."""
-    assert job.pretraining
-    choice = read_choice(job.config.label_set)
-    weights = read_meta(job.pretraining.path)["weights_sha256"]
+    source, choice = job.config.suggesting, read_choice(job.config.label_set)
+    again = f"make it again: --force {job.method}"
+    weights = read_meta(source)["weights_sha256"]
     if choice.get("made_from", {}).get("weights", weights) != weights:
         raise UserError(
-            f"the labels of {job.path} were suggested by another {job.pretraining.path} than lies"
-            " there now"
+            f"the labels of {job.path} were suggested by another {source} than lies there now;"
+            f" {again}"
         )
     labels = cast(ClassifierMeta, read_meta(job.path))["labels"]
     if choice.get("labels", labels["hash"]) != labels["hash"]:
-        raise UserError(f"{job.path} was made with other labels than are suggested now")
+        raise UserError(f"{job.path} was made with other labels than are suggested now; {again}")
 
 
 def _refuse_other_images(cells: Sequence[Cell], lines: Sequence[CellLine]) -> None:

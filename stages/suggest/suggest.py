@@ -24,11 +24,12 @@ from shared.data.label_files import (
     can_be_listed,
     csv_text,
     find_images,
+    find_names,
     marked,
     read_csv,
     read_text,
 )
-from shared.data.labels import CHOOSE_AGAIN, Choice, Labels, draw_labels
+from shared.data.labels import Choice, Labels, draw_labels, read_choice
 from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.runs.redo import same_run
@@ -39,7 +40,6 @@ from shared.runtime.lock import held
 from shared.runtime.media import abbreviated
 from shared.runtime.progress import Progress, counted
 from shared.runtime.randomness import generator
-from shared.runtime.records import read_json
 from shared.training.device import to_device
 from shared.training.evaluate import outputs_of
 from stages.suggest.arguments import WAYS, parser
@@ -286,36 +286,38 @@ def choose(config: Config, accelerator: Accelerator) -> None:
         UserError: the run has no pretrained network, or fewer labeled images.
     """
     label_set = config.label_set
-    assert label_set.suggested is not None
     assert label_set.choice is not None
     file = label_set.choice
-    source = config.suggesting
-    weights = read_meta(source, "encoder")["weights_sha256"]
+    weights = read_meta(config.suggesting, "encoder")["weights_sha256"]
     images = open_run(config, accelerator).train
     made_from = {"weights": weights, "images": images.fingerprint}
-    if file.is_file() and _is_of(file, made_from):
+    stored = read_choice(label_set) if file.is_file() else None
+    accelerator.wait_for_everyone()  # all have read what one may write below
+    if stored and stored.get("made_from") == made_from:
+        names = stored["files"]
+    else:
+        names = _names_to_label(config, accelerator, images)
+    ids = np.sort(find_names(list(images.names), names, file))
+    labels = Labels(ids, images.labels[ids])
+    choice = Choice(made_from=made_from, labels=labels.hash, files=names)
+    if choice == stored:
         return
-    ids = np.flatnonzero(images.labels != UNLABELED)
-    if label_set.suggested > len(ids):
-        raise UserError(f"labels={config.labels}: only {len(ids):,} training images have a label")
-    seen = generator(config.seed, "suggest", "seen").permutation(ids)[:IMAGES]
-    rows, ids = features(source, config, accelerator, images, np.sort(seen))
-    none = np.zeros(0, np.int64)
-    chosen = ids[in_order_of_worth(rows, none, label_set.suggested, WAYS[0], config.seed)]
     if accelerator.is_main_process:
-        ids, names = np.sort(chosen), images.names[chosen].tolist()
-        labels = Labels(ids, images.labels[ids]).hash
-        choice = Choice(made_from=made_from, labels=labels, files=names)
         write_atomically(file, json.dumps(choice, indent=1))
     accelerator.wait_for_everyone()
-    labels = draw_labels(open_run(config, accelerator), label_set, config.seed)
     accelerator.print(f"{config.labels}: chosen, {file}", *labels.notes(images.classes), sep="\n")
 
 
-def _is_of(file: Path, made_from: dict[str, str]) -> bool:
-    """Whether a choice was made from this; an earlier version left a field out."""
-    stored = read_json(file, CHOOSE_AGAIN)
-    return "labels" in stored and stored.get("made_from") == made_from
+def _names_to_label(config: Config, accelerator: Accelerator, images: ImageSet) -> list[str]:
+    """So many of the labeled images that training may see, without a look at their classes."""
+    number, none = config.label_set.suggested or 0, np.zeros(0, np.int64)
+    ids = np.flatnonzero(images.labels != UNLABELED)
+    if number > len(ids):
+        raise UserError(f"labels={config.labels}: only {len(ids):,} training images have a label")
+    seen = generator(config.seed, "suggest", "seen").permutation(ids)[:IMAGES]
+    rows, ids = features(config.suggesting, config, accelerator, images, np.sort(seen))
+    chosen = ids[in_order_of_worth(rows, none, number, WAYS[0], config.seed)]
+    return images.names[chosen].tolist()
 
 
 # ---------------------------------------------------------------------------------- the command

@@ -372,6 +372,72 @@ def test_a_plan_measures_rows_that_only_lack_their_suggested_labels(photos, tmp_
     assert re.search(r"supervised +2 ", capfd.readouterr().out)
 
 
+ROWS = "rows:\n  supervised: {method: supervised}\n"
+SUGGESTED = "columns:\n  suggested: {labels: 6suggested}\n"
+
+
+def test_a_report_knows_by_which_pretraining_labels_were_suggested(photos, tmp_path, capfd):
+    table = tmp_path / "mine.yaml"
+    table.write_text(f"title: t\nseeds: 1\n{ROWS}{SUGGESTED}")
+    data = f"--data.train={photos}"
+    for name, seed in (("a", 0), ("b", 7)):
+        options = [data, f"--output={tmp_path / name}", f"--pretrain.seed={seed}"]
+        assert run(pretrain.main, *options, "--labels=1pct") == 0
+    options = [data, f"--output={tmp_path}", f"--table={table}"]
+    assert run(pipeline.main, *options, f"--suggested_by={tmp_path / 'a/r'}") == 0
+    assert run(pipeline.main, *options, f"--suggested_by={tmp_path / 'b/r'}") == 2
+    capfd.readouterr()
+    run(lambda argv: report.main(argv[len(TINY) :]), tmp_path / "r", "--table=mine")
+    told = capfd.readouterr()
+    assert "with other labels than are suggested now" in told.out + told.err
+
+
+def test_corrected_classes_keep_the_suggested_images(photos, tmp_path):
+    """The choice saw no class; what was made with the old ones is made again when it is forced."""
+    folder = tmp_path / "p"
+    make_folder(folder, NAMES)
+    classes = {name: "ab"[i % 2] for i, name in enumerate(NAMES)}
+    listed = folder / "metadata.csv"
+    options = [
+        f"--data.train={folder}",
+        f"--output={tmp_path}",
+        f"--table={tmp_path / 'mine.yaml'}",
+    ]
+    (tmp_path / "mine.yaml").write_text(f"title: t\nseeds: 1\n{ROWS}{SUGGESTED}")
+    chosen = []
+    for corrected in (classes, {name: {"a": "b", "b": "a"}[c] for name, c in classes.items()}):
+        rows = (f"{name},{c}\n" for name, c in corrected.items())
+        listed.write_text(f"file_name,label\n{''.join(rows)}")
+        assert run(pipeline.main, *options, *(["--force=all"] if chosen else [])) == 0
+        chosen += [json.loads((tmp_path / "r/6suggested-seed0.json").read_text())]
+    assert chosen[0]["files"] == chosen[1]["files"]
+    assert chosen[0]["labels"] != chosen[1]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        (
+            f"vary: {{model.head_layers: [1, 3], finetune.from_layer: [1, 2]}}\n{ROWS}",
+            ["--model.head_layers=3", "--finetune.from_layer=2"],
+            "finetune.from_layer must be 0 to 1",
+        ),
+        (
+            f"{ROWS}  big: {{method: supervised, data.image_size: 16}}\n",
+            [],
+            "one pretraining, which has data.image_size=8 and not 16; set it in the table's base",
+        ),
+    ],
+)
+def test_what_cannot_be_suggested_is_refused(text, options, told, photos, tmp_path, capfd):
+    table = tmp_path / "mine.yaml"
+    table.write_text(f"title: t\nseeds: [0, 1]\n{text}{SUGGESTED}")
+    given = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}", *options]
+    assert run(pipeline.main, *given) in (0, 2)
+    out = capfd.readouterr()
+    assert told in out.out + out.err
+
+
 def test_another_pretraining_can_suggest(finished, photos, tmp_path, capfd):
     options = [f"--data.train={photos}", f"--output={tmp_path}", "--labels=6suggested"]
     for named in (finished, finished / "pretrain"):
