@@ -275,16 +275,24 @@ def test_the_pipeline_chooses_after_pretraining(labels, photos, tmp_path, capfd)
     assert "training images have a label" in refused(capfd, pipeline.main, *options)
 
 
-def test_a_table_compares_suggested_labels(photos, tmp_path, capfd):
-    """One choice a draw, made after the pretraining, although another row comes first."""
-    table = tmp_path / "mine.yaml"
-    table.write_text(
-        "title: Suggested\nseeds: [0, 1]\n"
-        "rows:\n  supervised: {method: supervised}\n  tuned: {method: finetune}\n"
-        "  longer: {method: finetune, finetune.steps: 3}\n"
+def table_of(folder, rows: str, head: str = "") -> str:
+    """The option of a table with two repetitions of six suggested labels."""
+    file = folder / "mine.yaml"
+    file.write_text(
+        f"title: Suggested\nseeds: [0, 1]\n{head}rows:\n{rows}"
         "columns:\n  suggested: {labels: 6suggested}\n"
     )
-    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}"]
+    return f"--table={file}"
+
+
+VARIED = "vary: {pretrain.seed: [0, 7]}\n"
+
+
+def test_a_table_compares_suggested_labels(photos, tmp_path, capfd):
+    """One choice a draw, made after the pretraining, although another row comes first."""
+    rows = "  supervised: {method: supervised}\n  tuned: {method: finetune}\n"
+    rows += "  longer: {method: finetune, finetune.steps: 3}\n"
+    options = [f"--data.train={photos}", f"--output={tmp_path}", table_of(tmp_path, rows)]
     assert run(pipeline.main, *options) == 0
     assert "failed" not in capfd.readouterr().out
     assert len(list(tmp_path.glob("r/tables/mine/*"))) > 0
@@ -337,13 +345,10 @@ def test_each_pretraining_of_a_table_suggests_its_own_labels(base, photos, tmp_p
 
 
 def test_a_table_tells_cells_whose_labels_are_suggested_no_more(photos, tmp_path, capfd):
-    table = tmp_path / "mine.yaml"
-    table.write_text(
-        "title: Suggested\nseeds: [0, 1]\nvary: {pretrain.seed: [0, 7]}\n"
-        "rows:\n  supervised: {method: supervised}\n  pixels: {method: pixels-svm}\n"
-        "columns:\n  suggested: {labels: 6suggested}\n"
+    table = table_of(
+        tmp_path, "  supervised: {method: supervised}\n  pixels: {method: pixels-svm}\n", VARIED
     )
-    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}"]
+    options = [f"--data.train={photos}", f"--output={tmp_path}", table]
     assert run(pipeline.main, *options) == 0
     text = (tmp_path / "r/tables/mine/table.md").read_text()
     assert re.search(r"\| supervised \| 2; \d+ s \|", text)  # no updates of stage 1
@@ -455,14 +460,11 @@ def test_another_pretraining_can_suggest(finished, photos, tmp_path, capfd):
 def test_a_pretraining_that_the_line_names_suggests_for_a_whole_table(
     itself, finished, photos, tmp_path
 ):
-    table = tmp_path / "mine.yaml"
-    table.write_text(
-        "title: Suggested\nseeds: [0, 1]\nvary: {pretrain.seed: [0, 7]}\n"
-        "rows:\n  supervised: {method: supervised}\n  tuned: {method: finetune}\n"
-        "columns:\n  suggested: {labels: 6suggested}\n"
+    table = table_of(
+        tmp_path, "  supervised: {method: supervised}\n  tuned: {method: finetune}\n", VARIED
     )
     by = tmp_path / "r" if itself else finished
-    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}"]
+    options = [f"--data.train={photos}", f"--output={tmp_path}", table]
     assert run(pipeline.main, *options, f"--suggested_by={by}") == 0
     assert [len(hashes(tmp_path / "r", seed)) for seed in (0, 1)] == [1, 1]
     for file in tmp_path.rglob("6*.json"):
