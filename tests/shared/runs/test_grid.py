@@ -131,6 +131,8 @@ def test_tables_2_and_3_have_the_papers_networks(imagenet):
             if job.method == "finetune"
         }
         assert tuned == {("1pct", 60), ("10pct", 30)}
+        first = [job.config.pretrain for job in in_order(cells) if job.method == "pretrain"]
+        assert {(cfg.memory, cfg.memory_momentum) for cfg in first} == {(65536, 0.999)}
 
 
 def test_figures_from_memory_say_so():
