@@ -302,6 +302,11 @@ def read_command_line(
             _print_config_and_leave(parser, [*recipe, *place, *flags, *own])
         if not config.table:  # whose rows may read them
             require_read(config, options_set(config) | typed)
+            if "suggested_by" in typed and not config.label_set.suggested:
+                raise ValueError(
+                    f"suggested_by={config.suggested_by} is an option of labels=<n>suggested, which"
+                    f" is {config.labels}; leave it out, or give --labels 14suggested"
+                )
         _say_imported(imported)
         return CommandLine(config, fixed, (*flags, *own), origin)
     except (ValueError, OverflowError) as error:
@@ -437,6 +442,27 @@ def read_config(recipe: Path) -> Config:
         return _config(_strict_parser().parse_args(arguments, defaults=False))
     except (ValueError, OverflowError) as error:
         raise UserError(f"{recipe}: {error}") from error
+
+
+def placed(config: Config, run: Path) -> Config:
+    """The configuration of a run as it lies there now: its folder may have been moved.
+
+    Args:
+        config: of the run, with the folders as they were.
+        run: its folder.
+
+    Raises:
+        UserError: no run can be called as the folder is.
+    """
+    run = Path(os.path.abspath(run)) if run.name in ("", "..") else run
+    by = config.suggested_by
+    relative = not os.path.isabs(config.output) and not os.path.isabs(by or "/")
+    if by and relative and not os.path.exists(by):  # moved along, or seen from elsewhere
+        by = os.path.normpath(run.parent / os.path.relpath(by, config.output))
+    try:
+        return replace(config, output=str(run.parent), run=run.name, suggested_by=by)
+    except ValueError as error:
+        raise UserError(f"{run}: {error}; rename the folder") from error
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:

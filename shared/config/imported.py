@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from shared.config.schema import Config
+from shared.config.schema import Config, pretraining_in
 from shared.runtime.errors import UserError
 from shared.runtime.records import REDO, listed, read_json
 
@@ -44,8 +44,7 @@ def first_pretraining(config: Config, option: str) -> Path | None:
     """
     if not (name := config.option(option)):
         return None
-    folder = Path(name)
-    folder = folder / "pretrain" if (folder / "pretrain").is_dir() else folder
+    folder = pretraining_in(Path(name))
     if folder.resolve() == config.folder_of("pretrain").resolve():
         raise UserError(f"{option}={folder} is what this run makes; give another --run")
     return folder

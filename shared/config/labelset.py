@@ -121,8 +121,11 @@ class LabelSet:
 
     @property
     def before_choice(self) -> "LabelSet":
-        """As many labels by lot, where images are still to be suggested; else the same."""
-        return replace(self, random=self.suggested, suggested=None) if self.suggested else self
+        """As many labels by lot, where images are still to be suggested; else the same.
+
+        Their number alone counts.
+        """
+        return replace(self, random=self.suggested) if self.suggested else self
 
     @property
     def title(self) -> str:

@@ -299,9 +299,7 @@ class Config:
         """The pretraining by whose features images are suggested: its artifact folder."""
         if not self.suggested_by:
             return self.folder_of("pretrain")
-        folder = Path(self.suggested_by)
-        artifact = folder.name == "pretrain" or (folder / "meta.json").exists()
-        return folder if artifact else folder / "pretrain"
+        return pretraining_in(Path(self.suggested_by))
 
     @property
     def suggests_itself(self) -> bool:
@@ -311,9 +309,11 @@ class Config:
     def _choice(self, tag: str) -> Path:
         """The file in the run's folder that names the suggested images."""
         run, source = (Path(os.path.abspath(p)) for p in (self.run_folder, self.suggesting.parent))
-        by = "" if source == run else f"-by-{source.name}"
+        name = os.fsencode(source.name)[:120].decode(errors="ignore")
+        by = "" if source == run else f"-by-{name}"
         if run not in (source, *source.parents):  # others may be called so too
-            by += f"-{hashlib.sha256(os.fsencode(source)).hexdigest()[:8]}"
+            place = os.fsencode(os.path.relpath(source, run))  # both may be moved together
+            by += f"-{hashlib.sha256(place).hexdigest()[:8]}"
         return self.run_folder / f"{tag}-seed{self.seed}{by}.json"
 
     @cached_property
@@ -385,6 +385,13 @@ class Config:
         """The value of an option of a section, such as ``distill.student``."""
         section, _, key = name.partition(".")
         return getattr(getattr(self, section), key)
+
+
+def pretraining_in(folder: Path) -> Path:
+    """The artifact of stage 1 that a folder is, or that lies in the folder of its run."""
+    own = folder / "pretrain"
+    artifact = folder.name == "pretrain" or (folder / "meta.json").exists()
+    return own if own.is_dir() or not artifact else folder
 
 
 def hashed_settings(section: Any, prefix: str = "") -> dict[str, Any]:

@@ -130,6 +130,7 @@ class ImageSet:
             ``--labels``: it may grow, and test images are drawn by their names.
         columns: of a table, those that might hold labels, where none was chosen.
         skipped: names of the unreadable images that were left out when the images were opened.
+        locked: names of images that were taken out for testing, and are in no set any more.
         shrunk: n small copies (3, h, w) uint8 of different sizes where ``data.cache`` asks for
             them, else None.
     """
@@ -145,6 +146,7 @@ class ImageSet:
     edited: bool = False
     columns: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    locked: tuple[str, ...] = ()
     shrunk: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:

@@ -662,6 +662,7 @@ def find_images(splits: Splits, names: list[str], file: Path) -> np.ndarray:
     if test is not None:
         known = set(train.names)
         every += [(name, HELD_OUT) for name in test.names if name not in known]
+    every += [(name, HELD_OUT) for name in train.locked]
     every += [(name, SKIPPED) for name in train.skipped]
     skip = train.on_error == "skip"
     positions = find_names([name for name, _ in every], names, file, skip)

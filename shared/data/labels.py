@@ -49,13 +49,19 @@ class Choice(TypedDict):
 
 
 def read_choice(labels: LabelSet) -> Choice:
-    """The images that were suggested; UserError where none are, or the file is damaged."""
+    """The images that were suggested, as many as they are; UserError where none are, or damaged."""
     if labels.choice is None or not labels.choice.is_file():
         raise UserError(
             f"labels={labels.text}: no images are chosen yet; pipeline.py with the same options"
             " chooses them after its pretraining"
         )
-    return read_record(labels.choice, Choice, CHOOSE_AGAIN)
+    choice = read_record(labels.choice, Choice, CHOOSE_AGAIN)
+    if not len(choice["files"]) == len({*choice["files"]}) == labels.suggested:
+        raise UserError(
+            f"{labels.choice} is damaged: it names {counted(len({*choice['files']}), 'image')} for"
+            f" labels={labels.text}; {CHOOSE_AGAIN}"
+        )
+    return choice
 
 
 class Labels(NamedTuple):
@@ -132,7 +138,14 @@ def _by_number(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> 
         files = read_choice(labels)["files"]
         assert labels.choice
         ids = np.sort(find_names(list(images.names), files, labels.choice))
-    if len(classes := np.unique(images.labels[ids])) < 2:
+        if len(lost := ids[images.labels[ids] == UNLABELED]):
+            raise UserError(
+                f"labels={labels.text}: {abbreviated(images.names[lost])} of {labels.choice} no"
+                " longer have a label that training may see; pipeline.py with the same options"
+                " chooses again"
+            )
+    sure = not (labels.random and labels.suggested)  # else others will be suggested
+    if sure and len(classes := np.unique(images.labels[ids])) < 2:
         raise UserError(
             f"labels={labels.text}: all of these images are of one class,"
             f" {printable(images.classes[classes[0]])}; take more of them, or another --seed"

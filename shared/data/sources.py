@@ -878,9 +878,12 @@ def _open_splits(
     data: Data, table: Path | None, decoded: Callable[[ImageSet], ImageSet], progress: bool
 ) -> Splits:
     _quiet(progress)
+    if not Path(data.train).expanduser().is_dir():  # asked before anything is downloaded
+        _refuse_albums(data)
     sources = _open(data.train, data, progress)
     name = "train" if "train" in sources else next(iter(sources))
-    _refuse_no_albums(sources[name], data)
+    if not _is_folder_of_files(sources[name], data.train):
+        _refuse_albums(data)
     train = _image_set(sources[name], data, data.train, required=table is None)
     columns = sources[name].column_names
     labels = read_labels(table, data, columns, train.classes) if table else None
@@ -912,6 +915,7 @@ def _open_splits(
     if test is not None:
         test, train = same_classes(test, train)
     splits = hold_out(Splits(train, test), data, by_name)
+    by_name = by_name and data.hold_out != "lockbox"  # which goes by pixels
     if progress:
         lines = [table_line(labels, splits)] if labels else []
         lines += [f"test images: {data.test}{note}"] if (note := _test_note(data)) else []
@@ -936,9 +940,9 @@ def _open_splits(
     return Splits(_appended(splits.train, extra, data), splits.test)
 
 
-def _refuse_no_albums(train: datasets.Dataset, data: Data) -> None:
-    """UserError where folders shall be albums and the images lie in no folders."""
-    if not data.class_folders and not _is_folder_of_files(train, data.train):
+def _refuse_albums(data: Data) -> None:
+    """UserError where folders shall be albums; the images lie in none."""
+    if not data.class_folders:
         raise UserError(
             f"data.class_folders=false is for a folder of image files, which {data.train} is not;"
             " leave it out"

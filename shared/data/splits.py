@@ -117,9 +117,11 @@ def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
         UserError: the lockbox is empty, or has all images of a class.
     """
     if data.hold_out != "split":
-        splits = _lockbox(splits, data)
+        before, splits = splits, _lockbox(splits, data)
         if data.hold_out == "tuning":
-            splits = Splits(splits.train, None)
+            names = [name for images in before if images for name in images.names]
+            gone = dict.fromkeys(names).keys() - {*splits.train.names}
+            splits = Splits(replace(splits.train, locked=tuple(sorted(gone))), None)
     if splits.test is not None:
         return splits
     part = _part_by_name(splits.train, data) if by_name else _stratified_part(splits.train, data)

@@ -292,7 +292,9 @@ def measure(
         # every teacher has the same encoder; one that scikit-learn fits is not made here
         usual = replace(config.distill, taught_by="finetune")
         blind = replace(config.pretrain, knn_every_steps=0)
-        small = replace(config, output=folder, run="probe", force="", distill=usual, pretrain=blind)
+        by = None if config.suggests_itself else config.suggested_by
+        small = replace(config, output=folder, run="probe", force="", suggested_by=by)
+        small = replace(small, distill=usual, pretrain=blind)
         shown = accelerator.is_local_main_process  # as the stages, so that all share one decoding
         labeled = bool(stages.keys() & CLASSIFIERS)
         small, counts, note = _data_of(small, Path(folder) / "images", shown, labeled)

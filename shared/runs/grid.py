@@ -21,7 +21,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from accelerate import Accelerator
 
-from shared.config.command_line import override, read_config
+from shared.config.command_line import override, placed, read_config
 from shared.config.imported import first_pretraining
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, depends_on
@@ -334,6 +334,12 @@ def fill(
     base = {option: value for option, value in table.base.items() if option not in flags}
     table = replace(table, base=base)
     cells = [_with_label_file(cell) for cell in expand(table, config)]
+    if "suggested_by" in flags and not any(LabelSet.parse(c.labels).suggested for c in cells):
+        raise UserError(
+            f"suggested_by={config.suggested_by}, but no row or column of table {table.name} has"
+            " labels=<n>suggested; leave it out"
+        )
+    cells = _with_one_test_set(cells)
     _require_hope(cells)
     jobs, sound = in_order(cells), set[Path]()
     outdated = gather_all([_outdated(jobs)])[0]
@@ -495,6 +501,43 @@ def _with_label_file(cell: Cell) -> Cell:
         return cell
     reason = f"cannot read the label file {file}: there is no such file{did_you_mean(file)}"
     return replace(cell, job=None, impossible=reason)
+
+
+def _with_one_test_set(cells: Sequence[Cell]) -> list[Cell]:
+    """Impossible cells where a label file draws other test images than the first cell has.
+
+    They are drawn by the names that are labeled, so two files may have different ones.
+    """
+    tables: dict[str, set[Path | None]] = {}  # of cells with equal data options
+    for cell in cells:
+        if cell.job:
+            config = cell.job.config
+            tables.setdefault(repr(config.data), set()).add(config.label_set.csv_file)
+    tested: dict[str, tuple[str, list[str]]] = {}
+    refusals: dict[tuple[str, Path | None], str] = {}
+    for cell in cells:
+        if not cell.job or len(tables[repr(cell.job.config.data)]) < 2:
+            continue
+        config = cell.job.config
+        key = repr(config.data), config.label_set.csv_file
+        if key in refusals:
+            continue
+        refusals[key] = ""
+        with suppress(UserError):  # with_reasons tells what is wrong with it
+            test = look_at(config.data, config.label_set).test
+            names = [] if test is None else [*test.names]
+            first, of_first = tested.setdefault(key[0], (config.labels, names))
+            if names != of_first:
+                refusals[key] = (
+                    f"labels={config.labels} and labels={first} draw different test images, by the"
+                    " names that are labeled; give both the same: --data.test"
+                )
+    answers = []
+    for cell in cells:
+        config = cell.job and cell.job.config
+        reason = config and refusals.get((repr(config.data), config.label_set.csv_file))
+        answers.append(replace(cell, job=None, impossible=reason) if reason else cell)
+    return answers
 
 
 def require_published(job: Job, own: Collection[Path]) -> None:
@@ -758,6 +801,7 @@ def _read_baseline(name: str, job: Job) -> BaselineResult:
     baselines = assessment.get("baselines", {"rows": []})
     if wrong := mismatch(baselines, Baselines, "the baselines"):
         raise UserError(f"{job.path} is damaged: {wrong}; run stages.assess again")
+    _require_assessed_so(job)
     for row in baselines["rows"]:
         if (row["method"], row["input"]) == (method, inputs):
             return {"n_labels": row["n_labels"], "top1": row["top1"]}
@@ -790,6 +834,21 @@ def require_made_so(job: Job) -> None:
             raise UserError(f"{job.path} was made from another {parent.path} than lies there now")
 
 
+def _require_assessed_so(job: Job) -> None:
+    """UserError where an assessment is of another pretraining or other suggested labels."""
+    (parent,) = job.parents
+    require_made_so(parent)
+    if not (job.path / "meta.json").exists():  # a part of it failed; nothing says of what it is
+        return
+    if read_meta(job.path)["weights_sha256"] != read_meta(parent.path)["weights_sha256"]:
+        raise UserError(
+            f"{job.path} was made from another {parent.path} than lies there now; pipeline.py"
+            " --table makes it again"
+        )
+    if job.config.label_set.suggested:
+        _require_same_suggestions(job)
+
+
 def _require_same_suggestions(job: Job) -> None:
     """UserError where the labels are not those that the pretraining suggests now."""
     source, choice = job.config.suggesting, read_choice(job.config.label_set)
@@ -816,7 +875,10 @@ def _refuse_other_images(cells: Sequence[Cell], lines: Sequence[CellLine]) -> No
         data = json.dumps(hashed_settings(cell.job.config.data), default=str)
         if images != images_of.setdefault(data, images):
             line["status"], line["result"] = "failed", {}
-            line["message"] = f"{cell.job.path} was made of other images than the first cell"
+            line["message"] = (
+                f"{cell.job.path} was made of other images than the first cell; make it again:"
+                f" --force {cell.job.method}"
+            )
 
 
 def write_table(
@@ -881,7 +943,7 @@ def report(run: Path, name: str) -> str:
     if recipe is None:
         raise UserError(f"{run} is no run: it has no config.yaml{did_you_mean(run)}")
     config = read_config(recipe / "config.yaml")
-    config = replace(config, output=str(run.parent), run=run.name)
+    config = placed(config, run)
     cells = expand(table, config)
     jobs = {cell.job.path: cell.job for cell in cells if cell.job}
     failures = {}

@@ -133,6 +133,7 @@ def _table(name: str, content: Any) -> Table:
     """Check what the file holds; ValueError where a part is wrong."""
     if not isinstance(content, dict):
         raise ValueError("must have title, rows and columns")
+    _require_plain(content)
     _require_known(content, [f.name for f in fields(Table) if f.name != "name"], "key")
     parts = {key: value for key, value in content.items() if value is not None}
     if missing := {"title", "rows", "columns"} - parts.keys():
@@ -166,6 +167,7 @@ def _table(name: str, content: Any) -> Table:
     if "worth" in parts:
         parts["worth"] = str(parts["worth"])  # as the rows' labels
         _require_known([parts["worth"]], parts["rows"], "row in worth")
+        _require_curve(parts, parts["worth"])
     _check_paper(parts.get("paper"))
     return Table(name, **parts)
 
@@ -241,12 +243,42 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
 def _check_paper(paper: Any) -> None:
     if paper is None:
         return
-    cells = paper.get("cells") if isinstance(paper, dict) and "source" in paper else None
+    cells = paper.get("cells") if isinstance(paper, dict) else None
     if not isinstance(cells, dict) or not all(isinstance(row, dict) for row in cells.values()):
         raise ValueError("paper must have source, and cells: row -> column -> value")
+    if not isinstance(source := paper.get("source"), str) or printable(source) != source:
+        raise ValueError(f"paper: source must be one line of text, got {source!r}")
     for value in (value for row in cells.values() for value in row.values()):
         if not (value is None or isinstance(value, str | int | float)) or value != value:
             raise ValueError(f"paper: a cell must be a number or text, got {value!r}")
+
+
+def _require_plain(part: Any, place: str = "") -> None:
+    """ValueError where a value is a date, bytes or a set, which YAML knows and no option takes."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            _require_plain(key, place)
+            _require_plain(value, f"{place}{': ' * bool(place)}{key}")
+    elif isinstance(part, list):
+        for value in part:
+            _require_plain(value, place)
+    elif not (part is None or isinstance(part, str | int | float)):
+        kind = type(part).__name__
+        raise ValueError(f"{place or 'a key'} has a {kind}; write it as text, in quotes: '{part}'")
+
+
+def _require_curve(parts: Mapping[str, Any], row: str) -> None:
+    """ValueError where the columns have no two shares of the labels in this row."""
+    base, own = parts.get("base", {}), parts["rows"][row]
+    given = (
+        str((base | column | own).get("labels", "1pct")) for column in parts["columns"].values()
+    )
+    shares = {LabelSet.parse(text).share for text in given} - {None}
+    if len(shares) < 2:
+        raise ValueError(
+            f"worth: {row}: what labels are worth is read off a curve, which needs columns with two"
+            " shares of the labels or more, such as 1pct and 10pct; leave worth out"
+        )
 
 
 def _require_known(names: Iterable[Any], known: Collection[str], what: str) -> None:

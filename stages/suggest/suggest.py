@@ -1,8 +1,6 @@
 """Which images to label: by the features of stage 1, without a look at any label."""
 
 import json
-import os
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from shared.config.command import run_command
-from shared.config.command_line import override, read_config
+from shared.config.command_line import override, placed, read_config
 from shared.config.methods import CLASSIFIERS, ancestors
 from shared.config.schema import Config
 from shared.data.images import UNLABELED, ImageSet, Splits
@@ -27,7 +25,7 @@ from shared.data.label_files import (
     find_names,
     marked,
     read_csv,
-    read_text,
+    read_rows,
 )
 from shared.data.labels import Choice, Labels, draw_labels, read_choice
 from shared.data.sources import open_run
@@ -156,6 +154,7 @@ def suggest(
     text: str | None = None,
     out: Path | None = None,
     test: bool = False,
+    seed: int | None = None,
 ) -> None:
     """Write ``to_label.csv`` and ``to_label.html``; with ``test`` ``to_test`` in place of to_label.
 
@@ -167,12 +166,14 @@ def suggest(
         text: value of ``--labels``; None: the run's own file of labels, if it has one.
         out: folder of the two files; None: the run's.
         test: the images are for testing, so the file holds no others.
+        seed: of the clusters or the lot; None: the run's.
 
     Raises:
         UserError: there are fewer images without a label, the run has no pretrained network, or
             labels in an earlier ``to_label.csv`` would be lost; nothing is written then.
     """
     read_meta(config.folder_of("pretrain"), "encoder")
+    seed = config.seed if seed is None else seed
     file = (config.folder if out is None else out) / f"{TEST_NAME if test else NAME}.csv"
     splits = open_run(config, accelerator)
     images = splits.train
@@ -192,14 +193,14 @@ def suggest(
             f"note: not suggested: {abbreviated(left_out)}; no CSV file keeps spaces at the ends of"
             " a name"
         )
-    seen = generator(config.seed, "suggest", "seen").permutation(unlabeled)[: max(IMAGES, budget)]
+    seen = generator(seed, "suggest", "seen").permutation(unlabeled)[: max(IMAGES, budget)]
     ids = np.sort(np.concatenate([seen, labeled.ids]))
     rows, ids = features(config.folder_of("pretrain"), config, accelerator, images, ids)
     known = np.flatnonzero(np.isin(ids, labeled.ids))
     sureness = margins(config, accelerator, images, ids) if len(known) and by != "random" else None
     margin, classifier = sureness or (None, "")
     accelerator.print(rule(by, len(labeled.rows), classifier))
-    chosen = ids[in_order_of_worth(rows, known, budget, by, config.seed, margin)]
+    chosen = ids[in_order_of_worth(rows, known, budget, by, seed, margin)]
     if accelerator.is_main_process:
         with held(file, advice="choose another --out"):
             require_nothing_lost(file, kept)  # it may be another by now
@@ -232,9 +233,7 @@ def require_nothing_lost(file: Path, kept: Sequence[tuple[str, str]]) -> None:
             f"{file} has {len(labels):,} labels that would be lost; give it as --labels to go on"
             " from it, or another --out"
         )
-    # splitlines ends a line at a form feed too, which csv reads as part of a cell
-    head = next((line for line in re.split("[\r\n]+", read_text(file)) if "label" in line), "")
-    if len([column for column in re.split(r"[,;|\t]", head) if column.strip()]) > 2:
+    if len([column for column in read_rows(file).columns if column]) > 2:
         raise UserError(f"{file} has further columns, which would be lost; give another --out")
 
 
@@ -276,7 +275,7 @@ def choose(config: Config, accelerator: Accelerator) -> None:
     """Choose the images of ``--labels <n>suggested``, unless they are chosen.
 
     Their names are kept in the run's folder, where ``draw_labels`` finds them. They are chosen
-    anew where the pretraining or the images are others than then.
+    anew where the pretraining or the images are others than then, or one has no label any more.
 
     Args:
         config: the run; its label set is a suggested one.
@@ -293,11 +292,11 @@ def choose(config: Config, accelerator: Accelerator) -> None:
     made_from = {"weights": weights, "images": images.fingerprint}
     stored = read_choice(label_set) if file.is_file() else None
     accelerator.wait_for_everyone()  # all have read what one may write below
-    if stored and stored.get("made_from") == made_from:
-        names = stored["files"]
-    else:
+    names = stored["files"] if stored and stored.get("made_from") == made_from else []
+    ids = _positions(images, names, file)
+    if not names or (images.labels[ids] == UNLABELED).any():
         names = _names_to_label(config, accelerator, images)
-    ids = np.sort(find_names(list(images.names), names, file))
+        ids = _positions(images, names, file)
     labels = Labels(ids, images.labels[ids])
     choice = Choice(made_from=made_from, labels=labels.hash, files=names)
     if choice == stored:
@@ -308,20 +307,25 @@ def choose(config: Config, accelerator: Accelerator) -> None:
     accelerator.print(f"{config.labels}: chosen, {file}", *labels.notes(images.classes), sep="\n")
 
 
+def _positions(images: ImageSet, names: list[str], file: Path) -> np.ndarray:
+    """Where the named images are: (n,) int64, ascending."""
+    return np.sort(np.array(find_names(list(images.names), names, file), dtype=np.int64))
+
+
 def _names_to_label(config: Config, accelerator: Accelerator, images: ImageSet) -> list[str]:
     """So many of the labeled images that training may see, without a look at their classes."""
     number, none = config.label_set.suggested or 0, np.zeros(0, np.int64)
     ids = np.flatnonzero(images.labels != UNLABELED)
     if number > len(ids):
         raise UserError(f"labels={config.labels}: only {len(ids):,} training images have a label")
-    seen = generator(config.seed, "suggest", "seen").permutation(ids)[:IMAGES]
+    seen = generator(config.seed, "suggest", "seen").permutation(ids)[: max(IMAGES, number)]
     rows, ids = features(config.suggesting, config, accelerator, images, np.sort(seen))
     chosen = ids[in_order_of_worth(rows, none, number, WAYS[0], config.seed)]
     return images.names[chosen].tolist()
 
 
 # ---------------------------------------------------------------------------------- the command
-def config_of(run: Path, labels: str | None, seed: int | None) -> Config:
+def config_of(run: Path, labels: str | None) -> Config:
     """The configuration of a run as it lies there, with these labels; only images to label.
 
     Raises:
@@ -339,11 +343,9 @@ def config_of(run: Path, labels: str | None, seed: int | None) -> Config:
     config = read_config(run / "config.yaml")
     if labels is not None:
         config = override(config, {"labels": labels})
-    run = Path(os.path.abspath(run)) if run.name in ("", "..") else run
     # extra unlabeled images have no place in a file of labels
-    data = replace(config.data, unlabeled=None)
-    seed = config.seed if seed is None else seed
-    return replace(config, output=str(run.parent), run=run.name, data=data, seed=seed)
+    config = replace(config, data=replace(config.data, unlabeled=None))
+    return placed(config, run)
 
 
 @exit_code_2
@@ -354,9 +356,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--budget must be 1 or more, got {arguments.budget}")
     if arguments.test and arguments.by not in (None, "random"):
         raise UserError(f"--test draws by lot, not --by {arguments.by}; leave one of them out")
-    config = config_of(arguments.run, arguments.labels, arguments.seed)
-    test, labels, out = arguments.test, arguments.labels, arguments.out
-    by = "random" if test else arguments.by or WAYS[0]
+    if not 0 <= (arguments.seed or 0) < 2**32:
+        raise UserError(f"--seed must be 0 to 2**32 - 1, got {arguments.seed}")
+    options = {"text": arguments.labels, "out": arguments.out, "test": arguments.test}
+    by = "random" if arguments.test else arguments.by or WAYS[0]
     return run_command(
-        partial(suggest, budget=arguments.budget, by=by, text=labels, out=out, test=test), config
+        partial(suggest, budget=arguments.budget, by=by, seed=arguments.seed, **options),
+        config_of(arguments.run, arguments.labels),
     )

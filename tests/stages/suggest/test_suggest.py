@@ -472,6 +472,113 @@ def test_a_pretraining_that_the_line_names_suggests_for_a_whole_table(
         assert json.loads(file.read_text())["made_from"]["weights"] == weights
 
 
+def with_metadata(folder, classes: dict[str, str]) -> None:
+    """The folder's own labels of all images."""
+    rows = (f"{name},{label}\n" for name, label in classes.items())
+    (folder / "metadata.csv").write_text(f"file_name,label\n{''.join(rows)}")
+
+
+def test_an_image_that_lost_its_label_is_not_among_the_suggested_ones(tmp_path, capfd):
+    """Neither is one that is held out now: nothing trains on a class that is none."""
+    folder, classes = tmp_path / "p", {name: "ab"[i % 2] for i, name in enumerate(NAMES)}
+    make_folder(folder, NAMES)
+    with_metadata(folder, classes)
+    options = [f"--data.train={folder}", f"--output={tmp_path}", "--labels=6suggested"]
+    assert run(pipeline.main, *options) == 0
+    file = tmp_path / "r/6suggested-seed0.json"
+    lost = json.loads(file.read_text())["files"][0]
+    with_metadata(folder, classes | {lost: ""})
+    assert f"6suggested: {lost} of" in refused(capfd, finetune.main, *options)
+    assert run(pipeline.main, *options, "--force=all") == 0
+    assert lost not in json.loads(file.read_text())["files"]
+    made = [read_meta(meta.parent) for meta in tmp_path.glob("r/*6suggested*/meta.json")]
+    assert len(made) > 3
+    assert {meta["labels"]["number"] for meta in made} == {6}
+    for labels in tmp_path.glob("r/*6suggested*/labels.csv"):
+        assert lost not in labels.read_text()
+
+
+@pytest.mark.parametrize("kept", [0, 3, "twice"])
+def test_a_damaged_choice_is_told(kept, photos, tmp_path, capfd):
+    options = [f"--data.train={photos}", f"--output={tmp_path}", "--labels=6suggested"]
+    assert run(pipeline.main, *options) == 0
+    file = tmp_path / "r/6suggested-seed0.json"
+    choice = json.loads(file.read_text())
+    names = choice["files"]
+    choice["files"] = [*names[:5], names[0]] if kept == "twice" else names[:kept]
+    file.write_text(json.dumps(choice))
+    number = {0: "0 images", 3: "3 images", "twice": "5 images"}[kept]
+    message = refused(capfd, pipeline.main, *options)
+    assert f"names {number} for labels=6suggested; delete it" in message
+
+
+def test_as_many_are_suggested_as_are_looked_at(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(suggest, "IMAGES", 5)
+    options = [f"--data.train={photos}", f"--output={tmp_path}", "--labels=8suggested"]
+    assert run(pipeline.main, *options) == 0
+    assert len(json.loads((tmp_path / "r/8suggested-seed0.json").read_text())["files"]) == 8
+
+
+def test_a_lot_of_one_class_says_nothing_of_what_will_be_suggested(photos, tmp_path, capfd):
+    options = [f"--data.train={photos}", f"--output={tmp_path}"]
+    unlucky = None
+    for seed in range(20):
+        with_seed = [*options, f"--seed={seed}", "--labels=2random", "--plan=true"]
+        if run(pipeline.main, *with_seed) == 2:
+            assert "of one class" in capfd.readouterr().err
+            unlucky = seed
+            break
+    assert unlucky is not None
+    assert (
+        run(pipeline.main, *options, f"--seed={unlucky}", "--labels=2suggested", "--plan=true") == 0
+    )
+
+
+def test_a_plan_where_the_run_suggests_to_itself_by_name(photos, tmp_path):
+    options = [f"--data.train={photos}", f"--output={tmp_path}", "--labels=6suggested"]
+    assert run(pipeline.main, *options, f"--suggested_by={tmp_path / 'r'}", "--plan=true") == 0
+
+
+def test_runs_that_move_together_keep_their_suggestions(photos, tmp_path, monkeypatch, capfd):
+    """Or are looked at from another folder."""
+    monkeypatch.chdir(tmp_path)
+    made = ["--output=runs", f"--data.train={photos}"]
+    assert run(pretrain.main, *made, "--run=a", "--labels=1pct") == 0
+    table = table_of(tmp_path, "  supervised: {method: supervised}\n")
+    assert run(pipeline.main, *made, table, "--suggested_by=runs/a") == 0
+    (tmp_path / "else").mkdir()
+    shutil.copytree("runs", tmp_path / "else/runs")
+    for place, folder in (("else", "runs/r"), ("runs", "r"), ("runs/r", ".")):
+        monkeypatch.chdir(tmp_path / place)
+        capfd.readouterr()
+        assert run(lambda argv: report.main(argv[len(TINY) :]), folder, "--table=mine") == 0
+        assert "failed" not in capfd.readouterr().out
+
+
+def test_a_run_may_be_called_as_its_first_stage(photos, tmp_path):
+    options = [f"--data.train={photos}", f"--output={tmp_path}"]
+    assert run(pretrain.main, *options, "--run=pretrain", "--labels=1pct") == 0
+    by = f"--suggested_by={tmp_path / 'pretrain'}"
+    assert run(pipeline.main, *options, "--labels=6suggested", by) == 0
+
+
+def test_the_name_of_the_suggesting_run_may_be_long(photos, tmp_path):
+    options, name = [f"--data.train={photos}", f"--output={tmp_path}"], "n" * 240
+    assert run(pretrain.main, *options, f"--run={name}", "--labels=1pct") == 0
+    by = f"--suggested_by={tmp_path / name}"
+    assert run(pipeline.main, *options, "--labels=6suggested", by) == 0
+
+
+def test_who_suggests_is_not_said_in_vain(finished, photos, tmp_path, capfd):
+    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--suggested_by={finished}"]
+    message = refused(capfd, pipeline.main, *options, "--labels=4perclass")
+    assert "an option of labels=<n>suggested, which is 4perclass" in message
+    table = tmp_path / "mine.yaml"
+    table.write_text(f"title: t\nseeds: 1\n{ROWS}columns:\n  few: {{labels: 4perclass}}\n")
+    message = refused(capfd, pipeline.main, *options, f"--table={table}")
+    assert "no row or column of table mine has labels=<n>suggested" in message
+
+
 def test_a_stage_alone_says_who_chooses(finished, photos, capfd):
     options = [f"--data.train={photos}", f"--output={finished.parent}", "--labels=6suggested"]
     assert "no images are chosen yet; pipeline.py" in refused(capfd, finetune.main, *options)
