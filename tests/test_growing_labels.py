@@ -67,6 +67,43 @@ def test_labels_grow_and_are_corrected_and_stage_1_is_trained_once(grown, capsys
     assert "made again" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kept", ["lockbox", "tuning"])
+def test_a_file_of_labels_with_a_lockbox(kept, grown, tmp_path, capsys):
+    """Its images are named like all others, and no class is said to lack test images."""
+    folder, command = grown
+    write(folder, 60)
+    own = [*command, f"--output={tmp_path}", f"--data.hold_out={kept}"]
+    assert run(pipeline.main, *own) == 0
+    printed = capsys.readouterr()
+    told = printed.out + printed.err
+    assert "were drawn for testing, and one trains" not in told
+    assert re.search(r"60 labels of 2 classes, \d+ rows of images for testing", told)
+    write(folder, 10)
+
+
+def test_two_files_of_labels_need_one_test_set(grown, tmp_path, capfd):
+    """Before anything trains: their test images are drawn by the names that are labeled."""
+    folder, command = grown
+    for number in (20, 60):
+        write(folder, number)
+        (folder / "labels.csv").rename(folder / f"first{number}.csv")
+    files = {number: folder / f"first{number}.csv" for number in (20, 60)}
+    table = tmp_path / "mine.yaml"
+    columns = "".join(f'  "{number}": {{labels: {file}}}\n' for number, file in files.items())
+    rows = "  scratch: {method: supervised}\n"
+    table.write_text(f"title: t\nseeds: 1\nrows:\n{rows}columns:\n{columns}")
+    own = [command[1], f"--output={tmp_path}", f"--table={table}"]
+    message = refused(capfd, pipeline.main, *own)
+    assert f"labels={files[60]} and labels={files[20]} draw different test images" in message
+    assert "--data.test" in message
+    assert not list(tmp_path.glob("r/supervised*"))
+    tested = tmp_path / "test.csv"
+    tested.write_text("file,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(50, 60)))
+    assert run(pipeline.main, *own, f"--data.test={tested}") == 0
+    assert "failed" not in capfd.readouterr().out
+    write(folder, 10)
+
+
 def test_classifiers_never_see_what_is_held_out(grown, monkeypatch):
     folder, command = grown
     write(folder, 50)

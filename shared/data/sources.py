@@ -878,12 +878,10 @@ def _open_splits(
     data: Data, table: Path | None, decoded: Callable[[ImageSet], ImageSet], progress: bool
 ) -> Splits:
     _quiet(progress)
-    if not Path(data.train).expanduser().is_dir():  # asked before anything is downloaded
-        _refuse_albums(data)
+    _refuse_no_albums(data)  # before anything is downloaded
     sources = _open(data.train, data, progress)
     name = "train" if "train" in sources else next(iter(sources))
-    if not _is_folder_of_files(sources[name], data.train):
-        _refuse_albums(data)
+    _refuse_no_albums(data, sources[name])
     train = _image_set(sources[name], data, data.train, required=table is None)
     columns = sources[name].column_names
     labels = read_labels(table, data, columns, train.classes) if table else None
@@ -940,9 +938,12 @@ def _open_splits(
     return Splits(_appended(splits.train, extra, data), splits.test)
 
 
-def _refuse_albums(data: Data) -> None:
-    """UserError where folders shall be albums; the images lie in none."""
-    if not data.class_folders:
+def _refuse_no_albums(data: Data, train: datasets.Dataset | None = None) -> None:
+    """UserError where folders shall be albums and the images lie in none, opened or not yet."""
+    is_folder = Path(data.train).expanduser().is_dir()
+    if not data.class_folders and not (
+        is_folder if train is None else _is_folder_of_files(train, data.train)
+    ):
         raise UserError(
             f"data.class_folders=false is for a folder of image files, which {data.train} is not;"
             " leave it out"

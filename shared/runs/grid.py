@@ -525,9 +525,9 @@ def _with_one_test_set(cells: Sequence[Cell]) -> list[Cell]:
         refusals[key] = ""
         with suppress(UserError):  # with_reasons tells what is wrong with it
             test = look_at(config.data, config.label_set).test
-            names = [] if test is None else [*test.names]
+            names = [*test.names] if test else []
             first, of_first = tested.setdefault(key[0], (config.labels, names))
-            if names != of_first:
+            if names and names != of_first:
                 refusals[key] = (
                     f"labels={config.labels} and labels={first} draw different test images, by the"
                     " names that are labeled; give both the same: --data.test"

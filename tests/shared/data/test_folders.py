@@ -463,6 +463,8 @@ def test_further_images_may_lie_in_albums(tmp_path, capsys):
 def test_albums_are_folders(capsys):
     with pytest.raises(UserError, match="is for a folder of image files, which digits is not"):
         notes(capsys, "digits", class_folders=False)
+    with pytest.raises(UserError, match="which someone/pets is not; leave it out"):
+        notes(capsys, "someone/pets", class_folders=False)  # nothing is downloaded
 
 
 def test_a_flat_train_folder_beside_one_for_testing_is_no_class(tmp_path, capsys):

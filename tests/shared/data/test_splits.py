@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from shared.config.labelset import LabelSet
 from shared.config.sections import Data
 from shared.data.images import UNLABELED, Splits
-from shared.data.label_files import LabelTable, SplitColumn, read_csv
+from shared.data.label_files import HELD_OUT, LabelTable, SplitColumn, find_images, read_csv
 from shared.data.labels import draw_labels
 from shared.data.sources import OPENED, open_data
 from shared.data.splits import (
@@ -93,6 +93,17 @@ def test_test_images_are_the_lockbox():
     tuned = hold_out(Splits(seen_by_stage_1, test), Data(hold_out="tuning"), False)
     assert len(tuned.train) + len(tuned.test) == 36
     assert not len(tuned.train.held_out)
+
+
+def test_choices_know_the_names_of_the_lockbox():
+    """A file of labels may name its images: they are held out, and not unknown."""
+    box, tuned = held("lockbox"), held("tuning", split_seed=101)
+    places = find_images(tuned, [*box.test.names, *tuned.train.names[:3]], Path("labels.csv"))
+    assert places.tolist() == [HELD_OUT] * len(box.test) + [0, 1, 2]
+    given = images([0, 1], ["t0.png", "t1.png"])
+    names = [f"{i}.png" for i in range(40)]
+    tuned = hold_out(Splits(images([0, 1] * 20, names), given), Data(hold_out="tuning"), False)
+    assert find_images(tuned, ["t0.png"], Path("labels.csv")).tolist() == [HELD_OUT]
 
 
 def test_too_small_for_a_lockbox():

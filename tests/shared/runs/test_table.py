@@ -1,5 +1,7 @@
 """Tables read, checked and written again."""
 
+from datetime import date
+
 import pytest
 
 from shared.config.schema import Config
@@ -59,6 +61,21 @@ from tests.support.tables import write
             "a cell must be a number",
         ),
         ({"vary": {"pretrain.seed": 3}}, "must be a list of one value for each of the 5 seeds"),
+        (
+            {"rows": {"a": {"data.split_seed": date(2001, 12, 14)}}},
+            "rows: a: data.split_seed has a date; write it as text, in quotes: '2001-12-14'",
+        ),
+        ({"rows": {"a": {"method": b"x"}}}, "rows: a: method has a bytes"),
+        ({"columns": {"a": {"labels": {1, 2}}}}, "columns: a: labels has a set"),
+        ({"seeds": 1, "vary": {"pretrain.seed": [date(2001, 12, 14)]}}, "vary: pretrain.seed has"),
+        ({"rows": {date(2001, 12, 14): {}}}, "rows has a date"),
+        (
+            {"paper": {"source": date(2001, 2, 3), "cells": {}}},
+            "paper: source has a date; write it as text",
+        ),
+        ({"paper": {"source": 3, "cells": {}}}, "paper: source must be one line of text, got 3"),
+        ({"worth": "a", "columns": {"x": {}, "y": {"pretrain.seed": 1}}}, "worth: a: what labels"),
+        ({"worth": "a", "columns": {"x": {"labels": "2perclass"}, "y": {}}}, "two shares of the"),
     ],
 )
 def test_bad_tables(table, message, tmp_path):

@@ -28,6 +28,11 @@ def call(*arguments: object) -> int:
     return run(lambda argv: suggest.main(argv[len(TINY) :]), *arguments)
 
 
+def reported(argv) -> int:
+    """The report, which takes no recipe either."""
+    return report.main(argv[len(TINY) :])
+
+
 def refusal(capfd, *arguments: object) -> str:
     return refused(capfd, lambda argv: suggest.main(argv[len(TINY) :]), *arguments)
 
@@ -171,6 +176,8 @@ def test_labels_do_not_matter_in_the_first_round(finished, tmp_path, monkeypatch
         (["--budget", 3, "--labels", "no.csv"], "cannot read the label file no.csv"),
         (["--budget", 3, "--labels", "5%"], "labels must be 1pct, 10pct"),
         (["--budget", 3, "--labels", "2perclass"], "but the images have no labels"),
+        (["--budget", 3, "--seed", -1], "--seed must be 0 to 2**32 - 1, got -1"),
+        (["--budget", 3, "--seed", 2**32], "--seed must be 0 to 2**32 - 1, got 4294967296"),
     ],
 )
 def test_bad_options(options, message, unlabeled, tmp_path, capfd):
@@ -201,6 +208,9 @@ def test_bad_labels(rows, message, unlabeled, tmp_path, capfd):
         ("file,label\f00.png,a\f", "has further columns, which would be lost"),  # one line, to csv
         ("file;label;who\n00.png;;ann\n", "has further columns, which would be lost"),
         ('file,label\n"00.png,\n', "a quote that is never closed"),
+        ("File,Label,Notes\n00.png,,mine\n", "has further columns, which would be lost"),
+        ("file,class,notes\n00.png,,mine\n", "has further columns, which would be lost"),
+        ("sep=;\nfile;class;notes\n00.png;;mine\n", "has further columns, which would be lost"),
     ],
 )
 def test_what_somebody_wrote_is_not_overwritten(content, message, unlabeled, tmp_path, capfd):
@@ -222,6 +232,29 @@ def test_a_file_without_any_label_is_the_first_round(unlabeled, tmp_path, capfd)
     assert "has no label yet" in refused(capfd, pipeline.main, *options, f"--labels={file}")
     file.write_text("file,label\n")
     assert "has no label yet" in refused(capfd, pipeline.main, *options, f"--labels={file}")
+
+
+def test_a_folder_that_no_run_can_be_called(unlabeled, tmp_path, capfd):
+    copy = shutil.copytree(unlabeled, tmp_path / "my run")
+    message = refusal(capfd, copy, "--budget", 3)
+    assert "run must be letters" in message
+    assert "rename the folder" in message
+    (copy / "mine.yaml").write_text(f"title: t\nseeds: 1\n{ROWS}{SUGGESTED}")
+    assert "rename the folder" in refused(capfd, reported, copy, "--table", copy / "mine.yaml")
+
+
+def test_the_seed_is_that_of_the_clusters_alone(finished, tmp_path, capsys):
+    """The same classifier is asked, and the same labels are known."""
+    copy = shutil.copytree(finished, tmp_path / "r")
+    told = []
+    for seed in (0, 1):
+        capsys.readouterr()
+        arguments = ["--budget", 3, "--labels", "2perclass", "--seed", seed, "--out", tmp_path]
+        assert call(copy, *arguments) == 0
+        told += re.findall(r".*suggested: .*", capsys.readouterr().out)
+        (tmp_path / "to_label.csv").unlink()
+    assert told[0] == told[1]
+    assert "first where finetune-2perclass-seed0 is least sure" in told[0]
 
 
 def test_no_run_and_no_pretraining_and_no_images(unlabeled, tmp_path, capfd):
@@ -358,7 +391,7 @@ def test_a_table_tells_cells_whose_labels_are_suggested_no_more(photos, tmp_path
     for changed in ({"labels": "0" * 16}, {"made_from": {"weights": "0", "images": "0"}}):
         file.write_text(json.dumps(choice | changed))
         capfd.readouterr()
-        assert run(lambda argv: report.main(argv[len(TINY) :]), tmp_path / "r", "--table=mine") == 0
+        assert run(reported, tmp_path / "r", "--table=mine") == 0
         told.append(capfd.readouterr().out)
     assert "was made with other labels than are suggested now" in told[0]
     assert "were suggested by another" in told[1]
@@ -392,7 +425,7 @@ def test_a_report_knows_by_which_pretraining_labels_were_suggested(photos, tmp_p
     assert run(pipeline.main, *options, f"--suggested_by={tmp_path / 'a/r'}") == 0
     assert run(pipeline.main, *options, f"--suggested_by={tmp_path / 'b/r'}") == 2
     capfd.readouterr()
-    run(lambda argv: report.main(argv[len(TINY) :]), tmp_path / "r", "--table=mine")
+    run(reported, tmp_path / "r", "--table=mine")
     told = capfd.readouterr()
     assert "with other labels than are suggested now" in told.out + told.err
 
@@ -551,7 +584,7 @@ def test_runs_that_move_together_keep_their_suggestions(photos, tmp_path, monkey
     for place, folder in (("else", "runs/r"), ("runs", "r"), ("runs/r", ".")):
         monkeypatch.chdir(tmp_path / place)
         capfd.readouterr()
-        assert run(lambda argv: report.main(argv[len(TINY) :]), folder, "--table=mine") == 0
+        assert run(reported, folder, "--table=mine") == 0
         assert "failed" not in capfd.readouterr().out
 
 
@@ -567,6 +600,24 @@ def test_the_name_of_the_suggesting_run_may_be_long(photos, tmp_path):
     assert run(pretrain.main, *options, f"--run={name}", "--labels=1pct") == 0
     by = f"--suggested_by={tmp_path / name}"
     assert run(pipeline.main, *options, "--labels=6suggested", by) == 0
+
+
+def test_a_report_tells_baselines_of_another_pretraining(photos, tmp_path, capfd):
+    """As it tells of every method."""
+    rows = '  LR: {method: "baseline: logistic regression, features"}\n'
+    table = table_of(tmp_path, f"{rows}  l: {{method: linear}}\n  s: {{method: supervised}}\n")
+    assert run(pipeline.main, f"--data.train={photos}", f"--output={tmp_path}", table) == 0
+    assert run(reported, tmp_path / "r", "--table=mine") == 0
+    assert "failed" not in capfd.readouterr().out
+    meta = tmp_path / "r/pretrain/meta.json"
+    choices = {file: json.loads(file.read_text()) for file in tmp_path.glob("r/6*.json")}
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"weights_sha256": "0" * 64}))
+    for file, choice in choices.items():  # so that the supervised ones stay right
+        made_from = choice["made_from"] | {"weights": "0" * 64}
+        file.write_text(json.dumps(choice | {"made_from": made_from}))
+    assert run(reported, tmp_path / "r", "--table=mine") == 0
+    failed = re.findall(r"(\S+-6suggested-seed0) was made from another", capfd.readouterr().out)
+    assert {path.rpartition("/")[2].partition("-")[0] for path in failed} == {"assess", "linear"}
 
 
 def test_who_suggests_is_not_said_in_vain(finished, photos, tmp_path, capfd):
