@@ -119,8 +119,8 @@ def hold_out(splits: Splits, data: Data, by_name: bool) -> Splits:
     if data.hold_out != "split":
         before, splits = splits, _lockbox(splits, data)
         if data.hold_out == "tuning":
-            names = [name for images in before if images for name in images.names]
-            gone = dict.fromkeys(names).keys() - {*splits.train.names}
+            gone = {name for images in before if images for name in images.names}
+            gone -= {*splits.train.names}
             splits = Splits(replace(splits.train, locked=tuple(sorted(gone))), None)
     if splits.test is not None:
         return splits

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -508,36 +509,31 @@ def _with_one_test_set(cells: Sequence[Cell]) -> list[Cell]:
 
     They are drawn by the names that are labeled, so two files may have different ones.
     """
-    tables: dict[str, set[Path | None]] = {}  # of cells with equal data options
-    for cell in cells:
-        if cell.job:
-            config = cell.job.config
-            tables.setdefault(repr(config.data), set()).add(config.label_set.csv_file)
+    kinds = {_images_of(cell.job): cell.job.config for cell in cells if cell.job}
+    files = Counter(data for data, _ in kinds)
     tested: dict[str, tuple[str, list[str]]] = {}
     refusals: dict[tuple[str, Path | None], str] = {}
-    for cell in cells:
-        if not cell.job or len(tables[repr(cell.job.config.data)]) < 2:
-            continue
-        config = cell.job.config
-        key = repr(config.data), config.label_set.csv_file
-        if key in refusals:
-            continue
-        refusals[key] = ""
-        with suppress(UserError):  # with_reasons tells what is wrong with it
-            test = look_at(config.data, config.label_set).test
-            names = [*test.names] if test else []
-            first, of_first = tested.setdefault(key[0], (config.labels, names))
-            if names and names != of_first:
-                refusals[key] = (
+    for (data, file), config in kinds.items():
+        with suppress(UserError):  # `with_reasons` tells what is wrong with them
+            test = look_at(config.data, config.label_set).test if files[data] > 1 else None
+            if test is None:
+                continue
+            first, names = tested.setdefault(data, (config.labels, [*test.names]))
+            if [*test.names] != names:
+                refusals[data, file] = (
                     f"labels={config.labels} and labels={first} draw different test images, by the"
                     " names that are labeled; give both the same: --data.test"
                 )
-    answers = []
-    for cell in cells:
-        config = cell.job and cell.job.config
-        reason = config and refusals.get((repr(config.data), config.label_set.csv_file))
-        answers.append(replace(cell, job=None, impossible=reason) if reason else cell)
-    return answers
+    reasons = [refusals.get(_images_of(cell.job), "") if cell.job else "" for cell in cells]
+    return [
+        replace(cell, job=None, impossible=reason) if reason else cell
+        for cell, reason in zip(cells, reasons, strict=True)
+    ]
+
+
+def _images_of(job: Job) -> tuple[str, Path | None]:
+    """What decides the images of a job: the options of its data, and a file of labels."""
+    return repr(job.config.data), job.config.label_set.csv_file
 
 
 def require_published(job: Job, own: Collection[Path]) -> None:
