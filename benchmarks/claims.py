@@ -25,7 +25,7 @@ from statistics import mean
 from scipy.optimize import root_scalar
 from scipy.stats import nct, t
 
-from shared.runs.statistics import interval
+from shared.runs.statistics import ROUNDING, interval
 
 LEAST = 3  # pairs of a claim
 Accuracy = dict[tuple[str, str], dict[str, float]]  # (row, column) -> repetition -> top-1 in %
@@ -97,7 +97,9 @@ def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
         raise ValueError(f"{column}: {row} minus {rival}: {len(pairs)} of the {LEAST} pairs needed")
     middle, half = interval(pairs)
     assert half is not None
-    verdict = "undecided" if abs(middle) <= half else "holds" if middle > 0 else "**behind**"
+    equal = half < ROUNDING  # which says nothing of the spread
+    verdict = "holds" if middle > 0 else "**behind**"
+    verdict = "undecided" if equal or abs(middle) <= half else verdict
     ahead = sum(difference > 0 for difference in pairs)
     return (
         f"| {column}: {row} minus {rival} | {middle:+.1f} ± {half:.1f} | {ahead} of {len(pairs)} |"

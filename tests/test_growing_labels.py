@@ -97,9 +97,26 @@ def test_two_files_of_labels_need_one_test_set(grown, tmp_path, capfd):
     assert f"labels={files[60]} and labels={files[20]} draw different test images" in message
     assert "--data.test" in message
     assert not list(tmp_path.glob("r/supervised*"))
+    rows = "".join(f"  s{n}: {{labels: {files[n]}, data.image_size: {8 + n % 8}}}\n" for n in files)
+    columns = "  scratch: {method: supervised}\n"
+    table.write_text(f"title: t\nseeds: 1\nrows:\n{rows}columns:\n{columns}")
+    assert "draw different test images" in refused(capfd, pipeline.main, *own)  # shown otherwise
+    table.write_text(
+        f"title: t\nseeds: [0, 1]\nrows:\n{columns}  twice: {{method: supervised-student}}\n"
+        f"columns:\n  x: {{}}\nvary: {{labels: [{files[20]}, {files[60]}]}}\n"
+    )
+    assert run(pipeline.main, *own) == 0  # whose rows are compared within a repetition
+    assert "failed" not in capfd.readouterr().out
+    shutil.rmtree(tmp_path / "r")
+    rows = "  scratch: {method: supervised}\n"
+    columns = "".join(f'  "{number}": {{labels: {file}}}\n' for number, file in files.items())
+    table.write_text(f"title: t\nseeds: 1\nrows:\n{rows}columns:\n{columns}")
+    assert run(pipeline.main, *own, "--plan=true") == 2
     tested = tmp_path / "test.csv"
     tested.write_text("file,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(50, 60)))
-    assert run(pipeline.main, *own, f"--data.test={tested}") == 0
+    own.append(f"--data.test={tested}")
+    assert run(pipeline.main, *own, "--plan=true", "--labels=1pct") == 0  # with the table's labels
+    assert run(pipeline.main, *own) == 0
     assert "failed" not in capfd.readouterr().out
     write(folder, 10)
 

@@ -456,8 +456,8 @@ def placed(config: Config, run: Path) -> Config:
     """
     run = Path(os.path.abspath(run)) if run.name in ("", "..") else run
     by = config.suggested_by
-    relative = not os.path.isabs(config.output) and not os.path.isabs(by or "/")
-    if by and relative and not os.path.exists(by):  # moved along, or seen from elsewhere
+    alike = os.path.isabs(config.output) == os.path.isabs(by or "")
+    if by and alike and not os.path.exists(by):  # moved along, or seen from elsewhere
         by = os.path.normpath(run.parent / os.path.relpath(by, config.output))
     try:
         return replace(config, output=str(run.parent), run=run.name, suggested_by=by)

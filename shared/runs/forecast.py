@@ -178,6 +178,9 @@ def forecast_table(
     """
     _require_one_process(accelerator)
     number = Counter(method for method, _ in missing)
+    label_sets = [job.labels for method, job in missing if method in CLASSIFIERS]
+    if label_sets and config.labels not in label_sets:  # which the images may not have
+        config = replace(config, labels=label_sets[0])
     trained = {name for name in number if name in METHODS and not METHODS[name].fitted}
     needed = {parent for name in trained for parent in config.ancestors_of(name)}
     if config.label_set.suggested and config.suggests_itself:

@@ -23,11 +23,11 @@ from typing import Any, NotRequired, TypedDict, cast
 from accelerate import Accelerator
 
 from shared.config.command_line import override, placed, read_config
-from shared.config.imported import first_pretraining
+from shared.config.imported import first_pretraining, named_folders
 from shared.config.labelset import LabelSet
 from shared.config.methods import METHODS, depends_on
 from shared.config.schema import VARIANTS, Config, dump, hashed_settings
-from shared.config.sections import Classical, Distill, Finetune
+from shared.config.sections import Classical, Data, Distill, Finetune
 from shared.data.images import Splits
 from shared.data.labels import draw_labels, read_choice
 from shared.data.sources import look_at, open_data
@@ -40,7 +40,7 @@ from shared.runs.redo import changed_options
 from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
-from shared.runtime.artifacts import ClassifierMeta, Result, read_meta
+from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, wrong_result
 from shared.runtime.distributed import gather_all
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, did_you_mean, require_no_link, write_atomically
@@ -49,7 +49,11 @@ from shared.runtime.media import abbreviated, say, say_block
 from shared.runtime.progress import counted
 from shared.runtime.records import listed, mismatch, read_lines
 from shared.runtime.stop import Stopped, StopRequest
+from shared.training.evaluate import WITHOUT_TOP5
 from shared.training.stage import RunStage, require_an_image_each
+
+# options of the data that decide how images are shown, and not which they are
+_SHOWN = {name: getattr(Data, name) for name in ("image_size", "antialias", "mean", "std")}
 
 
 @dataclass(frozen=True)
@@ -198,13 +202,17 @@ def make_job(method: str, config: Config, base: Config, suggested_by: Job | None
 
 def _assess_job(config: Config, base: Config, suggested_by: Job | None) -> Job:
     """The assessment whose baselines a cell shows; it needs the pretrained features."""
-    parent = make_job("pretrain", config, base)
-    alone = _alone("pretrain", config, base, suggested_by)
+    if given := config.linear.init:  # whose features they are
+        linear = replace(base.linear, init=given)
+        alone, parents = _alone("linear", replace(config, linear=linear), base, suggested_by), ()
+    else:
+        parents = (make_job("pretrain", config, base),)
+        alone = _alone("pretrain", config, base, suggested_by)
     assess = replace(alone.assess, parts="baselines")
     alone = replace(alone, labels=config.labels, seed=config.seed, assess=assess)
-    if alone.folder != parent.path.parent:  # where the features lie
-        alone = replace(alone, linear=replace(alone.linear, init=str(parent.path)))
-    return Job("assess", alone, alone.folder_of("assess"), (parent,), suggested_by)
+    if parents and alone.folder != parents[0].path.parent:  # where the features lie
+        alone = replace(alone, linear=replace(alone.linear, init=str(parents[0].path)))
+    return Job("assess", alone, alone.folder_of("assess"), parents, suggested_by)
 
 
 def _given_pretraining(method: str, config: Config) -> bool:
@@ -348,9 +356,10 @@ def fill(
         others = (job for job in jobs if job.path not in outdated)
         if not any(map(_is_to_be_made, others)):  # the table that is there stays
             raise UserError(_told_outdated(jobs, outdated))
-    open_data(
+    splits = open_data(  # bad data stop here
         config.data, config.label_set, accelerator.is_local_main_process
-    )  # bad data stop here
+    )
+    _require_measurable(table, cells, len(splits.train.classes))
     for cell in cells:
         for job in _with_ancestors(cell.job) if cell.job else ():
             if job.method in METHODS and job.path not in sound:
@@ -382,6 +391,22 @@ def fill(
         raise
     if accelerator.is_main_process:
         say_block("\n" + write_table(config, table, cells, failures))
+
+
+def _require_measurable(table: Table, cells: Sequence[Cell], classes: int) -> None:
+    """UserError where nothing would be measured of what the table shows."""
+    if table.metric == "top5" and 0 < classes <= WITHOUT_TOP5:
+        raise UserError(
+            f"table {table.name}: metric=top5 is for more than {WITHOUT_TOP5} classes, and the"
+            f" images have {classes}; take top1"
+        )
+    shares = {LabelSet.parse(cell.labels).share for cell in cells if cell.row == table.worth}
+    if table.worth and len(shares - {None}) < 2:
+        raise UserError(
+            f"table {table.name}: worth={table.worth}: what labels are worth is read off a curve,"
+            " which needs columns with two shares of the labels or more, such as 1pct and 10pct;"
+            " leave worth out"
+        )
 
 
 def require_possible(cells: Sequence[Cell], accelerator: Accelerator) -> None:
@@ -509,7 +534,7 @@ def _with_one_test_set(cells: Sequence[Cell]) -> list[Cell]:
 
     They are drawn by the names that are labeled, so two files may have different ones.
     """
-    kinds = {_images_of(cell.job): cell.job.config for cell in cells if cell.job}
+    kinds = {_images_of(cell, cell.job): cell.job.config for cell in cells if cell.job}
     files = Counter(data for data, _ in kinds)
     tested: dict[str, tuple[str, list[str]]] = {}
     refusals: dict[tuple[str, Path | None], str] = {}
@@ -524,16 +549,20 @@ def _with_one_test_set(cells: Sequence[Cell]) -> list[Cell]:
                     f"labels={config.labels} and labels={first} draw different test images, by the"
                     " names that are labeled; give both the same: --data.test"
                 )
-    reasons = [refusals.get(_images_of(cell.job), "") if cell.job else "" for cell in cells]
+    reasons = [refusals.get(_images_of(cell, cell.job), "") if cell.job else "" for cell in cells]
     return [
         replace(cell, job=None, impossible=reason) if reason else cell
         for cell, reason in zip(cells, reasons, strict=True)
     ]
 
 
-def _images_of(job: Job) -> tuple[str, Path | None]:
-    """What decides the images of a job: the options of its data, and a file of labels."""
-    return repr(job.config.data), job.config.label_set.csv_file
+def _images_of(cell: Cell, job: Job) -> tuple[str, Path | None]:
+    """What decides the test images of a cell's job: how its data are split, and a file of labels.
+
+    Repetitions whose labels are varied may have images of their own.
+    """
+    data = replace(job.config.data, unlabeled=None, cache=None, loading="auto", **_SHOWN)
+    return repr((data, cell.vary.get("labels"))), job.config.label_set.csv_file
 
 
 def require_published(job: Job, own: Collection[Path]) -> None:
@@ -765,16 +794,24 @@ def _budget(job: Job) -> Budget:
 
     A pretraining that only suggests labels does not count.
     """
-    alone = _without_suggestions(job)
-    paths = {each.path: each for each in _with_ancestors(alone) if each.method in METHODS}
-    metas = [read_meta(path) for path in paths]
+    made = [each for each in _with_ancestors(_without_suggestions(job)) if each.method in METHODS]
+    paths = dict.fromkeys(path for each in made for path in (*_given_to(each), each.path))
+    metas = [read_meta(path) for path in paths if (path / "meta.json").exists()]
     budget: Budget = {}
     if updates := [meta["updates"] for meta in metas if "updates" in meta]:
         budget["updates"] = updates
     seconds = [meta["cpu_seconds"] for meta in metas if "cpu_seconds" in meta]
-    if metas and len(seconds) == len(metas):
+    if metas and len(seconds) == len(paths):
         budget["cpu_seconds"] = round(sum(seconds), 1)
     return budget
+
+
+def _given_to(job: Job) -> list[Path]:
+    """The artifacts that options name, which a method starts from or learns from."""
+    method = METHODS[job.method]
+    options = [f"{method.section}.init"] * ("pretrain" in method.made_from)
+    options += ["distill.teacher"] * bool(job.config.given_teachers(job.method))
+    return named_folders(job.config, options)
 
 
 def _read_result(job: Job) -> Result:
@@ -783,7 +820,7 @@ def _read_result(job: Job) -> Result:
     require_made_so(job)
     if "result" not in meta:
         raise UserError(f"{job.path} was never evaluated")
-    if wrong := mismatch(meta["result"], Result, "its result"):
+    if wrong := wrong_result(meta["result"]):
         raise UserError(f"{job.path}: {wrong}; redo it with --force {job.method}")
     return meta["result"]
 
@@ -800,7 +837,8 @@ def _read_baseline(name: str, job: Job) -> BaselineResult:
     _require_assessed_so(job)
     for row in baselines["rows"]:
         if (row["method"], row["input"]) == (method, inputs):
-            return {"n_labels": row["n_labels"], "top1": row["top1"]}
+            n_test = assessment["about"]["n_test"]
+            return {"n_labels": row["n_labels"], "n_test": n_test, "top1": row["top1"]}
     raise UserError(f"{job.path} has no {method} on {inputs}: every image is labeled")
 
 
@@ -832,14 +870,15 @@ def require_made_so(job: Job) -> None:
 
 def _require_assessed_so(job: Job) -> None:
     """UserError where an assessment is of another pretraining or other suggested labels."""
-    (parent,) = job.parents
-    require_made_so(parent)
+    for parent in job.parents:
+        require_made_so(parent)
     if not (job.path / "meta.json").exists():  # a part of it failed; nothing says of what it is
         return
-    if read_meta(job.path)["weights_sha256"] != read_meta(parent.path)["weights_sha256"]:
+    source = Path(job.config.linear.init or job.config.folder_of("pretrain"))
+    if read_meta(job.path)["weights_sha256"] != read_meta(source)["weights_sha256"]:
         raise UserError(
-            f"{job.path} was made from another {parent.path} than lies there now; pipeline.py"
-            " --table makes it again"
+            f"{job.path} was made from another {source} than lies there now; pipeline.py --table"
+            " makes it again"
         )
     if job.config.label_set.suggested:
         _require_same_suggestions(job)
@@ -868,7 +907,8 @@ def _refuse_other_images(cells: Sequence[Cell], lines: Sequence[CellLine]) -> No
             continue
         settings = read_meta(cell.job.path).get("settings", {})
         images = [settings.get(key) for key in ("images", "test_images")]
-        data = json.dumps(hashed_settings(cell.job.config.data), default=str)
+        data = hashed_settings(cell.job.config.data) | _SHOWN
+        data = json.dumps([data, cell.vary.get("labels")], default=str)
         if images != images_of.setdefault(data, images):
             line["status"], line["result"] = "failed", {}
             line["message"] = (

@@ -29,6 +29,9 @@ METRICS = {
 }
 
 
+ACCURACIES = ("top1", "top5")  # shares of the test images, of which more is better
+
+
 def legend() -> str:
     """What the titles stand for: ``NLL: mean negative log likelihood, nats; ...``."""
     return "; ".join(

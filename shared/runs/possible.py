@@ -64,6 +64,11 @@ def require_possible(
     if (config.folder_of(method) / "meta.json").exists() and not config.forces(method):
         return
     _require_given(config, method, splits, own)
+    limit, classes = config.classical.pixel_images, len(splits.train.classes)
+    if row.stage == "classical" and not row.saved and limit < classes:
+        raise UserError(
+            f"classical.pixel_images must be {classes} or more, one of each class, got {limit}"
+        )
     make = {"pretrain": _pretrained, "finetune": _tuned, "distill": _student}.get(row.stage)
     if make:
         source = pretrained_by or config

@@ -17,11 +17,11 @@ import numpy as np
 
 from shared.config.labelset import LabelSet
 from shared.config.methods import ancestors
-from shared.runs.metrics import METRICS
+from shared.runs.metrics import ACCURACIES, METRICS
 from shared.runs.table import Paper, Table
 from shared.runtime.artifacts import Result
 
-ACCURACIES = ("top1", "top5")  # shares of the test images
+ROUNDING = 1e-9  # a spread below it is none
 FEWEST = 5  # repetitions of which an interval of the labels' worth is printed
 
 
@@ -29,6 +29,7 @@ class BaselineResult(TypedDict):
     """The result of a baseline."""
 
     n_labels: int
+    n_test: int
     top1: float
 
 
@@ -167,6 +168,20 @@ def of_images(accuracy: float, images: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def bounds_of_equal(values: Sequence[float], tested: set[int], metric: str) -> list[float] | None:
+    """The bounds of `of_images`, in the printed unit, where several accuracies are all equal.
+
+    Args:
+        values: of the repetitions, in the printed unit.
+        tested: the numbers of test images that they are of.
+        metric: what they are.
+    """
+    if not (len(set(values)) == 1 < len(values) and len(tested) == 1 and metric in ACCURACIES):
+        return None
+    factor, images = METRICS[metric].factor, next(iter(tested))
+    return [factor * bound for bound in of_images(values[0] / factor, images)]
+
+
 def repeated(table: Table, lines: Sequence[CellLine]) -> str:
     """What differs between the repetitions of a table, in words.
 
@@ -194,13 +209,19 @@ def repeated(table: Table, lines: Sequence[CellLine]) -> str:
 
 
 def _undrawn(lines: Sequence[CellLine]) -> str:
-    """What is said of columns whose labels are not drawn: all labels, and those of a file."""
-    sets = {line["column"]: LabelSet.of_tag(line["labels"]) for line in lines}
-    columns = [name for name, labels in sets.items() if labels.share == 1 or labels.file]
-    if not columns:
+    """What is said of columns or rows whose labels are not drawn: all labels, those of a file."""
+    drawn: dict[tuple[str, str], bool] = {}  # of rows and columns: whether a cell's labels are
+    for line in lines:
+        labels = LabelSet.of_tag(line["labels"])
+        for place in (("column", line["column"]), ("row", line["row"])):
+            drawn[place] = drawn.get(place, False) or not (labels.share == 1 or labels.file)
+    columns = [line["column"] for line in lines if not drawn["column", line["column"]]]
+    rest = [line["row"] for line in lines if line["column"] not in columns]
+    names = dict.fromkeys([*columns, *(row for row in rest if not drawn["row", row])])
+    if not names:
         return ""
     return (
-        f"; in {', '.join(columns)} no label is drawn, and the rest differs with the random numbers"
+        f"; in {', '.join(names)} no label is drawn, and the rest differs with the random numbers"
         " of the training"
     )
 
@@ -325,9 +346,6 @@ def _cell(
 
     results = [line["result"] for line in group]
     tested = {r["n_test"] for r in results if "n_test" in r}
-    same = len(set(measured)) == 1 < len(measured) and len(tested) == 1 and metric in ACCURACIES
-    factor = METRICS[metric].factor
-    bounds = of_images(measured[0] / factor, tested.pop()) if same else None
     updates = [line["updates"] for line in group if "updates" in line]
     seconds = [line["cpu_seconds"] for line in group if "cpu_seconds" in line]
     return {
@@ -344,7 +362,7 @@ def _cell(
         "notes": [messages.index(reason) + 1 for reason in reasons],
         "parameters": sorted({r["parameters"] for r in results if "parameters" in r}),
         "n_labels": sorted({r["n_labels"] for r in results if "n_labels" in r}),
-        "of_images": [factor * bound for bound in bounds] if bounds else None,
+        "of_images": bounds_of_equal(measured, tested, metric),
         "updates": max(updates, default=[]),
         "cpu_seconds": float(np.mean(seconds)) if seconds else None,
     }
@@ -374,6 +392,8 @@ def _differences(values: Values, rivals: Mapping[str, str]) -> list[Difference]:
         pairs = [of_row[key] - other[key] for key in of_row if key in other]
         if row != rival and pairs:
             mean, half = interval(pairs)
+            if half is not None and half < ROUNDING:
+                half = None  # pairs that are all equal say nothing of the spread
             differences.append(
                 {"row": row, "column": column, "mean": mean, "half": half, "n": len(pairs)}
             )

@@ -19,7 +19,7 @@ from shared.config.labelset import LabelSet
 from shared.config.methods import CLASSIFIERS, METHODS
 from shared.config.schema import RECIPES, SECTIONS, Config, hashed_settings
 from shared.config.yaml_files import read_yaml
-from shared.runs.metrics import METRICS
+from shared.runs.metrics import ACCURACIES, METRICS
 from shared.runtime.errors import UserError
 from shared.runtime.files import did_you_mean
 from shared.runtime.media import printable
@@ -167,7 +167,9 @@ def _table(name: str, content: Any) -> Table:
     if "worth" in parts:
         parts["worth"] = str(parts["worth"])  # as the rows' labels
         _require_known([parts["worth"]], parts["rows"], "row in worth")
-        _require_curve(parts, parts["worth"])
+        if (metric := parts.get("metric", "top1")) not in ACCURACIES:
+            allowed = " or ".join(ACCURACIES)
+            raise ValueError(f"worth is of accuracies: metric must be {allowed}, got {metric}")
     _check_paper(parts.get("paper"))
     return Table(name, **parts)
 
@@ -265,20 +267,6 @@ def _require_plain(part: Any, place: str = "") -> None:
     elif not (part is None or isinstance(part, str | int | float)):
         kind = type(part).__name__
         raise ValueError(f"{place or 'a key'} has a {kind}; write it as text, in quotes: '{part}'")
-
-
-def _require_curve(parts: Mapping[str, Any], row: str) -> None:
-    """ValueError where the columns have no two shares of the labels in this row."""
-    base, own = parts.get("base", {}), parts["rows"][row]
-    given = (
-        str((base | column | own).get("labels", "1pct")) for column in parts["columns"].values()
-    )
-    shares = {LabelSet.parse(text).share for text in given} - {None}
-    if len(shares) < 2:
-        raise ValueError(
-            f"worth: {row}: what labels are worth is read off a curve, which needs columns with two"
-            " shares of the labels or more, such as 1pct and 10pct; leave worth out"
-        )
 
 
 def _require_known(names: Iterable[Any], known: Collection[str], what: str) -> None:

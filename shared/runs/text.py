@@ -59,7 +59,7 @@ def latex(caption: str, lines: Sequence[Sequence[str]]) -> str:
 def cells_csv(lines: Sequence[CellLine]) -> str:
     """All cells as CSV, one line per cell and repetition."""
     measured = ["n_labels", "n_test", "parameters", *METRICS]
-    vary = list(lines[0]["vary"]) if lines else []
+    vary = [option for option in lines[0]["vary"] if option != "labels"] if lines else []
     head = ["row", "column", "method", "labels", "seed", *vary, "status", *measured]
     rows: list[list[object]] = [[*head, "updates", "cpu_seconds", "message", "folder"]]
     for line in lines:
@@ -67,7 +67,8 @@ def cells_csv(lines: Sequence[CellLine]) -> str:
         result = [line["result"].get(key, "") for key in measured]
         updates = "+".join(map(str, line.get("updates", [])))
         end = [updates, line.get("cpu_seconds", ""), line["message"], line["folder"]]
-        rows.append([*place, *line["vary"].values(), line["status"], *result, *end])
+        varied = [line["vary"][option] for option in vary]
+        rows.append([*place, *varied, line["status"], *result, *end])
     return csv_lines(rows)
 
 
@@ -124,11 +125,10 @@ def _cells(summary: Summary) -> tuple[str, Lines]:
         cell = cells[row, column]
         notes = "".join(f" [{note}]" for note in cell["notes"])
         if cell["mean"] is None:
-            return ("failed" if cell["failed"] else "missing") + notes
+            lacking = "failed" if cell["failed"] else "missing" if cell["missing"] else "-"
+            return lacking + notes
         count = f"{cell['n']}" if cell["n"] == cell["of"] else f"{cell['n']} of {cell['of']}"
-        text = mean_text(cell["mean"], cell["half"], metric.digits)
-        if bounds := cell["of_images"]:  # ± 0.0 would say that no image can be wrong
-            text = f"{cell['mean']:.{metric.digits}f} [{bounds[0]:.1f}, {bounds[1]:.1f}]"
+        text = mean_text(cell["mean"], cell["half"], metric.digits, of_images=cell["of_images"])
         return f"{text} ({count}){notes}"
 
     lines = _lines(summary["rows"], summary["columns"], text)
@@ -162,7 +162,7 @@ def _differences(summary: Summary) -> tuple[str, Lines]:
         rival = f"the best of {len(against)} rivals in each column ({', '.join(best)})"
     caption = (
         f"Difference to {rival} in the same repetition, mean ± half its 95%"
-        " interval by Student's t (pairs)"
+        " interval by Student's t (pairs); the mean alone of one pair, or where all are equal"
     )
     return caption, _lines(rows, summary["columns"], text)
 
@@ -208,7 +208,19 @@ def _parameters(summary: Summary, row: str) -> str:
     return " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)})) if counts else "-"
 
 
-def mean_text(mean: float, half: float | None, digits: int, sign: str = "") -> str:
-    """A mean ± half its 95% interval, as everywhere; without an interval the mean alone."""
+def mean_text(
+    mean: float,
+    half: float | None,
+    digits: int,
+    sign: str = "",
+    of_images: Sequence[float] | None = None,
+) -> str:
+    """A mean ± half its 95% interval, as everywhere; without an interval the mean alone.
+
+    Where all are equal, ± 0.0 would say that no image can be wrong: the bounds by the number of
+    test images stand there, ``of_images``.
+    """
     text = f"{mean:{sign}.{digits}f}"
+    if of_images:
+        return f"{text} [{of_images[0]:.1f}, {of_images[1]:.1f}]"
     return text if half is None else f"{text} ± {half:.{digits}f}"

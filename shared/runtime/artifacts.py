@@ -4,6 +4,8 @@
 read within bounds and as the types that it should have.
 """
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -244,6 +246,18 @@ def read_predictions(path: Path) -> dict[str, np.ndarray] | None:
     return rows
 
 
+def wrong_result(result: object) -> str:
+    """Why something is no `Result`; empty where it is one."""
+    if wrong := mismatch(result, Result, "its result"):
+        return wrong
+    of = cast(dict[str, float], result)
+    for key in ("top1", "top5", "ece"):
+        if not 0 <= of.get(key, 0) <= 1:
+            return f"{key} of its result is {of[key]}, needed is 0 to 1"
+    other = [key for key in ("nll", "seconds") if not math.isfinite(of.get(key, 0))]
+    return f"{other[0]} of its result is {of[other[0]]}, needed is a number" if other else ""
+
+
 def is_outdated(path: Path, meta: Meta) -> bool:
     """Whether an artifact was made from one that has been made anew since, at any remove.
 
@@ -255,7 +269,7 @@ def is_outdated(path: Path, meta: Meta) -> bool:
         places, noted = listed(meta.get("parent")), listed(meta.get("settings", {}).get("parent"))
         for place, sha256 in zip_longest(places, noted[: len(places)]):
             parent = path / place
-            if not (parent / "meta.json").exists():
+            if not os.path.exists(parent / "meta.json"):  # False for a name that is too long
                 continue
             parent_meta = read_meta(parent)
             if parent_meta["weights_sha256"] != sha256:

@@ -16,6 +16,8 @@ from shared.data.images import UNLABELED, ImageSet
 from shared.runtime.errors import UserError
 from shared.runtime.progress import Progress, counted
 
+WITHOUT_TOP5 = 5  # classes, at most, of which it says nothing that the right one is among five
+
 GREATEST = 1e15  # of an output: float32 holds sums of its squares
 
 
@@ -59,7 +61,7 @@ def _summary(answers: Tensor, targets: Tensor, classes: int) -> dict[str, float]
     # sum over bins of |right predictions - confidence| / N
     gaps = torch.zeros(15, device=answers.device).index_add_(0, bins, hit - confidence)
     metrics = {"top1": hit.mean().item()}
-    if classes > 5:
+    if classes > WITHOUT_TOP5:
         metrics["top5"] = among_five.mean().item()
     metrics["nll"] = nll.mean().item()
     metrics["ece"] = (gaps.abs().sum() / len(targets)).item()

@@ -300,10 +300,14 @@ class Stage:
                 done += 1
         except UserError:
             if done > self.start:
-                with suppress(UserError):  # the first error is the one to tell
-                    self._require_finite_state(done)
-                    self.folder.save_state(done, self.seconds, self.state, self.optimizer)
+                self._keep(done)
             raise
+
+    def _keep(self, step: int) -> None:
+        """Save what was learned, after an error, which is the one to tell."""
+        with suppress(UserError):
+            self._require_finite_state(step)
+            self.folder.save_state(step, self.seconds, self.state, self.optimizer)
 
     def require_finite(self, loss: Callable[[], float]) -> None:
         """Stop before the update where the loss, as ``read_later`` gives it, is not a number.
@@ -416,7 +420,11 @@ class Stage:
             The artifact folder.
         """
         config, model = self.config, model or self.model
-        predictions = predict(model, test, config.data, self.accelerator) if test else None
+        try:
+            predictions = predict(model, test, config.data, self.accelerator) if test else None
+        except Exception:  # an image that cannot be read, too little memory
+            self._keep(self.schedule.steps)
+            raise
         parameters = sum(p.numel() for p in model.parameters())
         result = result_of(
             config, self.method, labels, parameters, self.seconds, measured(predictions)

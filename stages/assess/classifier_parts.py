@@ -169,7 +169,8 @@ def _sets_of_no_class(inputs: Inputs) -> dict[str, tuple[ImageSet, np.ndarray, C
         other = open_other(config, config.assess.ood, inputs.accelerator)
         images = other.test or other.train
         ids = inputs.sample(np.arange(len(images)), OOD_IMAGES, "ood")
-        sets[config.assess.ood] = images, ids, lambda batch, _: batch
+        name = config.assess.ood
+        sets[f"data set {name}" if name in sets else name] = images, ids, lambda batch, _: batch
     return sets
 
 

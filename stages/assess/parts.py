@@ -71,6 +71,9 @@ def wanted_parts(config: Config, inputs: Inputs) -> list[str]:
         reason = "there are no labeled test images to measure with; give --data.test"
         impossible |= {part: reason for part in ASSESSMENTS if part not in WITHOUT_TEST}
         notes.append(f"without {', '.join(impossible)}: {reason}")
+    elif len(inputs.test_ids) < 2:
+        impossible["map"] = "a map needs two labeled test images or more; give --data.test"
+        notes.append(f"without map: {impossible['map']}")
     if reason := label_part.why_impossible(inputs):
         impossible["labels"] = reason
         notes.append(f"without labels: {reason}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from shared.config.sections import Data, Finetune, Supervised
 from shared.data.batches import plain_batches
 from shared.data.labels import Labels, draw_labels
 from shared.networks.build import build_classifier, freeze_beginning, keep_layers, load_contrastive
+from shared.runtime.checkpoints import checkpoints
 from shared.runtime.errors import UserError
 from stages import finetune, pretrain
 from tests.support.photo_run import files, refused, run
@@ -394,3 +396,21 @@ def test_class_means_of_nearly_constant_features(photos, noise, what):
     assert nll < 1
     if what == "copies":
         assert logits.argmax(1).tolist() == targets
+
+
+def test_what_was_learned_is_kept_where_testing_fails(
+    photos, finished, tmp_path, monkeypatch, capsys
+):
+    copy = shutil.copytree(finished, tmp_path / "r")
+    options = [f"--data.train={photos}", f"--output={tmp_path}", "--seed=7"]
+
+    def fails(*arguments):
+        raise UserError("an image cannot be read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shared.training.stage.predict", fails)
+        assert run(finetune.main, *options) == 2
+    assert checkpoints(copy / "finetune-2perclass-seed7")
+    capsys.readouterr()
+    assert run(finetune.main, *options) == 0
+    assert "goes on from step 2 of 2" in capsys.readouterr().out

@@ -1,13 +1,16 @@
 """The command: python -m stages.report. Its grids are tested in tests/shared/runs."""
 
 import json
+import re
 
 import pytest
 
+import pipeline
 from shared.config.methods import CLASSIFIERS
 from shared.runs.results import advice_text, collect, results_text
 from shared.runtime.files import write_atomically
 from stages.report import main
+from tests.support.photo_run import run as run_tiny
 
 
 @pytest.fixture
@@ -39,6 +42,35 @@ def test_command(run, capsys, tmp_path_factory):
     (run / "pretrain/meta.json").write_text("{")
     assert main([str(run)]) == 2
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_given_pretraining_counts_in_the_budget_and_for_baselines(
+    photos, finished, tmp_path, capsys
+):
+    """The features are those of the network that the option names, and so is their cost."""
+    given = finished / "pretrain"
+    table = tmp_path / "mine.yaml"
+    table.write_text(
+        'title: t\nseeds: 1\nrows:\n  LR: {method: "baseline: logistic regression, features"}\n'
+        "  tuned: {method: finetune}\n  fitted: {method: features-logistic}\ncolumns:\n  x: {}\n"
+    )
+    options = [f"--data.train={photos}", f"--output={tmp_path}", f"--table={table}"]
+    options += [f"--{section}.init={given}" for section in ("linear", "finetune", "classical")]
+    assert run_tiny(pipeline.main, *options) == 0
+    text = capsys.readouterr().out
+    assert "failed" not in text
+    budget = text[text.index("Budget of one run") :]
+    assert re.search(r"tuned +2 \+ 2; \d+ s", budget)
+    assert re.search(r"fitted +2; \d+ s", budget)
+    assert not (tmp_path / "r/pretrain").exists()
+    options[2] = f"--table={table.with_name('other.yaml')}"
+    table.with_name("other.yaml").write_text(
+        "title: t\nseeds: 1\nmetric: top5\nrows:\n  a: {}\ncolumns:\n  x: {}\n"
+    )
+    assert run_tiny(pipeline.main, *options) == 2
+    assert (
+        "metric=top5 is for more than 5 classes, and the images have 3" in capsys.readouterr().err
+    )
 
 
 def test_unknown_table(run, capsys):

@@ -376,6 +376,14 @@ FROZEN = {"finetune.encoder_rate": 0}
             "row b, column x: pretrain.task=colour needs images with colours",
         ),
         ({"vary": {"data.split_seed": [0, 1]}, "base": {"labels": "999perclass"}, "seeds": 2}, ""),
+        (
+            {"rows": {"a": {}, "b": {"method": "pixels-svm", "classical.pixel_images": 9}}},
+            "row b, column x: classical.pixel_images must be 10 or more, one of each class, got 9",
+        ),
+        (
+            {"worth": "a", "columns": {"x": {}, "y": {"pretrain.seed": 1}}},
+            "table mine: worth=a: what labels are worth is read off a curve",
+        ),
     ],
 )
 def test_what_can_never_be_made_is_refused_before_anything_trains(

@@ -2,12 +2,15 @@
 
 import copy
 import json
+import math
 import random
+import shutil
 
 import pytest
 
 from shared.config.methods import CLASSIFIERS
 from shared.runs.results import collect, results_text, write_results
+from shared.runtime.errors import UserError
 from shared.runtime.files import write_atomically
 
 
@@ -156,7 +159,8 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
             "stage": name,
             **changes,
         }
-        write_atomically(tmp_path / "run" / name / "meta.json", json.dumps(meta))
+        folder = f"{name}-1pct-seed0" if "result" in changes else name
+        write_atomically(tmp_path / "run" / folder / "meta.json", json.dumps(meta))
 
     def stages() -> list[str]:
         return [r["stage"] for r in collect(tmp_path / "run")]
@@ -164,7 +168,7 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
     artifact("pretrain", "p1")
     artifact("../other", "o1")
     artifact("finetune", "f1", "../pretrain", "p1", result=row("finetune"))
-    artifact("distill", "d1", "../finetune", "f1", result=row("distill"))
+    artifact("distill", "d1", "../finetune-1pct-seed0", "f1", result=row("distill"))
     artifact("linear", "l1", "../../other", "o1", result=row("linear"))
     artifact("self-distill", "s1", "../../gone", "g1", result=row("self-distill"))
     artifact("supervised", "u1", result=row("supervised"))
@@ -174,15 +178,15 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
     artifact("pretrain", "p2")
     assert stages() == ["supervised", "linear", "self-distill"]  # the teacher, and its student
     says = capsys.readouterr().err
-    assert "redone: distill, finetune; redo them with --force distill,finetune and" in says
+    assert "redone: distill-1pct-seed0, finetune-1pct-seed0; redo them with --force" in says
     artifact("finetune", "f2", "../pretrain", "p2", result=row("finetune"))
     assert stages() == ["supervised", "linear", "finetune", "self-distill"]
-    artifact("distill", "d2", "../finetune", "f2", result=row("distill"))
+    artifact("distill", "d2", "../finetune-1pct-seed0", "f2", result=row("distill"))
     assert stages() == everything
     artifact("../other", "o2")
     assert stages() == ["supervised", "finetune", "self-distill", "distill"]
     write_atomically(
-        tmp_path / "run/linear/meta.json",
+        tmp_path / "run/linear-1pct-seed0/meta.json",
         json.dumps(
             {
                 "kind": "classifier",
@@ -195,6 +199,29 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
         ),
     )
     assert stages() == everything
+
+
+def test_a_copied_folder_is_no_further_seed(run, capsys):
+    before = collect(run)
+    capsys.readouterr()
+    shutil.copytree(run / "finetune-1pct-seed0", run / "finetune-copy")
+    assert collect(run) == before
+    assert "finetune-copy holds finetune-1pct-seed0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"), [("top1", math.nan), ("top1", math.inf), ("ece", -3), ("nll", math.nan)]
+)
+def test_no_result_beyond_its_range_is_printed(metric, value):
+    with pytest.raises(UserError, match=rf"{metric} of its result is .*; redo it with --force"):
+        results_text([row(**{metric: value})])
+
+
+def test_equal_seeds_have_the_interval_of_the_images():
+    rows = [row(seed=seed, top1=1.0, n_test=15) for seed in range(3)]
+    text = results_text(rows)
+    assert "100.0 [78.2, 100.0]" in text
+    assert "in brackets, where all are equal" in text
 
 
 @pytest.mark.parametrize(
@@ -217,6 +244,8 @@ def test_what_was_made_from_something_redone_is_left_out(tmp_path, capsys):
         ("1pct", {"labels": "a"}, {"labels": "b"}, ""),  # drawn anew for each seed
         ("to_label", {"labels": "a", "test_images": None}, {"labels": "a", "test_images": "y"}, ""),
         ("to_label", {}, {"labels": "a"}, ""),
+        ("1pct", {"finetune.steps": 2}, {"finetune.steps": 5}, "finetune.steps"),
+        ("1pct", {"finetune.steps": None}, {"finetune.steps": 5}, "finetune.steps"),
     ],
 )
 def test_a_mean_over_other_data_is_said(tmp_path, capsys, labels, before, after, differ):

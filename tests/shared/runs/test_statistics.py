@@ -114,7 +114,7 @@ def test_summary(lines):
     difference = summary["differences"][0]
     assert (difference["row"], difference["column"], difference["n"]) == ("b_1", "1%", 3)
     assert difference["mean"] == pytest.approx(10)
-    assert difference["half"] == pytest.approx(0, abs=1e-9)
+    assert difference["half"] is None  # and ± 0.0 would make it certain
     assert [d["n"] for d in summary["differences"]] == [3, 1]
     assert [(w["row"], w["column"]) for w in summary["worth"]] == [("b_1", "1%"), ("b_1", "100%")]
     assert summary["messages"] == ["impossible", "too bad | so sad"]
@@ -164,6 +164,29 @@ def test_what_was_repeated_is_said(vary, text):
     table = replace(TOY, vary=vary)
     assert repeated(table, [toy_line("a", "1%", 0)]) == text
     assert repeated(table, [toy_line("a", "100%", 0)]).startswith(f"{text}; in 100% no label is")
+
+
+@pytest.mark.parametrize("rows", ["ab", "ba"])
+def test_rows_without_a_draw_are_said_too(rows):
+    labels = {"a": "1pct", "b": "100pct"}
+    lines = [{**toy_line(row, "x", 0), "labels": labels[row]} for row in rows]
+    assert repeated(TOY, lines).endswith(
+        "; in b no label is drawn, and the rest differs with the random numbers of the training"
+    )
+    assert "no label" not in repeated(TOY, lines[:1]) or rows == "ba"
+
+
+def test_what_is_done_and_not_measured_is_not_called_missing(lines):
+    text = render(summarize(replace(TOY, metric="top5", worth=None), lines), lines)["txt"]
+    row = next(line for line in text.splitlines() if line.startswith("a "))
+    assert "missing" not in row
+    assert "failed" not in row
+
+
+def test_varied_labels_are_one_column_of_the_file():
+    lines = [{**toy_line("a", "x", seed, 0.5), "vary": {"labels": "1pct"}} for seed in (0, 1)]
+    head = render(summarize(TOY, lines), lines)["csv"].splitlines()[0].split(",")
+    assert head.count("labels") == 1
 
 
 def test_without_pretraining_none_is_said():

@@ -74,8 +74,7 @@ from tests.support.tables import write
             "paper: source has a date; write it as text",
         ),
         ({"paper": {"source": 3, "cells": {}}}, "paper: source must be one line of text, got 3"),
-        ({"worth": "a", "columns": {"x": {}, "y": {"pretrain.seed": 1}}}, "worth: a: what labels"),
-        ({"worth": "a", "columns": {"x": {"labels": "2perclass"}, "y": {}}}, "two shares of the"),
+        ({"worth": "a", "metric": "nll"}, "worth is of accuracies: metric must be top1 or top5"),
     ],
 )
 def test_bad_tables(table, message, tmp_path):

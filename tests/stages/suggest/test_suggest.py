@@ -588,6 +588,17 @@ def test_runs_that_move_together_keep_their_suggestions(photos, tmp_path, monkey
         assert "failed" not in capfd.readouterr().out
 
 
+def test_runs_with_absolute_paths_move_too(photos, tmp_path, capfd):
+    made = [f"--output={tmp_path / 'runs'}", f"--data.train={photos}"]
+    assert run(pretrain.main, *made, "--run=a", "--labels=1pct") == 0
+    table = table_of(tmp_path, "  supervised: {method: supervised}\n")
+    assert run(pipeline.main, *made, table, f"--suggested_by={tmp_path / 'runs/a'}") == 0
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    capfd.readouterr()
+    assert run(reported, tmp_path / "moved/r", "--table=mine") == 0
+    assert "failed" not in capfd.readouterr().out
+
+
 def test_a_run_may_be_called_as_its_first_stage(photos, tmp_path):
     options = [f"--data.train={photos}", f"--output={tmp_path}"]
     assert run(pretrain.main, *options, "--run=pretrain", "--labels=1pct") == 0
