@@ -20,7 +20,7 @@ from shared.runs.results import collect
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.lock import held
 from shared.runtime.stop import StopRequest
-from stages import distill
+from stages import distill, finetune, pretrain
 from stages.assess import assess
 from tests.support.assessed import TINY, call, folder, read, refused
 from tests.support.photos import class_folders
@@ -414,3 +414,14 @@ def test_a_lost_process_is_no_failed_part(processes, monkeypatch, capsys):
     else:
         assess.measure("map", inputs, "", assessment, {})
         assert "closed by peer" in assessment["failed"]["map"]
+
+
+def test_one_test_image_has_no_map(quick, photos, tmp_path, capsys):
+    one = class_folders(tmp_path / "one", 1, classes="a")
+    test = f"--data.test={one}"
+    command = [*TINY, f"--data.train={photos}", f"--output={tmp_path}", test]
+    assert pretrain.main(command) == 0
+    assert finetune.main(command) == 0
+    assert call(tmp_path, photos, test) == 0
+    assert "a map needs two labeled test images or more" in capsys.readouterr().out
+    assert sorted(quick) == sorted({*DONE} - {"map"})

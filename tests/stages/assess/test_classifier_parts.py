@@ -1,5 +1,7 @@
 """Classifiers: shares of corruptions, and images of no class."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -30,3 +32,21 @@ def test_shares_of_corruptions_are_sorted_by_name():
     assert flat == shares[1:, 1].tolist()
     assert numbers["mean"]["finetune"] == pytest.approx(np.mean(flat))
     assert numbers["severities"] == list(SEVERITIES)
+
+
+def test_a_data_set_may_be_called_as_one_that_is_made_here(monkeypatch):
+    images = ["x"] * 4
+    monkeypatch.setattr(
+        classifier_parts, "open_other", lambda *_: SimpleNamespace(test=images, train=None)
+    )
+    inputs = SimpleNamespace(
+        config=SimpleNamespace(assess=SimpleNamespace(ood="noise")),
+        test_images=["t"],
+        test_ids=np.arange(1),
+        accelerator=None,
+        sample=lambda ids, *_: ids,
+    )
+    sets = classifier_parts._sets_of_no_class(inputs)
+    assert list(sets) == ["shuffled pixels", "noise", "data set noise"]
+    assert sets["noise"][0] == ["t"]
+    assert sets["data set noise"][0] is images
