@@ -40,7 +40,7 @@ from shared.runs.redo import changed_options
 from shared.runs.statistics import BaselineResult, CellLine, summarize
 from shared.runs.table import BASELINES, Table, dump_table, load_table, settable_options
 from shared.runs.text import render
-from shared.runtime.artifacts import ClassifierMeta, Result, read_meta, wrong_result
+from shared.runtime.artifacts import ClassifierMeta, Result, read_meta
 from shared.runtime.distributed import gather_all
 from shared.runtime.errors import CannotWriteError, UserError
 from shared.runtime.files import clean, did_you_mean, require_no_link, write_atomically
@@ -820,7 +820,7 @@ def _read_result(job: Job) -> Result:
     require_made_so(job)
     if "result" not in meta:
         raise UserError(f"{job.path} was never evaluated")
-    if wrong := wrong_result(meta["result"]):
+    if wrong := mismatch(meta["result"], Result, "its result"):
         raise UserError(f"{job.path}: {wrong}; redo it with --force {job.method}")
     return meta["result"]
 

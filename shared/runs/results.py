@@ -10,17 +10,12 @@ from shared.runs.deployment import advise
 from shared.runs.metrics import METRICS
 from shared.runs.statistics import bounds_of_equal, interval
 from shared.runs.text import aligned, mean_text
-from shared.runtime.artifacts import (
-    ClassifierMeta,
-    Result,
-    is_outdated,
-    read_meta,
-    wrong_result,
-)
+from shared.runtime.artifacts import ClassifierMeta, Result, is_outdated, read_meta
 from shared.runtime.errors import UserError
 from shared.runtime.files import write_atomically
 from shared.runtime.lock import SHORT, held
 from shared.runtime.media import abbreviated, printable, say
+from shared.runtime.records import mismatch
 
 
 def collect(run: Path) -> list[Result]:
@@ -120,7 +115,7 @@ def results_text(rows: Sequence[Result]) -> str:
     """The rows as text; several seeds of one row become mean ± half its 95% interval."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for row in rows:
-        if wrong := wrong_result(row):
+        if wrong := mismatch(row, Result, "its result"):
             name = f"{row['stage']}, {row['labels']}, seed {row['seed']}"
             raise UserError(f"{name}: {wrong}; redo it with --force {row['stage']}")
         groups.setdefault((row["labels"], row["stage"]), []).append(row)

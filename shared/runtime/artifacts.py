@@ -4,7 +4,6 @@
 read within bounds and as the types that it should have.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -244,18 +243,6 @@ def read_predictions(path: Path) -> dict[str, np.ndarray] | None:
     if not whole or len({row.shape for row in rows.values()}) > 1:
         raise UserError(f"{file} is damaged (not three rows of int64); redo the stage with --force")
     return rows
-
-
-def wrong_result(result: object) -> str:
-    """Why something is no `Result`; empty where it is one."""
-    if wrong := mismatch(result, Result, "its result"):
-        return wrong
-    of = cast(dict[str, float], result)
-    for key in ("top1", "top5", "ece"):
-        if not 0 <= of.get(key, 0) <= 1:
-            return f"{key} of its result is {of[key]}, needed is 0 to 1"
-    other = [key for key in ("nll", "seconds") if not math.isfinite(of.get(key, 0))]
-    return f"{other[0]} of its result is {of[other[0]]}, needed is a number" if other else ""
 
 
 def is_outdated(path: Path, meta: Meta) -> bool:

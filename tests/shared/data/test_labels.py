@@ -145,7 +145,8 @@ def test_the_suggested_images_are_those_of_the_file(tmp_path):
     assert draw_labels(splits, labels, 0).ids.tolist() == [0, 2]
     for content, message in (
         ('{"files": ["0/0.png", "0/1.png"]}', "are of one class, class0"),
-        ('{"files": ["none.png"]}', "unknown images: none.png"),
+        ('{"files": ["0/0.png", "none.png"]}', "unknown images: none.png"),
+        ('{"files": ["none.png"]}', "is damaged: it names 1 image for labels=2suggested; delete"),
         ("{", r"is damaged \(.*\); delete it; pipeline.py .* chooses again"),
     ):
         choice.write_text(content)

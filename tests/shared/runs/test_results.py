@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import random
 import shutil
 
@@ -10,7 +9,6 @@ import pytest
 
 from shared.config.methods import CLASSIFIERS
 from shared.runs.results import collect, results_text, write_results
-from shared.runtime.errors import UserError
 from shared.runtime.files import write_atomically
 
 
@@ -207,14 +205,6 @@ def test_a_copied_folder_is_no_further_seed(run, capsys):
     shutil.copytree(run / "finetune-1pct-seed0", run / "finetune-copy")
     assert collect(run) == before
     assert "finetune-copy holds finetune-1pct-seed0" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("metric", "value"), [("top1", math.nan), ("top1", math.inf), ("ece", -3), ("nll", math.nan)]
-)
-def test_no_result_beyond_its_range_is_printed(metric, value):
-    with pytest.raises(UserError, match=rf"{metric} of its result is .*; redo it with --force"):
-        results_text([row(**{metric: value})])
 
 
 def test_equal_seeds_have_the_interval_of_the_images():

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,13 @@ import pytest
 from PIL import Image
 
 import pipeline
+from shared.config.labelset import LabelSet
+from shared.config.sections import Data
 from shared.data.label_files import read_csv
+from shared.data.labels import draw_labels
+from shared.data.sources import look_at
 from shared.runtime.artifacts import read_meta
+from shared.runtime.errors import UserError
 from stages import finetune, pretrain, report
 from stages.suggest import suggest
 from tests.support.photo_run import TINY, files, refused, run
@@ -552,19 +558,16 @@ def test_as_many_are_suggested_as_are_looked_at(photos, tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "r/8suggested-seed0.json").read_text())["files"]) == 8
 
 
-def test_a_lot_of_one_class_says_nothing_of_what_will_be_suggested(photos, tmp_path, capfd):
-    options = [f"--data.train={photos}", f"--output={tmp_path}"]
-    unlucky = None
+def test_a_lot_of_one_class_says_nothing_of_what_will_be_suggested(photos):
+    splits = look_at(Data(train=str(photos), image_size=8), LabelSet.parse("1pct"))
+    refusals = 0
     for seed in range(20):
-        with_seed = [*options, f"--seed={seed}", "--labels=2random", "--plan=true"]
-        if run(pipeline.main, *with_seed) == 2:
-            assert "of one class" in capfd.readouterr().err
-            unlucky = seed
-            break
-    assert unlucky is not None
-    assert (
-        run(pipeline.main, *options, f"--seed={unlucky}", "--labels=2suggested", "--plan=true") == 0
-    )
+        with suppress(UserError):
+            draw_labels(splits, LabelSet.parse("2random"), seed)
+            continue
+        refusals += 1
+        assert len(draw_labels(splits, LabelSet.parse("2suggested").before_choice, seed).ids) == 2
+    assert refusals
 
 
 def test_a_plan_where_the_run_suggests_to_itself_by_name(photos, tmp_path):
