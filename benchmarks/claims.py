@@ -97,9 +97,8 @@ def claim(accuracy: Accuracy, column: str, row: str, rival: str) -> str:
         raise ValueError(f"{column}: {row} minus {rival}: {len(pairs)} of the {LEAST} pairs needed")
     middle, half = interval(pairs)
     assert half is not None
-    equal = half < ROUNDING  # which says nothing of the spread
-    verdict = "holds" if middle > 0 else "**behind**"
-    verdict = "undecided" if equal or abs(middle) <= half else verdict
+    unsure = half < ROUNDING or abs(middle) <= half  # equal pairs say nothing of the spread
+    verdict = "undecided" if unsure else "holds" if middle > 0 else "**behind**"
     ahead = sum(difference > 0 for difference in pairs)
     return (
         f"| {column}: {row} minus {rival} | {middle:+.1f} ± {half:.1f} | {ahead} of {len(pairs)} |"

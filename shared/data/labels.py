@@ -126,6 +126,15 @@ def draw_labels(splits: Splits, labels: LabelSet, seed: int) -> Labels:
     return _stratified(splits.train, labels, generator(seed, "labels"))
 
 
+def positions_of(images: ImageSet, names: list[str], file: Path) -> np.ndarray:
+    """Where the images are that a file of a choice names: (n,) int64, ascending.
+
+    Raises:
+        UserError: a name fits no image, or several.
+    """
+    return np.sort(np.array(find_names(list(images.names), names, file), dtype=np.int64))
+
+
 def _by_number(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> Labels:
     """So many labels at random, or those that were chosen; a class may have none."""
     number = labels.number or 0
@@ -137,7 +146,7 @@ def _by_number(images: ImageSet, labels: LabelSet, rng: np.random.Generator) -> 
     else:
         files = read_choice(labels)["files"]
         assert labels.choice
-        ids = np.sort(find_names(list(images.names), files, labels.choice))
+        ids = positions_of(images, files, labels.choice)
         if len(lost := ids[images.labels[ids] == UNLABELED]):
             raise UserError(
                 f"labels={labels.text}: {abbreviated(images.names[lost])} of {labels.choice} no"

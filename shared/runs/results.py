@@ -129,11 +129,12 @@ def results_text(rows: Sequence[Result]) -> str:
         cells = [title, f"{first['labels']} ({first['n_labels']})", f"{first['parameters']:,}"]
         for key, metric in metrics.items():
             measured = [row.get(key, 0.0) * metric.factor for row in group if key in row]
+            if not measured:
+                cells.append("-")
+                continue
             bounds = bounds_of_equal(measured, {row.get("n_test", 0) for row in group}, key)
             in_brackets |= bounds is not None
-            mean, half = interval(measured) if measured else (0.0, None)
-            text = mean_text(mean, half, metric.digits, of_images=bounds)
-            cells.append(text if measured else "-")
+            cells.append(mean_text(*interval(measured), metric.digits, of_images=bounds))
         lines.append([*cells, str(len(group))] if several else cells)
     note = "\n±: half the 95% interval of the mean over n seeds, by Student's t" if several else ""
     if in_brackets:

@@ -22,12 +22,11 @@ from shared.data.label_files import (
     can_be_listed,
     csv_text,
     find_images,
-    find_names,
     marked,
     read_csv,
     read_rows,
 )
-from shared.data.labels import Choice, Labels, draw_labels, read_choice
+from shared.data.labels import Choice, Labels, draw_labels, positions_of, read_choice
 from shared.data.sources import open_run
 from shared.networks.build import load_classifier, load_contrastive, require_same_input
 from shared.runs.redo import same_run
@@ -293,10 +292,10 @@ def choose(config: Config, accelerator: Accelerator) -> None:
     stored = read_choice(label_set) if file.is_file() else None
     accelerator.wait_for_everyone()  # all have read what one may write below
     names = stored["files"] if stored and stored.get("made_from") == made_from else []
-    ids = _positions(images, names, file)
+    ids = positions_of(images, names, file)
     if not names or (images.labels[ids] == UNLABELED).any():
         names = _names_to_label(config, accelerator, images)
-        ids = _positions(images, names, file)
+        ids = positions_of(images, names, file)
     labels = Labels(ids, images.labels[ids])
     choice = Choice(made_from=made_from, labels=labels.hash, files=names)
     if choice == stored:
@@ -305,11 +304,6 @@ def choose(config: Config, accelerator: Accelerator) -> None:
         write_atomically(file, json.dumps(choice, indent=1))
     accelerator.wait_for_everyone()
     accelerator.print(f"{config.labels}: chosen, {file}", *labels.notes(images.classes), sep="\n")
-
-
-def _positions(images: ImageSet, names: list[str], file: Path) -> np.ndarray:
-    """Where the named images are: (n,) int64, ascending."""
-    return np.sort(np.array(find_names(list(images.names), names, file), dtype=np.int64))
 
 
 def _names_to_label(config: Config, accelerator: Accelerator, images: ImageSet) -> list[str]:
